@@ -1,0 +1,290 @@
+"""Every failure a user can meet, one class each, with a stable code.
+
+An error says what happened, where (the user's file and line), with which numbers, and one step to take next.
+All problems of one kind travel in one error: `problems` is a list, printed as one block.
+`tilewright explain CODE` prints a class's docstring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One fault: what is wrong, the op it concerns, and the user's source line ("model.py:12") where known."""
+
+    text: str
+    op: str | None = None
+    where: str | None = None
+
+    def __str__(self) -> str:
+        head = f"{self.op}: {self.text}" if self.op else self.text
+        return f"{head}  (at {self.where})" if self.where else head
+
+
+class TilewrightError(Exception):
+    """The base of every error Tilewright raises on purpose.
+
+    problems: what is wrong, one entry a fault (a string is short for a Problem without a place).
+    step: the one thing to do next, ready to paste where that is possible.
+    """
+
+    code: ClassVar[str] = "TW000"
+    title: ClassVar[str] = "internal error"
+
+    def __init__(self, problems: str | Problem | Sequence[str | Problem], *, step: str) -> None:
+        listed: Sequence[str | Problem] = [problems] if isinstance(problems, (str, Problem)) else problems
+        self.problems = [p if isinstance(p, Problem) else Problem(p) for p in listed]
+        self.step = step
+        super().__init__(self._render())
+
+    def _render(self) -> str:
+        if len(self.problems) == 1:
+            body = f" {self.problems[0]}"
+        else:
+            body = f" {len(self.problems)} problems" + "".join(f"\n  - {p}" for p in self.problems)
+        return f"{self.code} {self.title}:{body}\n  next: {self.step}"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Errors cross process borders (compile workers); the default would call __init__ without `step`.
+        return (_rebuild, (type(self), self.problems, self.step))
+
+
+def _rebuild(cls: type[TilewrightError], problems: list[Problem], step: str) -> TilewrightError:
+    return cls(problems, step=step)
+
+
+# --- the caller's arguments -----------------------------------------------------------------------------------------
+
+
+class ArgumentError(TilewrightError):
+    """A call's arguments do not match the compiled signature: a missing, extra or misnamed argument."""
+
+    code, title = "TW001", "arguments do not match the signature"
+
+
+class DTypeError(TilewrightError):
+    """A tensor has another dtype than the example it was compiled for."""
+
+    code, title = "TW002", "wrong dtype"
+
+
+class RankError(TilewrightError):
+    """A tensor has another number of axes than the example it was compiled for."""
+
+    code, title = "TW003", "wrong rank"
+
+
+class DimRangeError(TilewrightError):
+    """A declared dim lies outside its range; the next step is the dims line that would admit it."""
+
+    code, title = "TW004", "dim out of its declared range"
+
+
+class DimMismatchError(TilewrightError):
+    """An undeclared dim differs from the example's size, or two axes that share a Dim differ."""
+
+    code, title = "TW005", "dim does not match what was compiled"
+
+
+class DimDeclarationError(TilewrightError):
+    """The `dims` given to compile() do not fit the arguments, or a Dim's bounds make no sense."""
+
+    code, title = "TW006", "dims declaration is wrong"
+
+
+class DeviceError(TilewrightError):
+    """A tensor lives on a device the compiled program does not read."""
+
+    code, title = "TW007", "tensor is on another device"
+
+
+class OptionError(TilewrightError):
+    """An option of compile() or of the command line has a value that is not one of those it takes."""
+
+    code, title = "TW008", "unknown option value"
+
+
+class ModelInputError(TilewrightError):
+    """The thing handed over as a model is not one: a missing file, an unreadable directory, another type."""
+
+    code, title = "TW009", "not a model"
+
+
+# --- capture --------------------------------------------------------------------------------------------------------
+
+
+class UnsupportedOpError(TilewrightError):
+    """The model uses operators that the graph dialect has no op for; every one of them is listed."""
+
+    code, title = "TW010", "unsupported operators"
+
+
+class TrainingModeError(TilewrightError):
+    """A module is in training mode and holds dropout or batch norm, whose training behaviour is not inference."""
+
+    code, title = "TW011", "module is in training mode"
+
+
+class HookError(TilewrightError):
+    """The module carries hooks, which capture would silently drop."""
+
+    code, title = "TW012", "module has hooks"
+
+
+class CaptureError(TilewrightError):
+    """torch.export could not capture the model; its own message is quoted."""
+
+    code, title = "TW013", "capture failed"
+
+
+class SpecialisationError(TilewrightError):
+    """Capture fixed a declared dim to one size, or to a narrower range than declared."""
+
+    code, title = "TW014", "a declared dim was specialised"
+
+
+class AutogradError(TilewrightError):
+    """A compiled call received a tensor that requires grad while grad mode is on; compiled programs are inference."""
+
+    code, title = "TW015", "autograd through a compiled call"
+
+
+class ExpectationError(TilewrightError):
+    """A pattern count given in `expect` did not hold; the nearest near-miss and its reason are named."""
+
+    code, title = "TW016", "expected pattern counts do not hold"
+
+
+# --- IR, passes, backends -------------------------------------------------------------------------------------------
+
+
+class IRError(TilewrightError):
+    """A module breaks a rule of its dialect: a type that does not follow, an operand out of place."""
+
+    code, title = "TW020", "malformed IR"
+
+
+class ParseError(TilewrightError):
+    """IR or pipeline text does not parse; the line and the expected token are named."""
+
+    code, title = "TW021", "text does not parse"
+
+
+class PassOptionError(TilewrightError):
+    """A pipeline names a pass that does not exist or an option it does not take."""
+
+    code, title = "TW022", "bad pass or pass option"
+
+
+class PassOrderError(TilewrightError):
+    """A pass was placed before something it requires."""
+
+    code, title = "TW023", "pass order"
+
+
+class NumericMismatchError(TilewrightError):
+    """A check found different numbers: verify-each after a pass, or check="first" against the original model."""
+
+    code, title = "TW024", "results differ"
+
+
+class PoisonError(TilewrightError):
+    """A kernel let a value from outside a view's extents reach a store or a reduction."""
+
+    code, title = "TW025", "out-of-bounds value was used"
+
+
+class LoweringError(TilewrightError):
+    """A graph op has no lowering to tiles for this machine; the op and the reason are named."""
+
+    code, title = "TW026", "no lowering"
+
+
+class MemoryPlanError(TilewrightError):
+    """The independent checker found two live buffers that overlap, or a buffer outside its slot."""
+
+    code, title = "TW027", "memory plan is unsound"
+
+
+class CapacityError(TilewrightError):
+    """A program needs more memory than `memory_limit` or the machine has; the buffer table is printed."""
+
+    code, title = "TW028", "does not fit in memory"
+
+
+class TargetError(TilewrightError):
+    """No registered backend has this machine; the nearest names and all registered ones are listed."""
+
+    code, title = "TW030", "unknown target"
+
+
+class BackendManifestError(TilewrightError):
+    """A backend's manifest does not validate; the field at fault is named."""
+
+    code, title = "TW031", "backend manifest is invalid"
+
+
+class MissingDependencyError(TilewrightError):
+    """A library that this feature needs is not installed; the command that installs it is given."""
+
+    code, title = "TW032", "a dependency is missing"
+
+
+class ToolchainError(TilewrightError):
+    """The code generator's own compiler rejected a kernel or crashed; its first lines are quoted."""
+
+    code, title = "TW033", "toolchain failed"
+
+
+# --- programs, cache, artifacts, weights ----------------------------------------------------------------------------
+
+
+class WeightsError(TilewrightError):
+    """A state dict misses weights, holds unknown ones, or has other shapes or dtypes than the program's."""
+
+    code, title = "TW040", "weights do not fit"
+
+
+class CacheError(TilewrightError):
+    """The cache directory cannot be created, read or written."""
+
+    code, title = "TW041", "cache is not usable"
+
+
+class ArtifactError(TilewrightError):
+    """A file is not a Tilewright artifact, or is truncated or altered: a hash does not match."""
+
+    code, title = "TW042", "artifact is damaged"
+
+
+class ArtifactVersionError(TilewrightError):
+    """An artifact was written by another format version than this one reads."""
+
+    code, title = "TW043", "artifact version"
+
+
+class CpuFeatureError(TilewrightError):
+    """An artifact's native kernels need CPU features that this machine lacks, and it cannot be rebuilt here."""
+
+    code, title = "TW044", "CPU lacks features"
+
+
+class StateError(TilewrightError):
+    """A named state does not exist or was given another shape or dtype."""
+
+    code, title = "TW045", "state does not fit"
+
+
+def all_errors() -> dict[str, type[TilewrightError]]:
+    """Every concrete error class by its code, in code order."""
+    found: dict[str, type[TilewrightError]] = {}
+    pending: list[type[TilewrightError]] = list(TilewrightError.__subclasses__())
+    while pending:
+        cls = pending.pop()
+        pending.extend(cls.__subclasses__())
+        found[cls.code] = cls
+    return dict(sorted(found.items()))

@@ -1,0 +1,166 @@
+"""Views, loads and stores: the only ops that touch memory, and they name regions, never pointers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from xdsl.ir import Attribute
+from xdsl.irdl import irdl_op_definition, operand_def, prop_def, result_def, var_operand_def
+
+from tilewright.ir.attributes import Dims, Float, Int, Ints, Str
+from tilewright.ir.dims import Expr, product
+from tilewright.ir.tile.base import TileOp, buffer, tile, view
+from tilewright.ir.types import BufferType, IndexType, TileType, ViewType
+
+POISON, VALUE = "poison", "value"
+
+
+@irdl_op_definition
+class ViewOp(TileOp):
+    """A buffer seen as `extents` with element `strides` from `offset`: transposes, splits and broadcasts (stride 0) of it."""
+
+    name = "tile.view"
+    source = operand_def(BufferType)
+    extents = prop_def(Dims)
+    strides = prop_def(Dims)
+    offset = prop_def(Dims, default_value=Dims((Expr.of(0),)))
+    out = result_def(ViewType)
+
+    @staticmethod
+    def row_major(extents: Sequence[Expr]) -> tuple[Expr, ...]:
+        """The element strides of a dense row-major layout."""
+        return tuple(product(extents[axis + 1 :]) for axis in range(len(extents)))
+
+    def infer(self) -> Sequence[Attribute]:
+        if len(self.extents.data) != len(self.strides.data):
+            raise self.malformed(f"{len(self.extents.data)} extents and {len(self.strides.data)} strides")
+        return [ViewType.of(self.extents.data, buffer(self.source).dtype)]
+
+
+@irdl_op_definition
+class ViewWindowOp(TileOp):
+    """Coordinate i along axis a of the result is offsets[a] + i * steps[a] of the source; lanes outside the source clip.
+
+    A convolution reads its input at oh * stride + kh * dilation - padding through this.
+    """
+
+    name = "tile.view_window"
+    source = operand_def(ViewType)
+    offsets = var_operand_def(IndexType)
+    extents = prop_def(Dims)
+    steps = prop_def(Ints)
+    out = result_def(ViewType)
+
+    def infer(self) -> Sequence[Attribute]:
+        source = view(self.source)
+        if not len(self.offsets) == len(self.steps.data) == len(self.extents.data) == source.rank:
+            raise self.malformed(f"needs one offset, step and extent for each of {source.rank} axes")
+        return [ViewType.of(self.extents.data, source.dtype)]
+
+
+@irdl_op_definition
+class ViewRowsOp(TileOp):
+    """Coordinate i along `axis` is indices[i] of the source: embedding rows, expert tokens. An index outside is poison."""
+
+    name = "tile.view_rows"
+    source = operand_def(ViewType)
+    indices = operand_def(ViewType)
+    axis = prop_def(Int)
+    out = result_def(ViewType)
+
+    def infer(self) -> Sequence[Attribute]:
+        source, indices = view(self.source), view(self.indices)
+        if indices.rank != 1 or indices.dtype.is_float:
+            raise self.malformed(f"indices must be an integer view of rank 1, got {indices}")
+        axis = self.axis.data
+        return [ViewType.of((*source.dims[:axis], indices.dims[0], *source.dims[axis + 1 :]), source.dtype)]
+
+
+@irdl_op_definition
+class ViewPagesOp(TileOp):
+    """A paged sequence: source [pages, page, ...], coordinate s is (table[s // page], s % page), for s below `length`."""
+
+    name = "tile.view_pages"
+    source = operand_def(ViewType)
+    table = operand_def(ViewType)
+    length = operand_def(IndexType)
+    page = prop_def(Int)
+    extent = prop_def(Dims)
+    out = result_def(ViewType)
+
+    def infer(self) -> Sequence[Attribute]:
+        source, table = view(self.source), view(self.table)
+        if source.rank < 2 or table.rank != 1 or table.dtype.is_float:
+            raise self.malformed(f"needs [pages, page, ...] and an integer table of rank 1, got {source} and {table}")
+        return [ViewType.of((self.extent.data[0], *source.dims[2:]), source.dtype)]
+
+
+@irdl_op_definition
+class ViewSegmentOp(TileOp):
+    """One segment of a ragged axis: coordinate i along `axis` is offsets[which] + i, extent offsets[which+1] - offsets[which]."""
+
+    name = "tile.view_segment"
+    source = operand_def(ViewType)
+    offsets = operand_def(ViewType)
+    which = operand_def(IndexType)
+    axis = prop_def(Int)
+    extent = prop_def(Dims)
+    out = result_def(ViewType)
+
+    def infer(self) -> Sequence[Attribute]:
+        source, axis = view(self.source), self.axis.data
+        return [ViewType.of((*source.dims[:axis], self.extent.data[0], *source.dims[axis + 1 :]), source.dtype)]
+
+
+@irdl_op_definition
+class LoadOp(TileOp):
+    """Reads the region that starts at the coordinates; lanes outside the view hold `value`, or poison when fill says so."""
+
+    name = "tile.load"
+    source = operand_def(ViewType)
+    at = var_operand_def(IndexType)
+    extents = prop_def(Ints)
+    fill = prop_def(Str, default_value=Str(POISON))
+    value = prop_def(Float, default_value=Float(0.0))
+    out = result_def(TileType)
+
+    def infer(self) -> Sequence[Attribute]:
+        source = view(self.source)
+        if not len(self.at) == len(self.extents.data) == source.rank:
+            raise self.malformed(f"a view of rank {source.rank} needs as many coordinates and extents")
+        return [TileType.of(self.extents.data, source.dtype)]
+
+
+@irdl_op_definition
+class StoreOp(TileOp):
+    """Writes a tile to the region that starts at the coordinates; lanes outside the view are dropped."""
+
+    name = "tile.store"
+    source = operand_def(TileType)
+    target = operand_def(ViewType)
+    at = var_operand_def(IndexType)
+    INFERS: ClassVar[bool] = False
+
+    def verify_(self) -> None:
+        from xdsl.utils.exceptions import VerifyException
+
+        source, target = tile(self.source), view(self.target)
+        if source.rank != target.rank or len(self.at) != target.rank or source.dtype != target.dtype:
+            raise VerifyException(f"{self.name}: {source} does not fit {target} with {len(self.at)} coordinates")
+
+
+@irdl_op_definition
+class StageOp(TileOp):
+    """Holds a tile in a memory level of the machine; the value is unchanged. Inserted by place-levels."""
+
+    name = "tile.stage"
+    source = operand_def(TileType)
+    level = prop_def(Str)
+    out = result_def(TileType)
+
+    def infer(self) -> Sequence[Attribute]:
+        return [self.source.type]
+
+
+MEMORY = [ViewOp, ViewWindowOp, ViewRowsOp, ViewPagesOp, ViewSegmentOp, LoadOp, StoreOp, StageOp]

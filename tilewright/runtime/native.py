@@ -1,0 +1,91 @@
+"""Object code into this process: links relocatable objects with llvmlite's LLJIT and hands out addresses.
+
+There is one JIT per process and one library per `load`. A library's code stays mapped as long as its handle lives;
+code that is still loaded at interpreter exit stays mapped to the end, for threads that may be running it then.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import weakref
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from tilewright.errors import MissingDependencyError, ToolchainError
+
+# Held around every use of llvmlite, and across fork(): a child never starts with a lock of LLVM's taken for good.
+_lock = threading.RLock()
+os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+
+_jit: Any = None
+_names = itertools.count()
+
+
+class NativeLibrary:
+    """Linked code: `library[symbol]` is an address, valid while this object lives."""
+
+    def __init__(self, tracker: Any, addresses: dict[str, int]) -> None:
+        self._tracker = tracker
+        self._addresses = addresses
+        self._unload = weakref.finalize(self, _unload, tracker)
+        self._unload.atexit = False
+
+    def __getitem__(self, symbol: str) -> int:
+        return self._addresses[symbol]
+
+    def pin(self) -> None:
+        """Keep the code mapped until the process ends, whatever becomes of this object."""
+        self._unload.detach()
+        self._tracker.detach()
+
+
+def load(objects: Iterable[bytes], symbols: Sequence[str]) -> NativeLibrary:
+    """Link the objects together, and against what this process has mapped (libc, libm), and look the symbols up.
+
+    Raises ToolchainError when an object is damaged or for another machine, or a symbol is missing or defined twice.
+    The code is trusted: nothing in it is checked.
+    """
+    global _jit
+    llvm = _llvm()
+    with _lock:
+        if _jit is None:
+            llvm.initialize_native_target()
+            llvm.initialize_native_asmprinter()
+            _jit = llvm.create_lljit_compiler(use_jit_link=True)
+        builder = llvm.JITLibraryBuilder().add_current_process()
+        for image in objects:
+            builder.add_object_img(image)
+        for symbol in symbols:
+            builder.export_symbol(symbol)
+        try:
+            tracker = builder.link(_jit, f"tilewright.{next(_names)}")
+        except RuntimeError as error:
+            raise ToolchainError(
+                f"native code does not link: {error}",
+                step="compile it again: `tilewright cache clear`, or tw.load(path, native=False) for an artifact",
+            ) from error
+        return NativeLibrary(tracker, {symbol: int(tracker[symbol]) for symbol in symbols})
+
+
+def cpu_features() -> frozenset[str]:
+    """What this machine's CPU and kernel can run, by LLVM's names: "avx2", "avx512f", ..."""
+    llvm = _llvm()
+    with _lock:
+        return frozenset(name for name, present in llvm.get_host_cpu_features().items() if present)
+
+
+def _unload(tracker: Any) -> None:
+    with _lock:
+        tracker.close()
+
+
+def _llvm() -> Any:
+    try:
+        import llvmlite.binding as llvm
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"running native kernels needs llvmlite ({error})", step="pip install llvmlite"
+        ) from error
+    return llvm
