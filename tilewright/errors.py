@@ -193,9 +193,15 @@ class NumericMismatchError(TilewrightError):
 
 
 class PoisonError(TilewrightError):
-    """A kernel let a value from outside a view's extents reach a store or a reduction."""
+    """A kernel let a value from outside a view's extents reach a store or an index."""
 
     code, title = "TW025", "out-of-bounds value was used"
+
+
+class KernelStoreError(TilewrightError):
+    """A kernel writes an element twice, leaves one unwritten, or reads an output that it has not written itself."""
+
+    code, title = "TW034", "a kernel's writes are unsound"
 
 
 class LoweringError(TilewrightError):
@@ -208,6 +214,12 @@ class MemoryPlanError(TilewrightError):
     """The independent checker found two live buffers that overlap, or a buffer outside its slot."""
 
     code, title = "TW027", "memory plan is unsound"
+
+
+class InterpreterError(TilewrightError):
+    """A reference run could not go on, or an op gave another shape or dtype than its type says; the op is named."""
+
+    code, title = "TW029", "reference run failed"
 
 
 class CapacityError(TilewrightError):

@@ -1,4 +1,4 @@
-"""The attributes ops carry: typed Python values that print bare inside an op's `{...}` and parse back by their declared class.
+"""The attributes ops carry: typed Python values, bare inside an op's `{...}`, parsed back by their declared class.
 
 `{eps = 1e-05, kind = "rms", sizes = ["tokens", 384]}` needs no `#attr<...>` noise, because the op's declaration already
 says which class each property has.
@@ -7,9 +7,9 @@ says which class each property has.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Final, TypeVar
 
-from xdsl.ir import Data
+from xdsl.ir import Attribute, Data
 from xdsl.irdl import irdl_attr_definition
 from xdsl.parser import AttrParser
 from xdsl.printer import Printer
@@ -17,19 +17,6 @@ from xdsl.printer import Printer
 from tilewright.ir.dims import Expr, ExprLike, parse_expr
 
 T = TypeVar("T")
-
-
-@runtime_checkable
-class Bare(Protocol):
-    """An attribute with a bare text form, used where the class is known from the declaration."""
-
-    def print_bare(self, printer: Printer) -> None: ...
-
-    @classmethod
-    def parse_bare(cls, parser: AttrParser) -> Any: ...
-
-    @classmethod
-    def of(cls, value: Any) -> Any: ...
 
 
 class BareData(Data[T]):
@@ -55,6 +42,17 @@ class BareData(Data[T]):
     def of(cls, value: Any) -> BareData[T]:
         """The attribute holding a plain Python value."""
         return value if isinstance(value, cls) else cls(value)
+
+
+def parse_text(parser: AttrParser) -> str:
+    """A quoted string; xDSL hands out what it escaped beyond ASCII as bytes."""
+    raw = parser.parse_optional_bytes_literal()
+    if raw is None:
+        return parser.parse_str_literal()
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        parser.raise_error("a string that is UTF-8 expected")
 
 
 @irdl_attr_definition
@@ -121,7 +119,7 @@ class Str(BareData[str]):
 
     @classmethod
     def parse_bare(cls, parser: AttrParser) -> Str:
-        return cls(parser.parse_str_literal())
+        return cls(parse_text(parser))
 
 
 @irdl_attr_definition
@@ -169,6 +167,40 @@ class Floats(BareData[tuple[float, ...]]):
 
 
 @irdl_attr_definition
+class Numbers(BareData[tuple[int | float, ...]]):
+    """The elements of a small constant, exactly: integers (and 0/1 for i1) print bare, doubles as quoted strings.
+
+    An integer never passes through a double, so i64 loses no bits; 1 and 1.0 are different, and so are 0.0 and -0.0.
+    """
+
+    name = "tw.numbers"
+
+    def print_bare(self, printer: Printer) -> None:
+        printer.print_string("[" + ", ".join(str(v) if isinstance(v, int) else f'"{v!r}"' for v in self.data) + "]")
+
+    @classmethod
+    def parse_bare(cls, parser: AttrParser) -> Numbers:
+        def number() -> int | float:
+            text = parser.parse_optional_str_literal()
+            return parser.parse_integer() if text is None else float(text)
+
+        values: Sequence[int | float] = parser.parse_comma_separated_list(parser.Delimiter.SQUARE, number)
+        return cls(tuple(values))
+
+    @classmethod
+    def of(cls, value: Any) -> Numbers:
+        if isinstance(value, cls):
+            return value
+        return cls(tuple(float(v) if isinstance(v, float) else int(v) for v in value))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Numbers) and list(map(repr, self.data)) == list(map(repr, other.data))
+
+    def __hash__(self) -> int:
+        return hash(tuple(map(repr, self.data)))
+
+
+@irdl_attr_definition
 class Strs(BareData[tuple[str, ...]]):
     """A list of strings: argument names, dim names."""
 
@@ -180,7 +212,7 @@ class Strs(BareData[tuple[str, ...]]):
 
     @classmethod
     def parse_bare(cls, parser: AttrParser) -> Strs:
-        values: Sequence[str] = parser.parse_comma_separated_list(parser.Delimiter.SQUARE, parser.parse_str_literal)
+        values: Sequence[str] = parser.parse_comma_separated_list(parser.Delimiter.SQUARE, lambda: parse_text(parser))
         return cls(tuple(values))
 
     @classmethod
@@ -225,4 +257,4 @@ class Dims(BareData[tuple[Expr, ...]]):
         return cls(tuple(Expr.of(v) for v in items))
 
 
-BARE_ATTRIBUTES = [Int, Float, Bool, Str, Ints, Floats, Strs, Dims]
+BARE_ATTRIBUTES: Final[list[type[Attribute]]] = [Int, Float, Bool, Str, Ints, Floats, Numbers, Strs, Dims]

@@ -1,8 +1,8 @@
 """Dims: sizes as canonical integer expressions over named symbols, with bounds and three-valued comparison.
 
-An `Expr` is a polynomial whose atoms are symbols ("tokens") or floordiv/mod/min/max of other expressions. Two expressions
-that are equal as polynomials are equal as Python objects, so `==` means "proved equal"; `DimSpace.compare` also uses the
-declared bounds and answers True (proved), False (disproved) or None (depends on the sizes of a call).
+An `Expr` is a polynomial whose atoms are symbols ("tokens") or floordiv/mod/min/max of other expressions. Two that are
+equal as polynomials are equal as Python objects, so `==` means "proved equal"; `DimSpace.compare` also uses declared
+bounds and answers True (proved), False (disproved) or None (depends on the sizes of a call).
 
 Symbols come in three kinds: *declared* dims (bound to the axes of inputs), *read* dims (a small integer input read at
 entry) and *run-time* dims (a step writes the size; buffers take the declared upper bound).
@@ -14,11 +14,13 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias
+from operator import index
+from typing import Final, Literal, SupportsIndex, TypeAlias
 
-from tilewright.errors import DimDeclarationError, ParseError
+from tilewright.errors import DimDeclarationError, IRError, ParseError
+from tilewright.ir import intervals
+from tilewright.ir.intervals import Interval
 
-Interval: TypeAlias = tuple[int | None, int | None]  # inclusive; None is minus or plus infinity
 DimKind = Literal["declared", "read", "runtime"]
 Function = Literal["floordiv", "mod", "min", "max"]
 
@@ -34,7 +36,7 @@ class Dim:
 
     def __post_init__(self) -> None:
         faults = []
-        if not re.fullmatch(r"[A-Za-z_]\w*", self.name) or self.name in _FUNCTIONS:
+        if not _is_name(self.name):
             faults.append(f"{self.name!r} is not a name a dim can have")
         if self.min < 0:
             faults.append(f"{self.name}: the lower bound {self.min} is negative")
@@ -69,13 +71,15 @@ class Expr:
 
     @staticmethod
     def of(value: ExprLike) -> Expr:
-        """An integer, a symbol's name, a Dim or an Expr as an Expr."""
+        """An integer (NumPy's too), a symbol's name, the text of an expression, a Dim or an Expr as an Expr."""
         if isinstance(value, Expr):
             return value
-        if isinstance(value, int):
-            return Expr(((((), int(value)),) if value else ()))
-        name = value.name if isinstance(value, Dim) else value
-        return Expr((((Atom(name),), 1),))
+        if isinstance(value, str):
+            return Expr((((Atom(value),), 1),)) if _is_name(value) else parse_expr(value)
+        if isinstance(value, Dim):
+            return Expr((((Atom(value.name),), 1),))
+        number = index(value)
+        return Expr((((), number),) if number else ())
 
     @staticmethod
     def _from(terms: Mapping[Monomial, int]) -> Expr:
@@ -162,15 +166,13 @@ class Expr:
 
     def interval(self, bounds: Mapping[str, Interval]) -> Interval:
         """Bounds of the value given bounds of the symbols (an unknown symbol is 0 or more)."""
-        low: int | None = 0
-        high: int | None = 0
+        total: Interval = (0, 0)
         for monomial, coefficient in self.terms:
             part: Interval = (coefficient, coefficient)
             for atom in monomial:
-                part = _times(part, _interval(atom, bounds))
-            low = None if low is None or part[0] is None else low + part[0]
-            high = None if high is None or part[1] is None else high + part[1]
-        return low, high
+                part = intervals.multiply(part, _interval(atom, bounds))
+            total = intervals.add(total, part)
+        return total
 
     def __str__(self) -> str:
         if not self.terms:
@@ -186,24 +188,29 @@ class Expr:
         return text
 
 
-ExprLike: TypeAlias = Expr | int | str | Dim
+ExprLike: TypeAlias = Expr | SupportsIndex | str | Dim
 
 
 def floordiv(a: ExprLike, b: ExprLike) -> Expr:
-    """a // b for b > 0, with the part of `a` that b divides taken out."""
-    a, b = Expr.of(a), Expr.of(b)
+    """a // b for b > 0, with the part of `a` that b divides taken out, so that (x + 5) // 4 is (x + 1) // 4 + 1."""
+    a, b = Expr.of(a), _divisor(b)
     divisor = b.constant
-    if divisor == 1:
-        return a
-    if divisor is not None and divisor > 0:
-        whole = Expr._from({m: c // divisor for m, c in a.terms if c % divisor == 0})
-        rest = Expr._from({m: c for m, c in a.terms if c % divisor != 0})
-        if rest.constant is not None:
-            # (divisor * whole + constant) // divisor is exact term by term
-            return whole + rest.constant // divisor
-        return whole + Expr((((Atom("floordiv", (rest, b)),), 1),))
-    exact = exact_div(a, b)
-    return exact if exact is not None else Expr((((Atom("floordiv", (a, b)),), 1),))
+    if divisor is None:
+        exact = exact_div(a, b)
+        return exact if exact is not None else Expr((((Atom("floordiv", (a, b)),), 1),))
+    whole: dict[Monomial, int] = {}
+    rest: dict[Monomial, int] = {}
+    for monomial, c in a.terms:
+        # a negative coefficient keeps its sign (-x stays -x, not 3*x - 4*x), which keeps intervals tight
+        taken = c // divisor if c > 0 or not monomial else -(-c // divisor)
+        whole[monomial] = taken
+        rest[monomial] = c - taken * divisor
+    shared = math.gcd(divisor, *(c for m, c in rest.items() if m))
+    # what is left of the constant below the shared factor never reaches the next multiple
+    reduced = Expr._from({m: c // shared for m, c in rest.items()})
+    if reduced.constant is not None:
+        return Expr._from(whole) + reduced.constant // (divisor // shared)
+    return Expr._from(whole) + Expr((((Atom("floordiv", (reduced, Expr.of(divisor // shared))),), 1),))
 
 
 def ceildiv(a: ExprLike, b: ExprLike) -> Expr:
@@ -214,14 +221,21 @@ def ceildiv(a: ExprLike, b: ExprLike) -> Expr:
 
 def mod(a: ExprLike, b: ExprLike) -> Expr:
     """a - (a // b) * b for b > 0: never negative."""
-    a, b = Expr.of(a), Expr.of(b)
+    a, b = Expr.of(a), _divisor(b)
     divisor = b.constant
-    if divisor is not None and divisor > 0:
+    if divisor is not None:
         rest = Expr._from({m: c % divisor for m, c in a.terms})
         if rest.constant is not None:
             return Expr.of(rest.constant % divisor)
         return Expr((((Atom("mod", (rest, b)),), 1),))
     return Expr(()) if exact_div(a, b) is not None else Expr((((Atom("mod", (a, b)),), 1),))
+
+
+def _divisor(b: ExprLike) -> Expr:
+    b = Expr.of(b)
+    if b.constant is not None and b.constant < 1:
+        raise IRError(f"a dim is divided by {b}", step="divide by sizes of 1 or more")
+    return b
 
 
 def minimum(a: ExprLike, b: ExprLike) -> Expr:
@@ -279,6 +293,14 @@ _FUNCTIONS: Final[dict[str, Callable[[Expr, Expr], Expr]]] = {
 }
 
 
+_INTERVALS: Final[dict[str, Callable[[Interval, Interval], Interval]]] = {
+    "floordiv": intervals.floordiv,
+    "mod": intervals.mod,
+    "min": intervals.minimum,
+    "max": intervals.maximum,
+}
+
+
 def _evaluate(atom: Atom, values: Mapping[str, int]) -> int:
     if not atom.args:
         return values[atom.name]
@@ -304,37 +326,8 @@ def _substitute(atom: Atom, values: Mapping[str, ExprLike]) -> Expr:
 def _interval(atom: Atom, bounds: Mapping[str, Interval]) -> Interval:
     if not atom.args:
         return bounds.get(atom.name, (0, None))
-    (alo, ahi), (blo, bhi) = (arg.interval(bounds) for arg in atom.args)
-    match atom.name:
-        case "floordiv":
-            if blo is None or blo < 1:
-                return None, None
-            lo = None if alo is None else (alo // blo if alo < 0 else (0 if bhi is None else alo // bhi))
-            hi = None if ahi is None else (ahi // blo if ahi >= 0 else (-1 if bhi is None else ahi // bhi))
-            return lo, hi
-        case "mod":
-            if alo is not None and alo >= 0 and ahi is not None and blo is not None and ahi < blo:
-                return alo, ahi
-            return 0, None if bhi is None else bhi - 1
-        case "min":
-            return _both(min, alo, blo), min((x for x in (ahi, bhi) if x is not None), default=None)
-        case _:
-            return max((x for x in (alo, blo) if x is not None), default=None), _both(max, ahi, bhi)
-
-
-def _both(choose: Callable[[int, int], int], a: int | None, b: int | None) -> int | None:
-    return None if a is None or b is None else choose(a, b)
-
-
-def _times(a: Interval, b: Interval) -> Interval:
-    def ends(interval: Interval) -> tuple[float, float]:
-        low, high = interval
-        return -math.inf if low is None else low, math.inf if high is None else high
-
-    # 0 * inf is 0 here: a dim of size 0 times anything is empty.
-    corners = [x * y if x and y else 0 for x in ends(a) for y in ends(b)]
-    low, high = min(corners), max(corners)
-    return None if low == -math.inf else int(low), None if high == math.inf else int(high)
+    a, b = (arg.interval(bounds) for arg in atom.args)
+    return _INTERVALS[atom.name](a, b)
 
 
 class DimSpace:
@@ -386,7 +379,7 @@ class DimSpace:
         low, high = self.interval(shared)
         if rest is None or low is None or low < 0:
             return self.interval(difference)
-        return _times((low, high), self.interval(rest))
+        return intervals.multiply((low, high), self.interval(rest))
 
     def at_most(self, expr: ExprLike) -> int | None:
         """The largest value the expression can take; None where a dim has no upper bound."""
@@ -409,17 +402,27 @@ def _common_factor(expr: Expr) -> Expr | None:
     return Expr(((tuple(common), 1),)) if common else None
 
 
-_TOKEN: Final = re.compile(r"\s*(?:(\d+)|([A-Za-z_]\w*)|(.))")
+_NAME: Final = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+_TOKEN: Final = re.compile(r"\s*(?:([0-9]+)|([A-Za-z_]\w*)|(.))", re.ASCII | re.DOTALL)
+# a stranger's file must end in an error, not in Python's recursion limit
+_MAX_DEPTH: Final = 64
+
+
+def _is_name(text: str) -> bool:
+    return _NAME.fullmatch(text) is not None and text not in _FUNCTIONS
 
 
 def parse_expr(text: str) -> Expr:
     """Reads the printed form back: integers, names, + - *, parentheses and floordiv/mod/min/max calls."""
     tokens = [m.group(1) or m.group(2) or m.group(3) for m in _TOKEN.finditer(text.strip())]
     position = 0
+    depth = 0
 
     def fail(expected: str) -> ParseError:
         got = tokens[position] if position < len(tokens) else "the end"
-        return ParseError(f"dim expression {text!r}: expected {expected}, got {got}", step="see `tilewright ops` for the form")
+        return ParseError(
+            f"dim expression {text!r}: expected {expected}, got {got}", step="see `tilewright ops` for the form"
+        )
 
     def take(token: str) -> None:
         nonlocal position
@@ -427,28 +430,35 @@ def parse_expr(text: str) -> Expr:
             raise fail(repr(token))
         position += 1
 
+    def nested(rule: Callable[[], Expr]) -> Expr:
+        nonlocal depth
+        depth += 1
+        value = rule()
+        depth -= 1
+        return value
+
     def factor() -> Expr:
         nonlocal position
-        if position >= len(tokens):
-            raise fail("a number or a name")
+        if position >= len(tokens) or depth > _MAX_DEPTH:
+            raise fail(f"less nesting than {depth}" if depth > _MAX_DEPTH else "a number or a name")
         token = tokens[position]
         position += 1
-        if token.isdigit():
+        if token[0] in "0123456789":
             return Expr.of(int(token))
         if token == "-":
-            return -factor()
+            return -nested(factor)
         if token == "(":
-            inner = total()
+            inner = nested(total)
             take(")")
             return inner
         if token in _FUNCTIONS:
             take("(")
-            a = total()
+            a = nested(total)
             take(",")
-            b = total()
+            b = nested(total)
             take(")")
             return _FUNCTIONS[token](a, b)
-        if re.fullmatch(r"[A-Za-z_]\w*", token):
+        if _is_name(token):
             return Expr.of(token)
         position -= 1
         raise fail("a number or a name")
@@ -464,7 +474,7 @@ def parse_expr(text: str) -> Expr:
     def total() -> Expr:
         nonlocal position
         value = term()
-        while position < len(tokens) and tokens[position] in "+-":
+        while position < len(tokens) and tokens[position] in ("+", "-"):
             sign = tokens[position]
             position += 1
             value = value + term() if sign == "+" else value - term()

@@ -13,7 +13,7 @@ Everything else is rows of 8-byte words; the constants are word indices unless t
 - **step row**: [kernel, pointer to ref rows, number of refs, pointer to dims, flags].
 - **ref row**: [index into the call's bases, byte offset]: the buffer is at `bases[index] + offset`. A plan holds no
   address of a buffer, so concurrent calls share it.
-- **team**: [threads, most pauses before a wait sleeps, slot of thread 1, slot of thread 2, ...]; thread 0 is the caller.
+- **team**: [threads, most pauses before a wait sleeps, slot of thread 1, slot of thread 2, ...]; thread 0 calls.
 - **slot**: one worker's mailbox, in cache lines of its own: what to do, and the counters `posted` and `finished`, each
   a 4-byte word to sleep on beside the 4-byte number of its sleepers. The worker is idle when they are equal.
 - **times**: int64 [threads, steps, 2], begin and end of each kernel call in nanoseconds of CLOCK_MONOTONIC, the clock

@@ -90,6 +90,8 @@ class TwOperation(IRDLOperation):
                 slots[i] = SSAValue.get(slots[i])
         # known before infer() runs, so that its complaint can name the user's line
         location = {} if like is None else {k: like.attributes[k] for k in (LOC, PATH) if k in like.attributes}
+        if result_types is None and not definition.results:
+            result_types = []
         if result_types is None:
             return cls._make_inferred(slots, given, location, regions)
         nested = any(isinstance(t, (list, tuple)) for t in result_types)

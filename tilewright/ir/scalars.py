@@ -1,8 +1,8 @@
 """The elementwise functions: one table read by `graph.map`, `tile.map`, the frontends and every lowering.
 
-An entry says how many operands the function takes, how its result dtype follows, what it means (as torch means it and as
-NumPy computes it) and how many FLOPs one element counts. Operands of one call have equal dtypes except where the rule
-says otherwise: frontends insert `graph.cast` where torch would promote.
+An entry says how many operands the function takes, how its result dtype follows, what it means (as torch means it and
+as NumPy computes it) and how many FLOPs one element counts. Operands of one call have equal dtypes except where the
+rule says otherwise: frontends insert `graph.cast` where torch would promote.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from tilewright.ir.dtypes import I1, DType
 
-Rule = Literal["same", "float", "compare", "logic", "select", "integer", "predicate"]
+Rule = Literal["number", "float", "compare", "select", "integer", "bitwise", "predicate"]
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -24,8 +24,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 class ScalarFunction:
     """One elementwise function.
 
-    rule: "same" any equal dtypes -> the same; "float" floats only -> the same; "integer" integers or i1 -> the same;
-    "compare" equal dtypes -> i1; "predicate" one float -> i1; "logic" i1 -> i1; "select" (i1, t, t) -> t.
+    rule: "number" equal dtypes other than i1 -> the same; "float" floats only -> the same; "integer" integers -> the
+    same; "bitwise" integers or i1 -> the same; "compare" equal dtypes -> i1; "predicate" one float -> i1; "select"
+    (i1, t, t) -> t.
     torch: expression over torch and its operands a, b, c; numpy: the same on arrays of the operands' dtype.
     """
 
@@ -44,8 +45,6 @@ class ScalarFunction:
         match self.rule:
             case "select":
                 return dtypes[1] if dtypes[0] == I1 and dtypes[1] == dtypes[2] else None
-            case "logic":
-                return I1 if all(t == I1 for t in dtypes) else None
             case "predicate":
                 return I1 if dtypes[0].is_float else None
         if any(t != dtypes[0] for t in dtypes):
@@ -56,9 +55,11 @@ class ScalarFunction:
             case "float":
                 return dtypes[0] if dtypes[0].is_float else None
             case "integer":
+                return dtypes[0] if dtypes[0].is_integer else None
+            case "bitwise":
                 return None if dtypes[0].is_float else dtypes[0]
             case _:
-                return dtypes[0]
+                return None if dtypes[0] == I1 else dtypes[0]
 
 
 def _t() -> Any:
@@ -77,12 +78,12 @@ _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
 def _wide(function: Callable[..., Any]) -> Callable[..., Array]:
-    """Computes in float64 and rounds to the operand's dtype: the tile interpreter's idea of a correctly rounded result."""
+    """Computes in float64 and rounds to the operand's dtype: what the tile interpreter calls correctly rounded."""
 
     def apply(*operands: Array) -> Array:
         with np.errstate(all="ignore"):
-            wide = function(*(np.asarray(x, np.float64) for x in operands))
-            return np.asarray(wide).astype(operands[0].dtype)
+            wide: Array = np.asarray(function(*(np.asarray(x, np.float64) for x in operands)))
+            return wide.astype(operands[0].dtype)
 
     return apply
 
@@ -101,43 +102,73 @@ def _quiet(function: Callable[..., Any]) -> Callable[..., Array]:
 
     def apply(*operands: Array) -> Array:
         with np.errstate(all="ignore"):
-            return np.asarray(function(*operands))
+            result: Array = np.asarray(function(*operands))
+            return result
 
     return apply
 
 
 def _div(a: Array, b: Array) -> Array:
-    if np.issubdtype(a.dtype, np.integer):
-        return np.trunc(a / b).astype(a.dtype)
-    return np.asarray(a / b).astype(a.dtype)
+    if not np.issubdtype(a.dtype, np.integer):
+        return np.asarray(a / b)
+    # in integers, because an i64 does not fit into a double; the floor is one too low where signs differ
+    quotient, rest = np.divmod(a, b)
+    result: Array = quotient + ((rest != 0) & ((a < 0) != (b < 0))).astype(a.dtype)
+    return result
+
+
+def _sign(x: Array) -> Array:
+    zero, one = x.dtype.type(0), x.dtype.type(1)
+    negative = np.where(x < zero, np.negative(one), zero)
+    return np.where(x > zero, one, negative)
 
 
 def _gelu_tanh64(x: Array) -> Array:
-    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    tanh: Array = np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
+    return 0.5 * x * (1 + tanh)
 
 
 _TABLE: Final = [
-    ScalarFunction("add", 2, "same", 1, lambda a, b: a + b, _quiet(lambda a, b: a + b), "a + b"),
-    ScalarFunction("sub", 2, "same", 1, lambda a, b: a - b, _quiet(lambda a, b: a - b), "a - b"),
-    ScalarFunction("mul", 2, "same", 1, lambda a, b: a * b, _quiet(lambda a, b: a * b), "a * b"),
+    ScalarFunction("add", 2, "number", 1, lambda a, b: a + b, _quiet(lambda a, b: a + b), "a + b"),
+    ScalarFunction("sub", 2, "number", 1, lambda a, b: a - b, _quiet(lambda a, b: a - b), "a - b"),
+    ScalarFunction("mul", 2, "number", 1, lambda a, b: a * b, _quiet(lambda a, b: a * b), "a * b"),
     ScalarFunction(
-        "div", 2, "same", 1, lambda a, b: a / b if a.is_floating_point() else _t().div(a, b, rounding_mode="trunc"),
-        _quiet(_div), "a / b; integers truncate toward zero",
+        "div",
+        2,
+        "number",
+        1,
+        lambda a, b: a / b if a.is_floating_point() else _t().div(a, b, rounding_mode="trunc"),
+        _quiet(_div),
+        "a / b; integers truncate toward zero",
     ),
     ScalarFunction(
-        "floordiv", 2, "same", 1, lambda a, b: _t().div(a, b, rounding_mode="floor"),
-        _quiet(lambda a, b: np.floor_divide(a, b)), "floor(a / b)",
+        "floordiv",
+        2,
+        "number",
+        1,
+        lambda a, b: _t().div(a, b, rounding_mode="floor"),
+        _quiet(np.floor_divide),
+        "floor(a / b)",
     ),
     ScalarFunction(
-        "remainder", 2, "same", 1, lambda a, b: _t().remainder(a, b), _quiet(lambda a, b: np.mod(a, b)),
+        "remainder",
+        2,
+        "number",
+        1,
+        lambda a, b: _t().remainder(a, b),
+        _quiet(np.mod),
         "a - b * floor(a / b), with the sign of b",
     ),
-    ScalarFunction("min", 2, "same", 1, lambda a, b: _t().minimum(a, b), _quiet(np.minimum), "the smaller; NaN if either is"),
-    ScalarFunction("max", 2, "same", 1, lambda a, b: _t().maximum(a, b), _quiet(np.maximum), "the larger; NaN if either is"),
+    ScalarFunction(
+        "min", 2, "number", 1, lambda a, b: _t().minimum(a, b), _quiet(np.minimum), "the smaller; NaN if either is"
+    ),
+    ScalarFunction(
+        "max", 2, "number", 1, lambda a, b: _t().maximum(a, b), _quiet(np.maximum), "the larger; NaN if either is"
+    ),
     ScalarFunction("pow", 2, "float", 8, lambda a, b: _t().pow(a, b), _wide(np.power), "a to the power b"),
-    ScalarFunction("neg", 1, "same", 1, lambda a: -a, _quiet(np.negative), "-a"),
-    ScalarFunction("abs", 1, "same", 1, lambda a: a.abs(), _quiet(np.abs), "|a|"),
-    ScalarFunction("sign", 1, "same", 1, lambda a: a.sign(), _quiet(np.sign), "-1, 0 or 1"),
+    ScalarFunction("neg", 1, "number", 1, lambda a: -a, _quiet(np.negative), "-a"),
+    ScalarFunction("abs", 1, "number", 1, lambda a: a.abs(), _quiet(np.abs), "|a|"),
+    ScalarFunction("sign", 1, "number", 1, lambda a: a.sign(), _quiet(_sign), "-1, 0 or 1; 0 for NaN"),
     ScalarFunction("floor", 1, "float", 1, lambda a: a.floor(), _wide(np.floor), "the largest integer not above a"),
     ScalarFunction("ceil", 1, "float", 1, lambda a: a.ceil(), _wide(np.ceil), "the smallest integer not below a"),
     ScalarFunction("trunc", 1, "float", 1, lambda a: a.trunc(), _wide(np.trunc), "a without its fraction"),
@@ -157,17 +188,40 @@ _TABLE: Final = [
     ScalarFunction("sigmoid", 1, "float", 8, lambda a: a.sigmoid(), _wide(_sigmoid64), "1 / (1 + exp(-a))"),
     ScalarFunction("silu", 1, "float", 9, lambda a: _f().silu(a), _wide(lambda x: x * _sigmoid64(x)), "a * sigmoid(a)"),
     ScalarFunction(
-        "gelu", 1, "float", 11, lambda a: _f().gelu(a), _wide(lambda x: 0.5 * x * (1 + _erf64(x / math.sqrt(2)))),
+        "gelu",
+        1,
+        "float",
+        11,
+        lambda a: _f().gelu(a),
+        _wide(lambda x: 0.5 * x * (1 + _erf64(x / math.sqrt(2)))),
         "a * Phi(a), exact",
     ),
     ScalarFunction(
-        "gelu_tanh", 1, "float", 14, lambda a: _f().gelu(a, approximate="tanh"), _wide(_gelu_tanh64),
+        "gelu_tanh",
+        1,
+        "float",
+        14,
+        lambda a: _f().gelu(a, approximate="tanh"),
+        _wide(_gelu_tanh64),
         "the tanh form of gelu",
     ),
-    ScalarFunction("relu", 1, "same", 1, lambda a: a.relu(), _quiet(lambda x: np.where(x < 0, x.dtype.type(0), x)), "max(a, 0); NaN stays"),
     ScalarFunction(
-        "softplus", 1, "float", 10, lambda a: _t().logaddexp(a, _t().zeros_like(a)),
-        _wide(lambda x: np.logaddexp(x, 0.0)), "log(1 + exp(a))",
+        "relu",
+        1,
+        "number",
+        1,
+        lambda a: a.relu(),
+        _quiet(lambda x: np.where(x < 0, x.dtype.type(0), x)),
+        "max(a, 0); NaN stays",
+    ),
+    ScalarFunction(
+        "softplus",
+        1,
+        "float",
+        10,
+        lambda a: _t().logaddexp(a, _t().zeros_like(a)),
+        _wide(lambda x: np.logaddexp(x, 0.0)),
+        "log(1 + exp(a))",
     ),
     ScalarFunction("eq", 2, "compare", 1, lambda a, b: a == b, _quiet(np.equal), "a == b"),
     ScalarFunction("ne", 2, "compare", 1, lambda a, b: a != b, _quiet(np.not_equal), "a != b"),
@@ -177,13 +231,17 @@ _TABLE: Final = [
     ScalarFunction("ge", 2, "compare", 1, lambda a, b: a >= b, _quiet(np.greater_equal), "a >= b"),
     ScalarFunction("isnan", 1, "predicate", 1, lambda a: a.isnan(), _quiet(np.isnan), "a is not a number"),
     ScalarFunction("isinf", 1, "predicate", 1, lambda a: a.isinf(), _quiet(np.isinf), "a is plus or minus infinity"),
-    ScalarFunction("and", 2, "integer", 0, lambda a, b: a & b, np.bitwise_and, "bitwise and; logical on i1"),
-    ScalarFunction("or", 2, "integer", 0, lambda a, b: a | b, np.bitwise_or, "bitwise or; logical on i1"),
-    ScalarFunction("xor", 2, "integer", 0, lambda a, b: a ^ b, np.bitwise_xor, "bitwise exclusive or"),
-    ScalarFunction("not", 1, "integer", 0, lambda a: ~a, np.invert, "bitwise not; logical on i1"),
+    ScalarFunction("and", 2, "bitwise", 0, lambda a, b: a & b, np.bitwise_and, "bitwise and; logical on i1"),
+    ScalarFunction("or", 2, "bitwise", 0, lambda a, b: a | b, np.bitwise_or, "bitwise or; logical on i1"),
+    ScalarFunction("xor", 2, "bitwise", 0, lambda a, b: a ^ b, np.bitwise_xor, "bitwise exclusive or"),
+    ScalarFunction("not", 1, "bitwise", 0, lambda a: ~a, np.invert, "bitwise not; logical on i1"),
     ScalarFunction("shl", 2, "integer", 0, lambda a, b: a << b, np.left_shift, "a shifted left by b bits"),
-    ScalarFunction("shr", 2, "integer", 0, lambda a, b: a >> b, np.right_shift, "a shifted right by b bits, arithmetic"),
-    ScalarFunction("select", 3, "select", 0, lambda c, a, b: _t().where(c, a, b), np.where, "a where the condition holds, else b"),
+    ScalarFunction(
+        "shr", 2, "integer", 0, lambda a, b: a >> b, np.right_shift, "a shifted right by b bits, arithmetic"
+    ),
+    ScalarFunction(
+        "select", 3, "select", 0, lambda c, a, b: _t().where(c, a, b), np.where, "a where the condition holds, else b"
+    ),
 ]
 
 SCALARS: Final[dict[str, ScalarFunction]] = {f.name: f for f in _TABLE}

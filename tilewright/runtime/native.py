@@ -6,8 +6,10 @@ code that is still loaded at interpreter exit stays mapped to the end, for threa
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
+import platform
 import threading
 import weakref
 from collections.abc import Iterable, Sequence
@@ -19,7 +21,11 @@ from tilewright.errors import MissingDependencyError, ToolchainError
 _lock = threading.RLock()
 os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
-_jit: Any = None
+# ELF's numbers for the machines we generate code for; the JIT itself would link another machine's object unchecked.
+_ELF_MACHINE = {"x86_64": 62, "aarch64": 183}
+
+_STEP = "compile it again: `tilewright cache clear`, or tw.load(path, native=False) for an artifact"
+
 _names = itertools.count()
 
 
@@ -47,25 +53,18 @@ def load(objects: Iterable[bytes], symbols: Sequence[str]) -> NativeLibrary:
     Raises ToolchainError when an object is damaged or for another machine, or a symbol is missing or defined twice.
     The code is trusted: nothing in it is checked.
     """
-    global _jit
     llvm = _llvm()
     with _lock:
-        if _jit is None:
-            llvm.initialize_native_target()
-            llvm.initialize_native_asmprinter()
-            _jit = llvm.create_lljit_compiler(use_jit_link=True)
         builder = llvm.JITLibraryBuilder().add_current_process()
         for image in objects:
+            _check_machine(image)
             builder.add_object_img(image)
         for symbol in symbols:
             builder.export_symbol(symbol)
         try:
-            tracker = builder.link(_jit, f"tilewright.{next(_names)}")
+            tracker = builder.link(_jit(), f"tilewright.{next(_names)}")
         except RuntimeError as error:
-            raise ToolchainError(
-                f"native code does not link: {error}",
-                step="compile it again: `tilewright cache clear`, or tw.load(path, native=False) for an artifact",
-            ) from error
+            raise ToolchainError(f"native code does not link: {error}", step=_STEP) from error
         return NativeLibrary(tracker, {symbol: int(tracker[symbol]) for symbol in symbols})
 
 
@@ -74,6 +73,24 @@ def cpu_features() -> frozenset[str]:
     llvm = _llvm()
     with _lock:
         return frozenset(name for name, present in llvm.get_host_cpu_features().items() if present)
+
+
+@functools.cache
+def _jit() -> Any:
+    llvm = _llvm()
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    return llvm.create_lljit_compiler(use_jit_link=True)
+
+
+def _check_machine(image: bytes) -> None:
+    machine = int.from_bytes(image[18:20], "little") if image[:4] == b"\x7fELF" else 0
+    if machine != _ELF_MACHINE.get(platform.machine()):
+        raise ToolchainError(
+            f"native code is no object for this machine ({platform.machine()}): "
+            + (f"ELF machine {machine}" if machine else "it is not ELF"),
+            step=_STEP,
+        )
 
 
 def _unload(tracker: Any) -> None:

@@ -1,6 +1,7 @@
-"""The classes of x86-64 CPUs that kernels are printed for: what code may assume, as data.
+"""The classes of CPUs that kernels are printed for: what a printed kernel may assume, as data.
 
-A class is all that decides code and cache keys; a measured machine never does. Vectors hold `lanes` f32 elements.
+A class is all that decides code and cache keys; a measured machine never does. `mlir.TARGETS` says the same classes in
+LLVM's words.
 """
 
 from __future__ import annotations
@@ -11,25 +12,26 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class CpuClass:
-    """Instructions a kernel may use, and how LLVM is told.
+    """What decides a kernel's text.
 
     lanes: f32 elements of a full vector. registers: architectural vector registers.
-    fma: fused multiply-add. bf16_dot: vdpbf16ps on every vector width.
-    llvm_cpu, features: the function attributes `target_cpu` and `target_features`.
+    fma: fused multiply-add. rounding: floor, ceil, trunc and round as instructions. half: f16 <-> f32 as instructions.
+    bf16_dot: vdpbf16ps on every vector width.
     """
 
     name: str
     lanes: int
     registers: int
     fma: bool
+    rounding: bool
+    half: bool
     bf16_dot: bool
-    llvm_cpu: str
-    features: tuple[str, ...]
 
 
-GENERIC: Final = CpuClass("generic", 4, 16, False, False, "x86-64", ())
-AVX2: Final = CpuClass("avx2", 8, 16, True, False, "x86-64-v3", ())
-AVX512: Final = CpuClass("avx512", 16, 32, True, False, "x86-64-v4", ())
-AVX512_BF16: Final = CpuClass("avx512-bf16", 16, 32, True, True, "x86-64-v4", ("+avx512bf16", "+avx512vnni"))
+GENERIC: Final = CpuClass("generic", 4, 16, fma=False, rounding=False, half=False, bf16_dot=False)
+AVX2: Final = CpuClass("avx2", 8, 16, fma=True, rounding=True, half=True, bf16_dot=False)
+AVX512: Final = CpuClass("avx512", 16, 32, fma=True, rounding=True, half=True, bf16_dot=False)
+AVX512_BF16: Final = CpuClass("avx512-bf16", 16, 32, fma=True, rounding=True, half=True, bf16_dot=True)
+AARCH64: Final = CpuClass("aarch64", 4, 32, fma=True, rounding=True, half=True, bf16_dot=False)
 
-CPU_CLASSES: Final[dict[str, CpuClass]] = {c.name: c for c in (GENERIC, AVX2, AVX512, AVX512_BF16)}
+CPU_CLASSES: Final[dict[str, CpuClass]] = {c.name: c for c in (GENERIC, AVX2, AVX512, AVX512_BF16, AARCH64)}

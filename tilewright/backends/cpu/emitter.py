@@ -80,8 +80,8 @@ class Emitter:
     def constant_text(self, text: str, type_: ValueType) -> str:
         """A constant from its literal; "[1, 2]" gives each lane its own."""
         typed = type_text(type_)
-        body = text if type_.lanes == 1 else f"dense<{text}>"
-        key = f"{body} : {typed}"
+        # MLIR prints and reads the two i1 constants without their type.
+        key = text if typed == "i1" else f"{text if type_.lanes == 1 else f'dense<{text}>'} : {typed}"
         found = self._known.get(key)
         if found is None:
             found = self._known[key] = f"%c{len(self._known)}"

@@ -16,6 +16,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from tilewright.backends.cpu.float_literals import portable_floats
 from tilewright.errors import MissingDependencyError, Problem, ToolchainError
 
 # bf16 conversions become integer arithmetic: round to nearest even with denormals kept, the same bits on every class
@@ -147,7 +148,7 @@ def _to_llvm_ir(text: str) -> str:
         # Translating what is not in the llvm dialect ends in a null pointer, not in an exception.
         if left - {"builtin.module"}:
             raise _failure(text, f"these ops have no lowering to LLVM: {', '.join(sorted(left - {'builtin.module'}))}")
-        return str(llvm_dialect.translate_module_to_llvmir(module.operation))
+        return portable_floats(llvm_dialect.translate_module_to_llvmir(module.operation))
 
 
 def _failure(text: str, diagnostic: str) -> ToolchainError:

@@ -5,18 +5,17 @@ Each function takes operand names, so that casts, reductions and emulations can 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 from tilewright.backends.cpu.emitter import Emitter, type_text
-from tilewright.errors import IRError
-from tilewright.ir.dtypes import F32, F64, I1, I16, I32, I64, DType
+from tilewright.ir.dtypes import F32, F64, I1, I16, I32, I64
 from tilewright.ir.loops import BinaryKind, Predicate, ReduceKind, UnaryKind, ValueType, scalar, vec
 
 _FLOAT: Final[dict[str, str]] = {"add": "addf", "sub": "subf", "mul": "mulf", "div": "divf"}
 _INTEGER: Final[dict[str, str]] = {
     "add": "addi", "sub": "subi", "mul": "muli", "and": "andi", "or": "ori", "xor": "xori",
-    "shl": "shli", "shr": "shrsi", "ushr": "shrui", "truncdiv": "divsi", "truncmod": "remsi", "min": "minsi", "max": "maxsi",
+    "shl": "shli", "shr": "shrsi", "ushr": "shrui", "truncdiv": "divsi", "truncmod": "remsi",
+    "min": "minsi", "max": "maxsi",
 }  # fmt: skip
 _UNSIGNED: Final[dict[str, str]] = {
     **_INTEGER, "shr": "shrui", "truncdiv": "divui", "truncmod": "remui", "floordiv": "divui", "mod": "remui",
@@ -82,15 +81,15 @@ def unary(e: Emitter, kind: UnaryKind, type_: ValueType, a: str) -> str:
         return e.emit(f"arith.maxsi {a}, {negated} : {typed}")
     if kind == "neg":
         return e.emit(f"arith.negf {a} : {typed}")
-    if kind in ("floor", "ceil", "trunc", "round") and not e.cpu.fma:
-        return _round_without_sse41(e, kind, type_, a)
+    if kind in ("floor", "ceil", "trunc", "round") and not e.cpu.rounding:
+        return _round_by_addition(e, kind, type_, a)
     return e.emit(f"llvm.intr.{_INTRINSIC[kind]}({a}) : ({typed}) -> {typed}")
 
 
-def _round_without_sse41(e: Emitter, kind: UnaryKind, type_: ValueType, a: str) -> str:
+def _round_by_addition(e: Emitter, kind: UnaryKind, type_: ValueType, a: str) -> str:
     """Rounding where the machine has no instruction for it (LLVM would call libm).
 
-    Adding and subtracting 2**(mantissa bits) rounds |a| to the nearest integer, halves to even; larger |a| are integers.
+    Adding and subtracting 2**(mantissa bits) rounds |a| to an integer, halves to even; larger |a| are integers.
     """
     typed, dtype, lanes = type_text(type_), type_.dtype, type_.lanes
     big = e.constant(2.0**23 if dtype is F32 else 2.0**52, dtype, lanes)
@@ -196,15 +195,9 @@ def dot2(e: Emitter, type_: ValueType, acc: str, a: str, b: str) -> str:
         called = f'llvm.call_intrinsic "llvm.x86.avx512bf16.dpbf16ps.{width}"({acc}, {x}, {y})'
         return e.emit(f"{called} : ({name}, {typed}, {typed}) -> {name}")
     x, y = (bitcast(e, pairs, words, v) for v in (a, b))
-    upper: Callable[[str], str] = lambda v: binary(e, "and", words, v, e.constant(-65536, I32, lanes))  # noqa: E731
-    lower: Callable[[str], str] = lambda v: binary(e, "shl", words, v, e.constant(16, I32, lanes))  # noqa: E731
-    for half in (upper, lower):
-        p, q = (bitcast(e, words, type_, half(v)) for v in (x, y))
+    odd, even = e.constant(-65536, I32, lanes), e.constant(16, I32, lanes)
+    halves: tuple[tuple[BinaryKind, str], ...] = (("and", odd), ("shl", even))
+    for kind, operand in halves:
+        p, q = (bitcast(e, words, type_, binary(e, kind, words, v, operand)) for v in (x, y))
         acc = fma(e, type_, p, q, acc)
     return acc
-
-
-def require_computable(dtype: DType) -> None:
-    """Raises for a storage dtype where only arithmetic makes sense."""
-    if dtype.is_float and dtype not in BITS:
-        raise IRError(f"{dtype} is a storage dtype", step="cast to f32 first")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from xdsl.ir import SSAValue
 
 from tilewright.errors import IRError
+from tilewright.ir.dtypes import DType
 from tilewright.ir.operation import TwOperation
 from tilewright.ir.types import BufferType, TileType, ViewType
 
@@ -40,14 +42,18 @@ class TileOp(TwOperation):
     """A tile op. Pure ops give their meaning as `evaluate` on NumPy arrays of the operands' extents and dtypes.
 
     Poison is the interpreter's: it runs `evaluate` on values and `spread` on masks of lanes that hold no defined value.
+    Index operands arrive as Python integers; results are never written to, so they may be views of operands.
     """
 
-    def evaluate(self, *operands: Array) -> Array | tuple[Array, ...]:
+    def evaluate(self, *operands: Any) -> Array | tuple[Array, ...]:
         """The op's result on arrays; ops that touch memory or control flow are the interpreter's to run."""
         raise IRError(f"{self.name} has no meaning on values alone", step="run the kernel through the tile interpreter")
 
-    def spread(self, *poisoned: Array) -> Array | tuple[Array, ...]:
-        """Which result lanes are poison, given which operand lanes are; the default evaluates elementwise 'any'."""
+    def spread(self, operands: Sequence[Array], poisoned: Sequence[Array]) -> Array | tuple[Array, ...]:
+        """Which result lanes are poison, given the operands and which of their lanes are; elementwise 'any' by default.
+
+        A lane is poison when some value of the poisoned operand lanes could change it. `operands` hold garbage there.
+        """
         result = np.zeros((), bool)
         for mask in poisoned:
             result = result | mask
@@ -60,8 +66,32 @@ def extents_of(values: Sequence[SSAValue]) -> list[tuple[int, ...]]:
 
 
 def broadcast_extents(op: TwOperation, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """NumPy's broadcast of static extents, as this dialect's error."""
+    """The extents of tiles of one rank stretched to each other, as this dialect's error where they do not fit."""
+    if len({len(shape) for shape in shapes}) > 1:
+        raise op.malformed(f"tiles of equal rank stretch to each other, got {', '.join(map(str, shapes))}")
     try:
         return tuple(int(n) for n in np.broadcast_shapes(*shapes))
     except ValueError:
         raise op.malformed(f"extents do not broadcast: {', '.join(map(str, shapes))}") from None
+
+
+def check_axis(op: TwOperation, axis: int, rank: int) -> int:
+    """The axis, which must lie in 0..rank-1: tiles have no negative axes."""
+    if not 0 <= axis < rank:
+        raise op.malformed(f"axis {axis} is not one of {rank} axes")
+    return axis
+
+
+def element(value: float, dtype: DType) -> Any:
+    """A property's number as an element: rounded for floats; integers truncate and saturate, so infinity is the extreme."""
+    if dtype.is_float:
+        with np.errstate(over="ignore"):
+            return np.asarray(value, np.float64).astype(dtype.numpy())[()]
+    if dtype.kind == "bool":
+        return np.bool_(value != 0)
+    limits = np.iinfo(dtype.numpy())
+    if math.isnan(value):
+        raise IRError(f"NaN is no element of {dtype}", step="use a number")
+    if abs(value) < 2.0**63:
+        return dtype.numpy().type(min(max(int(value), int(limits.min)), int(limits.max)))
+    return dtype.numpy().type(limits.max if value > 0 else limits.min)

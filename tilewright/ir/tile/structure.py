@@ -19,7 +19,7 @@ from xdsl.irdl import (
 )
 from xdsl.traits import IsolatedFromAbove, IsTerminator
 
-from tilewright.ir.attributes import Dims, Int, Ints, Str, Strs
+from tilewright.ir.attributes import Bool, Dims, Int, Ints, Str, Strs
 from tilewright.ir.dims import Expr, ceildiv
 from tilewright.ir.tile.base import TileOp, buffer
 from tilewright.ir.types import BufferType, IndexType, TensorType, TileType, ViewType
@@ -81,7 +81,9 @@ class KernelOp(TileOp):
 
         axes = len(self.extents.data)
         if len(self.tiles.data) != axes or len(self.coordinates) != axes:
-            raise VerifyException(f"{self.name} @{self.sym_name.data}: {axes} extents need as many tiles and coordinates")
+            raise VerifyException(
+                f"{self.name} @{self.sym_name.data}: {axes} extents need as many tiles and coordinates"
+            )
         last = dict(self.loops)
         if sorted(last) != list(range(axes)) or any(step != 1 for step in last.values()):
             raise VerifyException(f"{self.name} @{self.sym_name.data}: order must end with step 1 for every grid axis")
@@ -98,6 +100,9 @@ class LaunchOp(TileOp):
 
     `dims` gives the kernel's formal dims in order, as expressions of the program's dims. Variant i runs when `guard` (an
     expression of the formal dims) is at most limits[i]; the last one has no limit.
+
+    plan-memory adds where results live (`slots`: one number a result, a slot or -1 - i for the program's output i) and
+    whether every thread must have finished before the next launch starts (`barrier`).
     """
 
     name = "tile.launch"
@@ -107,6 +112,8 @@ class LaunchOp(TileOp):
     guard = prop_def(Dims)
     limits = prop_def(Ints)
     dims = prop_def(Dims)
+    slots = prop_def(Ints, default_value=Ints(()))
+    barrier = prop_def(Bool, default_value=Bool(True))
     INFERS: ClassVar[bool] = False
 
     def kernels(self, module: ModuleOp) -> list[KernelOp]:
@@ -212,7 +219,9 @@ class ScalarOp(TileOp):
 
         source = view(self.source)
         if source.dtype.is_float or source.rank != len(self.at):
-            raise self.malformed(f"needs an integer view and {source.rank} coordinates, got {source} and {len(self.at)}")
+            raise self.malformed(
+                f"needs an integer view and {source.rank} coordinates, got {source} and {len(self.at)}"
+            )
         return [INDEX]
 
 

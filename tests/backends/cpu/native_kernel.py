@@ -1,0 +1,40 @@
+"""Runs one loop kernel natively, as a launch would: print, compile, link, call for every thread."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import numpy as np
+
+from tilewright.backends.cpu.cpu_class import CPU_CLASSES
+from tilewright.backends.cpu.mlir import TARGETS, compile_object
+from tilewright.backends.cpu.printer import print_kernel
+from tilewright.ir.loops import LoopKernel
+from tilewright.runtime.native import NativeLibrary, cpu_features, load
+
+_SIGNATURE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
+
+
+def host_classes() -> list[str]:
+    """The classes whose code this machine runs."""
+    return [name for name in CPU_CLASSES if name != "aarch64" and set(TARGETS[name].features) <= cpu_features()]
+
+
+class NativeKernel:
+    """A kernel compiled for one class; call it with flat arrays and sizes."""
+
+    def __init__(self, kernel: LoopKernel, cpu: str) -> None:
+        self.printed = print_kernel(kernel, CPU_CLASSES[cpu])
+        self._library: NativeLibrary = load([compile_object(self.printed.text, TARGETS[cpu])], [self.printed.symbol])
+        self.function = _SIGNATURE(self._library[self.printed.symbol])
+
+    def __call__(self, buffers: Sequence[np.ndarray], dims: Sequence[int] = (), *, nthreads: int = 1) -> None:
+        slots = list(buffers)
+        if self.printed.thread_scratch:
+            raw = np.zeros(self.printed.thread_scratch * nthreads + 64, np.uint8)
+            slots.append(raw[-raw.ctypes.data % 64 :])
+        pointers = (ctypes.c_void_p * max(1, len(slots)))(*[a.ctypes.data for a in slots])
+        sizes = (ctypes.c_int64 * max(1, len(dims)))(*dims)
+        for tid in range(nthreads):
+            self.function(pointers, sizes, tid, nthreads)

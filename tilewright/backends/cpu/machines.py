@@ -1,0 +1,73 @@
+"""The CPU classes: vector features, cache sizes and tile rules. Classes, not measurements (see tilewright/ir/machine.py)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cache
+from typing import Final
+
+from tilewright.backends.cpu.mlir import TARGETS
+from tilewright.ir.machine import Level, Machine, TileRules
+
+_RULES: Final = {
+    # register tiles (rows, vectors) by row count: rows * vectors accumulators plus the panel's vectors must fit the file
+    "generic": TileRules(lanes=4, registers=16, dot=((4, 4, 2), (None, 6, 2)), panel=8, rows=1, columns=64),
+    "avx2": TileRules(lanes=8, registers=16, dot=((4, 4, 2), (None, 6, 2)), panel=16, rows=1, columns=64),
+    "avx512": TileRules(lanes=16, registers=32, dot=((4, 4, 2), (16, 8, 2), (None, 14, 2)), panel=32, rows=1, columns=64),
+    "avx512-bf16": TileRules(
+        lanes=16, registers=32, dot=((4, 4, 2), (16, 8, 2), (None, 14, 2)), panel=32, rows=1, columns=64,
+        native=frozenset({"dot2-bf16"}),
+    ),
+}
+# FLOPs one core does in a cycle, by class and dtype; times a nominal clock they scale predicted times, nothing else.
+_FLOPS_PER_CYCLE: Final = {
+    "generic": {"f32": 8, "bf16": 8},
+    "avx2": {"f32": 32, "bf16": 32},
+    "avx512": {"f32": 64, "bf16": 64},
+    "avx512-bf16": {"f32": 64, "bf16": 128},
+}
+_CLOCK: Final = 2.6e9
+
+
+def _describe(name: str) -> Callable[[], Machine]:
+    def build() -> Machine:
+        rules = _RULES[name]
+        peak = {("matrix", dtype): flops * _CLOCK for dtype, flops in _FLOPS_PER_CYCLE[name].items()}
+        peak["vector", "f32"] = rules.lanes * 2 * _CLOCK
+        return Machine(
+            name=name,
+            family="cpu",
+            cores=cores(),
+            peak=peak,
+            levels=(
+                Level("memory", None, 12e9, alignment=64),
+                Level("l2", 1 << 20, 80e9, alignment=64),
+                Level("l1", 32 << 10, 200e9, alignment=64),
+                Level("registers", rules.registers * rules.lanes * 4, 1e12),
+            ),
+            rules=rules,
+            launch=2e-6,
+            sync=2e-6,
+            features=TARGETS[name].features,
+        )
+
+    return build
+
+
+MACHINES: Final[dict[str, Callable[[], Machine]]] = {name: _describe(name) for name in _RULES}
+
+
+def cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+@cache
+def host_class() -> str:
+    """The richest class whose features this CPU has all of."""
+    import llvmlite.binding as llvm
+
+    features = llvm.get_host_cpu_features()
+    ready = [name for name in _RULES if all(features.get(f, False) for f in TARGETS[name].features)]
+    return ready[-1]

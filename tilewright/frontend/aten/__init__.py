@@ -1,0 +1,1 @@
+"""One lowering for each ATen operator, by family."""

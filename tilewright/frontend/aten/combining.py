@@ -1,0 +1,136 @@
+"""Operators that put tensors together: concatenation, stacking, padding, and writing into part of a tensor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xdsl.ir import SSAValue
+
+from tilewright.frontend.aten.shape import _bound
+from tilewright.frontend.builder import Builder, axis_of
+from tilewright.frontend.registry import Unsupported, lowers
+from tilewright.ir.dims import Expr
+from tilewright.ir.graph.base import tensor
+from tilewright.ir.graph.shape import ConcatOp, PadOp
+
+
+def concat(c: Builder, parts: list[SSAValue], axis: int) -> SSAValue:
+    """Tensors of one dtype one after another; those known to be empty are left out."""
+    kept = [x for x in parts if tensor(x).dims[axis].constant != 0] or parts[:1]
+    return kept[0] if len(kept) == 1 else c.emit(ConcatOp, kept, axis=axis)
+
+
+@lowers("aten.cat.default", "aten.concat.default", "aten.concatenate.default")
+def cat(c: Builder, tensors: list[SSAValue], dim: int = 0) -> SSAValue:
+    rank = c.result.rank
+    # torch still accepts empty vectors among tensors of any rank
+    parts = [x for x in tensors if tensor(x).rank == rank] or tensors
+    return concat(c, [c.cast(x, c.result.dtype) for x in parts], axis_of(dim, rank))
+
+
+@lowers("aten.stack.default")
+def stack(c: Builder, tensors: list[SSAValue], dim: int = 0) -> SSAValue:
+    axis = axis_of(dim, c.result.rank)
+    one = [Expr.of(1) if i == axis else d for i, d in enumerate(c.result.dims)]
+    return concat(c, [c.reshape(c.cast(x, c.result.dtype), one) for x in tensors], axis)
+
+
+@lowers("aten.hstack.default", "aten.vstack.default", "aten.column_stack.default")
+def hstack(c: Builder, tensors: list[SSAValue]) -> SSAValue:
+    name = str(c.node.target)
+    if "vstack" in name:
+        rows = [c.reshape(x, [1, *tensor(x).dims]) if tensor(x).rank < 2 else x for x in tensors]
+        return concat(c, [c.cast(x, c.result.dtype) for x in rows], 0)
+    if "column" in name:
+        tensors = [c.reshape(x, [*tensor(x).dims, 1]) if tensor(x).rank == 1 else x for x in tensors]
+    axis = 0 if tensor(tensors[0]).rank == 1 else 1
+    return concat(c, [c.cast(x, c.result.dtype) for x in tensors], axis)
+
+
+@lowers("aten.constant_pad_nd.default")
+def constant_pad(c: Builder, self: SSAValue, pad: list[Any], value: float = 0) -> SSAValue:
+    """Amounts come in pairs from the last axis backwards; negative ones cut off."""
+    rank = tensor(self).rank
+    low, high = [Expr.of(0)] * rank, [Expr.of(0)] * rank
+    for i in range(len(pad) // 2):
+        axis = rank - 1 - i
+        low[axis], high[axis] = Expr.of(pad[2 * i]), Expr.of(pad[2 * i + 1])
+    for axis in range(rank):
+        size = tensor(self).dims[axis]
+        cut_low, cut_high = _amount_below_zero(c, low[axis]), _amount_below_zero(c, high[axis])
+        self = c.slice(self, axis, cut_low, size - cut_high)
+        low[axis], high[axis] = low[axis] + cut_low, high[axis] + cut_high
+    if not any((*low, *high)) or all(n.constant == 0 for n in (*low, *high)):
+        return self
+    if not tensor(self).dtype.is_float and value != int(value):
+        raise Unsupported(f"padding {tensor(self).dtype} with {value}")
+    return c.emit(PadOp, self, low=low, high=high, value=float(value))
+
+
+def _amount_below_zero(c: Builder, amount: Expr) -> Expr:
+    negative = c.symbols.space.compare(amount, "<", 0)
+    if negative is None and amount.constant is None:
+        negative = all(coefficient < 0 for _, coefficient in amount.terms)
+    return -amount if negative else Expr.of(0)
+
+
+@lowers("aten.pad.default")
+def pad_mode(
+    c: Builder, self: SSAValue, pad: list[Any], mode: str = "constant", value: float | None = None
+) -> SSAValue:
+    if mode != "constant":
+        raise Unsupported(f"padding by {mode}")
+    return constant_pad(c, self, pad, value or 0)
+
+
+@lowers("aten.slice_scatter.default")
+def slice_scatter(
+    c: Builder, self: SSAValue, src: SSAValue, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
+) -> SSAValue:
+    if step != 1:
+        raise Unsupported("writing to every other element of a slice")
+    axis = axis_of(dim, tensor(self).rank)
+    size = tensor(self).dims[axis]
+    first = _bound(c, start, size, default=Expr.of(0))
+    return _replaced(c, self, src, axis, first, first + tensor(src).dims[axis])
+
+
+@lowers("aten.select_scatter.default")
+def select_scatter(c: Builder, self: SSAValue, src: SSAValue, dim: int, index: Any) -> SSAValue:
+    axis = axis_of(dim, tensor(self).rank)
+    size = tensor(self).dims[axis]
+    at = Expr.of(index)
+    if at.constant is not None and at.constant < 0:
+        at = at + size
+    row = c.reshape(src, [Expr.of(1) if i == axis else d for i, d in enumerate(tensor(self).dims)])
+    return _replaced(c, self, row, axis, at, at + 1)
+
+
+def _replaced(c: Builder, x: SSAValue, part: SSAValue, axis: int, start: Expr, stop: Expr) -> SSAValue:
+    """x with start..stop of an axis replaced."""
+    part = c.cast(part, tensor(x).dtype)
+    parts = [c.slice(x, axis, 0, start), part, c.slice(x, axis, stop, tensor(x).dims[axis])]
+    return concat(c, parts, axis)
+
+
+@lowers("aten.copy.default")
+def copy(c: Builder, self: SSAValue, src: SSAValue, non_blocking: bool = False) -> SSAValue:
+    return c.broadcast(c.cast(src, c.result.dtype), c.result.dims)
+
+
+@lowers("aten.roll.default")
+def roll(c: Builder, self: SSAValue, shifts: list[int], dims: list[int] | None = None) -> SSAValue:
+    if not dims:
+        flat = c.reshape(self, [tensor(self).elements])
+        return c.reshape(_rolled(c, flat, 0, Expr.of(shifts[0])), c.result.dims)
+    for shift, dim in zip(shifts, dims, strict=True):
+        self = _rolled(c, self, axis_of(dim, tensor(self).rank), Expr.of(shift))
+    return self
+
+
+def _rolled(c: Builder, x: SSAValue, axis: int, shift: Expr) -> SSAValue:
+    size = tensor(x).dims[axis]
+    if size.constant == 0:
+        return x
+    cut = -shift % size if size.constant is None or shift.constant is None else Expr.of(-shift.constant % size.constant)
+    return concat(c, [c.slice(x, axis, cut, size), c.slice(x, axis, 0, cut)], axis)

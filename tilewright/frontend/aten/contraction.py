@@ -1,0 +1,148 @@
+"""Matrix products and convolutions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xdsl.ir import SSAValue
+
+from tilewright.frontend.builder import Builder
+from tilewright.frontend.registry import Unsupported, lowers
+from tilewright.ir.dims import Expr, product
+from tilewright.ir.graph.base import tensor
+from tilewright.ir.graph.contraction import ConvolutionOp, MatmulOp
+
+
+@lowers("aten.linear.default")
+def linear(c: Builder, input: SSAValue, weight: SSAValue, bias: SSAValue | None = None) -> SSAValue:  # noqa: A002
+    x, w = tensor(input), tensor(weight)
+    rows = c.reshape(input, [1, *x.dims]) if x.rank == 1 else input
+    kernel = c.reshape(weight, [1, *w.dims]) if w.rank == 1 else weight
+    out = c.reshape(c.emit(MatmulOp, rows, kernel, transpose_b=True), c.result.dims)
+    return out if bias is None else c.map("add", out, bias)
+
+
+@lowers("aten.matmul.default", "aten.mm.default", "aten.bmm.default", "aten.mv.default", "aten.dot.default",
+        "aten.vdot.default")  # fmt: skip
+def matmul(c: Builder, self: SSAValue, other: SSAValue) -> SSAValue:
+    """Vectors become a row on the left and a column on the right."""
+    a, b = tensor(self), tensor(other)
+    left = c.reshape(self, [1, *a.dims]) if a.rank == 1 else self
+    right = c.reshape(other, [*b.dims, 1]) if b.rank == 1 else other
+    return c.reshape(c.emit(MatmulOp, left, right), c.result.dims)
+
+
+@lowers("aten.addmm.default", "aten.baddbmm.default", "aten.addmv.default")
+def addmm(c: Builder, self: SSAValue, mat1: SSAValue, mat2: SSAValue, *, beta: Any = 1, alpha: Any = 1) -> SSAValue:
+    out = matmul(c, mat1, mat2)
+    if alpha != 1:
+        out = c.map("mul", out, alpha)
+    if beta == 0:
+        return out
+    return c.map("add", out, self if beta == 1 else c.map("mul", self, beta))
+
+
+@lowers("aten.outer.default", "aten.ger.default")
+def outer(c: Builder, self: SSAValue, vec2: SSAValue) -> SSAValue:
+    return c.map("mul", c.reshape(self, [*tensor(self).dims, 1]), vec2)
+
+
+@lowers("aten.einsum.default")
+def einsum(c: Builder, equation: str, tensors: list[SSAValue], *, path: Any = None) -> SSAValue:
+    """Operands are contracted from left to right, each pair by one batched matmul."""
+    inputs, _, target = equation.replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    if "." in equation or any(len(set(t)) != len(t) for t in terms):
+        raise Unsupported(f"einsum {equation!r} with an ellipsis or a diagonal")
+    if "->" not in equation:
+        letters = "".join(terms)
+        target = "".join(sorted(x for x in set(letters) if letters.count(x) == 1))
+    value, labels = c.cast(tensors[0], c.result.dtype), terms[0]
+    for i, (other, term) in enumerate(zip(tensors[1:], terms[1:], strict=True)):
+        needed = set(target).union(*terms[i + 2 :])
+        value, labels = _contract(c, value, labels, c.cast(other, c.result.dtype), term, needed)
+    summed = [axis for axis, x in enumerate(labels) if x not in target]
+    value = c.reduce("sum", value, summed)
+    labels = "".join(x for x in labels if x in target)
+    return c.transpose(value, [labels.index(x) for x in target])
+
+
+def _contract(
+    c: Builder, a: SSAValue, a_labels: str, b: SSAValue, b_labels: str, needed: set[str]
+) -> tuple[SSAValue, str]:
+    """One pair: labels of both that are needed later are batch, of both that are not are summed."""
+    a, a_labels = _without(c, a, a_labels, needed.union(b_labels))
+    b, b_labels = _without(c, b, b_labels, needed.union(a_labels))
+    batch = [x for x in a_labels if x in b_labels and x in needed]
+    summed = [x for x in a_labels if x in b_labels and x not in needed]
+    rows = [x for x in a_labels if x not in b_labels]
+    columns = [x for x in b_labels if x not in a_labels]
+    sizes = dict(zip(b_labels, tensor(b).dims, strict=True))
+    # 1 stretches, so the other operand's size counts
+    sizes |= {x: d for x, d in zip(a_labels, tensor(a).dims, strict=True) if d.constant != 1 or x not in sizes}
+
+    def matrix(value: SSAValue, labels: str, groups: list[list[str]]) -> SSAValue:
+        order = [labels.index(x) for group in groups for x in group]
+        value = c.broadcast(c.transpose(value, order), [sizes[x] for group in groups for x in group])
+        return c.reshape(value, [*[sizes[x] for x in groups[0]], *[product(sizes[x] for x in g) for g in groups[1:]]])
+
+    left = matrix(a, a_labels, [batch, rows, summed])
+    right = matrix(b, b_labels, [batch, summed, columns])
+    out = c.emit(MatmulOp, left, right)
+    return c.reshape(out, [sizes[x] for x in (*batch, *rows, *columns)]), "".join((*batch, *rows, *columns))
+
+
+def _without(c: Builder, value: SSAValue, labels: str, needed: set[str]) -> tuple[SSAValue, str]:
+    """A tensor with the labels that nobody else has summed out."""
+    alone = [axis for axis, x in enumerate(labels) if x not in needed]
+    return c.reduce("sum", value, alone), "".join(x for x in labels if x in needed)
+
+
+@lowers("aten.conv1d.default", "aten.conv2d.default", "aten.conv3d.default")
+def conv(
+    c: Builder, input: SSAValue, weight: SSAValue, bias: SSAValue | None = None, stride: Any = 1,  # noqa: A002
+    padding: Any = 0, dilation: Any = 1, groups: int = 1,
+) -> SSAValue:
+    x, spatial = tensor(input), tensor(weight).rank - 2
+    batched = input if x.rank == spatial + 2 else c.reshape(input, [1, *x.dims])
+    low = high = _per_axis(padding, spatial)
+    made = c.emit(
+        ConvolutionOp, batched, weight, bias, strides=_per_axis(stride, spatial), padding_low=low, padding_high=high,
+        dilation=_per_axis(dilation, spatial), groups=groups,
+    )
+    return c.reshape(made, c.result.dims)
+
+
+@lowers("aten.conv1d.padding", "aten.conv2d.padding", "aten.conv3d.padding")
+def conv_padding(
+    c: Builder, input: SSAValue, weight: SSAValue, bias: SSAValue | None = None, stride: Any = 1,  # noqa: A002
+    padding: str = "valid", dilation: Any = 1, groups: int = 1,
+) -> SSAValue:
+    """Padding by name: "same" puts the odd element after, as torch does."""
+    spatial = tensor(weight).rank - 2
+    spread = _per_axis(dilation, spatial)
+    windows = [d.constant for d in tensor(weight).dims[2:]]
+    total = [s * ((w or 1) - 1) if padding == "same" else 0 for s, w in zip(spread, windows, strict=True)]
+    x = tensor(input)
+    batched = input if x.rank == spatial + 2 else c.reshape(input, [1, *x.dims])
+    made = c.emit(
+        ConvolutionOp, batched, weight, bias, strides=_per_axis(stride, spatial),
+        padding_low=[n // 2 for n in total], padding_high=[n - n // 2 for n in total], dilation=spread, groups=groups,
+    )
+    return c.reshape(made, c.result.dims)
+
+
+@lowers("aten.convolution.default")
+def convolution(
+    c: Builder, input: SSAValue, weight: SSAValue, bias: SSAValue | None, stride: Any, padding: Any,  # noqa: A002
+    dilation: Any, transposed: bool, output_padding: Any, groups: int,
+) -> SSAValue:
+    if transposed:
+        raise Unsupported("a transposed convolution")
+    return conv(c, input, weight, bias, stride, padding, dilation, groups)
+
+
+def _per_axis(value: Any, spatial: int) -> list[int]:
+    listed = value if isinstance(value, (list, tuple)) else [value]
+    plain = [n.constant if isinstance(n, Expr) else n for n in listed]
+    return [int(n or 0) for n in (plain * spatial if len(plain) == 1 else plain)]

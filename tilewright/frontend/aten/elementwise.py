@@ -1,0 +1,283 @@
+"""Arithmetic on elements: the result dtype is torch's, operands are cast to it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from xdsl.ir import SSAValue
+
+from tilewright.frontend.builder import Builder, Weak
+from tilewright.frontend.registry import Unsupported, lowers
+from tilewright.ir.dims import Expr
+from tilewright.ir.dtypes import F32, I1
+from tilewright.ir.graph.base import tensor
+
+_UNARY = {
+    "neg": "neg", "abs": "abs", "sqrt": "sqrt", "rsqrt": "rsqrt", "reciprocal": "reciprocal", "exp": "exp",
+    "exp2": "exp2", "expm1": "expm1", "log": "log", "log1p": "log1p", "sin": "sin", "cos": "cos", "tanh": "tanh",
+    "erf": "erf", "sigmoid": "sigmoid", "relu": "relu", "silu": "silu", "special_expm1": "expm1",
+    "special_erf": "erf", "special_expit": "sigmoid",
+}  # fmt: skip
+_INTEGER_IDENTITY = {"floor": "floor", "ceil": "ceil", "trunc": "trunc", "round": "round", "fix": "trunc"}
+
+
+def _register_unary() -> None:
+    for operator, fn in _UNARY.items():
+        lowers(f"aten.{operator}.default")(lambda c, self, fn=fn: c.map(fn, self))
+    for operator, fn in _INTEGER_IDENTITY.items():
+        lowers(f"aten.{operator}.default")(
+            lambda c, self, fn=fn: c.map(fn, self) if c.result.dtype.is_float else self
+        )
+
+
+_register_unary()
+
+
+@lowers("aten.sign.default", "aten.sgn.default")
+def sign(c: Builder, self: SSAValue) -> SSAValue:
+    return self if tensor(self).dtype == I1 else c.map("sign", self)
+
+
+@lowers("aten.round.decimals")
+def round_decimals(c: Builder, self: SSAValue, decimals: int) -> SSAValue:
+    scale = 10.0 ** abs(decimals)
+    first, second = ("mul", "div") if decimals >= 0 else ("div", "mul")
+    return c.map(second, c.map("round", c.map(first, self, scale)), scale)
+
+
+@lowers("aten.square.default")
+def square(c: Builder, self: SSAValue) -> SSAValue:
+    return c.map("mul", self, self)
+
+
+@lowers("aten.log2.default")
+def log2(c: Builder, self: SSAValue) -> SSAValue:
+    return c.map("div", c.map("log", self), math.log(2))
+
+
+@lowers("aten.log10.default")
+def log10(c: Builder, self: SSAValue) -> SSAValue:
+    return c.map("div", c.map("log", self), math.log(10))
+
+
+@lowers("aten.tan.default")
+def tan(c: Builder, self: SSAValue) -> SSAValue:
+    return c.map("div", c.map("sin", self), c.map("cos", self))
+
+
+@lowers("aten.sinh.default")
+def sinh(c: Builder, self: SSAValue) -> SSAValue:
+    # expm1(x) / 2 * (1 + 1 / exp(x)) keeps the digits of small x that exp(x) - exp(-x) loses
+    grown = c.map("expm1", self)
+    return c.map("mul", 0.5, c.map("add", grown, c.map("div", grown, c.map("add", grown, 1.0))))
+
+
+@lowers("aten.cosh.default")
+def cosh(c: Builder, self: SSAValue) -> SSAValue:
+    return c.map("mul", 0.5, c.map("add", c.map("exp", self), c.map("exp", c.map("neg", self))))
+
+
+@lowers("aten.add.Tensor", "aten.add.Scalar")
+def add(c: Builder, self: Any, other: Any, alpha: Any = 1) -> SSAValue:
+    if c.result.dtype == I1:
+        return c.map("or", self, other)
+    return c.map("add", self, other if alpha == 1 else c.map("mul", other, alpha))
+
+
+@lowers("aten.sub.Tensor", "aten.sub.Scalar")
+def sub(c: Builder, self: Any, other: Any, alpha: Any = 1) -> SSAValue:
+    return c.map("sub", self, other if alpha == 1 else c.map("mul", other, alpha))
+
+
+@lowers("aten.rsub.Tensor", "aten.rsub.Scalar")
+def rsub(c: Builder, self: Any, other: Any, alpha: Any = 1) -> SSAValue:
+    return sub(c, other, self, alpha)
+
+
+@lowers("aten.mul.Tensor", "aten.mul.Scalar", "aten.multiply.Tensor")
+def mul(c: Builder, self: Any, other: Any) -> SSAValue:
+    return c.map("and" if c.result.dtype == I1 else "mul", self, other)
+
+
+@lowers("aten.div.Tensor", "aten.div.Scalar", "aten.true_divide.Tensor", "aten.divide.Tensor")
+def div(c: Builder, self: Any, other: Any) -> SSAValue:
+    return c.map("div", self, other)
+
+
+@lowers("aten.div.Tensor_mode", "aten.div.Scalar_mode")
+def div_mode(c: Builder, self: Any, other: Any, *, rounding_mode: str | None = None) -> SSAValue:
+    if rounding_mode == "floor":
+        return c.map("floordiv", self, other)
+    quotient = c.map("div", self, other)
+    # integer division truncates already
+    return c.map("trunc", quotient) if rounding_mode == "trunc" and c.result.dtype.is_float else quotient
+
+
+@lowers("aten.floor_divide.default", "aten.floor_divide.Scalar")
+def floor_divide(c: Builder, self: Any, other: Any) -> SSAValue:
+    return c.map("floordiv", self, other)
+
+
+@lowers("aten.remainder.Tensor", "aten.remainder.Scalar", "aten.remainder.Scalar_Tensor")
+def remainder(c: Builder, self: Any, other: Any) -> SSAValue:
+    return c.map("remainder", self, other)
+
+
+@lowers("aten.fmod.Tensor", "aten.fmod.Scalar")
+def fmod(c: Builder, self: Any, other: Any) -> SSAValue:
+    # the remainder of magnitudes, with the sign of the dividend
+    rest = c.map("remainder", c.map("abs", self), c.map("abs", other))
+    negative = c.map("lt", self, 0, dtype=c.result.dtype)
+    return c.select(negative, c.map("neg", rest), rest, c.result.dtype)
+
+
+@lowers("aten.pow.Tensor_Scalar")
+def power(c: Builder, self: SSAValue, exponent: Any) -> SSAValue:
+    """Small exponents as torch computes them: products, roots and reciprocals."""
+    if isinstance(exponent, (Weak, Expr)):
+        return c.map("pow", self, exponent)
+    if exponent == int(exponent) and abs(exponent) <= 64 and (c.result.dtype.is_integer or abs(exponent) <= 3):
+        return _integer_power(c, self, int(exponent))
+    if exponent == 0.5:
+        return c.map("sqrt", self)
+    if exponent == -0.5:
+        return c.map("rsqrt", self)
+    return c.map("pow", self, exponent)
+
+
+def _integer_power(c: Builder, base: SSAValue, exponent: int) -> SSAValue:
+    if exponent < 0:
+        if c.result.dtype.is_integer:
+            raise Unsupported("an integer to a negative power")
+        return c.map("reciprocal", _integer_power(c, base, -exponent))
+    if exponent == 0:
+        return c.full(1, c.result.dims, c.result.dtype)
+    found, factor = None, c.cast(base, c.result.dtype)
+    while exponent:
+        if exponent & 1:
+            found = factor if found is None else c.map("mul", found, factor)
+        exponent >>= 1
+        factor = c.map("mul", factor, factor) if exponent else factor
+    return factor if found is None else found
+
+
+@lowers("aten.pow.Tensor_Tensor", "aten.pow.Scalar", "aten.float_power.Tensor_Scalar", "aten.float_power.Tensor_Tensor")
+def power_tensor(c: Builder, self: Any, exponent: Any) -> SSAValue:
+    if c.result.dtype.is_integer:
+        raise Unsupported("an integer to a power that is a tensor")
+    return c.map("pow", self, exponent)
+
+
+@lowers("aten.maximum.default", "aten.max.other")
+def maximum(c: Builder, self: SSAValue, other: SSAValue) -> SSAValue:
+    return c.map("or" if c.result.dtype == I1 else "max", self, other)
+
+
+@lowers("aten.minimum.default", "aten.min.other")
+def minimum(c: Builder, self: SSAValue, other: SSAValue) -> SSAValue:
+    return c.map("and" if c.result.dtype == I1 else "min", self, other)
+
+
+@lowers("aten.fmax.default")
+def fmax(c: Builder, self: SSAValue, other: SSAValue) -> SSAValue:
+    return _ignoring_nan(c, "max", self, other)
+
+
+@lowers("aten.fmin.default")
+def fmin(c: Builder, self: SSAValue, other: SSAValue) -> SSAValue:
+    return _ignoring_nan(c, "min", self, other)
+
+
+def _ignoring_nan(c: Builder, fn: str, a: SSAValue, b: SSAValue) -> SSAValue:
+    dtype = c.result.dtype
+    if not dtype.is_float:
+        return c.map(fn, a, b)
+    found = c.select(c.map("isnan", b), a, c.map(fn, a, b), dtype)
+    return c.select(c.map("isnan", a), b, found, dtype)
+
+
+@lowers("aten.clamp.default", "aten.clamp.Tensor", "aten.clip.default", "aten.clip.Tensor", "aten.hardtanh.default")
+def clamp(c: Builder, self: SSAValue, min: Any = None, max: Any = None, **limits: Any) -> SSAValue:  # noqa: A002
+    low, high = limits.get("min_val", min), limits.get("max_val", max)
+    if low is not None:
+        self = c.map("max", self, low)
+    return c.map("min", self, high) if high is not None else c.cast(self, c.result.dtype)
+
+
+@lowers("aten.clamp_min.default", "aten.clamp_min.Tensor")
+def clamp_min(c: Builder, self: SSAValue, min: Any) -> SSAValue:  # noqa: A002
+    return c.map("max", self, min)
+
+
+@lowers("aten.clamp_max.default", "aten.clamp_max.Tensor")
+def clamp_max(c: Builder, self: SSAValue, max: Any) -> SSAValue:  # noqa: A002
+    return c.map("min", self, max)
+
+
+@lowers("aten.lerp.Scalar", "aten.lerp.Tensor")
+def lerp(c: Builder, self: SSAValue, end: SSAValue, weight: Any) -> SSAValue:
+    return c.map("add", self, c.map("mul", weight, c.map("sub", end, self)))
+
+
+@lowers("aten.addcmul.default")
+def addcmul(c: Builder, self: SSAValue, tensor1: SSAValue, tensor2: SSAValue, *, value: Any = 1) -> SSAValue:
+    product = c.map("mul", tensor1, tensor2)
+    return c.map("add", self, product if value == 1 else c.map("mul", value, product))
+
+
+@lowers("aten.addcdiv.default")
+def addcdiv(c: Builder, self: SSAValue, tensor1: SSAValue, tensor2: SSAValue, *, value: Any = 1) -> SSAValue:
+    quotient = c.map("div", tensor1, tensor2)
+    return c.map("add", self, quotient if value == 1 else c.map("mul", value, quotient))
+
+
+@lowers("aten.logaddexp.default")
+def logaddexp(c: Builder, self: SSAValue, other: SSAValue) -> SSAValue:
+    # b + softplus(a - b), the larger first; equal infinities have no difference to take
+    large, small = c.map("max", self, other), c.map("min", self, other)
+    same = c.map("eq", large, small)
+    grown = c.map("softplus", c.map("sub", small, large))
+    doubled = c.map("add", large, math.log(2))
+    return c.select(same, doubled, c.map("add", large, grown), c.result.dtype)
+
+
+@lowers("aten.nan_to_num.default")
+def nan_to_num(
+    c: Builder, self: SSAValue, nan: float | None = None, posinf: float | None = None, neginf: float | None = None
+) -> SSAValue:
+    dtype = c.result.dtype
+    if not dtype.is_float:
+        return self
+    largest = _largest(dtype.name)
+    found = c.select(c.map("isnan", self), nan or 0.0, self, dtype)
+    found = c.select(c.map("eq", self, math.inf), largest if posinf is None else posinf, found, dtype)
+    return c.select(c.map("eq", self, -math.inf), -largest if neginf is None else neginf, found, dtype)
+
+
+def _largest(name: str) -> float:
+    import numpy as np
+
+    if name == "bf16":
+        return float(np.array([0x7F7F0000], np.uint32).view(np.float32)[0])
+    return float(np.finfo({"f16": "float16", "f32": "float32", "f64": "float64"}[name]).max)
+
+
+@lowers("aten.where.self", "aten.where.ScalarOther", "aten.where.ScalarSelf", "aten.where.Scalar")
+def where(c: Builder, condition: SSAValue, self: Any, other: Any) -> SSAValue:
+    return c.select(condition, self, other, c.result.dtype)
+
+
+@lowers("aten.masked_fill.Scalar", "aten.masked_fill.Tensor")
+def masked_fill(c: Builder, self: SSAValue, mask: SSAValue, value: Any) -> SSAValue:
+    return c.select(mask, value, self, c.result.dtype)
+
+
+@lowers("aten.erfc.default", "aten.special_erfc.default")
+def erfc(c: Builder, self: SSAValue) -> SSAValue:
+    # for large arguments 1 - erf cancels; f64 keeps torch's f32 digits up to where erfc itself is below 1e-9
+    if c.result.dtype not in (F32,):
+        raise Unsupported(f"erfc in {c.result.dtype}")
+    from tilewright.ir.dtypes import F64
+
+    return c.cast(c.map("sub", 1.0, c.map("erf", c.cast(self, F64), dtype=F64), dtype=F64), F32)

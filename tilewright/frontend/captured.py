@@ -1,0 +1,68 @@
+"""What capture hands to the compiler: the graph, the model's tensors, and how a call looks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from xdsl.dialects.builtin import ModuleOp
+
+from tilewright.ir.dims import Dim, Expr
+from tilewright.ir.signature import Signature
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """A relation between dims that the capture relied on and that the bounds do not prove: checked at call entry."""
+
+    left: Expr
+    relation: Literal["==", "<=", "<"]
+    right: Expr
+    where: str | None = None
+
+    def holds(self, sizes: Mapping[str, int]) -> bool:
+        """Whether the relation is true at given sizes."""
+        a, b = self.left.evaluate(sizes), self.right.evaluate(sizes)
+        return a == b if self.relation == "==" else a <= b if self.relation == "<=" else a < b
+
+    def __str__(self) -> str:
+        return f"{self.left} {self.relation} {self.right}"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the graph came from, for the report: the model's class and the library that captured it."""
+
+    model: str
+    captured_by: str
+    operators: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A captured model.
+
+    module: a builtin.module with `graph.func @main` and the `tw.dims` attribute.
+    weights: parameters and buffers by their state-dict name, as references to the model's own storage; tensors that
+    share storage are one entry, and `aliases` maps their other names to it.
+    transient: the names among `weights` that no state dict holds (non-persistent buffers, lifted constants).
+    states: buffers that forward writes to, with their initial values.
+    guards: relations between dims the graph relies on. notes: what the user should know and would not see otherwise.
+    externs: the functions behind `graph.extern`, by callee.
+    """
+
+    module: ModuleOp
+    weights: Mapping[str, torch.Tensor]
+    aliases: Mapping[str, str]
+    transient: frozenset[str]
+    states: Mapping[str, torch.Tensor]
+    signature: Signature
+    dims: tuple[Dim, ...]
+    guards: tuple[Guard, ...]
+    notes: tuple[str, ...]
+    source: Source
+    externs: Mapping[str, Callable[..., Any]]

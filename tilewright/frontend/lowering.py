@@ -1,0 +1,170 @@
+"""From an exported program to `@main`: walks the graph once and lets the operator table build each node."""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from xdsl.ir import SSAValue
+
+from tilewright.errors import IRError, Problem, UnsupportedOpError
+from tilewright.frontend.builder import Builder, Weak
+from tilewright.frontend.externs import Externs
+from tilewright.frontend.liveness import live_nodes
+from tilewright.frontend.locations import of_node
+from tilewright.frontend.registry import Unsupported, lowerings
+from tilewright.frontend.symbols import UnknownSizeError
+from tilewright.ir.dtypes import F64
+
+
+class GraphLowering:
+    """Lowers the nodes of one exported program (and of the graphs inside it) into a builder's block.
+
+    values: what each node stands for: an SSA value, a size (`Expr`), a number dependent on sizes (`Weak`), a Python
+    value, or a tuple of those. The caller binds the placeholders first.
+    """
+
+    def __init__(self, builder: Builder, *, externs: Externs | None) -> None:
+        self.builder = builder
+        self.externs = externs
+        self.values: dict[Any, Any] = {}
+        self.operators: Counter[str] = Counter()
+        self._problems: dict[tuple[str, str], list[str | None]] = {}
+
+    def run(self, module: Any) -> list[Any]:
+        """Lowers every node that the output needs and returns the output's leaves."""
+        live = live_nodes(module.graph)
+        for node in module.graph.nodes:
+            if node.op == "output":
+                return [self.value(leaf) for leaf in _flat(node.args[0])]
+            if node in live and node.op != "placeholder":
+                self.values[node] = self._node(module, node)
+        return []
+
+    def value(self, argument: Any) -> Any:
+        """What an argument of a node stands for."""
+        if isinstance(argument, (list, tuple)):
+            return [self.value(a) for a in argument]
+        return self.values.get(argument) if hasattr(argument, "meta") else argument
+
+    def require_supported(self) -> None:
+        """UnsupportedOpError listing every operator without a lowering: how often it occurs and where first."""
+        if self._problems:
+            problems = [
+                Problem(f"{reason}, {len(places)} use{'s' if len(places) > 1 else ''}", op=name, where=places[0])
+                for (name, reason), places in sorted(self._problems.items())
+            ]
+            raise UnsupportedOpError(problems, step='pass fallback="torch" to keep these operators in torch')
+
+    def _node(self, module: Any, node: Any) -> Any:
+        if node.op == "get_attr":
+            return getattr(module, node.target)
+        self.builder.at(node)
+        if node.target is operator.getitem:
+            source = self.value(node.args[0])
+            return None if source is None else source[node.args[1]]
+        val = node.meta.get("val")
+        if not hasattr(val, "shape") and not isinstance(val, (tuple, list)):
+            return self._scalar(node, val)
+        inner = next((a for a in node.args if hasattr(a, "op") and a.op == "get_attr"), None)
+        if inner is not None and hasattr(self.values.get(inner), "graph"):
+            return self._inline(node, self.values[inner], node.args[node.args.index(inner) + 1 :])
+        return self._operator(node)
+
+    def _scalar(self, node: Any, val: Any) -> Any:
+        """A size or number among the nodes."""
+        import torch
+
+        if isinstance(val, torch.SymInt):
+            try:
+                return self.builder.symbols.size(val)
+            except UnknownSizeError:
+                return self._refuse(node, "a size that depends on the values of tensors")
+        if isinstance(val, torch.SymFloat):
+            return self._number(node)
+        if isinstance(val, torch.SymBool):
+            return self._refuse(node, "a condition on sizes")
+        return val
+
+    def _number(self, node: Any) -> Any:
+        """A number computed from sizes, in f64 as Python computes it."""
+        name = getattr(node.target, "__name__", str(node.target))
+        fn = _NUMBER_FUNCTIONS.get(name)
+        operands = self.value(node.args)
+        if fn is None or any(o is None for o in operands):
+            return self._refuse(node, f"the number function {name} of sizes")
+        if fn == "":
+            return Weak(self.builder.operand(operands[0], F64))
+        return Weak(self.builder.map(fn, *operands, dtype=F64))
+
+    def _inline(self, node: Any, inner: Any, arguments: Iterable[Any]) -> Any:
+        """A graph inside the graph (a region with grad or autocast switched): its nodes, in place."""
+        wrapper = getattr(node.target, "__name__", str(node.target))
+        if wrapper not in _TRANSPARENT:
+            return self._refuse(node, "control flow")
+        placeholders = [n for n in inner.graph.nodes if n.op == "placeholder"]
+        for placeholder, argument in zip(placeholders, arguments, strict=True):
+            self.values[placeholder] = self.value(argument)
+        return tuple(self.run(inner))
+
+    def _operator(self, node: Any) -> Any:
+        name = str(node.target)
+        self.operators[name] += 1
+        lower = lowerings().get(name)
+        args = self.value(list(node.args))
+        kwargs = {key: self.value(argument) for key, argument in node.kwargs.items()}
+        if any(a is None and hasattr(n, "meta") for n, a in zip(node.args, args, strict=True)):
+            # an operand was refused already; this node is not at fault
+            return None
+        reason = "no lowering"
+        if lower is not None:
+            try:
+                return self._fitted(node, lower(self.builder, *args, **kwargs))
+            except Unsupported as verdict:
+                reason = str(verdict)
+            except IRError as fault:
+                reason = fault.problems[0].text
+        if self.externs is not None:
+            try:
+                return self.externs.call(self.builder, node, args, kwargs)
+            except Unsupported as verdict:
+                reason = str(verdict)
+        return self._refuse(node, reason)
+
+    def _fitted(self, node: Any, made: Any) -> Any:
+        """The results in the types torch computed."""
+        val = node.meta["val"]
+        if isinstance(made, SSAValue):
+            return self.builder.fit(made, self.builder.type_of(val)) if hasattr(val, "shape") else made
+        return tuple(
+            self.builder.fit(value, self.builder.type_of(fake)) if isinstance(value, SSAValue) else value
+            for value, fake in zip(made, val, strict=True)
+        )
+
+    def _refuse(self, node: Any, reason: str) -> None:
+        self._problems.setdefault((str(node.target), reason), []).append(of_node(node))
+
+
+_TRANSPARENT = ("wrap_with_set_grad_enabled", "wrap_with_autocast", "inductor_compiled_code")
+_NUMBER_FUNCTIONS = {
+    "sym_float": "", "truediv": "div", "int_truediv": "div", "mul": "mul", "add": "add", "sub": "sub", "pow": "pow",
+    "_sym_sqrt": "sqrt", "sqrt": "sqrt", "neg": "neg", "_sym_log": "log", "_sym_exp": "exp",
+}
+
+
+def _flat(value: Any) -> list[Any]:
+    if isinstance(value, (list, tuple)):
+        return [leaf for item in value for leaf in _flat(item)]
+    return [value]
+
+
+def drop_unused(builder: Builder) -> None:
+    """Removes ops without effects whose results nobody uses."""
+    for op in reversed(list(builder.block.ops)):
+        if getattr(op, "PURE", False) and not any(result.uses for result in op.results):
+            op.detach()
+            op.erase()
+
+

@@ -1,0 +1,163 @@
+"""What a backend is: one frozen manifest, validated when registered, found by entry point.
+
+A backend takes modules of launches (tile level) and gives a `Build`: per kernel an object and its source, plus what the
+runtime needs to run them. Supported ops follow from its printer, not from a second table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any, Literal, Protocol
+
+from xdsl.dialects.builtin import ModuleOp
+
+from tilewright.errors import BackendManifestError, Problem, TargetError
+from tilewright.ir.machine import Machine
+from tilewright.ir.tile.structure import KernelOp
+
+API_VERSION = 1
+GROUP = "tilewright.backends"
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltKernel:
+    """One compiled kernel: its object bytes, the symbol to call, the readable source, and the content key it is cached by."""
+
+    name: str
+    symbol: str
+    object: bytes
+    source: str
+    key: str
+    features: tuple[str, ...]
+
+
+class KernelBuilder(Protocol):
+    """Compiles kernels of a module; `instrument` builds the counting twins whose last buffer receives the counters."""
+
+    def __call__(
+        self,
+        kernels: Sequence[KernelOp],
+        machine: Machine,
+        *,
+        instrument: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[BuiltKernel]: ...
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A backend's manifest.
+
+    takes: the level it accepts. machines: machine name -> description, built when asked. legalize: pipeline text run after
+    the default pipeline. build: kernels to objects. runtime_objects: native code its programs need besides kernels
+    (a driver), by name. probe: says what is missing to use it, or None when it is ready.
+    """
+
+    api: int
+    name: str
+    takes: Literal["tile", "queue", "graph"]
+    machines: Mapping[str, Callable[[], Machine]]
+    default_machine: Callable[[], str]
+    dtypes: frozenset[str]
+    legalize: str
+    build: KernelBuilder
+    runtime_objects: Callable[[Machine], Mapping[str, bytes]]
+    probe: Callable[[], str | None]
+    execute: str = "cpu"
+
+    def __post_init__(self) -> None:
+        faults = []
+        if self.api != API_VERSION:
+            faults.append(f"api: {self.api} is not {API_VERSION}")
+        if not self.name.isidentifier():
+            faults.append(f"name: {self.name!r} is not an identifier")
+        if self.takes not in ("tile", "queue", "graph"):
+            faults.append(f"takes: {self.takes!r} is not tile, queue or graph")
+        if not self.machines:
+            faults.append("machines: none is described")
+        if faults:
+            raise BackendManifestError(
+                [f"backend {self.name}: {f}" for f in faults], step="correct the manifest's field"
+            )
+
+
+_registered: dict[str, Backend] = {}
+
+
+def register_backend(backend: Backend) -> None:
+    """Makes a backend known for this process; a name registered twice by different manifests is an error."""
+    known = _registered.setdefault(backend.name, backend)
+    if known is not backend:
+        raise BackendManifestError(f"backend {backend.name!r} is registered twice", step="rename one of them")
+
+
+def backends() -> dict[str, Backend]:
+    """Every backend: those registered in this process and those installed as entry points."""
+    found = dict(_registered)
+    origin: dict[str, str] = {}
+    for point in entry_points(group=GROUP):
+        distribution = point.dist.name if point.dist else "?"
+        if point.name in origin and origin[point.name] != distribution:
+            raise BackendManifestError(
+                f"backend {point.name!r} is installed by {origin[point.name]} and {distribution}",
+                step="uninstall one of them",
+            )
+        origin[point.name] = distribution
+        if point.name not in found:
+            found[point.name] = point.load()
+    return found
+
+
+def resolve_target(target: str | Sequence[str]) -> tuple[Backend, Machine]:
+    """The backend and machine of "cpu", "cpu:avx2" or a preference list (the first that is ready)."""
+    wanted = [target] if isinstance(target, str) else list(target)
+    known = backends()
+    faults: list[str | Problem] = []
+    for name in wanted:
+        backend_name, _, machine_name = name.partition(":")
+        backend = known.get(backend_name)
+        if backend is None:
+            faults.append(f"no backend is called {backend_name!r}")
+            continue
+        machine_name = machine_name or backend.default_machine()
+        if machine_name not in backend.machines:
+            faults.append(f"{backend_name} has no machine {machine_name!r}; it has {', '.join(backend.machines)}")
+            continue
+        missing = backend.probe()
+        if missing is not None:
+            faults.append(f"{backend_name} is not ready: {missing}")
+            continue
+        return backend, backend.machines[machine_name]()
+    listed = ", ".join(f"{b.name}:{m}" for b in known.values() for m in b.machines)
+    raise TargetError(faults, step=f"use one of {listed}")
+
+
+def content_of(kernel: KernelOp) -> str:
+    """The kernel's text without its name: what its content hash is taken from."""
+    clone = kernel.clone()
+    clone.properties["sym_name"] = type(kernel.sym_name)("kernel")
+    for op in clone.walk():
+        op.attributes.clear()
+    return str(clone)
+
+
+def kernels_of(module: ModuleOp) -> dict[str, KernelOp]:
+    """Every kernel of a module by name."""
+    return {op.sym_name.data: op for op in module.walk() if isinstance(op, KernelOp)}
+
+
+__all__ = [
+    "API_VERSION",
+    "GROUP",
+    "Any",
+    "Backend",
+    "BuiltKernel",
+    "KernelBuilder",
+    "backends",
+    "content_of",
+    "kernels_of",
+    "register_backend",
+    "resolve_target",
+]

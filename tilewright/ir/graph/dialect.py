@@ -1,0 +1,33 @@
+"""The graph dialect as xDSL sees it: every op, and the tensor type."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from xdsl.ir import Dialect
+
+from tilewright.ir.graph.attention import ATTENTION
+from tilewright.ir.graph.base import GraphOp
+from tilewright.ir.graph.contraction import CONTRACTION
+from tilewright.ir.graph.elementwise import ELEMENTWISE
+from tilewright.ir.graph.indexing import INDEXING
+from tilewright.ir.graph.quantization import QUANTIZATION
+from tilewright.ir.graph.recurrence import RECURRENCE
+from tilewright.ir.graph.reduction import REDUCTION
+from tilewright.ir.graph.shape import SHAPE
+from tilewright.ir.graph.structure import STRUCTURE
+from tilewright.ir.types import TensorType
+
+GRAPH_OPS: Final[list[type[GraphOp]]] = [
+    *STRUCTURE,
+    *ELEMENTWISE,
+    *SHAPE,
+    *INDEXING,
+    *CONTRACTION,
+    *REDUCTION,
+    *ATTENTION,
+    *RECURRENCE,
+    *QUANTIZATION,
+]
+
+GRAPH: Final = Dialect("graph", list(GRAPH_OPS), [TensorType])

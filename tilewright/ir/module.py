@@ -1,0 +1,175 @@
+"""Modules: made, printed, parsed, and asked for what belongs to the whole program: functions, dims, weights, states.
+
+A module is xDSL's `builtin.module`. Its functions are `graph.func`, its kernels `tile.kernel`. The named dims of the
+program are the module attribute `tw.dims`:
+
+    builtin.module attributes {tw.dims = #tw.dim_space<["batch: 1..64", "tokens: 1..256"]>} { ... }
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, Final, get_args
+
+from xdsl.context import Context
+from xdsl.dialects.builtin import Builtin, ModuleOp
+from xdsl.ir import Dialect
+from xdsl.irdl import irdl_attr_definition
+from xdsl.parser import AttrParser, Parser
+from xdsl.printer import Printer
+from xdsl.utils import exceptions as xdsl_exceptions
+
+from tilewright.errors import IRError, ParseError, Problem, TilewrightError
+from tilewright.ir.attributes import BARE_ATTRIBUTES, BareData
+from tilewright.ir.dims import Dim, DimKind, DimSpace
+from tilewright.ir.graph.dialect import GRAPH
+from tilewright.ir.graph.structure import FuncOp, StateReadOp, StateWriteOp, WeightOp
+from tilewright.ir.types import TensorType
+
+DIMS: Final = "tw.dims"
+
+_DIM: Final = re.compile(r"(?P<name>[A-Za-z_]\w*): (?P<low>\d+)\.\.(?P<high>\d*)(?: (?P<kind>\w+))?")
+
+
+@irdl_attr_definition
+class DimSpaceAttr(BareData[tuple[Dim, ...]]):
+    """The named dims of a program, in declared order: `["batch: 1..64", "experts_hit: 0..128 runtime"]`."""
+
+    name = "tw.dim_space"
+
+    def print_bare(self, printer: Printer) -> None:
+        with printer.in_square_brackets():
+            printer.print_list(self.data, lambda dim: printer.print_string_literal(_dim_text(dim)))
+
+    @classmethod
+    def parse_bare(cls, parser: AttrParser) -> DimSpaceAttr:
+        dims = parser.parse_comma_separated_list(parser.Delimiter.SQUARE, lambda: _parse_dim(parser))
+        return cls(tuple(dims))
+
+    @classmethod
+    def of(cls, value: Any) -> DimSpaceAttr:
+        return value if isinstance(value, cls) else cls(tuple(value))
+
+
+def _dim_text(dim: Dim) -> str:
+    return str(dim) if dim.kind == "declared" else f"{dim} {dim.kind}"
+
+
+def _parse_dim(parser: AttrParser) -> Dim:
+    text = parser.parse_str_literal()
+    found = _DIM.fullmatch(text)
+    if found is None or (found["kind"] or "declared") not in get_args(DimKind):
+        parser.raise_error(f'expected a dim like "tokens: 1..256" or "hits: 0..64 runtime", got "{text}"')
+    high = int(found["high"]) if found["high"] else None
+    kind: Any = found["kind"] or "declared"
+    return Dim(found["name"], int(found["low"]), high, kind)
+
+
+TW: Final = Dialect("tw", [], [*BARE_ATTRIBUTES, DimSpaceAttr])
+
+
+def dialects() -> list[Dialect]:
+    """Every dialect of Tilewright."""
+    # imported here: whoever only builds graphs does not pay for the tile dialect
+    from tilewright.ir.tile.dialect import TILE
+
+    return [TW, GRAPH, TILE]
+
+
+def new_context() -> Context:
+    """An xDSL context that knows every op, type and attribute of Tilewright."""
+    context = Context()
+    for dialect in [Builtin, *dialects()]:
+        context.load_dialect(dialect)
+    return context
+
+
+def new_module(dims: Iterable[Dim] = ()) -> ModuleOp:
+    """An empty module with named dims."""
+    module = ModuleOp([])
+    set_dim_space(module, DimSpace(dims))
+    return module
+
+
+def dim_space(module: ModuleOp) -> DimSpace:
+    """The named dims of a module; a space without dims where it declares none."""
+    found = module.attributes.get(DIMS)
+    return DimSpace(found.data if isinstance(found, DimSpaceAttr) else ())
+
+
+def set_dim_space(module: ModuleOp, space: DimSpace) -> None:
+    """Declares the named dims of a module."""
+    module.attributes[DIMS] = DimSpaceAttr(tuple(space.dims.values()))
+
+
+def print_module(module: ModuleOp) -> str:
+    """The module's text; `parse_module` reads it back as the same module."""
+    return f"{module}\n"
+
+
+def parse_module(text: str, name: str = "<text>") -> ModuleOp:
+    """The module a text describes, verified.
+
+    Raises ParseError with line and column where the text is not IR, IRError listing every broken rule where it is.
+    """
+    # the verifier asks modules the questions defined below, so it imports this file
+    from tilewright.ir.verifier import verify
+
+    parser = Parser(new_context(), text, name)
+    try:
+        module = parser.parse_module()
+    except xdsl_exceptions.ParseError as fault:
+        place = fault.span.get_location()
+        raise _parse_error(fault.msg, name, place.line, place.col) from None
+    except (TilewrightError, xdsl_exceptions.VerifyException, ValueError) as fault:
+        # raised by a type, an attribute or an op's constructor while the parser stood behind its text
+        line, column = _place(text, parser.pos)
+        reason = fault.problems[0].text if isinstance(fault, TilewrightError) else str(fault)
+        raise _parse_error(reason, name, line, column) from fault
+    except RecursionError:
+        raise _parse_error("regions are nested too deeply", name, *_place(text, parser.pos)) from None
+    verify(module)
+    return module
+
+
+def _parse_error(reason: str, name: str, line: int, column: int) -> ParseError:
+    return ParseError(
+        Problem(reason.strip(), where=f"{name}:{line}:{column}"), step=f"look at line {line}, column {column} of {name}"
+    )
+
+
+def _place(text: str, position: int) -> tuple[int, int]:
+    before = text[:position]
+    return before.count("\n") + 1, position - (before.rfind("\n") + 1) + 1
+
+
+def functions(module: ModuleOp) -> dict[str, FuncOp]:
+    """The functions of a module by name, in order."""
+    return {op.symbol: op for op in module.body.block.ops if isinstance(op, FuncOp)}
+
+
+def function(module: ModuleOp, name: str) -> FuncOp:
+    """A function by name; IRError lists those there are."""
+    found = functions(module)
+    if name not in found:
+        raise IRError(f"the module has no function @{name}", step=f"use one of: {', '.join(found) or 'it has none'}")
+    return found[name]
+
+
+def weights(module: ModuleOp) -> dict[str, TensorType]:
+    """The weights a module names, with their types, in order of first use."""
+    return dict(_named(module, WeightOp))
+
+
+def states(module: ModuleOp) -> dict[str, TensorType]:
+    """The states a module reads or writes, with their types, in order of first use."""
+    return dict(_named(module, StateReadOp, StateWriteOp))
+
+
+def _named(module: ModuleOp, *kinds: type[WeightOp | StateReadOp | StateWriteOp]) -> Iterator[tuple[str, TensorType]]:
+    for op in module.walk():
+        if isinstance(op, kinds):
+            value = op.value if isinstance(op, StateWriteOp) else op.out
+            if isinstance(value.type, TensorType):
+                yield op.label.data, value.type

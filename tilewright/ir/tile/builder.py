@@ -1,0 +1,250 @@
+"""Builds a `tile.kernel` op by op: the one builder that the compiler's skeletons and user kernels share.
+
+    b = KernelBuilder("scale", dims=["n"])
+    x, y = b.buffer(["n", 384], F32), b.output(["n", 384], F32)
+    i, j = b.grid(["n", 384], [1, 64])
+    b.store(b.map("mul", b.load(b.dense(x), [i, j], [1, 64]), b.constant(2.0)), b.dense(y), [i, j])
+    kernel = b.finish()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, TypeAlias
+
+from xdsl.ir import Block, Operation, Region, SSAValue
+
+from tilewright.errors import IRError
+from tilewright.ir.dims import Expr, ExprLike
+from tilewright.ir.dtypes import F32, DType
+from tilewright.ir.operation import TwOperation
+from tilewright.ir.tile import compute, memory, structure
+from tilewright.ir.tile.base import buffer as buffer_type
+from tilewright.ir.tile.base import tile as tile_type
+from tilewright.ir.types import BufferType, IndexType
+
+Index: TypeAlias = SSAValue | ExprLike
+
+
+class KernelBuilder:
+    """One kernel under construction; every method returns the SSA value it made."""
+
+    def __init__(self, name: str, dims: Sequence[str], *, like: Operation | None = None) -> None:
+        self.name = name
+        self.dims = tuple(dims)
+        self._block = Block()
+        self._blocks = [self._block]
+        self._outputs = 0
+        self._grid: tuple[tuple[Expr, ...], tuple[int, ...], tuple[int, ...]] | None = None
+        self._like = like
+        self._views: dict[tuple[SSAValue, tuple[Expr, ...], tuple[Expr, ...], Expr], SSAValue] = {}
+
+    # --- arguments and grid ---------------------------------------------------------------------------------------
+
+    def buffer(self, dims: Sequence[ExprLike], dtype: DType) -> SSAValue:
+        """The next input buffer."""
+        if self._outputs or self._grid:
+            raise IRError(f"kernel {self.name}: inputs come before outputs and grid", step="declare inputs first")
+        return self._block.insert_arg(BufferType.of(dims, dtype), len(self._block.args))
+
+    def output(self, dims: Sequence[ExprLike], dtype: DType) -> SSAValue:
+        """The next output buffer."""
+        self._outputs += 1
+        return self._block.insert_arg(BufferType.of(dims, dtype), len(self._block.args))
+
+    def grid(
+        self, extents: Sequence[ExprLike], tiles: Sequence[int], order: Sequence[tuple[int, int]] | None = None
+    ) -> list[SSAValue]:
+        """The grid's axes (extent by tile); order as (axis, programs a step) loops, outermost first. Gives the coordinates."""
+        loops = order if order is not None else [(axis, 1) for axis in range(len(extents))]
+        self._grid = (tuple(Expr.of(e) for e in extents), tuple(tiles), tuple(v for pair in loops for v in pair))
+        return [self._block.insert_arg(IndexType(), len(self._block.args)) for _ in extents]
+
+    def finish(self) -> structure.KernelOp:
+        """The kernel, verified."""
+        if self._grid is None or len(self._blocks) != 1:
+            raise IRError(f"kernel {self.name}: it has no grid or a loop is open", step="call grid() and close every loop")
+        extents, tiles, order = self._grid
+        self._block.add_op(structure.YieldOp.make([], result_types=[]))
+        return structure.KernelOp.make(
+            result_types=[], regions=[Region(self._block)], sym_name=self.name, dims=self.dims, extents=extents,
+            tiles=tiles, order=order, outputs=self._outputs, like=self._like,
+        )
+
+    # --- indices --------------------------------------------------------------------------------------------------
+
+    def index(self, value: Index, *args: SSAValue) -> SSAValue:
+        """An index: a value as it is, or an expression over dims and `a0, a1, ...` for the given index values."""
+        if isinstance(value, SSAValue):
+            return value
+        return self._add(structure.ExprOp.make(list(args), value=[Expr.of(value)]))
+
+    def scalar(self, view: SSAValue, at: Sequence[Index]) -> SSAValue:
+        """One integer of a view."""
+        return self._add(structure.ScalarOp.make(view, [self.index(i) for i in at]))
+
+    def compare(self, a: Index, relation: str, b: Index) -> SSAValue:
+        """1 or 0 for a relation of two indices."""
+        return self._add(structure.CompareOp.make(self.index(a), self.index(b), relation=relation))
+
+    # --- memory ---------------------------------------------------------------------------------------------------
+
+    def view(
+        self, buffer: SSAValue, extents: Sequence[ExprLike], strides: Sequence[ExprLike], offset: ExprLike = 0
+    ) -> SSAValue:
+        """An affine view of a buffer; equal views of one buffer at kernel level are one value."""
+        shape, steps, start = tuple(Expr.of(e) for e in extents), tuple(Expr.of(s) for s in strides), Expr.of(offset)
+        key = (buffer, shape, steps, start)
+        if len(self._blocks) > 1:
+            return self._add(memory.ViewOp.make(buffer, extents=shape, strides=steps, offset=[start]))
+        if key not in self._views:
+            self._views[key] = self._add(memory.ViewOp.make(buffer, extents=shape, strides=steps, offset=[start]))
+        return self._views[key]
+
+    def dense(self, buffer: SSAValue) -> SSAValue:
+        """The buffer's own dims in row-major order as a view."""
+        dims = buffer_type(buffer).dims
+        return self.view(buffer, dims, memory.ViewOp.row_major(dims))
+
+    def rows(self, view: SSAValue, indices: SSAValue, axis: int = 0) -> SSAValue:
+        """Rows of a view picked by an integer view."""
+        return self._add(memory.ViewRowsOp.make(view, indices, axis=axis))
+
+    def load(
+        self, view: SSAValue, at: Sequence[Index], extents: Sequence[int], fill: float | None = None
+    ) -> SSAValue:
+        """The region at the coordinates; `fill` for lanes outside the view (None: poison)."""
+        where = [self.index(i) for i in at]
+        if fill is None:
+            return self._add(memory.LoadOp.make(view, where, extents=extents))
+        return self._add(memory.LoadOp.make(view, where, extents=extents, fill=memory.VALUE, value=fill))
+
+    def store(self, value: SSAValue, view: SSAValue, at: Sequence[Index]) -> None:
+        """Writes a tile; lanes outside the view are dropped."""
+        self._append(memory.StoreOp.make(value, view, [self.index(i) for i in at], result_types=[]))
+
+    # --- values ---------------------------------------------------------------------------------------------------
+
+    def constant(self, value: float, extents: Sequence[int], dtype: DType = F32) -> SSAValue:
+        """A tile of one value."""
+        return self._add(compute.ConstantOp.make(value=value, extents=extents, dtype=dtype.name))
+
+    def coordinates(self, base: Index, axis: int, extents: Sequence[int]) -> SSAValue:
+        """Absolute coordinates along an axis, i32."""
+        return self._add(compute.IndexTileOp.make(self.index(base), axis=axis, extents=extents))
+
+    def splat(self, value: Index, extents: Sequence[int]) -> SSAValue:
+        """A tile of one index, i32."""
+        return self._add(compute.SplatOp.make(self.index(value), extents=extents))
+
+    def map(self, fn: str, *args: SSAValue) -> SSAValue:
+        """An elementwise function."""
+        return self._add(compute.MapOp.make(list(args), fn=fn))
+
+    def cast(self, value: SSAValue, dtype: DType) -> SSAValue:
+        """The value in another dtype; itself when it has it already."""
+        return value if tile_type(value).dtype == dtype else self._add(compute.CastOp.make(value, dtype=dtype.name))
+
+    def broadcast(self, value: SSAValue, extents: Sequence[int]) -> SSAValue:
+        """Extents of 1 repeated."""
+        if tile_type(value).extents == tuple(extents):
+            return value
+        return self._add(compute.BroadcastOp.make(value, extents=extents))
+
+    def reshape(self, value: SSAValue, extents: Sequence[int]) -> SSAValue:
+        """Other extents, same row-major order."""
+        if tile_type(value).extents == tuple(extents):
+            return value
+        return self._add(compute.ReshapeOp.make(value, extents=extents))
+
+    def transpose(self, value: SSAValue, permutation: Sequence[int]) -> SSAValue:
+        """Axes permuted."""
+        return self._add(compute.TransposeOp.make(value, permutation=permutation))
+
+    def slice(self, value: SSAValue, starts: Sequence[int], stops: Sequence[int]) -> SSAValue:
+        """A static box."""
+        return self._add(compute.SliceOp.make(value, starts=starts, stops=stops))
+
+    def concat(self, values: Sequence[SSAValue], axis: int) -> SSAValue:
+        """Tiles joined along an axis."""
+        return self._add(compute.ConcatOp.make(list(values), axis=axis))
+
+    def reduce(self, fn: str, value: SSAValue, axis: int = -1) -> SSAValue:
+        """An axis reduced to extent 1."""
+        rank = tile_type(value).rank
+        return self._add(compute.ReduceOp.make([value], fn=fn, axis=axis % rank))
+
+    def accumulate(self, fn: str, value: SSAValue, acc: SSAValue) -> SSAValue:
+        """The last axis folded into 16 canonical lanes."""
+        return self._add(compute.AccumulateOp.make(value, acc, fn=fn))
+
+    def dot(self, a: SSAValue, b: SSAValue, acc: SSAValue) -> SSAValue:
+        """acc + a b."""
+        return self._add(compute.DotOp.make(a, b, acc))
+
+    # --- control --------------------------------------------------------------------------------------------------
+
+    def loop(self, lo: Index, hi: Index, step: int, carries: Sequence[SSAValue] = ()) -> Loop:
+        """`with b.loop(0, "n", 64, [acc]) as loop:`; read loop.at and loop.carried, end with loop.give(...); loop.out after."""
+        return Loop(self, self.index(lo), self.index(hi), step, carries)
+
+    def add(self, op: TwOperation) -> Any:
+        """Appends an op the builder has no method for; its first result, if it has one."""
+        self._append(op)
+        return op.results[0] if op.results else None
+
+    def _add(self, op: TwOperation) -> SSAValue:
+        self._append(op)
+        return op.results[0]
+
+    def _append(self, op: TwOperation) -> None:
+        if self._like is not None:
+            op.take_location(self._like)
+        self._blocks[-1].add_op(op)
+
+
+class Loop:
+    """A `tile.for` under construction."""
+
+    def __init__(self, b: KernelBuilder, lo: SSAValue, hi: SSAValue, step: int, carries: Sequence[SSAValue]) -> None:
+        self._builder, self._lo, self._hi, self._step, self._carries = b, lo, hi, step, list(carries)
+        self._block = Block(arg_types=[IndexType(), *(c.type for c in carries)])
+        self._given: list[SSAValue] | None = None
+        self.out: list[SSAValue] = []
+
+    @property
+    def at(self) -> SSAValue:
+        """The coordinate of this iteration."""
+        return self._block.args[0]
+
+    @property
+    def carried(self) -> list[SSAValue]:
+        """The carried values at the start of an iteration."""
+        return list(self._block.args[1:])
+
+    def give(self, *values: SSAValue) -> None:
+        """The carried values for the next iteration."""
+        self._given = list(values)
+
+    def __enter__(self) -> Loop:
+        self._builder._blocks.append(self._block)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._builder._blocks.pop()
+        if kind is not None:
+            return
+        given = self._given if self._given is not None else []
+        if [v.type for v in given] != [c.type for c in self._carries]:
+            raise IRError("a loop must give as many values of the same types as it carries", step="call loop.give(...)")
+        self._block.add_op(structure.YieldOp.make(given, result_types=[]))
+        op = structure.ForOp.make(
+            self._lo, self._hi, self._carries, step=self._step, regions=[Region(self._block)],
+            result_types=[[c.type for c in self._carries]],
+        )
+        self._builder._append(op)
+        self.out = list(op.results)
+
+
+__all__ = ["KernelBuilder", "Loop"]

@@ -1,0 +1,137 @@
+"""The rules of a module: every op's own, and those that need to see the whole module. One error lists all breaches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from xdsl.dialects.builtin import ModuleOp
+from xdsl.ir import Attribute, Operation
+from xdsl.utils.exceptions import VerifyException
+
+from tilewright.errors import IRError, Problem
+from tilewright.ir.attributes import Dims
+from tilewright.ir.graph.base import GraphOp
+from tilewright.ir.graph.structure import CallOp, FuncOp, PackedOp, StateReadOp, StateWriteOp, WeightOp
+from tilewright.ir.module import DIMS, dim_space, functions
+from tilewright.ir.operation import TwOperation
+from tilewright.ir.types import ShapedType
+
+
+def verify(module: ModuleOp) -> None:
+    """Raises one IRError with every rule that the module breaks; gives nothing where it breaks none."""
+    problems = [problem for op in module.walk() for problem in _own_rules(op)]
+    # the rules below read what the ops' own rules promise
+    if not problems:
+        problems = [*_names(module), *_calls(module), *_packed(module), *_one_type_each(module), *_symbols(module)]
+    if problems:
+        raise IRError(problems, step="print the module with print_module() and look at these ops")
+
+
+def _problem(op: Operation, text: str) -> Problem:
+    return Problem(text, op=op.name, where=op.loc if isinstance(op, TwOperation) else None)
+
+
+def _own_rules(op: Operation) -> Iterator[Problem]:
+    try:
+        op.verify(verify_nested_ops=False)
+    except VerifyException as fault:
+        # xDSL wraps what went wrong in a print of the whole module; the innermost cause is the op's own sentence
+        cause: BaseException = fault
+        while isinstance(cause.__cause__, (VerifyException, IRError)):
+            cause = cause.__cause__
+        if isinstance(cause, IRError):
+            yield from cause.problems
+        else:
+            yield _problem(op, str(cause).removeprefix(f"{op.name}: "))
+
+
+def _names(module: ModuleOp) -> Iterator[Problem]:
+    seen: set[str] = set()
+    for op in module.body.block.ops:
+        if isinstance(op, FuncOp):
+            if op.symbol in seen:
+                yield _problem(op, f"two functions are called @{op.symbol}")
+            seen.add(op.symbol)
+
+
+def _calls(module: ModuleOp) -> Iterator[Problem]:
+    known = functions(module)
+    callees: dict[str, set[str]] = {}
+    for caller in known.values():
+        calls = [op for op in caller.walk() if isinstance(op, CallOp)]
+        callees[caller.symbol] = {op.callee.data for op in calls}
+        for op in calls:
+            callee = known.get(op.callee.data)
+            if callee is None:
+                yield _problem(op, f"calls @{op.callee.data}, which is not a function of the module")
+                continue
+            for what, given, wanted in (
+                ("arguments", op.args, callee.block.args),
+                ("results", op.outs, tuple(callee.returned.values())),
+            ):
+                if [v.type for v in given] != [v.type for v in wanted]:
+                    yield _problem(
+                        op,
+                        f"{what} ({', '.join(str(v.type) for v in given)}) are not those of "
+                        f"@{callee.symbol} ({', '.join(str(v.type) for v in wanted)})",
+                    )
+    for name in known:
+        if name in _reached(name, callees):
+            yield _problem(known[name], f"@{name} calls itself")
+
+
+def _reached(start: str, callees: dict[str, set[str]]) -> set[str]:
+    reached: set[str] = set()
+    pending = list(callees.get(start, ()))
+    while pending:
+        name = pending.pop()
+        if name not in reached:
+            reached.add(name)
+            pending.extend(callees.get(name, ()))
+    return reached
+
+
+def _packed(module: ModuleOp) -> Iterator[Problem]:
+    prepares = [f for f in functions(module).values() if f.kind.data == "prepare"]
+    if len(prepares) > 1:
+        yield _problem(prepares[1], f"a second prepare function, @{prepares[1].symbol}")
+    for prepare in prepares:
+        if prepare.block.args:
+            yield _problem(prepare, f"@{prepare.symbol} takes arguments: it may depend on weights alone")
+        for op in prepare.walk():
+            if isinstance(op, (StateReadOp, StateWriteOp, PackedOp)):
+                yield _problem(op, f"is in @{prepare.symbol}, which may depend on weights alone")
+    results = {name: value.type for prepare in prepares for name, value in prepare.returned.items()}
+    for op in module.walk():
+        if isinstance(op, PackedOp):
+            if op.label.data not in results:
+                yield _problem(op, f"{op.label.data!r} is not a result of a prepare function")
+            elif results[op.label.data] != op.out.type:
+                yield _problem(op, f"{op.label.data!r} is {results[op.label.data]} there and {op.out.type} here")
+
+
+def _one_type_each(module: ModuleOp) -> Iterator[Problem]:
+    types: dict[tuple[str, str], Attribute] = {}
+    for op in module.walk():
+        if isinstance(op, (WeightOp, StateReadOp, StateWriteOp)):
+            what = "weight" if isinstance(op, WeightOp) else "state"
+            this = op.value.type if isinstance(op, StateWriteOp) else op.out.type
+            first = types.setdefault((what, op.label.data), this)
+            if first != this:
+                yield _problem(op, f"the {what} {op.label.data!r} is {first} elsewhere and {this} here")
+
+
+def _symbols(module: ModuleOp) -> Iterator[Problem]:
+    """Where a module declares its dims, its graph names no other symbol."""
+    if DIMS not in module.attributes:
+        return
+    known = set(dim_space(module).dims)
+    for op in module.walk():
+        if isinstance(op, GraphOp):
+            values = [*op.results, *(arg for region in op.regions for block in region.blocks for arg in block.args)]
+            types = [v.type for v in values if isinstance(v.type, ShapedType)]
+            dims = [d for t in types for d in t.dims]
+            dims += [d for attribute in op.properties.values() if isinstance(attribute, Dims) for d in attribute.data]
+            unknown = {symbol for dim in dims for symbol in dim.symbols} - known
+            if unknown:
+                yield _problem(op, f"names dims that the module does not declare: {', '.join(sorted(unknown))}")

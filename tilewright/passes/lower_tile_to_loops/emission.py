@@ -1,0 +1,73 @@
+"""The loop builder that this lowering uses: it also remembers results by key, in the block where they were computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+
+from tilewright.ir.loops import Block, BranchScope, Const, LoopBuilder, Value
+
+
+class Emission(LoopBuilder):
+    """A LoopBuilder with a memory that follows the blocks: what was computed in an enclosing block is found again."""
+
+    def __init__(self, name: str) -> None:
+        self._memory: list[dict[Hashable, Value]] = [{}]
+        super().__init__(name)
+
+    def once(self, key: Hashable, compute: Callable[[], Value]) -> Value:
+        """The value computed under this key in this block or one around it, else computed now."""
+        for known in reversed(self._memory):
+            found = known.get(key)
+            if found is not None:
+                return found
+        made = compute()
+        self._memory[-1][key] = made
+        return made
+
+    def remember(self, key: Hashable, value: Value) -> None:
+        """Makes `once` find a value."""
+        self._memory[-1][key] = value
+
+    @contextmanager
+    def either(self, condition: Value | None) -> Iterator[Sides]:
+        """Both sides of a branch for effects: `with b.either(p) as sides: with sides.then(): ...`; None runs the first only."""
+        yield Sides(self, condition)
+
+    def _open(self, block: Block) -> None:
+        super()._open(block)
+        self._memory.append({})
+
+    def _close(self) -> None:
+        super()._close()
+        self._memory.pop()
+
+
+class Sides:
+    """The two sides of an effect-only branch; a condition that is known opens no block."""
+
+    def __init__(self, builder: Emission, condition: Value | None) -> None:
+        self._taken: bool | None = True if condition is None else None
+        if isinstance(condition, Const):
+            self._taken = bool(condition.value)
+        self._scope: BranchScope | None = None
+        if self._taken is None and condition is not None:
+            self._scope = builder.branch(condition)
+
+    @contextmanager
+    def then(self) -> Iterator[bool]:
+        """The first side; gives False where it never runs, and then nothing must be emitted."""
+        if self._scope is None:
+            yield bool(self._taken)
+            return
+        with self._scope.then():
+            yield True
+
+    @contextmanager
+    def otherwise(self) -> Iterator[bool]:
+        """The second side, alike."""
+        if self._scope is None:
+            yield not self._taken
+            return
+        with self._scope.otherwise():
+            yield True

@@ -1,0 +1,124 @@
+"""What is known about index values: each carries a symbolic expression, and `Facts` proves bounds from the loops it is in.
+
+Everything that decides whether a load needs a mask or a store a clip asks here, so a bound that is proved costs no code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tilewright.ir.dims import Atom, Expr, ExprLike, exact_div
+from tilewright.ir.loops import Value
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """An i64 scalar of the loop IR, and the same number as an expression over dims and symbols of `Facts`."""
+
+    value: Value
+    expr: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Induction:
+    """A symbol that takes lo, lo + step, ... below hi; some iteration runs, so lo < hi."""
+
+    lo: Expr
+    hi: Expr
+    step: int
+
+    @property
+    def last(self) -> Expr:
+        """The largest value where the steps divide the range, else an upper bound of it."""
+        extent = self.hi - self.lo
+        if extent.constant is not None:
+            return self.lo + (extent.constant - 1) // self.step * self.step
+        return self.hi - (self.step if (extent % self.step) == Expr.of(0) else 1)
+
+
+class Facts:
+    """The symbols that stand for loop coordinates and run-time integers, and proofs about expressions over them.
+
+    A dim is 0 or more; a symbol without an induction may be any integer.
+    """
+
+    def __init__(self) -> None:
+        self._inductions: dict[str, Induction] = {}
+        self._opaque: set[str] = set()
+        self._proved: dict[Expr, bool] = {}
+
+    def induction(self, lo: Expr, hi: Expr, step: int) -> Expr:
+        """A fresh symbol for a loop's coordinate."""
+        name = f"%{len(self._inductions) + len(self._opaque)}"
+        self._inductions[name] = Induction(lo, hi, step)
+        return Expr.of(name)
+
+    def opaque(self) -> Expr:
+        """A fresh symbol for an integer read at run time."""
+        name = f"%{len(self._inductions) + len(self._opaque)}"
+        self._opaque.add(name)
+        return Expr.of(name)
+
+    def at_least(self, expr: Expr, least: ExprLike) -> bool:
+        """True where expr >= least is proved for every iteration and every size of the dims."""
+        difference = expr - least
+        if difference.constant is not None:
+            return difference.constant >= 0
+        found = self._proved.get(difference)
+        if found is None:
+            found = self._proved[difference] = self._nonnegative(difference, 12)
+        return found
+
+    def divides(self, divisor: int, expr: Expr) -> bool:
+        """True where the divisor is proved to divide the expression."""
+        for name in sorted(expr.symbols & self._inductions.keys()):
+            induction = self._inductions[name]
+            # lo + step * count, with the count as the symbol
+            expr = expr.substitute({name: induction.lo + Expr.of(name) * induction.step})
+        return bool(expr % divisor == Expr.of(0))
+
+    def _nonnegative(self, expr: Expr, depth: int) -> bool:
+        if depth == 0:
+            return False
+        newest = max((s for s in expr.symbols if s in self._inductions), key=lambda s: int(s[1:]), default=None)
+        if newest is not None:
+            bounded = self._eliminate(expr, newest)
+            return bounded is not None and self._nonnegative(bounded, depth)
+        low, _ = expr.interval({name: (None, None) for name in self._opaque})
+        if low is not None and low >= 0:
+            return True
+        return any(self._nonnegative(weaker, depth - 1) for weaker in _weaker(expr))
+
+    def _eliminate(self, expr: Expr, name: str) -> Expr | None:
+        """A lower bound of expr without the symbol; None where the symbol sits inside a function of unknown sign."""
+        symbol, induction = Atom(name), self._inductions[name]
+        total = Expr.of(0)
+        for monomial, coefficient in expr.terms:
+            term = Expr(((monomial, coefficient),))
+            if name not in term.symbols:
+                total = total + term
+                continue
+            if monomial.count(symbol) != 1:
+                low, _ = term.interval({name: (None, None)})
+                if low is None:
+                    return None
+                total = total + low
+                continue
+            # The other factors are products of sizes, so the term is monotone in the symbol.
+            factor = exact_div(term, Expr.of(name))
+            if factor is None:
+                return None
+            total = total + factor * (induction.lo if coefficient > 0 else induction.last)
+        return total
+
+
+def _weaker(expr: Expr) -> list[Expr]:
+    """Lower bounds of the expression with one min or max replaced by one of its arguments."""
+    found = []
+    for monomial, coefficient in expr.terms:
+        for atom in monomial:
+            if (atom.name == "min" and coefficient < 0) or (atom.name == "max" and coefficient > 0):
+                rest = exact_div(Expr(((monomial, coefficient),)), Expr((((atom,), 1),)))
+                if rest is not None:
+                    found += [expr - Expr(((monomial, coefficient),)) + rest * arg for arg in atom.args]
+    return found

@@ -1,0 +1,276 @@
+"""Views resolved to memory: index maps from a view's coordinates to elements of a buffer, with the checks they need.
+
+A `Span` is a coordinate along one axis of a view: the tile's origin plus a site's local coordinate. A bound that `Facts`
+proves costs nothing; one that it cannot prove becomes a clamp (where what lies outside is poison anyway) or a condition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from tilewright.ir.dims import Expr, minimum
+from tilewright.ir.dtypes import I32, I64, DType
+from tilewright.ir.loops import BufferArg, Value
+from tilewright.passes.lower_tile_to_loops.emission import Emission
+from tilewright.passes.lower_tile_to_loops.indices import Facts, Index
+from tilewright.passes.lower_tile_to_loops.sites import ORIGIN, Coord, lane_positions
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A coordinate along one axis of a view: origin + scale * local, where 0 <= local < count (and < local.below)."""
+
+    origin: Index
+    local: Coord
+    count: int
+    scale: int = 1
+
+    def first(self, b: Emission) -> Value:
+        """The first lane's coordinate."""
+        moved = self.local.at * self.scale if isinstance(self.local.at, int) else b.mul(self.local.at, self.scale)
+        return b.add(self.origin.value, moved)
+
+    def lanes(self, b: Emission, lanes: int) -> Value:
+        """Every lane's coordinate, i64."""
+        return b.add(b.mul(lane_positions(b, self.local, lanes), self.scale), self.origin.value)
+
+    def bounded(self, facts: Facts, extent: Expr) -> bool:
+        """Whether every lane that counts is proved to be below the extent."""
+        limits = [Expr.of(self.count), *self.local.below]
+        return any(facts.at_least(extent - self.origin.expr - (limit - 1) * self.scale, 1) for limit in limits)
+
+
+@dataclass(slots=True)
+class Place:
+    """Where a site's lanes lie: memory[offset + lane * step], or memory[offset + spread[lane]].
+
+    conditions: what must hold for an access to be in bounds (scalars or lane masks). outside: conditions that were met
+    by clamping instead: where they fail, the access reads an element of no meaning.
+    """
+
+    memory: BufferArg
+    offset: Value
+    step: Value | int = 0
+    spread: Value | None = None
+    conditions: list[Value] = field(default_factory=list)
+    outside: list[Value] = field(default_factory=list)
+
+
+class View:
+    """What every resolved view answers."""
+
+    def __init__(self, b: Emission, facts: Facts, dtype: DType, extents: Sequence[Index]) -> None:
+        self.b, self.facts, self.dtype, self.extents = b, facts, dtype, list(extents)
+
+    def place(self, spans: Sequence[Span], lanes: int, *, clamp: bool) -> Place:
+        """The memory under the spans. clamp: whether scalar coordinates outside may be moved inside (loads only)."""
+        raise NotImplementedError
+
+    @property
+    def root(self) -> BufferArg:
+        """The buffer behind the view."""
+        raise NotImplementedError
+
+    def conditions(self, span: Span, extent: Index, lanes: int) -> list[Value]:
+        """What must hold for the span to be inside 0..extent; nothing where it is proved."""
+        b, found = self.b, []
+        varies = span.local.varies
+        if not span.bounded(self.facts, extent.expr):
+            if span.local.step * span.scale == 1 and span.local.spread is None:
+                found.append(b.tail_mask(b.sub(extent.value, span.first(b)), lanes))
+            else:
+                found.append(b.compare("lt", span.lanes(b, lanes) if varies else span.first(b), extent.value))
+        if not (self.facts.at_least(span.origin.expr, 0) and span.local.spread is None):
+            found.append(b.compare("ge", span.lanes(b, lanes) if varies else span.first(b), 0))
+        return found
+
+
+class AffineView(View):
+    """A buffer with strides: the bottom of every chain."""
+
+    def __init__(
+        self, b: Emission, facts: Facts, memory: BufferArg, extents: Sequence[Index], strides: Sequence[Expr], offset: Expr
+    ) -> None:
+        super().__init__(b, facts, memory.dtype, extents)
+        self.memory, self.strides, self.offset = memory, list(strides), offset
+
+    @property
+    def root(self) -> BufferArg:
+        return self.memory
+
+    def place(self, spans: Sequence[Span], lanes: int, *, clamp: bool) -> Place:
+        b = self.b
+        fixed, moving = b.expr(self.offset), b.index(0)
+        place = Place(self.memory, fixed)
+        for span, extent, stride in zip(spans, self.extents, self.strides, strict=True):
+            step = b.expr(stride)
+            needed = self.conditions(span, extent, lanes)
+            if needed and clamp and not span.local.varies and self._inhabited(span, extent):
+                where = b.min(span.first(b), b.sub(extent.value, 1))
+                if not self.facts.at_least(span.origin.expr, 0):
+                    where = b.max(where, 0)
+                moving = b.add(moving, b.mul(where, step))
+                place.outside += needed
+                continue
+            place.conditions += needed
+            fixed = b.add(fixed, b.mul(span.origin.value, step))
+            per_local = b.mul(step, span.scale)
+            if span.local.spread is not None:
+                far = b.mul(span.local.spread, per_local)
+                place.spread = far if place.spread is None else b.add(place.spread, far)
+                continue
+            moving = b.add(moving, b.mul(per_local, span.local.at))
+            if span.local.step:
+                place.step = _sum(b, place.step, b.mul(per_local, span.local.step))
+        place.offset = b.add(fixed, moving)
+        if place.spread is not None and place.step != 0:
+            place.spread = b.add(place.spread, b.mul(b.iota(lanes, I64), place.step))
+        return place
+
+    def _inhabited(self, span: Span, extent: Index) -> bool:
+        """Whether the axis is proved to have an element to clamp to."""
+        return self.facts.at_least(extent.expr, 1) or (
+            self.facts.at_least(extent.expr - span.origin.expr, 1) and self.facts.at_least(span.origin.expr, 0)
+        )
+
+
+class WindowView(View):
+    """Coordinate i along axis a is offsets[a] + i * steps[a] of the source."""
+
+    def __init__(self, source: View, offsets: Sequence[Index], steps: Sequence[int], extents: Sequence[Index]) -> None:
+        super().__init__(source.b, source.facts, source.dtype, extents)
+        self.source, self.offsets, self.steps = source, list(offsets), list(steps)
+
+    @property
+    def root(self) -> BufferArg:
+        return self.source.root
+
+    def place(self, spans: Sequence[Span], lanes: int, *, clamp: bool) -> Place:
+        b, needed, inner = self.b, [], []
+        for span, extent, offset, step in zip(spans, self.extents, self.offsets, self.steps, strict=True):
+            needed += self.conditions(span, extent, lanes)
+            origin = Index(
+                b.add(offset.value, b.mul(span.origin.value, step)), offset.expr + span.origin.expr * step
+            )
+            inner.append(replace(span, origin=origin, scale=span.scale * step))
+        place = self.source.place(inner, lanes, clamp=clamp)
+        place.conditions += needed
+        return place
+
+
+class RowsView(View):
+    """Coordinate i along `axis` is indices[i] of the source; the index of a row is read once a site."""
+
+    def __init__(self, source: View, indices: View, axis: int) -> None:
+        extents = [*source.extents]
+        extents[axis] = indices.extents[0]
+        super().__init__(source.b, source.facts, source.dtype, extents)
+        self.source, self.indices, self.axis = source, indices, axis
+
+    @property
+    def root(self) -> BufferArg:
+        return self.source.root
+
+    def place(self, spans: Sequence[Span], lanes: int, *, clamp: bool) -> Place:
+        found, checks = read_integers(self.indices, [spans[self.axis]], lanes)
+        inner = list(spans)
+        inner[self.axis] = opaque_span(self.b, self.facts, found)
+        place = self.source.place(inner, lanes, clamp=clamp)
+        place.conditions += checks
+        return place
+
+
+class PagesView(View):
+    """A paged sequence: source [pages, page, ...], coordinate s is (table[s // page], s % page)."""
+
+    def __init__(self, source: View, table: View, length: Index, page: int, extent: Index) -> None:
+        b = source.b
+        reach = Index(b.min(length.value, extent.value), minimum(length.expr, extent.expr))
+        super().__init__(b, source.facts, source.dtype, [reach, *source.extents[2:]])
+        self.source, self.table, self.page = source, table, page
+
+    @property
+    def root(self) -> BufferArg:
+        return self.source.root
+
+    def place(self, spans: Sequence[Span], lanes: int, *, clamp: bool) -> Place:
+        b, span = self.b, spans[0]
+        needed = self.conditions(span, self.extents[0], lanes)
+        where = span.lanes(b, lanes) if span.local.varies else span.first(b)
+        number = opaque_span(b, self.facts, b.floordiv(where, self.page))
+        # The table has an entry for every page below the length, so what the condition lets through is inside it.
+        entry, checks = read_integers(self.table, [number], lanes)
+        within = opaque_span(b, self.facts, b.mod(where, self.page))
+        inner = [opaque_span(b, self.facts, entry), replace(within, origin=replace(within.origin)), *spans[1:]]
+        place = self.source.place(inner, lanes, clamp=clamp)
+        place.conditions += needed + checks
+        return place
+
+
+class SegmentView(View):
+    """Coordinate i along `axis` is start + i of the source, for i below a length read at run time."""
+
+    def __init__(self, source: View, start: Index, length: Index, axis: int) -> None:
+        extents = [*source.extents]
+        extents[axis] = length
+        super().__init__(source.b, source.facts, source.dtype, extents)
+        self.source, self.start, self.axis = source, start, axis
+
+    @property
+    def root(self) -> BufferArg:
+        return self.source.root
+
+    def place(self, spans: Sequence[Span], lanes: int, *, clamp: bool) -> Place:
+        b, span = self.b, spans[self.axis]
+        needed = self.conditions(span, self.extents[self.axis], lanes)
+        origin = Index(b.add(self.start.value, span.origin.value), self.start.expr + span.origin.expr)
+        inner = list(spans)
+        inner[self.axis] = replace(span, origin=origin)
+        place = self.source.place(inner, lanes, clamp=clamp)
+        place.conditions += needed
+        return place
+
+
+def opaque_span(b: Emission, facts: Facts, found: Value) -> Span:
+    """A span at coordinates computed at run time, of which nothing is known."""
+    if found.type.lanes == 1:
+        return Span(Index(found, facts.opaque()), ORIGIN, 1)
+    return Span(Index(b.index(0), facts.opaque()), Coord(0, spread=found), 1)
+
+
+def read_integers(view: View, spans: Sequence[Span], lanes: int) -> tuple[Value, list[Value]]:
+    """Integers of a view as i64, read once a block, and the conditions under which they have a meaning."""
+    b = view.b
+    varies = any(s.local.varies for s in spans)
+    place = view.place(spans, lanes, clamp=True)
+    mask = all_of(b, place.conditions, lanes if varies else 1)
+    key = ("integers", view, id(place.offset), id(place.spread), place.step if isinstance(place.step, int) else id(place.step), id(mask))
+
+    def read() -> Value:
+        if not varies:
+            loaded = b.load(place.memory, place.offset, mask=mask)
+        elif place.spread is not None:
+            loaded = b.gather(place.memory, place.offset, place.spread, mask=mask)
+        else:
+            loaded = b.load(place.memory, place.offset, lanes, stride=place.step, mask=mask)
+        return b.cast(loaded, I64)
+
+    return b.once(key, read), place.conditions + place.outside
+
+
+def all_of(b: Emission, conditions: Sequence[Value], lanes: int) -> Value | None:
+    """The conjunction of scalar conditions and lane masks; None for none. Scalars are joined before they are broadcast."""
+    total: Value | None = None
+    for condition in sorted(conditions, key=lambda c: c.type.lanes):
+        total = condition if total is None else b.and_(total, condition)
+    if total is not None and lanes > 1:
+        total = b.broadcast(total, lanes) if total.type.lanes == 1 else total
+    return total
+
+
+def _sum(b: Emission, a: Value | int, c: Value) -> Value:
+    return c if isinstance(a, int) and a == 0 else b.add(a, c)
+
+
+INDEX_DTYPES = (I32, I64)

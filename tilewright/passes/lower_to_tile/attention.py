@@ -1,0 +1,264 @@
+"""The attention skeleton: a block of queries stays on chip while key and value blocks stream past (query-outer).
+
+State per query row: running maximum m, denominator l, unnormalised output o. Keys come in absolute segments of a fixed
+size, merged left to right, so a row's bits do not depend on how many queries share the program. Key blocks that a causal,
+sliding or chunked mask makes empty for the whole program are not visited, where positions are known to count from zero.
+"""
+
+from __future__ import annotations
+
+from xdsl.ir import BlockArgument, SSAValue
+
+from tilewright.ir.dims import DimSpace, Expr, floordiv, maximum, minimum
+from tilewright.ir.dtypes import F32, I32
+from tilewright.ir.graph import attention, structure
+from tilewright.ir.graph.base import tensor
+from tilewright.ir.graph.structure import GroupOp
+from tilewright.ir.machine import Machine
+from tilewright.ir.tile.base import tile as tile_type
+from tilewright.ir.tile.structure import KernelOp
+from tilewright.passes.lower_to_tile.access import UNIT, Axis, Space, map_group, unsupported
+from tilewright.passes.lower_to_tile.emit import Emitter
+from tilewright.passes.lower_to_tile.frame import Lowered, Variant, all_strides, begin
+from tilewright.passes.lower_to_tile.layout import merge_axes
+
+MINUS_INFINITY = float("-inf")
+
+
+def lower_attention(group: GroupOp, name: str, machine: Machine, dims: DimSpace) -> Lowered:
+    """Variants with 4, 16 and the machine's query block of rows, as far as the number of queries can reach them."""
+    anchor = next(op for op in group.block.ops if isinstance(op, attention.AttentionOp))
+    queries = tensor(anchor.q).dims[-2]
+    low, high = dims.interval(queries)
+    variants, previous = [], 0
+    for limit, rows in ((4, 4), (16, 16), (None, machine.rules.query_block)):
+        if (low is None or limit is None or low <= limit) and (high is None or high > previous):
+            variants.append(Variant(_kernel(group, anchor, f"{name}_q{rows}", machine, rows), limit))
+        previous = limit or previous
+    variants[-1] = Variant(variants[-1].kernel, None)
+    return Lowered(tuple(variants), tuple(variants[0].kernel.dims.data), queries)
+
+
+class _Axes:
+    """The space's axes that attention names: queries t, keys s, features of q and k (e) and of v (d)."""
+
+    t: tuple[int, ...]
+    s: int
+    e: int
+    d: tuple[int, ...]
+
+
+def _seed(space: Space, op: attention.AttentionOp, axes: _Axes) -> None:
+    q, k = tensor(op.q), tensor(op.k)
+    heads, group = space.maps[op.out][-3], op.group
+    if group > 1 and heads.axes and k.dims[-3].constant != 1:
+        space.split(heads.axes[0], k.dims[-3], Expr.of(group))
+    out = space.maps[op.out]
+    lead, heads, t, d = out[:-3], out[-3], out[-2], out[-1]
+    kv_heads = UNIT if k.dims[-3].constant == 1 else Axis(heads.axes[:1])
+    # axes of size 1 still need a loop variable, so they are always made
+    s, e = Axis((space.new(k.dims[-2]),)), Axis((space.new(q.dims[-1]),))
+    axes.t, axes.s, axes.e, axes.d = t.axes, s.axes[0], e.axes[0], d.axes
+
+    def trimmed(value: SSAValue, full: tuple[Axis, ...]) -> tuple[Axis, ...]:
+        dims = tensor(value).dims
+        aligned = full[len(full) - len(dims) :]
+        return tuple(UNIT if n.constant == 1 else a for n, a in zip(dims, aligned, strict=True))
+
+    space.maps[op.q] = trimmed(op.q, (*lead, heads, t, e))
+    space.maps[op.k] = trimmed(op.k, (*lead, kv_heads, s, e))
+    space.maps[op.v] = trimmed(op.v, (*lead, kv_heads, s, d))
+    logits = (*lead, heads, t, s)
+    if op.bias is not None:
+        space.maps[op.bias] = trimmed(op.bias, logits)
+    if op.valid is not None:
+        per_key = tensor(op.valid).rank == q.rank - 2
+        space.maps[op.valid] = trimmed(op.valid, (*lead, s) if per_key else logits)
+    if op.sinks is not None:
+        space.maps[op.sinks] = trimmed(op.sinks, (heads,))
+    for value, axis in ((op.q_positions, t), (op.k_positions, s)):
+        if value is not None:
+            wanted = trimmed(value, (*lead, axis))
+            if space.maps.setdefault(value, wanted) != wanted:
+                raise unsupported(op, "queries and keys share one positions operand: clone it first")
+    if op.segments is not None:
+        raise unsupported(op, "segments")
+
+
+def counts_from_zero(value: SSAValue | None) -> bool:
+    """True for positions that are 0, 1, 2, ... by construction."""
+    if value is None:
+        return False
+    match value.owner:
+        case structure.PositionsOp():
+            return True
+        case structure.IotaOp() as op:
+            return op.start.data[0] == Expr.of(0) and op.step.data == 1
+        case _:
+            return False
+
+
+def _key_range(op: attention.AttentionOp, rows: int, segment: int) -> tuple[Expr, Expr]:
+    """First and one-past-last key a program of queries a0.. may see, the first on a segment border."""
+    tq, tk = tensor(op.q).dims[-2], tensor(op.k).dims[-2]
+    implicit = op.q_positions is None and op.k_positions is None
+    explicit = counts_from_zero(op.q_positions) and counts_from_zero(op.k_positions)
+    if op.mask.data == "none" or not (implicit or explicit):
+        return Expr.of(0), tk
+    # without positions the last query stands at the last key
+    shift = tk - tq if implicit else Expr.of(0)
+    first = Expr.of("a0") + shift
+    hi = minimum(tk, maximum(0, first + rows))
+    if op.mask.data == "sliding":
+        return maximum(0, floordiv(first - op.window.data + 1, segment) * segment), hi
+    if op.mask.data == "chunked":
+        start = floordiv(first, op.window.data) * op.window.data
+        return maximum(0, floordiv(start, segment) * segment), hi
+    return Expr.of(0), hi
+
+
+def _kernel(group: GroupOp, op: attention.AttentionOp, name: str, machine: Machine, rows: int) -> KernelOp:
+    axes = _Axes()
+    space = map_group(group, op, lambda s: _seed(s, op, axes))
+    strides = all_strides(space, group)
+    inner = {axes.s, axes.e, *axes.t, *axes.d}
+    outer = [a for a in space.order if a not in inner]
+    walk = merge_axes(
+        space, [*outer, *axes.t, axes.s, axes.e, *axes.d], strides, frozenset({axes.s, axes.e, *axes.t, *axes.d})
+    )
+    place = {members: i for i, members in enumerate(walk.members)}
+    if len(axes.d) != 1 or len(axes.t) > 1:
+        raise unsupported(op, "the value's features or the queries are split into several axes")
+    t_at = place[axes.t] if axes.t else None
+    s_at, e_at, d_at = place[axes.s,], place[axes.e,], place[axes.d]
+    features, value_features = walk.extents[e_at].constant, walk.extents[d_at].constant
+    if features is None or value_features is None:
+        raise unsupported(op, "head dims must be fixed numbers")
+    segment = machine.rules.key_segment
+    if t_at is None:
+        rows = 1
+    b, buffers, outputs = begin(group, name)
+    extent = dict.fromkeys(range(len(walk.members)), 1)
+    extent.update({s_at: segment, e_at: features, d_at: value_features})
+    if t_at is not None:
+        extent[t_at] = rows
+    grid = [i for i in range(len(walk.members)) if i not in (s_at, e_at, d_at)]
+    coordinates = b.grid([walk.extents[i] for i in grid] or [1], [extent[i] for i in grid] or [1])
+    at = dict(zip(grid, coordinates, strict=False))
+    at.update({s_at: b.index(0), e_at: b.index(0), d_at: b.index(0)})
+
+    def emitter(row: int | None, column: int) -> Emitter:
+        return Emitter(b, space, walk, buffers, strides, at, row, column, extent)
+
+    queries, result = emitter(t_at, e_at), emitter(t_at, d_at)
+    q = b.broadcast(b.cast(queries.tile(op.q), F32), (rows, features))
+    narrow = tensor(op.q).dtype
+    scale = b.constant(op.scale.data, (1, 1))
+    scaled = b.cast(b.map("mul", q, scale), narrow) if narrow == F32 else b.cast(q, narrow)
+
+    logits_at = emitter(t_at, s_at)
+    if op.sinks is None:
+        m0, l0 = b.constant(MINUS_INFINITY, (rows, 1)), b.constant(0.0, (rows, 1))
+    else:
+        m0 = b.broadcast(b.cast(logits_at.tile(op.sinks), F32), (rows, 1))
+        l0 = b.constant(1.0, (rows, 1))
+    lo, hi = _key_range(op, rows, segment)
+    first = [at[t_at]] if t_at is not None else [b.index(0)]
+    carries = [m0, l0, b.constant(0.0, (rows, value_features))]
+    with b.loop(b.index(lo, *first), b.index(hi, *first), segment, carries) as loop:
+        at[s_at] = loop.at
+        keys, values, logits_at = emitter(s_at, e_at), emitter(s_at, d_at), emitter(t_at, s_at)
+        k = _block(keys, op.k, (segment, features))
+        logits = b.dot(scaled, b.transpose(k, (1, 0)), b.constant(0.0, (rows, segment)))
+        if narrow != F32:
+            logits = b.map("mul", logits, scale)
+        seen, per_key = _visible(op, logits_at, walk.extents[s_at], segment, rows)
+        logits = _bounded(op, logits_at, logits)
+        if seen is not None:
+            logits = b.map("select", b.broadcast(seen, (rows, segment)), logits, b.constant(MINUS_INFINITY, (1, 1)))
+        m, total, o = loop.carried
+        top = b.map("max", m, b.reduce("max", logits, 1))
+        # where nothing is visible yet the shift would be -inf - -inf
+        shift = b.map("select", b.map("eq", top, b.constant(MINUS_INFINITY, (1, 1))), b.constant(0.0, (1, 1)), top)
+        p = b.map("exp", b.map("sub", logits, shift))
+        fade = b.map("exp", b.map("sub", m, shift))
+        v = _block(values, op.v, (segment, value_features))
+        if per_key is not None:
+            # a key that no query may see contributes nothing, not even 0 * NaN
+            v = b.map("select", b.reshape(per_key, (segment, 1)), v, b.constant(0.0, (1, 1), tile_type(v).dtype))
+        mixed = b.dot(b.cast(p, tile_type(v).dtype), v, b.map("mul", o, fade))
+        loop.give(top, b.map("add", b.map("mul", total, fade), b.reduce("sum", p, 1)), mixed)
+    m, total, o = loop.out
+    empty = b.map("eq", total, b.constant(0.0, (1, 1)))
+    normal = b.map("select", empty, b.constant(0.0, (1, 1)), b.map("div", o, total))
+    result.set(op.out, b.cast(normal, narrow))
+    if op.lse_out is not None:
+        result.set(op.lse_out, b.map("add", m, b.map("log", total)))
+    for value, output in zip(group.yielded, outputs, strict=True):
+        result.store(value, output, result.tile(value))
+    return b.finish()
+
+
+def _block(e: Emitter, value: SSAValue, extents: tuple[int, int]) -> SSAValue:
+    """A block of keys or values; rows past the last key are zero, so that p = 0 times them is 0."""
+    source = value
+    while not isinstance(source, BlockArgument):
+        op = source.owner
+        x = getattr(op, "x", None)
+        if not isinstance(x, SSAValue):
+            raise unsupported(op, "keys and values must be in memory")
+        source = x
+    return e.b.broadcast(e.load(source, 0.0), extents)
+
+
+def _bounded(op: attention.AttentionOp, e: Emitter, logits: SSAValue) -> SSAValue:
+    """Softcap, then bias."""
+    b = e.b
+    if op.softcap.data:
+        cap = b.constant(op.softcap.data, (1, 1))
+        logits = b.map("mul", cap, b.map("tanh", b.map("div", logits, cap)))
+    if op.bias is not None:
+        bias = e.load(op.bias, 0.0) if isinstance(op.bias, BlockArgument) else e.tile(op.bias)
+        logits = b.map("add", logits, b.cast(bias, F32))
+    return logits
+
+
+def _visible(
+    op: attention.AttentionOp, e: Emitter, keys: Expr, segment: int, rows: int
+) -> tuple[SSAValue | None, SSAValue | None]:
+    """Which (query, key) pairs of the block count, and which keys count for any query; None where all do."""
+    b = e.b
+    key_index = b.coordinates(e.at[e.column], 1, (1, segment))
+    seen: SSAValue | None = None
+    per_key: SSAValue | None = None
+
+    def both(x: SSAValue | None, y: SSAValue) -> SSAValue:
+        return y if x is None else b.map("and", x, y)
+
+    if keys.constant is None or keys.constant % segment:
+        seen = b.map("lt", key_index, b.splat(keys, (1, 1)))
+    if op.valid is not None:
+        valid = e.load(op.valid, 0.0) if isinstance(op.valid, BlockArgument) else e.tile(op.valid)
+        seen = both(seen, valid)
+        if tile_type(valid).extents[0] == 1:
+            per_key = b.broadcast(valid, (1, segment))
+    if op.mask.data != "none":
+        tq = tensor(op.q).dims[-2]
+        if op.q_positions is not None:
+            q_at = b.cast(e.tile(op.q_positions), I32)
+        elif e.row is not None:
+            q_at = b.map("add", b.coordinates(e.at[e.row], 0, (rows, 1)), b.splat(keys - tq, (1, 1)))
+        else:
+            q_at = b.splat(keys - tq, (1, 1))
+        k_at = key_index
+        if op.k_positions is not None:
+            k_at = b.cast(
+                e.load(op.k_positions, 0.0) if isinstance(op.k_positions, BlockArgument) else e.tile(op.k_positions), I32
+            )
+        seen = both(seen, b.map("le", k_at, q_at))
+        if op.mask.data == "sliding":
+            seen = both(seen, b.map("lt", b.map("sub", q_at, k_at), b.splat(op.window.data, (1, 1))))
+        if op.mask.data == "chunked":
+            width = b.splat(op.window.data, (1, 1))
+            seen = both(seen, b.map("eq", b.map("floordiv", q_at, width), b.map("floordiv", k_at, width)))
+    return seen, per_key

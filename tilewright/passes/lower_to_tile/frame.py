@@ -1,0 +1,71 @@
+"""What every skeleton starts with: a kernel's buffers, its merged axes and its emitter; and the finished launch's parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from xdsl.ir import SSAValue
+
+from tilewright.ir.dims import Expr
+from tilewright.ir.graph.base import tensor
+from tilewright.ir.graph.structure import GroupOp
+from tilewright.ir.machine import Machine
+from tilewright.ir.tile.builder import KernelBuilder
+from tilewright.ir.tile.structure import KernelOp
+from tilewright.passes.lower_to_tile.access import Space
+from tilewright.passes.lower_to_tile.layout import Strides, strides_of
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A kernel and the largest value of the launch's guard it serves (None: any)."""
+
+    kernel: KernelOp
+    limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """A group's kernels: variants in order, the dims they take, and the quantity that picks one."""
+
+    variants: tuple[Variant, ...]
+    dims: tuple[str, ...]
+    guard: Expr
+
+
+def dims_of(group: GroupOp) -> tuple[str, ...]:
+    """The symbols a group's types and ops speak of, sorted: the kernel's formal dims."""
+    from tilewright.ir.attributes import Dims
+
+    found: set[str] = set()
+    for value in (*group.block.args, *(r for op in group.block.ops for r in op.results)):
+        found |= {s for d in tensor(value).dims for s in d.symbols}
+    for op in group.block.ops:
+        for attribute in op.properties.values():
+            if isinstance(attribute, Dims):
+                found |= {s for e in attribute.data for s in e.symbols}
+    return tuple(sorted(found))
+
+
+def begin(group: GroupOp, name: str) -> tuple[KernelBuilder, dict[SSAValue, SSAValue], list[SSAValue]]:
+    """A builder with the group's arguments as buffers and its results as outputs."""
+    b = KernelBuilder(name, dims_of(group), like=group)
+    buffers = {arg: b.buffer(tensor(arg).dims, tensor(arg).dtype) for arg in group.block.args}
+    outputs = [b.output(tensor(v).dims, tensor(v).dtype) for v in group.yielded]
+    return b, buffers, outputs
+
+
+def all_strides(space: Space, group: GroupOp) -> dict[SSAValue, Strides]:
+    """Strides of every argument and result of a group."""
+    return {v: strides_of(space, v) for v in (*group.block.args, *group.yielded)}
+
+
+def row_tile(machine: Machine, extents: Sequence[Expr]) -> int:
+    """Rows of an elementwise tile: the machine's, or 1 where there is only one row."""
+    return 1 if not extents or extents[-1].constant == 1 else machine.rules.rows
+
+
+def padded(extent: int, lanes: int) -> int:
+    """The extent rounded up to whole vectors."""
+    return -(-extent // lanes) * lanes

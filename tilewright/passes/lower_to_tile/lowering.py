@@ -1,0 +1,113 @@
+"""The pass: groups to kernels and launches. Equal groups lower once; equal kernels are one kernel."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar
+
+from xdsl.dialects.builtin import ModuleOp
+
+from tilewright.ir.backend import content_of
+from tilewright.ir.dims import Expr
+from tilewright.ir.graph.structure import FuncOp, GroupOp
+from tilewright.ir.machine import Machine
+from tilewright.ir.passing import Context, Pass
+from tilewright.ir.tile.structure import KernelOp, LaunchOp
+from tilewright.passes.lower_to_tile.access import unsupported
+from tilewright.passes.lower_to_tile.attention import lower_attention
+from tilewright.passes.lower_to_tile.frame import Lowered, Variant
+from tilewright.passes.lower_to_tile.joining import lower_concat
+from tilewright.passes.lower_to_tile.matmul import lower_matmul
+from tilewright.passes.lower_to_tile.pointwise import lower_map
+from tilewright.passes.lower_to_tile.reductions import lower_reduction
+
+
+@dataclass(frozen=True)
+class LowerToTile(Pass):
+    """Groups become tile kernels, shaped by the machine's tile rules, and launches of them."""
+
+    name: ClassVar[str] = "lower-to-tile"
+    requires: ClassVar[tuple[str, ...]] = ("fuse",)
+
+    def run(self, module: ModuleOp, ctx: Context) -> None:
+        table = _Kernels(module)
+        for function in [op for op in module.body.block.ops if isinstance(op, FuncOp) and op.kind.data != "prepare"]:
+            for group in [op for op in function.block.ops if isinstance(op, GroupOp)]:
+                lowered = table.lower(group, ctx)
+                launch = LaunchOp.make(
+                    list(group.args),
+                    result_types=[[r.type for r in group.outs]],
+                    callees=[v.kernel.sym_name.data for v in lowered.variants],
+                    guard=[lowered.guard],
+                    limits=[v.limit for v in lowered.variants if v.limit is not None],
+                    dims=[Expr.of(d) for d in lowered.dims],
+                    like=group,
+                )
+                function.block.insert_op_before(launch, group)
+                for old, new in zip(group.outs, launch.outputs, strict=True):
+                    old.replace_all_uses_with(new)
+                group.detach()
+                group.erase()
+
+
+class _Kernels:
+    """Kernels made so far, by group text and by their own content."""
+
+    def __init__(self, module: ModuleOp) -> None:
+        self.module = module
+        self.by_group: dict[str, Lowered] = {}
+        self.by_content: dict[str, KernelOp] = {}
+        self.names: set[str] = set()
+
+    def lower(self, group: GroupOp, ctx: Context) -> Lowered:
+        key = _text(group)
+        found = self.by_group.get(key)
+        if found is None:
+            made = lower_group(group, self._name(group), ctx)
+            found = Lowered(tuple(self._keep(v) for v in made.variants), made.dims, made.guard)
+            self.by_group[key] = found
+        return found
+
+    def _keep(self, variant: Variant) -> Variant:
+        content = content_of(variant.kernel)
+        kernel = self.by_content.get(content)
+        if kernel is None:
+            kernel = self.by_content[content] = variant.kernel
+            self.module.body.block.add_op(kernel)
+        return Variant(kernel, variant.limit)
+
+    def _name(self, group: GroupOp) -> str:
+        base = re.sub(r"\W+", "_", group.label.data or group.kind.data).strip("_") or "kernel"
+        name, n = base, 2
+        while name in self.names:
+            name, n = f"{base}_{n}", n + 1
+        self.names.add(name)
+        return name
+
+
+def _text(group: GroupOp) -> str:
+    """The group's text without names and source locations: equal text lowers to equal kernels."""
+    clone = group.clone()
+    clone.properties["name"] = type(group.label)("")
+    for op in clone.walk():
+        op.attributes.clear()
+    return str(clone).split(" = ", 1)[-1].partition("{")[2]
+
+
+def lower_group(group: GroupOp, name: str, ctx: Context) -> Lowered:
+    """The kernels of one group, by its skeleton."""
+    machine: Machine = ctx.machine
+    match group.kind.data:
+        case "map" | "gather":
+            return lower_map(group, name, machine)
+        case "row-reduction" | "reduction" | "reduce" | "softmax" | "norm":
+            return lower_reduction(group, name, machine)
+        case "matmul":
+            return lower_matmul(group, name, machine, ctx.dims)
+        case "attention":
+            return lower_attention(group, name, machine, ctx.dims)
+        case "concat":
+            return lower_concat(group, name, machine)
+        case kind:
+            raise unsupported(next(iter(group.block.ops)), f"no skeleton lowers a {kind!r} group")

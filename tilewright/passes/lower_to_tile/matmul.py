@@ -1,0 +1,230 @@
+"""The matmul skeleton: a register tile of the result per program, the whole of K inside it, then the epilogue on registers.
+
+A weight comes in panels (plan-layout): [panels, K, columns] for f32, [panels, K/2, columns, 2] where the machine multiplies
+pairs. Cache blocking is the grid's order: a block of rows that fits the second-level cache meets every panel before the next
+block starts. Variants differ in the rows of the register tile; all of them add k in the same order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from xdsl.ir import BlockArgument, SSAValue
+
+from tilewright.ir.dims import DimSpace, Expr, product
+from tilewright.ir.dtypes import F32, F64
+from tilewright.ir.graph import contraction, shape
+from tilewright.ir.graph.base import tensor
+from tilewright.ir.graph.structure import GroupOp
+from tilewright.ir.machine import Machine
+from tilewright.ir.tile.builder import KernelBuilder
+from tilewright.ir.tile.memory import ViewOp
+from tilewright.ir.tile.structure import KernelOp
+from tilewright.passes.lower_to_tile.access import UNIT, Axis, Space, map_group, unsupported
+from tilewright.passes.lower_to_tile.emit import Emitter
+from tilewright.passes.lower_to_tile.frame import Lowered, Variant, all_strides, begin
+from tilewright.passes.lower_to_tile.layout import Walk, merge_axes
+from tilewright.passes.lower_to_tile.pointwise import axes_apart
+
+DYNAMIC_K = 64  # a K known only at run time is walked in steps of this
+
+
+@dataclass(frozen=True, slots=True)
+class Panels:
+    """A packed right-hand side: the group argument that holds it, its panel width, and k's per innermost element pair."""
+
+    argument: BlockArgument
+    columns: int
+    pairs: int
+    chain: tuple[SSAValue, ...]
+
+
+def panels_of(b: SSAValue) -> Panels | None:
+    """Reads back what plan-layout wrote: slice(reshape(transpose(argument))) from panels to [K, N]."""
+    match b.owner:
+        case shape.SliceOp(x=SSAValue(owner=shape.ReshapeOp(x=SSAValue(owner=shape.TransposeOp() as turned)) as flat)):
+            argument = turned.x
+            if not isinstance(argument, BlockArgument):
+                return None
+            dims = [d.constant for d in tensor(argument).dims]
+            values = (b, flat.out, turned.out, argument)
+            if turned.permutation.data == (1, 0, 2) and dims[2] is not None:
+                return Panels(argument, dims[2], 1, values)
+            if turned.permutation.data == (1, 3, 0, 2) and dims[2] is not None and dims[3] is not None:
+                return Panels(argument, dims[2], dims[3], values)
+    return None
+
+
+def lower_matmul(group: GroupOp, name: str, machine: Machine, dims: DimSpace) -> Lowered:
+    """A kernel per register tile that the possible numbers of rows call for."""
+    anchor = next(op for op in group.block.ops if isinstance(op, contraction.MatmulOp))
+    rows = _row_count(group, anchor)
+    low, high = dims.interval(rows)
+    variants, previous = [], 0
+    for limit, tile_rows, _ in machine.rules.dot:
+        if (low is None or limit is None or low <= limit) and (high is None or high > previous):
+            variants.append(Variant(_kernel(group, anchor, f"{name}_r{tile_rows}", machine, tile_rows), limit))
+        previous = limit or previous
+    variants[-1] = Variant(variants[-1].kernel, None)
+    return Lowered(tuple(variants), tuple(variants[0].kernel.dims.data), rows)
+
+
+@dataclass(slots=True)
+class _Axes:
+    n: tuple[int, ...] = ()
+    k: int = -1
+
+
+def _seed(space: Space, anchor: contraction.MatmulOp, packed: Panels | None, axes: _Axes) -> None:
+    out = space.maps[anchor.out]
+    k = space.axis_for(anchor.sizes()[3])
+    axes.k = k.axes[0] if k.axes else space.new(Expr.of(1))
+    lead, m, n = out[:-2], out[-2], out[-1]
+    space.maps[anchor.a] = (*broadcast_axes_of(anchor.a, lead), m, k)
+    if packed is not None:
+        for value in packed.chain:
+            space.maps[value] = (UNIT,) * tensor(value).rank
+    else:
+        pair = (n, k) if anchor.transpose_b.data else (k, n)
+        space.maps[anchor.b] = (*broadcast_axes_of(anchor.b, lead), *pair)
+
+
+def broadcast_axes_of(operand: SSAValue, lead: tuple[Axis, ...]) -> list[Axis]:
+    """The leading axes of a matmul operand, aligned with the result's from the right."""
+    dims = tensor(operand).dims[:-2]
+    aligned = lead[len(lead) - len(dims) :]
+    return [UNIT if d.constant == 1 else a for d, a in zip(dims, aligned, strict=True)]
+
+
+def _row_count(group: GroupOp, anchor: contraction.MatmulOp) -> Expr:
+    """The rows one program range covers: all leading dims and M for a shared right-hand side, else M."""
+    lead, m, _, _ = anchor.sizes()
+    return product((*lead, m)) if tensor(anchor.b).rank == 2 else m
+
+
+def _kernel(group: GroupOp, anchor: contraction.MatmulOp, name: str, machine: Machine, tile_rows: int) -> KernelOp:
+    packed = panels_of(anchor.b)
+    axes = _Axes()
+    space = map_group(group, anchor, lambda s: _seed(s, anchor, packed, axes))
+    strides = all_strides(space, group)
+    n_axes = {a for axis in space.maps[anchor.out][-1:] for a in axis.axes}
+    order = [a for a in space.order if a != axes.k and a not in n_axes]
+    order += [a for a in space.order if a in n_axes]
+    inner = frozenset(n_axes)
+    walk = merge_axes(space, [*order, axes.k], strides, axes_apart(space, group) | {axes.k} | (inner if len(inner) == 1 else set()))
+    k_at = len(walk.members) - 1
+    column = k_at - 1
+    if column < 0 or not set(walk.members[column]) <= n_axes:
+        walk = Walk([*walk.extents[:k_at], Expr.of(1), walk.extents[k_at]], [*walk.members[:k_at], (), walk.members[k_at]])
+        column, k_at = k_at, k_at + 1
+    elif sum(bool(set(m) & n_axes) for m in walk.members) > 1:
+        raise unsupported(group, "the result's columns are stored in pieces that no single stride walks")
+    b, buffers, outputs = begin(group, name)
+    row = column - 1 if column > 0 else None
+    width = packed.columns if packed is not None else machine.rules.panel
+    extent = dict.fromkeys(range(len(walk.members)), 1)
+    extent[column] = width
+    if row is not None:
+        extent[row] = tile_rows
+    grid = list(range(k_at))
+    loops = _order(machine, walk, grid, row, column, tile_rows, tensor(anchor.a).dtype.bytes)
+    at = dict(zip(grid, b.grid([walk.extents[i] for i in grid], [extent[i] for i in grid], loops), strict=True))
+    at[k_at] = b.index(0)
+    result = Emitter(b, space, walk, buffers, strides, at, row, column, extent)
+    total = _accumulate(result, anchor, packed, k_at, machine)
+    result.set(anchor.out, b.cast(total, tensor(anchor.out).dtype))
+    for value, output in zip(group.yielded, outputs, strict=True):
+        result.store(value, output, result.tile(value))
+    return b.finish()
+
+
+def _order(
+    machine: Machine, walk: Walk, grid: list[int], row: int | None, column: int, tile_rows: int, size: int
+) -> list[tuple[int, int]]:
+    """Outer axes, then blocks of rows, then panels, then the rows of a block."""
+    outer = [(i, 1) for i in grid if i not in (row, column)]
+    if row is None:
+        return [*outer, (column, 1)]
+    k = walk.extents[-1].constant
+    cache = next((level.size for level in machine.levels if level.name == "l2"), None)
+    block = 16 if k is None or cache is None else max(1, cache // 2 // max(1, tile_rows * k * size))
+    return [*outer, (row, block), (column, 1), (row, 1)]
+
+
+def _chunk(k: int, most: int) -> int:
+    """The largest divisor of K up to the machine's chunk; K itself where it has none worth using."""
+    if k <= most:
+        return max(k, 1)
+    return next((d for d in range(most, most // 4, -1) if k % d == 0), k)
+
+
+def _accumulate(e: Emitter, anchor: contraction.MatmulOp, packed: Panels | None, k_at: int, machine: Machine) -> SSAValue:
+    """The register tile's sum over K: chunks of k in order, each accumulated from zero and then added to the total."""
+    b: KernelBuilder = e.b
+    rows = e.extent[e.row] if e.row is not None else 1
+    columns = e.extent[e.column]
+    kind = F64 if tensor(anchor.out).dtype == F64 else F32
+    zero = b.constant(0.0, (rows, columns), kind)
+    k = e.walk.extents[k_at].constant
+    if k == 0:
+        return zero
+    step = DYNAMIC_K if k is None else _chunk(k, machine.rules.reduction_chunk)
+
+    def part(acc: SSAValue) -> SSAValue:
+        left = Emitter(b, e.space, e.walk, e.buffers, e.strides, e.at, e.row, k_at, {**e.extent, k_at: step})
+        fill = 0.0 if k is None else None
+        a = left.load(anchor.a, fill) if isinstance(anchor.a, BlockArgument) else left.tile(anchor.a)
+        return b.dot(b.broadcast(a, (rows, step)), _right(e, anchor, packed, k_at, step, fill), acc)
+
+    if k is not None and step == k:
+        return part(zero)
+    with b.loop(0, e.walk.extents[k_at], step, [zero]) as loop:
+        e.at[k_at] = loop.at
+        with e.scope():
+            if k is None:
+                loop.give(part(loop.carried[0]))
+            else:
+                loop.give(b.map("add", loop.carried[0], part(b.constant(0.0, (rows, columns), kind))))
+    return loop.out[0]
+
+
+def _right(
+    e: Emitter, anchor: contraction.MatmulOp, packed: Panels | None, k_at: int, step: int, fill: float | None
+) -> SSAValue:
+    """The [K, N] tile of the right-hand side at the current place."""
+    b = e.b
+    if packed is not None:
+        buffer = e.buffers[packed.argument]
+        dims = tensor(packed.argument).dims
+        view = b.view(buffer, dims, ViewOp.row_major(dims))
+        panel = b.index(Expr.of("a0") // packed.columns, e.at[e.column])
+        if packed.pairs == 1:
+            return b.reshape(b.load(view, [panel, e.at[k_at], 0], (1, step, packed.columns)), (step, packed.columns))
+        pair = b.index(Expr.of("a0") // packed.pairs, e.at[k_at])
+        loaded = b.load(view, [panel, pair, 0, 0], (1, step // packed.pairs, packed.columns, packed.pairs))
+        turned = b.transpose(b.reshape(loaded, (step // packed.pairs, packed.columns, packed.pairs)), (0, 2, 1))
+        return b.reshape(turned, (step, packed.columns))
+    value = anchor.b
+    while not isinstance(value, BlockArgument):
+        if not isinstance(value.owner, (shape.ReshapeOp, shape.TransposeOp, shape.SliceOp, shape.BroadcastOp)):
+            raise unsupported(anchor, "the right-hand side must be in memory")
+        value = value.owner.x
+    extent = {**e.extent, k_at: step}
+    strides = e.strides[value]
+    axes = [i for i, s in enumerate(e.walk.strides(strides)) if s is not None]
+    steps = [s for s in e.walk.strides(strides) if s is not None]
+    k_first = not (k_at in axes and strides.steps[e.walk.members[k_at][-1]] == Expr.of(1))
+    outer = [a for a in axes if a not in (k_at, e.column)]
+    placed = [*outer, *([k_at, e.column] if k_first else [e.column, k_at])]
+    placed = [a for a in placed if a in axes]
+    view = b.view(
+        e.buffers[value], [e.walk.extents[a] for a in placed], [steps[axes.index(a)] for a in placed], strides.offset
+    )
+    loaded = b.load(view, [e.at[a] for a in placed], [extent[a] for a in placed], fill)
+    k_rows = step if k_at in axes else 1
+    n_rows = e.extent[e.column] if e.column in axes else 1
+    if k_first:
+        return b.broadcast(b.reshape(loaded, (k_rows, n_rows)), (step, e.extent[e.column]))
+    return b.broadcast(b.transpose(b.reshape(loaded, (n_rows, k_rows)), (1, 0)), (step, e.extent[e.column]))
+
+

@@ -1,0 +1,209 @@
+"""plan-memory: where every launch result lives, and after which launches all threads must meet.
+
+Buffers sit in slots. A slot's size is the largest of its buffers' sizes, evaluated once per dim tuple, and slots never
+overlap, so non-overlap holds for all dims by construction. A result takes a free slot whose buffers' sizes it provably
+does not exceed (or that it provably covers), else a new one. Reshapes at this level are names for the same bytes.
+`check_memory_plan` proves the plan independently, from the launches alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from xdsl.dialects.builtin import ModuleOp
+from xdsl.ir import Operation, SSAValue
+
+from tilewright.errors import MemoryPlanError
+from tilewright.ir.attributes import Bool, Ints
+from tilewright.ir.dims import DimSpace, Expr
+from tilewright.ir.graph.base import tensor
+from tilewright.ir.graph.shape import ReshapeOp
+from tilewright.ir.graph.structure import FuncOp, PackedOp, ReturnOp, StateReadOp, StateWriteOp, WeightOp
+from tilewright.ir.passing import Context, Pass
+from tilewright.ir.tile.structure import LaunchOp
+
+
+@dataclass(frozen=True)
+class PlanMemory(Pass):
+    """Assigns slots and barriers to launches; `reuse=false` gives every result a slot of its own."""
+
+    name: ClassVar[str] = "plan-memory"
+    requires: ClassVar[tuple[str, ...]] = ("lower-to-tile",)
+    reuse: bool = True
+
+    def run(self, module: ModuleOp, ctx: Context) -> None:
+        for function in [f for f in module.body.block.ops if isinstance(f, FuncOp) and f.kind.data == "main"]:
+            _assign(function, ctx.dims, self.reuse)
+            _place_barriers(function)
+        check_memory_plan(module, ctx.dims)
+
+
+@dataclass
+class Slot:
+    """One region of an arena: the sizes of the buffers that live in it one after another, in bytes."""
+
+    sizes: list[Expr] = field(default_factory=list)
+
+
+def storage_of(value: SSAValue) -> SSAValue:
+    """The value whose bytes these are: reshapes name the bytes of what they reshape."""
+    while isinstance(value.owner, ReshapeOp):
+        value = value.owner.x
+    return value
+
+
+def slots_of(function: FuncOp) -> list[Slot]:
+    """The slots of a planned function, with the size of each buffer in them."""
+    slots: list[Slot] = []
+    for op in function.block.ops:
+        if isinstance(op, LaunchOp):
+            for number, result in zip(op.slots.data, op.outputs, strict=True):
+                while number >= len(slots):
+                    slots.append(Slot())
+                if number >= 0:
+                    slots[number].sizes.append(tensor(result).bytes)
+    return slots
+
+
+def _last_uses(function: FuncOp) -> dict[SSAValue, int]:
+    """The position of the last op that reads each storage; a returned value lives to the end."""
+    last: dict[SSAValue, int] = {}
+    for position, op in enumerate(function.block.ops):
+        if not isinstance(op, ReshapeOp):
+            for operand in op.operands:
+                last[storage_of(operand)] = position
+    return last
+
+
+def _assign(function: FuncOp, dims: DimSpace, reuse: bool) -> None:
+    last = _last_uses(function)
+    outputs: dict[SSAValue, int] = {}
+    for i, value in enumerate(function.terminator.values):
+        outputs.setdefault(storage_of(value), i)
+    slots: list[Slot] = []
+    free: set[int] = set()
+    busy: dict[SSAValue, int] = {}
+    for position, op in enumerate(function.block.ops):
+        if not isinstance(op, LaunchOp):
+            continue
+        numbers = []
+        for result in op.outputs:
+            if result in outputs:
+                numbers.append(-1 - outputs[result])
+                continue
+            size = tensor(result).bytes
+            number = _choose(slots, free, size, dims) if reuse else None
+            if number is None:
+                slots.append(Slot())
+                number = len(slots) - 1
+            slots[number].sizes.append(size)
+            free.discard(number)
+            busy[result] = number
+            numbers.append(number)
+        op.properties["slots"] = Ints(tuple(numbers))
+        for value, number in list(busy.items()):
+            # a result nobody reads is dead at once, but only after its own launch
+            if last.get(value, position) <= position:
+                del busy[value]
+                free.add(number)
+
+
+def _choose(slots: list[Slot], free: Iterable[int], size: Expr, dims: DimSpace) -> int | None:
+    """A free slot that need not grow, else the one that grows and provably covers, else none."""
+    grown: int | None = None
+    for number in sorted(free):
+        if any(dims.compare(size, "<=", known) for known in slots[number].sizes):
+            return number
+        if grown is None and all(dims.compare(known, "<=", size) for known in slots[number].sizes):
+            grown = number
+    return grown
+
+
+def _places(op: Operation) -> tuple[set[object], set[object]]:
+    """What an op reads and writes, as places in memory: slots, outputs, states."""
+    reads: set[object] = set()
+    for operand in op.operands:
+        source = storage_of(operand)
+        if isinstance(source.owner, LaunchOp):
+            reads.add(source.owner.slots.data[list(source.owner.outputs).index(source)])
+        elif isinstance(source.owner, StateReadOp):
+            reads.add(source.owner.label.data)
+    writes: set[object] = set(op.slots.data) if isinstance(op, LaunchOp) else set()
+    if isinstance(op, StateWriteOp):
+        writes.add(op.label.data)
+    return reads, writes
+
+
+def _place_barriers(function: FuncOp) -> None:
+    """Threads meet before an op that touches what an unmet launch wrote, or writes what one reads."""
+    reads: set[object] = set()
+    writes: set[object] = set()
+    before: LaunchOp | None = None
+    for op in function.block.ops:
+        if not isinstance(op, (LaunchOp, StateWriteOp)):
+            continue
+        op_reads, op_writes = _places(op)
+        if before is not None:
+            meets = bool(op_reads & writes or op_writes & (reads | writes) or isinstance(op, StateWriteOp))
+            before.properties["barrier"] = Bool(meets)
+            if meets:
+                reads, writes = set(), set()
+        reads |= op_reads
+        writes |= op_writes
+        before = op if isinstance(op, LaunchOp) else None
+    if before is not None:
+        before.properties["barrier"] = Bool(True)
+
+
+def check_memory_plan(module: ModuleOp, dims: DimSpace) -> None:
+    """Replays each function symbolically: a read must find in its slot the value it wants, and see it behind a barrier.
+
+    Independent of the planner: it knows launches, slots and barriers, not liveness. Raises MemoryPlanError.
+    """
+    faults: list[str] = []
+    for function in [f for f in module.body.block.ops if isinstance(f, FuncOp) and f.kind.data == "main"]:
+        holds: dict[int, SSAValue] = {}
+        unmet_writes: dict[int, str] = {}
+        unmet_reads: dict[int, str] = {}
+        for op in function.block.ops:
+            if isinstance(op, (ReshapeOp, WeightOp, PackedOp, StateReadOp)):
+                continue
+            name = op.callees.data[0] if isinstance(op, LaunchOp) else op.name
+            read_now: dict[int, str] = {}
+            for operand in op.operands:
+                source = storage_of(operand)
+                if not isinstance(source.owner, LaunchOp):
+                    continue
+                slot = source.owner.slots.data[list(source.owner.outputs).index(source)]
+                if holds.get(slot) is not source:
+                    faults.append(f"{function.symbol}: {name} reads slot {slot}, which no longer holds its operand")
+                if slot in unmet_writes and isinstance(op, LaunchOp):
+                    faults.append(f"{function.symbol}: {name} reads slot {slot} before all threads wrote it ({unmet_writes[slot]})")
+                read_now[slot] = name
+            if isinstance(op, ReturnOp) or not isinstance(op, LaunchOp):
+                continue
+            numbers = op.slots.data
+            if len(numbers) != len(op.outputs) or len(set(numbers)) != len(numbers):
+                faults.append(f"{function.symbol}: {name} has results without a slot of their own")
+                continue
+            for slot, result in zip(numbers, op.outputs, strict=True):
+                if slot in read_now:
+                    faults.append(f"{function.symbol}: {name} writes slot {slot} while it reads it")
+                if slot in unmet_reads:
+                    faults.append(f"{function.symbol}: {name} overwrites slot {slot} while {unmet_reads[slot]} may still read it")
+                if slot in unmet_writes:
+                    faults.append(f"{function.symbol}: {name} and {unmet_writes[slot]} both write slot {slot} without a barrier")
+                holds[slot] = result
+            if op.barrier.data:
+                unmet_reads, unmet_writes = {}, {}
+            else:
+                unmet_reads.update(read_now)
+                unmet_writes.update(dict.fromkeys(numbers, name))
+        for number, slot_ in enumerate(slots_of(function)):
+            for size in slot_.sizes:
+                if dims.at_most(size) is None and not all(dims.dims[s].max is None for s in size.symbols if s in dims.dims):
+                    faults.append(f"{function.symbol}: slot {number} holds a buffer of unbounded size {size}")
+    if faults:
+        raise MemoryPlanError(faults, step="report the module: tilewright opt --print-after=lower-to-tile shows it")

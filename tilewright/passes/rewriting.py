@@ -1,0 +1,223 @@
+"""Rewriting tools shared by the passes: building beside an op, replacing it, erasing the dead, and reading what is bound.
+
+A rule looks at one op and either says nothing or builds, before that op, the value that may stand in its place. The
+driver asks `ctx.apply`, then replaces and erases; a refused rule leaves no trace. Constants are always bound: a matcher
+hands out the number it found and the rule compares it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from xdsl.ir import Block, Operation, SSAValue
+
+from tilewright.errors import IRError
+from tilewright.ir.dims import ExprLike
+from tilewright.ir.dtypes import DType
+from tilewright.ir.graph.base import GraphOp, tensor
+from tilewright.ir.graph.elementwise import MapOp
+from tilewright.ir.graph.structure import ConstantOp, GroupOp
+from tilewright.ir.operation import TwOperation
+from tilewright.ir.passing import Context
+
+Op = TypeVar("Op", bound=TwOperation)
+
+
+# --- building and replacing -----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Site:
+    """The place before one op where a rule builds what may replace it; new ops take over that op's source location."""
+
+    at: Operation
+    ctx: Context
+    made: list[Operation] = field(default_factory=list)
+
+    def make(self, kind: type[Op], *operands: Any, **stated: Any) -> SSAValue:
+        """Inserts an op before the site and gives its first result."""
+        op = kind.make(*operands, like=self.at, **stated)
+        self._insert(op)
+        return op.results[0]
+
+    def map(self, fn: str, *operands: SSAValue) -> SSAValue:
+        """A graph.map of these operands."""
+        return self.make(MapOp, list(operands), fn=fn)
+
+    def constant(self, value: float, dtype: DType, dims: Sequence[ExprLike] = ()) -> SSAValue:
+        """A splat, of rank 0 unless dims are given."""
+        op = ConstantOp.of(value, dims, dtype)
+        if isinstance(self.at, TwOperation):
+            op.take_location(self.at)
+        self._insert(op)
+        return op.results[0]
+
+    def _insert(self, op: Operation) -> None:
+        block = self.at.parent
+        if block is None:
+            raise IRError(f"{self.at.name} stands in no block", step="rewrite ops of a function's body")
+        block.insert_op_before(op, self.at)
+        self.made.append(op)
+
+    def undo(self) -> None:
+        """Erases what was built here."""
+        for op in reversed(self.made):
+            op.erase()
+        self.made.clear()
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rewrite: its name as the report shows it, the ops it looks at, and the function that builds the replacement."""
+
+    name: str
+    ops: tuple[type[Operation], ...]
+    rewrite: Callable[[Any, Site], SSAValue | None]
+
+
+class Rules:
+    """A list of rules that functions join with `@rules.on(OpClass, ...)`; a rule is named after its function."""
+
+    def __init__(self, *parts: Rules) -> None:
+        self.listed: list[Rule] = [r for part in parts for r in part.listed]
+
+    def on(self, *ops: type[Operation]) -> Callable[[Callable[[Any, Site], SSAValue | None]], Rule]:
+        """Adds the decorated function as a rule for these op classes."""
+
+        def add(function: Callable[[Any, Site], SSAValue | None]) -> Rule:
+            rule = Rule(function.__name__.replace("_", "-"), ops, function)
+            self.listed.append(rule)
+            return rule
+
+        return add
+
+    def for_op(self, op: Operation) -> Iterator[Rule]:
+        """The rules that look at this op, in the order they were added."""
+        return (r for r in self.listed if isinstance(op, r.ops))
+
+
+def run_rules(block: Block, rules: Rules, ctx: Context) -> None:
+    """Applies rules to the ops of a block until none applies; what becomes dead is erased."""
+    queue = deque(block.ops)
+    queued = set(map(id, queue))
+
+    def enqueue(ops: Iterable[Any]) -> None:
+        for op in ops:
+            if isinstance(op, Operation) and op.parent is block and id(op) not in queued:
+                queued.add(id(op))
+                queue.append(op)
+
+    while queue:
+        op = queue.popleft()
+        queued.discard(id(op))
+        if op.parent is not block:
+            continue
+        if is_dead(op):
+            owners = [v.owner for v in op.operands]
+            op.erase()
+            enqueue(owners)
+            continue
+        for rule in rules.for_op(op):
+            site = Site(op, ctx)
+            value = rule.rewrite(op, site)
+            if value is None:
+                site.undo()
+                continue
+            if value.type != op.results[0].type:
+                raise IRError(
+                    f"rule {rule.name} turns {op.name} of {op.results[0].type} into {value.type}",
+                    step="report this: a rule must keep the type",
+                )
+            if not ctx.apply([op], rule.name):
+                site.undo()
+                continue
+            users = [use.operation for use in op.results[0].uses]
+            owners = [v.owner for v in op.operands]
+            replace(op, [value])
+            enqueue([*owners, *site.made, *users])
+            break
+
+
+def replace(op: Operation, values: Sequence[SSAValue]) -> None:
+    """Has every user of an op's results use these values instead, and erases the op."""
+    for old, new in zip(op.results, values, strict=True):
+        if new.name_hint is None:
+            new.name_hint = old.name_hint
+        old.replace_all_uses_with(new)
+    op.erase()
+
+
+def is_pure(op: Operation) -> bool:
+    """True for ops that compute their results and do nothing else."""
+    return isinstance(op, GraphOp) and op.PURE
+
+
+def is_dead(op: Operation) -> bool:
+    """True for pure ops whose results nobody uses."""
+    return is_pure(op) and not any(result.first_use for result in op.results)
+
+
+def erase_dead(block: Block) -> int:
+    """Erases pure ops whose results nobody uses, users before producers; gives their number."""
+    erased = 0
+    for op in reversed(list(block.ops)):
+        if is_dead(op):
+            op.erase()
+            erased += 1
+        elif isinstance(op, GroupOp):
+            erased += erase_dead(op.block)
+    return erased
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+def defined(value: SSAValue, kind: type[Op]) -> Op | None:
+    """The op that produces a value, if it is of this class."""
+    owner = value.owner
+    return owner if isinstance(owner, kind) else None
+
+
+def splat(value: SSAValue) -> int | float | None:
+    """The number that every element of a constant has; None for anything else."""
+    constant = defined(value, ConstantOp)
+    return None if constant is None else constant.splat
+
+
+def mapped(value: SSAValue, *names: str) -> MapOp | None:
+    """The graph.map of one of these functions that produces a value."""
+    op = defined(value, MapOp)
+    return op if op is not None and op.fn.data in names else None
+
+
+def with_splat(op: MapOp) -> tuple[SSAValue, float] | None:
+    """(x, c) of a two-operand map with one splat operand, on either side; None when there is none or both are."""
+    left, right = (splat(a) for a in op.args)
+    if (left is None) == (right is None):
+        return None
+    return (op.args[0], float(right)) if right is not None else (op.args[1], float(left or 0))
+
+
+def near(found: float, wanted: float, dtype: DType) -> bool:
+    """True when a constant is `wanted` as the dtype, or a computation in it, would round it."""
+    digits = {"f64": 52, "f32": 23, "f16": 10, "bf16": 7}.get(dtype.name)
+    return found == wanted if digits is None else abs(found - wanted) <= 2.0**-digits * abs(wanted)
+
+
+def users(value: SSAValue) -> list[Operation]:
+    """The distinct ops that use a value, in the order of their uses."""
+    return list({id(use.operation): use.operation for use in value.uses}.values())
+
+
+def sole_user(value: SSAValue) -> Operation | None:
+    """The one op that uses a value; None when there are none or several."""
+    found = users(value)
+    return found[0] if len(found) == 1 else None
+
+
+def same_dims(a: SSAValue, b: SSAValue) -> bool:
+    """True when two values have equal dims."""
+    return tensor(a).dims == tensor(b).dims

@@ -1,0 +1,219 @@
+"""Programs to JSON and back: exact, canonical, and strict about what it reads.
+
+Expressions are written as text and parsed back to equal objects. `program_text(p)` depends on the program alone, so it
+can be hashed; `program_from_text(program_text(p)) == p`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from tilewright.errors import ArtifactError, TilewrightError
+from tilewright.ir.dims import Dim, Expr, parse_expr
+from tilewright.ir.dtypes import DTYPES
+from tilewright.ir.signature import Signature
+from tilewright.runtime.canonical import canonical_json
+from tilewright.runtime.program import (
+    Copy,
+    Guard,
+    HostCall,
+    KernelInfo,
+    Program,
+    ReadDim,
+    Ref,
+    Routine,
+    Slot,
+    State,
+    Step,
+    TensorSpec,
+    Variant,
+)
+
+
+def program_text(program: Program) -> str:
+    """The program as canonical JSON."""
+    return canonical_json(program_to_json(program))
+
+
+def program_from_text(text: str | bytes) -> Program:
+    """Reads what `program_text` wrote; ArtifactError when it is anything else."""
+    try:
+        return program_from_json(json.loads(text))
+    except (ValueError, RecursionError) as fault:
+        raise _malformed(fault) from fault
+
+
+def program_to_json(program: Program) -> dict[str, Any]:
+    """The program as plain data."""
+    return {
+        "dims": [[d.name, d.min, d.max, d.kind] for d in program.dims],
+        "signature": program.signature.to_json(),
+        "main": _routine_json(program.main),
+        "prepare": [_routine_json(r) for r in program.prepare],
+        "results": [_spec_json(s) for s in program.results],
+        "weights": [_spec_json(s) for s in program.weights],
+        "packed": [_spec_json(s) for s in program.packed],
+        "states": [{"spec": _spec_json(s.spec), "initial": s.initial} for s in program.states],
+        "copies": [[_ref_json(c.source), _ref_json(c.destination), str(c.size)] for c in program.copies],
+        "guards": [[str(g.left), g.relation, str(g.right), g.reason] for g in program.guards],
+        "reads": [[r.dim, r.input, r.element] for r in program.reads],
+        "kernels": [{"symbol": k.symbol, "key": k.key, "facts": k.facts} for k in program.kernels],
+        "tied": [list(pair) for pair in program.tied],
+        "ignored": list(program.ignored),
+        "target": program.target,
+        "report": program.report,
+    }
+
+
+def program_from_json(data: Any) -> Program:
+    """Reads what `program_to_json` gave; ArtifactError when it is anything else."""
+    try:
+        return Program(
+            dims=tuple(Dim(_text(name), low, high, kind) for name, low, high, kind in data["dims"]),
+            signature=Signature.from_json(data["signature"]),
+            main=_routine_of(data["main"]),
+            prepare=tuple(_routine_of(r) for r in data["prepare"]),
+            results=_specs_of(data["results"]),
+            weights=_specs_of(data["weights"]),
+            packed=_specs_of(data["packed"]),
+            states=tuple(State(_spec_of(s["spec"]), _number_or_none(s["initial"])) for s in data["states"]),
+            copies=tuple(Copy(_ref_of(a), _ref_of(b), _expr(size)) for a, b, size in data["copies"]),
+            guards=tuple(Guard(_expr(a), _relation(rel), _expr(b), _text(why)) for a, rel, b, why in data["guards"]),
+            reads=tuple(ReadDim(_text(dim), _number(i), _number(at)) for dim, i, at in data["reads"]),
+            kernels=tuple(KernelInfo(_text(k["symbol"]), _text(k["key"]), k["facts"]) for k in data["kernels"]),
+            tied=tuple((_text(a), _text(b)) for a, b in data["tied"]),
+            ignored=tuple(_text(name) for name in data["ignored"]),
+            target=_text(data["target"]),
+            report=data["report"],
+        )
+    except ArtifactError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, TilewrightError) as fault:
+        raise _malformed(fault) from fault
+
+
+def _malformed(fault: Exception) -> ArtifactError:
+    said = str(fault).splitlines()[0] if isinstance(fault, TilewrightError) else repr(fault)
+    return ArtifactError(f"the program is malformed: {said}", step="save the program again")
+
+
+def _routine_json(routine: Routine) -> dict[str, Any]:
+    return {"steps": [_step_json(s) for s in routine.steps], "slots": [[str(e) for e in s.sizes] for s in routine.slots]}
+
+
+def _routine_of(data: Mapping[str, Any]) -> Routine:
+    slots = tuple(Slot(tuple(_expr(e) for e in sizes)) for sizes in data["slots"])
+    return Routine(tuple(_step_of(s) for s in data["steps"]), slots)
+
+
+def _step_json(step: Step) -> dict[str, Any]:
+    host = step.host
+    return {
+        "name": step.name,
+        "variants": [[v.symbol, v.limit] for v in step.variants],
+        "buffers": [_ref_json(ref) for ref in step.buffers],
+        "formal_dims": list(step.formal_dims),
+        "dims": [str(e) for e in step.dims],
+        "guard": str(step.guard),
+        "barrier_after": step.barrier_after,
+        "kind": step.kind,
+        "path": step.path,
+        "location": step.location,
+        "device": step.device,
+        "host": None
+        if host is None
+        else {
+            "callee": host.callee,
+            "arguments": host.arguments,
+            "inputs": [_spec_json(s) for s in host.inputs],
+            "outputs": [_spec_json(s) for s in host.outputs],
+        },
+    }
+
+
+def _step_of(data: Mapping[str, Any]) -> Step:
+    host = data["host"]
+    return Step(
+        name=_text(data["name"]),
+        variants=tuple(Variant(_text(symbol), _number_or_none(limit)) for symbol, limit in data["variants"]),
+        buffers=tuple(_ref_of(r) for r in data["buffers"]),
+        formal_dims=tuple(_text(name) for name in data["formal_dims"]),
+        dims=tuple(_expr(e) for e in data["dims"]),
+        guard=_expr(data["guard"]),
+        barrier_after=_truth(data["barrier_after"]),
+        kind=_text(data["kind"]),
+        path=_text(data["path"]),
+        location=None if data["location"] is None else _text(data["location"]),
+        device=_text(data["device"]),
+        host=None
+        if host is None
+        else HostCall(
+            _text(host["callee"]), _text(host["arguments"]), _specs_of(host["inputs"]), _specs_of(host["outputs"])
+        ),
+    )
+
+
+def _ref_json(ref: Ref) -> list[Any]:
+    return [ref.space, ref.index, str(ref.offset)]
+
+
+def _ref_of(data: Sequence[Any]) -> Ref:
+    space, index, offset = data
+    return Ref(space, _number(index), _expr(offset))
+
+
+def _spec_json(spec: TensorSpec) -> list[Any]:
+    return [spec.name, [str(d) for d in spec.dims], spec.dtype.name]
+
+
+def _spec_of(data: Sequence[Any]) -> TensorSpec:
+    name, dims, dtype = data
+    return TensorSpec(_text(name), tuple(_expr(d) for d in dims), DTYPES[dtype])
+
+
+def _specs_of(data: Sequence[Any]) -> tuple[TensorSpec, ...]:
+    return tuple(_spec_of(s) for s in data)
+
+
+@lru_cache(maxsize=4096)
+def _parsed(text: str) -> Expr:
+    return parse_expr(text)
+
+
+# JSON's own types are checked one by one: a program read from a file must not hold a number where the runtime expects
+# text, and True must not pass for 1.
+
+
+def _expr(value: Any) -> Expr:
+    return _parsed(_text(value))
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} where text belongs")
+    return value
+
+
+def _truth(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{value!r} where true or false belongs")
+    return value
+
+
+def _number(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{value!r} where an integer belongs")
+    return value
+
+
+def _number_or_none(value: Any) -> int | None:
+    return None if value is None else _number(value)
+
+
+def _relation(value: Any) -> Any:
+    if value not in ("==", "<=", "<", ">=", ">"):
+        raise ValueError(f"{value!r} is no relation")
+    return value

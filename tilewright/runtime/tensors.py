@@ -1,0 +1,149 @@
+"""Tensors at the border: NumPy's and torch's as bytes in memory, and results as either.
+
+torch is never imported here: a torch tensor can only be met in a process that has loaded torch. Everything between
+the borders is a `Buffer`, which needs no NumPy dtype, so bf16 weights work where ml_dtypes is not installed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilewright.errors import MissingDependencyError
+from tilewright.ir.dtypes import DType, from_numpy, from_torch_name, torch_name
+from tilewright.runtime.program import ALIGNMENT
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """A row-major tensor in memory: element type, shape, where it starts, and what keeps it there."""
+
+    dtype: DType
+    shape: tuple[int, ...]
+    address: int
+    keep: Any
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.bytes
+
+    def bytes(self) -> memoryview:
+        """The bytes as they lie in memory, without a copy; valid while the Buffer lives."""
+        return memoryview(_raw(self.address, self.nbytes, self.keep)).cast("B")
+
+    def numpy(self, *, writeable: bool = False) -> NDArray[Any]:
+        """A view as a NumPy array. MissingDependencyError for bf16 without ml_dtypes."""
+        dtype = numpy_dtype(self.dtype)
+        array = np.frombuffer(_raw(self.address, self.nbytes, self.keep), dtype).reshape(self.shape)
+        array.flags.writeable = writeable
+        return array
+
+
+def _raw(address: int, size: int, keep: Any) -> Any:
+    raw = (ctypes.c_char * size).from_address(address)
+    # Views of these bytes hold `raw`; so they must hold what owns the memory.
+    raw._keep = keep
+    return raw
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a caller's tensor is. dtype: None where the IR has no such type. native: dense, and in this machine's byte order."""
+
+    dtype: DType | None
+    dtype_name: str
+    shape: tuple[int, ...]
+    device: str
+    native: bool
+
+
+def describe(value: Any) -> Description | None:
+    """A NumPy array's or scalar's or a torch tensor's description; None for anything else."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        dtype = value.dtype
+        return Description(from_numpy(dtype), dtype.name, tuple(value.shape), "cpu", dtype.isnative)
+    if is_torch(value):
+        dtype = from_torch_name(str(value.dtype))
+        name = str(value.dtype).removeprefix("torch.")
+        dense = str(value.layout) == "torch.strided"
+        return Description(dtype, name, tuple(map(int, value.shape)), str(value.device), dense)
+    if isinstance(value, Buffer):
+        return Description(value.dtype, value.dtype.name, value.shape, "cpu", True)
+    return None
+
+
+def is_torch(value: Any) -> bool:
+    """Whether it is a torch tensor, in a process that may not have torch at all."""
+    torch = sys.modules.get("torch")
+    # A torch that is only being imported has no Tensor yet, and nobody has a tensor of it.
+    tensor_class = getattr(torch, "Tensor", None)
+    return tensor_class is not None and isinstance(value, tensor_class)
+
+
+def as_buffer(value: Any) -> Buffer:
+    """The tensor's bytes, dense and row-major, copied only where it is not so already.
+
+    The value must have a description with a known dtype, on the CPU.
+    """
+    if isinstance(value, Buffer):
+        return value
+    found = describe(value)
+    if found is None or found.dtype is None:
+        raise TypeError(f"a {type(value).__name__} has no tensor's memory")
+    if is_torch(value):
+        dense = value.detach().resolve_neg().contiguous()
+        return Buffer(found.dtype, found.shape, dense.data_ptr(), dense)
+    array = dense_array(value)
+    return Buffer(found.dtype, found.shape, address_of(array), array)
+
+
+def dense_array(value: Any) -> NDArray[Any]:
+    """A row-major, aligned array in this machine's byte order; the same memory where it is one already."""
+    array = np.asarray(value)
+    # ascontiguousarray would make a vector of a scalar.
+    return np.require(array, array.dtype.newbyteorder("="), ["C", "A"])
+
+
+def address_of(array: NDArray[Any]) -> int:
+    """Where an array's first element lies."""
+    return int(array.__array_interface__["data"][0])
+
+
+def empty_numpy(shape: Sequence[int], dtype: DType) -> tuple[NDArray[Any], int]:
+    """A fresh array that owns its memory, on a boundary of 64 bytes, and its address."""
+    size = math.prod(shape) * dtype.bytes
+    room = np.empty(size + ALIGNMENT, np.uint8)
+    start = -address_of(room) % ALIGNMENT
+    array = room[start : start + size].view(numpy_dtype(dtype)).reshape(shape)
+    return array, address_of(room) + start
+
+
+def empty_torch(shape: Sequence[int], dtype: DType) -> tuple[Any, int]:
+    """A fresh torch tensor and its address."""
+    tensor = sys.modules["torch"].empty(tuple(shape), dtype=torch_dtype(dtype))
+    return tensor, tensor.data_ptr()
+
+
+@cache
+def numpy_dtype(dtype: DType) -> np.dtype[Any]:
+    """The NumPy dtype; MissingDependencyError for bf16 without ml_dtypes."""
+    try:
+        return dtype.numpy()
+    except ImportError as fault:
+        raise MissingDependencyError(
+            f"NumPy arrays of {dtype} need ml_dtypes ({fault})", step="pip install ml_dtypes, or pass torch tensors"
+        ) from fault
+
+
+@cache
+def torch_dtype(dtype: DType) -> Any:
+    """The torch dtype, in a process that has torch."""
+    return getattr(sys.modules["torch"], torch_name(dtype))
