@@ -95,8 +95,8 @@ def ground(
     can index every gathered axis. States start random, and what they end as is compared, too.
 
     Two runs are compared at each size. In float64, results may differ by rounding alone: by
-    2^-digits(rounding) * longest chain of ops * longest reduction * largest magnitude of the result. `rounding` is a
-    wider bound's dtype for passes that bind a constant rounded to it. In the declared dtypes, the same with the narrowest
+    2^-digits(rounding) * number of ops * longest reduction * largest magnitude of the result. `rounding` names a wider
+    bound's dtype, for passes that bind a constant rounded to it. In the declared dtypes, by the same with the narrowest
     float's digits, or not at all where `exact` is stated: then every bit is equal, signs of zero too, NaN equal to NaN.
 
     Raises NumericMismatchError naming the result, the sizes and the seed.
@@ -107,7 +107,9 @@ def ground(
     after = transform(before, passes, ctx)
     text = print_module(after)
     if print_module(parse_module(text)) != text:
-        raise NumericMismatchError("the module after the passes does not print and parse back", step="compare the texts")
+        raise NumericMismatchError(
+            "the module after the passes does not print and parse back", step="compare the texts"
+        )
     rng = np.random.default_rng(seed)
     for chosen in _size_list(dim_space(before), sizes, rng):
         given = _values(before, chosen, rng)
@@ -217,7 +219,7 @@ def _element(value: SSAValue) -> str:
 
 
 def _depth(module: ModuleOp) -> int:
-    """The number of ops on the longest chain, calls and groups counted by their contents."""
+    """The number of ops, which no chain of them exceeds."""
     return 1 + sum(isinstance(op, GraphOp) for op in module.walk())
 
 

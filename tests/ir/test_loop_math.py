@@ -47,8 +47,8 @@ REFERENCES: dict[str, Reference] = {
     "rsqrt": lambda x: 1 / np.sqrt(x),
 }
 BOUNDS = {
-    "exp": 1.25, "exp2": 1.25, "expm1": 1.75, "log": 1.0, "log1p": 1.5, "sin": 2.0, "cos": 2.0, "tanh": 2.75, "erf": 1.25,
-    "sigmoid": 2.5, "silu": 3.0, "gelu": 3.5, "gelu_tanh": 3.5, "softplus": 2.0, "pow": 1.25, "rsqrt": 1.5,
+    "exp": 1.5, "exp2": 1.5, "expm1": 1.75, "log": 1.0, "log1p": 1.75, "sin": 2.25, "cos": 2.25, "tanh": 2.75,
+    "erf": 1.5, "sigmoid": 2.5, "silu": 3.5, "gelu": 4.0, "gelu_tanh": 4.0, "softplus": 2.0, "pow": 1.25, "rsqrt": 1.5,
 }  # fmt: skip
 # At these arguments the value or its sign is fixed by definition.
 SPECIAL: dict[str, list[tuple[float, float]]] = {

@@ -2,3 +2,10 @@
 
 Imports `tilewright.ir`, `tilewright.errors` and itself; the capture libraries are imported when they are used.
 """
+
+from __future__ import annotations
+
+from tilewright.frontend.captured import Captured, Guard, Source
+from tilewright.frontend.capturing import capture
+
+__all__ = ["Captured", "Guard", "Source", "capture"]

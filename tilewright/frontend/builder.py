@@ -38,6 +38,8 @@ class Builder:
         self.symbols = symbols
         # sizes that count the tokens of a call: queries of some attention
         self.token_dims: set[Expr] = set()
+        # masks whose rule is known, by the value that holds them
+        self.rules: dict[SSAValue, Any] = {}
         self.node: Any = None
         self._loc: str | None = None
         self._path: str | None = None
@@ -80,9 +82,9 @@ class Builder:
 
     # --- ops ------------------------------------------------------------------------------------------------------
 
-    def emit(self, kind: type[GraphOp], *operands: Any, **properties: Any) -> SSAValue:
+    def emit(self, op: type[GraphOp], /, *operands: Any, **properties: Any) -> SSAValue:
         """Appends an op with one result and returns that."""
-        return self.add(kind.make(*operands, **properties)).results[0]
+        return self.add(op.make(*operands, **properties)).results[0]
 
     def add(self, op: GraphOp) -> GraphOp:
         """Appends an op at the node's source location."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 from xdsl.ir import SSAValue
 
@@ -17,6 +17,10 @@ from tilewright.frontend.locations import of_node
 from tilewright.frontend.registry import Unsupported, lowerings
 from tilewright.frontend.symbols import UnknownSizeError
 from tilewright.ir.dtypes import F64
+
+
+# what a node stands for after its operator was refused: lowering goes on, to find the other ones too
+REFUSED: Final = object()
 
 
 class GraphLowering:
@@ -64,7 +68,7 @@ class GraphLowering:
         self.builder.at(node)
         if node.target is operator.getitem:
             source = self.value(node.args[0])
-            return None if source is None else source[node.args[1]]
+            return REFUSED if source is REFUSED else source[node.args[1]]
         val = node.meta.get("val")
         if not hasattr(val, "shape") and not isinstance(val, (tuple, list)):
             return self._scalar(node, val)
@@ -93,7 +97,7 @@ class GraphLowering:
         name = getattr(node.target, "__name__", str(node.target))
         fn = _NUMBER_FUNCTIONS.get(name)
         operands = self.value(node.args)
-        if fn is None or any(o is None for o in operands):
+        if fn is None or any(o is REFUSED for o in operands):
             return self._refuse(node, f"the number function {name} of sizes")
         if fn == "":
             return Weak(self.builder.operand(operands[0], F64))
@@ -115,9 +119,9 @@ class GraphLowering:
         lower = lowerings().get(name)
         args = self.value(list(node.args))
         kwargs = {key: self.value(argument) for key, argument in node.kwargs.items()}
-        if any(a is None and hasattr(n, "meta") for n, a in zip(node.args, args, strict=True)):
+        if any(self.values.get(n) is REFUSED for n in node.all_input_nodes):
             # an operand was refused already; this node is not at fault
-            return None
+            return REFUSED
         reason = "no lowering"
         if lower is not None:
             try:
@@ -143,8 +147,9 @@ class GraphLowering:
             for value, fake in zip(made, val, strict=True)
         )
 
-    def _refuse(self, node: Any, reason: str) -> None:
+    def _refuse(self, node: Any, reason: str) -> Any:
         self._problems.setdefault((str(node.target), reason), []).append(of_node(node))
+        return REFUSED
 
 
 _TRANSPARENT = ("wrap_with_set_grad_enabled", "wrap_with_autocast", "inductor_compiled_code")

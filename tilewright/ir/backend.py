@@ -1,19 +1,21 @@
 """What a backend is: one frozen manifest, validated when registered, found by entry point.
 
-A backend takes modules of launches (tile level) and gives a `Build`: per kernel an object and its source, plus what the
-runtime needs to run them. Supported ops follow from its printer, not from a second table.
+A backend takes kernels at the level it names and gives each one's object, source and symbol. One that takes "loops" gets
+them lowered by the shared lowering from tiles to loops. Supported ops follow from its printer, not from a second table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol, TypeAlias
 
 from xdsl.dialects.builtin import ModuleOp
 
 from tilewright.errors import BackendManifestError, Problem, TargetError
+from tilewright.ir.loops import LoopKernel
 from tilewright.ir.machine import Machine
 from tilewright.ir.tile.structure import KernelOp
 
@@ -23,13 +25,11 @@ GROUP = "tilewright.backends"
 
 @dataclass(frozen=True, slots=True)
 class BuiltKernel:
-    """One compiled kernel: its object bytes, the symbol to call, the readable source, and the content key it is cached by."""
+    """One compiled kernel: the symbol to call, its object code, its readable source, and the CPU features it needs."""
 
-    name: str
     symbol: str
     object: bytes
     source: str
-    key: str
     features: tuple[str, ...]
 
 
@@ -52,20 +52,22 @@ class Backend:
 
     takes: the level it accepts. machines: machine name -> description, built when asked. legalize: pipeline text run after
     the default pipeline. build: kernels to objects. runtime_objects: native code its programs need besides kernels
-    (a driver), by name. probe: says what is missing to use it, or None when it is ready.
+    (a driver), by name. toolchain: what decides the objects besides the kernels, for cache keys. warm: starts what takes
+    long to start, without waiting. probe: says what is missing to use it, or None when it is ready.
     """
 
     api: int
     name: str
-    takes: Literal["tile", "queue", "graph"]
+    takes: Literal["loops", "tile", "queue", "graph"]
     machines: Mapping[str, Callable[[], Machine]]
     default_machine: Callable[[], str]
     dtypes: frozenset[str]
     legalize: str
     build: KernelBuilder
     runtime_objects: Callable[[Machine], Mapping[str, bytes]]
+    toolchain: Callable[[], Mapping[str, str]]
+    warm: Callable[[], None]
     probe: Callable[[], str | None]
-    execute: str = "cpu"
 
     def __post_init__(self) -> None:
         faults = []
@@ -73,8 +75,8 @@ class Backend:
             faults.append(f"api: {self.api} is not {API_VERSION}")
         if not self.name.isidentifier():
             faults.append(f"name: {self.name!r} is not an identifier")
-        if self.takes not in ("tile", "queue", "graph"):
-            faults.append(f"takes: {self.takes!r} is not tile, queue or graph")
+        if self.takes not in ("loops", "tile", "queue", "graph"):
+            faults.append(f"takes: {self.takes!r} is not loops, tile, queue or graph")
         if not self.machines:
             faults.append("machines: none is described")
         if faults:
@@ -147,17 +149,3 @@ def kernels_of(module: ModuleOp) -> dict[str, KernelOp]:
     """Every kernel of a module by name."""
     return {op.sym_name.data: op for op in module.walk() if isinstance(op, KernelOp)}
 
-
-__all__ = [
-    "API_VERSION",
-    "GROUP",
-    "Any",
-    "Backend",
-    "BuiltKernel",
-    "KernelBuilder",
-    "backends",
-    "content_of",
-    "kernels_of",
-    "register_backend",
-    "resolve_target",
-]

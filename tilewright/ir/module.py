@@ -105,7 +105,7 @@ def set_dim_space(module: ModuleOp, space: DimSpace) -> None:
 
 def print_module(module: ModuleOp) -> str:
     """The module's text; `parse_module` reads it back as the same module."""
-    return f"{module}\n"
+    return f"{module!s}\n"
 
 
 def parse_module(text: str, name: str = "<text>") -> ModuleOp:

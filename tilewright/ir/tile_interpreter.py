@@ -7,34 +7,16 @@ lane of a store, or an index.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-from xdsl.ir import Block, Operation, SSAValue
 
 from tilewright.errors import IRError, KernelStoreError, Problem
-from tilewright.ir.dims import Expr
-from tilewright.ir.dtypes import DType
-from tilewright.ir.tile import memory as mem
-from tilewright.ir.tile.axes import AffineAxis, Axis, Memory, PagesAxis, Reads, RowsAxis, SegmentAxis, Site, WindowAxis
-from tilewright.ir.tile.base import Array, TileOp, buffer, element, tile, view
-from tilewright.ir.tile.counting import MEMORY, Counters, Quantity, op_numbers
-from tilewright.ir.tile.regions import View
-from tilewright.ir.tile.structure import CompareOp, ExprOp, ForOp, IfOp, KernelOp, ScalarOp, YieldOp
-from tilewright.ir.types import TileType
-
-Slots: TypeAlias = list[Any]  # the values of one program: ints, Tiles, Views and Memories, by the slot of each SSA value
-Step: TypeAlias = Callable[[Slots], None]
-
-
-class Tile(NamedTuple):
-    """A tile's values, its poison lanes (None: none), and for a loaded tile how many lanes were inside."""
-
-    values: Array
-    poison: Array | None
-    inside: int | None = None
+from tilewright.ir.tile.axes import Memory, Site
+from tilewright.ir.tile.base import Array, buffer
+from tilewright.ir.tile.counting import Counters
+from tilewright.ir.tile.execution import Execution
+from tilewright.ir.tile.structure import KernelOp
 
 
 def run_kernel(
@@ -54,15 +36,16 @@ def run_kernel(
     written twice, read before this program wrote it, or left unwritten, IRError where buffers or dims do not fit.
     """
     site = Site(kernel.sym_name.data)
-    run = _Run(kernel, _memories(kernel, buffers, dims), dims, site)
+    memories = _memories(kernel, buffers, dims)
+    execution = Execution(kernel, memories, dims, site)
     with np.errstate(all="ignore"):
         for site.program, site.coordinates in enumerate(programs(kernel, dims)):
-            run.program(site.coordinates)
+            execution.run(site.coordinates)
     if counters is not None:
-        run.count_into(counters)
+        execution.count_into(counters)
     if complete:
         site.op, site.coordinates = kernel, ()
-        for memory in run.memories:
+        for memory in memories:
             if memory.writers is not None and not memory.writers.all():
                 missing = np.flatnonzero(memory.writers == 0)
                 raise site.error(
@@ -109,53 +92,3 @@ def _memories(kernel: KernelOp, buffers: Sequence[Array], dims: Mapping[str, int
         Memory(number, array.reshape(-1), np.zeros(array.size, np.int32) if number >= first_output else None)
         for number, array in enumerate(buffers)
     ]
-
-
-def garbage(dtype: DType) -> Any:
-    """What a poison lane holds: NaN, or a number that no one computes with by accident."""
-    if dtype.is_float:
-        return element(float("nan"), dtype)
-    return np.bool_(True) if dtype.kind == "bool" else np.frombuffer(b"\xa5" * dtype.bytes, dtype.numpy())[0]
-
-
-class _Run:
-    """A kernel's ops as closures over the slots of its values, made once and called for every program."""
-
-    def __init__(self, kernel: KernelOp, memories: list[Memory], dims: Mapping[str, int], site: Site) -> None:
-        self.memories, self.site = memories, site
-        self.dims = {name: dims[name] for name in kernel.dims.data}
-        self.numbers = op_numbers(kernel)
-        self.slots: dict[SSAValue, int] = {}
-        self.moved: Counter[Quantity] = Counter()
-        self.index_reads: dict[int, Reads] = {}
-        self.executed: dict[Operation, int] = {}
-        at = [self.slot(c) for c in kernel.coordinates]
-        arguments = [self.slot(b) for b in kernel.buffers]
-        steps = self.block(kernel.block)
-        env: Slots = [None] * len(self.slots)
-        for index, memory in zip(arguments, memories, strict=True):
-            env[index] = memory
-
-        def program(coordinates: Sequence[int]) -> None:
-            for index, coordinate in zip(at, coordinates, strict=True):
-                env[index] = coordinate
-            for step in steps:
-                step(env)
-
-        self.program = program
-
-    def count_into(self, counters: Counters) -> None:
-        """Adds what the run moved and did."""
-        sizes = [memory.flat.itemsize for memory in self.memories]
-        for quantity, n in self.moved.items():
-            size = sizes[quantity.buffer] if quantity.buffer is not None else self.stage_bytes(quantity)
-            counters.add(quantity, n, size)
-        for op, reads in self.index_reads.items():
-            for number, n in reads.items():
-                counters.add(Quantity(op, "read", number, MEMORY), n, sizes[number])
-        for done, times in self.executed.items():
-            cost = done.cost() if isinstance(done, TileOp) else None
-            if cost is not None and times:
-                for kind, flops in (("matrix", cost.matrix), ("vector", cost.vector)):
-                    if flops.constant:
-                        counters.add(Quantity(self.numbers[done], kind), times * flops.constant)

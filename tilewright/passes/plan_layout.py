@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from xdsl.dialects.builtin import ModuleOp
-from xdsl.ir import BlockArgument, SSAValue
+from xdsl.ir import Block, BlockArgument, Region, SSAValue
 
 from tilewright.ir.dims import Expr
 from tilewright.ir.dtypes import BF16
 from tilewright.ir.graph.base import GraphOp, tensor
 from tilewright.ir.graph.contraction import MatmulOp
 from tilewright.ir.graph.shape import PadOp, ReshapeOp, SliceOp, TransposeOp
-from tilewright.ir.graph.structure import FuncOp, GroupOp, PackedOp, WeightOp
+from tilewright.ir.graph.structure import FuncOp, GroupOp, PackedOp, WeightOp, YieldOp
 from tilewright.ir.machine import Machine
 from tilewright.ir.passing import Context, Pass
 from tilewright.passes.prepare import Prepare
@@ -106,13 +106,16 @@ def _weight_operand(group: GroupOp, op: MatmulOp) -> tuple[BlockArgument, Weight
 
 
 def _panels(prepare: Prepare, weight: SSAValue, transposed: bool, columns: int, pairs: int) -> SSAValue:
-    """Appends the ops that lay a weight out in panels to @prepare."""
+    """Appends the group that lays a weight out in panels to @prepare: one kernel of kind "pack"."""
+    block = Block(arg_types=[weight.type])
 
     def add(op: GraphOp) -> SSAValue:
-        prepare.append(op)
+        block.add_op(op)
         return op.results[0]
 
-    value = add(TransposeOp.make(weight, permutation=(1, 0))) if transposed else weight
+    value: SSAValue = block.args[0]
+    if transposed:
+        value = add(TransposeOp.make(value, permutation=(1, 0)))
     k, n = tensor(value).dims
     missing = (-n) % columns
     if missing != Expr.of(0):
@@ -120,8 +123,11 @@ def _panels(prepare: Prepare, weight: SSAValue, transposed: bool, columns: int, 
         n = n + missing
     if pairs == 1:
         split = add(ReshapeOp.make(value, dims=[k, n // columns, columns]))
-        return add(TransposeOp.make(split, permutation=(1, 0, 2)))
-    split = add(ReshapeOp.make(value, dims=[k // pairs, pairs, n // columns, columns]))
-    return add(TransposeOp.make(split, permutation=(2, 0, 3, 1)))
-
-
+        value = add(TransposeOp.make(split, permutation=(1, 0, 2)))
+    else:
+        split = add(ReshapeOp.make(value, dims=[k // pairs, pairs, n // columns, columns]))
+        value = add(TransposeOp.make(split, permutation=(2, 0, 3, 1)))
+    block.add_op(YieldOp.make([value]))
+    group = GroupOp.make([weight], result_types=[[value.type]], regions=[Region(block)], kind="pack", name="pack")
+    prepare.append(group)
+    return group.outs[0]

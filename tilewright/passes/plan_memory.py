@@ -35,9 +35,31 @@ class PlanMemory(Pass):
 
     def run(self, module: ModuleOp, ctx: Context) -> None:
         for function in [f for f in module.body.block.ops if isinstance(f, FuncOp) and f.kind.data == "main"]:
-            _assign(function, ctx.dims, self.reuse)
-            _place_barriers(function)
+            plan_function(function, ctx.dims, reuse=self.reuse)
         check_memory_plan(module, ctx.dims)
+
+
+def plan_function(function: FuncOp, dims: DimSpace, *, reuse: bool) -> None:
+    """Plans one function: states are read once, then slots, then barriers."""
+    _forward_states(function)
+    _assign(function, dims, reuse)
+    _place_barriers(function)
+
+
+def _forward_states(function: FuncOp) -> None:
+    """Reads after a write become the written value, and of several writes the last one stays: states change at the end."""
+    written: dict[str, StateWriteOp] = {}
+    for op in list(function.block.ops):
+        if isinstance(op, StateReadOp) and op.label.data in written:
+            op.out.replace_all_uses_with(written[op.label.data].value)
+            op.detach()
+            op.erase()
+        elif isinstance(op, StateWriteOp):
+            before = written.get(op.label.data)
+            if before is not None:
+                before.detach()
+                before.erase()
+            written[op.label.data] = op
 
 
 @dataclass
@@ -68,12 +90,13 @@ def slots_of(function: FuncOp) -> list[Slot]:
 
 
 def _last_uses(function: FuncOp) -> dict[SSAValue, int]:
-    """The position of the last op that reads each storage; a returned value lives to the end."""
+    """The position of the last op that reads each storage; what is returned or becomes a state lives to the end."""
     last: dict[SSAValue, int] = {}
+    end = len(list(function.block.ops))
     for position, op in enumerate(function.block.ops):
         if not isinstance(op, ReshapeOp):
             for operand in op.operands:
-                last[storage_of(operand)] = position
+                last[storage_of(operand)] = end if isinstance(op, (StateWriteOp, ReturnOp)) else position
     return last
 
 
@@ -122,17 +145,13 @@ def _choose(slots: list[Slot], free: Iterable[int], size: Expr, dims: DimSpace) 
 
 
 def _places(op: Operation) -> tuple[set[object], set[object]]:
-    """What an op reads and writes, as places in memory: slots, outputs, states."""
+    """What a launch reads and writes, as places in memory: slots and outputs (states change only at the end)."""
     reads: set[object] = set()
     for operand in op.operands:
         source = storage_of(operand)
         if isinstance(source.owner, LaunchOp):
             reads.add(source.owner.slots.data[list(source.owner.outputs).index(source)])
-        elif isinstance(source.owner, StateReadOp):
-            reads.add(source.owner.label.data)
     writes: set[object] = set(op.slots.data) if isinstance(op, LaunchOp) else set()
-    if isinstance(op, StateWriteOp):
-        writes.add(op.label.data)
     return reads, writes
 
 
@@ -142,17 +161,17 @@ def _place_barriers(function: FuncOp) -> None:
     writes: set[object] = set()
     before: LaunchOp | None = None
     for op in function.block.ops:
-        if not isinstance(op, (LaunchOp, StateWriteOp)):
+        if not isinstance(op, LaunchOp):
             continue
         op_reads, op_writes = _places(op)
         if before is not None:
-            meets = bool(op_reads & writes or op_writes & (reads | writes) or isinstance(op, StateWriteOp))
+            meets = bool(op_reads & writes or op_writes & (reads | writes))
             before.properties["barrier"] = Bool(meets)
             if meets:
                 reads, writes = set(), set()
         reads |= op_reads
         writes |= op_writes
-        before = op if isinstance(op, LaunchOp) else None
+        before = op
     if before is not None:
         before.properties["barrier"] = Bool(True)
 

@@ -1,4 +1,4 @@
-"""Rewriting tools shared by the passes: building beside an op, replacing it, erasing the dead, and reading what is bound.
+"""Rewriting tools shared by the passes: building beside an op, replacing it, erasing the dead, reading what is bound.
 
 A rule looks at one op and either says nothing or builds, before that op, the value that may stand in its place. The
 driver asks `ctx.apply`, then replaces and erases; a refused rule leaves no trace. Constants are always bound: a matcher
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from xdsl.ir import Block, Operation, SSAValue
+from xdsl.traits import Pure
 
 from tilewright.errors import IRError
 from tilewright.ir.dims import ExprLike
@@ -65,13 +66,13 @@ class Site:
     def undo(self) -> None:
         """Erases what was built here."""
         for op in reversed(self.made):
-            op.erase()
+            erase(op)
         self.made.clear()
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One rewrite: its name as the report shows it, the ops it looks at, and the function that builds the replacement."""
+    """One rewrite: its name in the report, the ops it looks at, and the function that builds the replacement."""
 
     name: str
     ops: tuple[type[Operation], ...]
@@ -117,7 +118,7 @@ def run_rules(block: Block, rules: Rules, ctx: Context) -> None:
             continue
         if is_dead(op):
             owners = [v.owner for v in op.operands]
-            op.erase()
+            erase(op)
             enqueue(owners)
             continue
         for rule in rules.for_op(op):
@@ -147,12 +148,20 @@ def replace(op: Operation, values: Sequence[SSAValue]) -> None:
         if new.name_hint is None:
             new.name_hint = old.name_hint
         old.replace_all_uses_with(new)
+    erase(op)
+
+
+def erase(op: Operation) -> None:
+    """Takes an op whose results nobody uses out of its block, for good."""
+    block = op.parent
+    if block is not None:
+        block.detach_op(op)
     op.erase()
 
 
 def is_pure(op: Operation) -> bool:
     """True for ops that compute their results and do nothing else."""
-    return isinstance(op, GraphOp) and op.PURE
+    return isinstance(op, GraphOp) and op.has_trait(Pure)
 
 
 def is_dead(op: Operation) -> bool:
@@ -165,7 +174,7 @@ def erase_dead(block: Block) -> int:
     erased = 0
     for op in reversed(list(block.ops)):
         if is_dead(op):
-            op.erase()
+            erase(op)
             erased += 1
         elif isinstance(op, GroupOp):
             erased += erase_dead(op.block)

@@ -29,9 +29,9 @@ _NO_ARGUMENT = object()
 class Binding:
     """One call's arguments.
 
-    values: of `Program.dims` in order, run-time dims at their upper bound. addresses: of the dense inputs, in the order of
-    `signature.tensors`. tensors: what the addresses point into. leaves: the caller's own tensors, which mutations are
-    written back to. torch: whether results are torch tensors.
+    values: of `Program.dims` in order, run-time dims at their upper bound. addresses: of the dense inputs, in the order
+    of `signature.tensors`. tensors: what the addresses point into. leaves: the caller's own tensors, which mutations
+    are written back to. torch: whether results are torch tensors.
     """
 
     values: tuple[int, ...]
@@ -64,8 +64,8 @@ class Binder:
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Binding:
         """Checks a call's arguments, and gives dims and addresses.
 
-        Raises, each with every problem of its kind and in this order: ArgumentError, DeviceError, DTypeError, RankError,
-        AutogradError, DimMismatchError, DimRangeError.
+        Raises, each with every problem of its kind and in this order: ArgumentError, DeviceError, DTypeError,
+        RankError, AutogradError, DimMismatchError, DimRangeError.
         """
         leaves = None if self._flat is None else self._flat.take(args, kwargs)
         if leaves is None:

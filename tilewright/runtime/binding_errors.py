@@ -94,7 +94,7 @@ def check_gradients(inputs: Sequence[Input], leaves: Sequence[Any]) -> None:
     asking = [leaf.name for leaf, value in zip(inputs, leaves, strict=True) if is_torch(value) and value.requires_grad]
     if asking:
         raise AutogradError(
-            [f"{name} requires grad while grad mode is on; a compiled program computes no gradients" for name in asking],
+            [f"{name} requires grad, and grad mode is on; a compiled program computes no gradients" for name in asking],
             step=f"call it under torch.no_grad(), or pass {', '.join(f'{name}.detach()' for name in asking)}",
         )
 
@@ -166,7 +166,10 @@ def check_dims(program: Program, solution: Solution) -> None:
     if outside:
         wider = {dim.name: _wider(dim, solution.values[dim.name]) for dim in outside}
         raise DimRangeError(
-            [f"{dim.name} = {solution.values[dim.name]} is outside {_range(dim)} ({_origin(program, solution, dim)})" for dim in outside],
+            [
+                f"{dim.name} = {solution.values[dim.name]} is outside {_range(dim)} ({_origin(program, solution, dim)})"
+                for dim in outside
+            ],
             step=_widening(program, wider),
         )
     broken = [g for g in program.guards if not g.holds(solution.values)]
@@ -189,7 +192,10 @@ def _mismatch(program: Program, solution: Solution) -> DimMismatchError:
             problems.append(f"{axis} has size {axis.size}, compiled for {axis.expr} (it is not declared in dims)")
         elif linear(axis.expr) == (str(axis.expr), 1, 0):
             first = solution.origin.get(str(axis.expr))
-            problems.append(f"{axis} has size {axis.size}, but {axis.expr} is {solution.values[str(axis.expr)]}" + (f" ({first})" if first else ""))
+            origin = f" ({first})" if first else ""
+            problems.append(
+                f"{axis} has size {axis.size}, but {axis.expr} is {solution.values[str(axis.expr)]}{origin}"
+            )
         elif axis.expr.symbols <= solution.values.keys():
             at = ", ".join(f"{name} = {solution.values[name]}" for name in sorted(axis.expr.symbols))
             wanted = axis.expr.evaluate(solution.values)
@@ -227,8 +233,8 @@ def _widening(program: Program, wider: Mapping[str, Dim]) -> str:
 def dims_line(program: Program, changed: Mapping[str, Dim], added: Sequence[Axis]) -> str:
     """The `dims=` argument that declares what the program declares, with some dims changed and some axes added.
 
-    It follows the arguments' tree, with each tensor's declared axes by number. An added axis gets a dim from the example's
-    size to the size it now came with.
+    It follows the arguments' tree, with each tensor's declared axes by number. An added axis gets a dim from the
+    example's size to the size it now came with.
     """
     declared = {dim.name: dim for dim in program.dims} | dict(changed)
     extra = {(axis.input, axis.axis): axis for axis in added}

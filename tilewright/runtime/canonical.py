@@ -8,7 +8,8 @@ from typing import Any
 
 
 def canonical_json(value: Any) -> str:
-    """JSON with sorted keys, no spaces and ASCII only. ValueError for NaN and infinities, TypeError for anything not plain.
+    """JSON with sorted keys, no spaces and ASCII only. ValueError for NaN and infinities, TypeError for anything not
+    plain.
 
     Keys of objects must be strings: JSON would turn others into strings and the data would not read back equal.
     """

@@ -19,7 +19,7 @@ from tilewright.runtime.tensors import address_of
 
 _HUGE_PAGE = 2 << 20
 _SMALL = 64 << 10
-_ADDRESSABLE = 1 << 62
+ADDRESSABLE = 1 << 62
 _ROWS_SHOWN = 12
 
 
@@ -38,7 +38,7 @@ class Arena:
         unit = _HUGE_PAGE if size >= _HUGE_PAGE else _SMALL
         room = max(1, -(-size // unit)) * unit
         try:
-            if room > _ADDRESSABLE:
+            if room > ADDRESSABLE:
                 raise OverflowError("the size does not fit in an address")
             # Not Python's default, MAP_SHARED: parent and child of a fork would compute in the same bytes.
             memory = mmap.mmap(-1, room, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -53,6 +53,10 @@ class Arena:
         self._view = np.frombuffer(memory, np.uint8)
         self.address = address_of(self._view)
         self.size = room
+
+    def view(self, at: int, size: int) -> memoryview:
+        """`size` bytes from offset `at`, to read and write."""
+        return self._view[at : at + size].data
 
     def grow(self, size: int) -> None:
         """Make room for at least `size` bytes; contents are lost when it had less."""
@@ -124,8 +128,8 @@ class Piece:
 class Footprint:
     """Bytes a program holds while one call runs at given dims, the caller's own inputs not counted.
 
-    weights: resident weights and packed tensors. states: tensors that live from call to call. slots: scratch memory of one
-    call. results: the call's fresh outputs.
+    weights: resident weights and packed tensors. states: tensors that live from call to call. slots: scratch memory of
+    one call. results: the call's fresh outputs.
     """
 
     dims: dict[str, int]

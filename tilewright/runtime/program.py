@@ -125,7 +125,9 @@ class Routine:
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """`size` bytes moved after the steps, in order: results that are an input or a weight as it is, states that take a result."""
+    """`size` bytes moved after the steps, in order: results that are an input or a weight as it is, states that take a
+    result.
+    """
 
     source: Ref
     destination: Ref
@@ -190,8 +192,8 @@ class Program:
     dims: every named dim, in the order of the tuples that resolved plans are kept by. results: of @main, by number, as
     `signature.outputs` and `signature.mutations` count them. weights: what @prepare and @main read, by the state dict's
     names. packed: results of @prepare; its routines run one after another, each by itself, and touch only weights,
-    packed tensors and slots. tied: (other name, name) of weights that are one tensor. ignored: names a state dict may hold
-    beyond these. guards: checked at every call. copies: after the steps of @main.
+    packed tensors and slots. tied: (other name, name) of weights that are one tensor. ignored: names a state dict may
+    hold beyond these. guards: checked at every call. copies: after the steps of @main.
     """
 
     dims: tuple[Dim, ...]
@@ -223,7 +225,9 @@ class Program:
 
     @cached_property
     def resident(self) -> tuple[int, ...]:
-        """The weights that @main reads as they are, or a state starts from, by number: they are stored beside the packed."""
+        """The weights that @main reads as they are, or a state starts from, by number: they are stored beside the
+        packed.
+        """
         used = {ref.index for step in self.main.steps for ref in step.buffers if ref.space == "weight"}
         used |= {copy.source.index for copy in self.copies if copy.source.space == "weight"}
         used |= {state.initial for state in self.states if state.initial is not None}

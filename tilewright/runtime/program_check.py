@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 
 from tilewright.errors import IRError, Problem
 from tilewright.ir.dims import Expr
@@ -61,9 +62,15 @@ def _faults(program: Program) -> Iterator[Problem]:
     for number, routine in enumerate(program.prepare):
         yield from _routine_faults(program, routine, f"prepare {number}", set())
         for step in routine.steps:
+            if step.host is not None:
+                yield Problem(f"prepare {number} calls the host", op=step.name)
             for ref in step.buffers:
                 if ref.space not in _PREPARE_SPACES:
                     yield Problem(f"prepare {number} touches the space {ref.space!r}", op=step.name)
+    made = {ref.index for r in program.prepare for step in r.steps for ref in step.buffers if ref.space == "packed"}
+    for number, spec in enumerate(program.packed):
+        if number not in made:
+            yield Problem(f"no routine of prepare touches packed tensor {spec.name}")
     for copy in program.copies:
         for ref in (copy.source, copy.destination):
             yield from (Problem(text) for text in _ref_faults(program, program.main, ref, known))
@@ -94,13 +101,14 @@ def _step_faults(program: Program, routine: Routine, step: Step, known: set[str]
     if (step.host is None) != bool(step.variants):
         yield "a step has either variants or a host call"
     if step.host is not None and len(step.buffers) != len(step.host.inputs) + len(step.host.outputs):
-        yield f"its host call names {len(step.host.inputs) + len(step.host.outputs)} tensors for {len(step.buffers)} buffers"
+        count = len(step.host.inputs) + len(step.host.outputs)
+        yield f"its host call names {count} tensors for {len(step.buffers)} buffers"
     if len(step.dims) != len(step.formal_dims):
         yield f"{len(step.formal_dims)} formal dims but {len(step.dims)} values"
     limits = [v.limit for v in step.variants]
     if limits and (limits[-1] is not None or None in limits[:-1]):
         yield "exactly the last variant must have no limit"
-    elif any(a >= b for a, b in zip(limits[:-1], limits[1:-1], strict=False) if a is not None and b is not None):
+    elif any(a >= b for a, b in pairwise(limits) if a is not None and b is not None):
         yield f"the variants' limits {limits} do not ascend"
     if extra := step.guard.symbols - set(step.formal_dims):
         yield f"its guard uses {', '.join(sorted(extra))}, which are no formal dims of it"
@@ -141,4 +149,3 @@ def _duplicates(what: str, specs: Iterable[TensorSpec]) -> Iterator[Problem]:
         if spec.name in seen:
             yield Problem(f"two {what}s are called {spec.name!r}")
         seen.add(spec.name)
-

@@ -101,7 +101,10 @@ def _malformed(fault: Exception) -> ArtifactError:
 
 
 def _routine_json(routine: Routine) -> dict[str, Any]:
-    return {"steps": [_step_json(s) for s in routine.steps], "slots": [[str(e) for e in s.sizes] for s in routine.slots]}
+    return {
+        "steps": [_step_json(s) for s in routine.steps],
+        "slots": [[str(e) for e in s.sizes] for s in routine.slots],
+    }
 
 
 def _routine_of(data: Mapping[str, Any]) -> Routine:

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from tilewright.errors import CapacityError
 from tilewright.ir.dims import Expr
-from tilewright.runtime.memory import Footprint, Piece
+from tilewright.runtime.memory import ADDRESSABLE, Footprint, Piece, shown
 from tilewright.runtime.program import ALIGNMENT, HostCall, Program, Ref, Routine, Space, Step, Variant
 from tilewright.runtime.step_plan import Step as PlanStep
 from tilewright.runtime.step_plan import StepPlan
@@ -23,7 +24,9 @@ class Code(Protocol):
 
 
 class BaseTable:
-    """Where each space's buffers stand among a call's base pointers: arena, dims table, then the spaces one after another."""
+    """Where each space's buffers stand among a call's base pointers: arena, dims table, then the spaces one after
+    another.
+    """
 
     ARENA = 0
     DIMS = 1
@@ -119,6 +122,8 @@ def resolve(
     """Resolves a routine at these sizes of the dims. main: it is @main, which has results and copies."""
     value = _Values(sizes)
     slots, arena = place_slots(routine, value)
+    if arena > ADDRESSABLE:
+        raise CapacityError(f"a call needs {shown(arena)} of scratch memory", step="call it with smaller dims")
     variants: list[str | None] = []
     parts = tuple(_parts(routine, bases, code, slots, value, variants))
     copies = tuple(

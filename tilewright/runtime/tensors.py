@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tilewright.errors import MissingDependencyError
+from tilewright.errors import CapacityError, MissingDependencyError
 from tilewright.ir.dtypes import DType, from_numpy, from_torch_name, torch_name
 from tilewright.runtime.program import ALIGNMENT
 
@@ -48,7 +48,7 @@ class Buffer:
 
 
 def _raw(address: int, size: int, keep: Any) -> Any:
-    raw = (ctypes.c_char * size).from_address(address)
+    raw: Any = (ctypes.c_char * size).from_address(address)
     # Views of these bytes hold `raw`; so they must hold what owns the memory.
     raw._keep = keep
     return raw
@@ -56,7 +56,9 @@ def _raw(address: int, size: int, keep: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What a caller's tensor is. dtype: None where the IR has no such type. native: dense, and in this machine's byte order."""
+    """What a caller's tensor is. dtype: None where the IR has no such type. native: dense, and in this machine's byte
+    order.
+    """
 
     dtype: DType | None
     dtype_name: str
@@ -89,27 +91,48 @@ def is_torch(value: Any) -> bool:
 
 
 def as_buffer(value: Any) -> Buffer:
-    """The tensor's bytes, dense and row-major, copied only where it is not so already.
+    """The tensor's bytes, dense, row-major and aligned, copied only where they are not so already.
 
-    The value must have a description with a known dtype, on the CPU.
+    The value must have a description with a known dtype, on the CPU. CapacityError when there is no memory for the
+    copy.
     """
-    if isinstance(value, Buffer):
-        return value
     found = describe(value)
     if found is None or found.dtype is None:
         raise TypeError(f"a {type(value).__name__} has no tensor's memory")
-    if is_torch(value):
-        dense = value.detach().resolve_neg().contiguous()
-        return Buffer(found.dtype, found.shape, dense.data_ptr(), dense)
-    array = dense_array(value)
+    try:
+        if isinstance(value, Buffer):
+            # Files of other writers put tensors on any byte.
+            return value if value.address % value.dtype.bytes == 0 else _copied(value)
+        if is_torch(value):
+            dense = value.detach().resolve_neg().contiguous()
+            return Buffer(found.dtype, found.shape, dense.data_ptr(), dense)
+        array = np.asarray(value)
+        # Not ascontiguousarray, which makes a vector of a scalar.
+        array = np.require(array, array.dtype.newbyteorder("="), ["C", "A"])
+    except (MemoryError, RuntimeError) as fault:
+        raise _refused(found.shape, found.dtype, fault) from fault
     return Buffer(found.dtype, found.shape, address_of(array), array)
 
 
-def dense_array(value: Any) -> NDArray[Any]:
-    """A row-major, aligned array in this machine's byte order; the same memory where it is one already."""
-    array = np.asarray(value)
-    # ascontiguousarray would make a vector of a scalar.
-    return np.require(array, array.dtype.newbyteorder("="), ["C", "A"])
+def _copied(buffer: Buffer) -> Buffer:
+    room, address = _room(buffer.nbytes)
+    room[:] = np.frombuffer(buffer.bytes(), np.uint8)
+    return Buffer(buffer.dtype, buffer.shape, address, room)
+
+
+def _room(size: int) -> tuple[NDArray[np.uint8], int]:
+    """Fresh bytes on a boundary of 64, and their address."""
+    room = np.empty(size + ALIGNMENT, np.uint8)
+    start = -address_of(room) % ALIGNMENT
+    return room[start : start + size], address_of(room) + start
+
+
+def _refused(shape: Sequence[int], dtype: DType, fault: Exception) -> CapacityError:
+    """NumPy refuses memory by MemoryError and ValueError, torch by RuntimeError."""
+    said = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
+    return CapacityError(
+        f"there is no memory for a tensor of {dtype} {list(shape)}: {said}", step="pass smaller sizes, or free memory"
+    )
 
 
 def address_of(array: NDArray[Any]) -> int:
@@ -118,17 +141,21 @@ def address_of(array: NDArray[Any]) -> int:
 
 
 def empty_numpy(shape: Sequence[int], dtype: DType) -> tuple[NDArray[Any], int]:
-    """A fresh array that owns its memory, on a boundary of 64 bytes, and its address."""
-    size = math.prod(shape) * dtype.bytes
-    room = np.empty(size + ALIGNMENT, np.uint8)
-    start = -address_of(room) % ALIGNMENT
-    array = room[start : start + size].view(numpy_dtype(dtype)).reshape(shape)
-    return array, address_of(room) + start
+    """A fresh array on a boundary of 64 bytes, and its address."""
+    element = numpy_dtype(dtype)
+    try:
+        room, address = _room(math.prod(shape) * dtype.bytes)
+    except (MemoryError, ValueError, OverflowError) as fault:
+        raise _refused(shape, dtype, fault) from fault
+    return room.view(element).reshape(shape), address
 
 
 def empty_torch(shape: Sequence[int], dtype: DType) -> tuple[Any, int]:
     """A fresh torch tensor and its address."""
-    tensor = sys.modules["torch"].empty(tuple(shape), dtype=torch_dtype(dtype))
+    try:
+        tensor = sys.modules["torch"].empty(tuple(shape), dtype=torch_dtype(dtype))
+    except (RuntimeError, OverflowError, TypeError) as fault:
+        raise _refused(shape, dtype, fault) from fault
     return tensor, tensor.data_ptr()
 
 

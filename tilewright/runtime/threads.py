@@ -18,7 +18,6 @@ import os
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable
 
 import numpy as np
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 from tilewright.errors import OptionError
 from tilewright.ir import native_abi as abi
 from tilewright.runtime import native
+from tilewright.runtime.lease import Lease, Ticket
 
 ENVIRONMENT = "TILEWRIGHT_THREADS"
 """The environment variable that overrides the number of cores to use."""
@@ -63,58 +63,6 @@ class Driver:
         self.worker: Callable[[int], None] = ctypes.CFUNCTYPE(None, pointer)(library[abi.WORKER])
         self.stop: Callable[[int], None] = ctypes.CFUNCTYPE(None, pointer)(library[abi.STOP])
         self.pause: Callable[[int], None] = ctypes.CFUNCTYPE(None, word)(library[abi.PAUSE])
-
-
-class Ticket:
-    """One call's place in the queue, then its cores: `granted` is 0 while it waits and after it was given back."""
-
-    def __init__(self, wanted: int) -> None:
-        self.wanted = wanted
-        self.granted = 0
-        self.gate = threading.Lock()
-        self.gate.acquire()
-
-
-class Lease:
-    """Cores handed out first come, first served; nobody overtakes.
-
-    Who finds no queue takes all free cores, up to what it wanted. Who had to queue gets a share: the free cores divided
-    by those waiting and the one that just left, who is likely to be back, but at least one. So a lone caller has the
-    whole machine, and callers that compete soon run side by side, each on its part, instead of handing the whole
-    machine from one to the next: no time is lost in handing over, and little in barriers.
-    """
-
-    def __init__(self, cores: int) -> None:
-        self.cores = cores
-        # Reentrant: a team dropped by the garbage collector gives back its cores wherever its thread happens to be.
-        self._lock = threading.RLock()
-        self._free = cores
-        self._waiting: deque[Ticket] = deque()
-
-    def acquire(self, ticket: Ticket) -> None:
-        """Wait until the ticket has been granted 1 to `wanted` cores."""
-        with self._lock:
-            if self._free and not self._waiting:
-                self._grant(ticket, self._free)
-            else:
-                self._waiting.append(ticket)
-        ticket.gate.acquire()
-
-    def release(self, ticket: Ticket, keep: int = 0) -> None:
-        """Give back all but `keep` of the ticket's cores, or its place in the queue."""
-        with self._lock:
-            if ticket.granted:
-                self._free += ticket.granted - keep
-                ticket.granted = keep
-            elif ticket in self._waiting:
-                self._waiting.remove(ticket)
-            while self._free and self._waiting:
-                self._grant(self._waiting.popleft(), max(1, self._free // (len(self._waiting) + 2)))
-
-    def _grant(self, ticket: Ticket, cores: int) -> None:
-        ticket.granted = min(ticket.wanted, cores)
-        self._free -= ticket.granted
-        ticket.gate.release()
 
 
 class Team:

@@ -242,7 +242,7 @@ def test_dot2_rounds_twice_in_the_documented_order(cpu: str, lanes: int, rng: np
 
 @grid
 def test_masked_accesses_touch_only_their_lanes(cpu: str, lanes: int, rng: np.random.Generator) -> None:
-    """Each vector's tail mask, strided and gathered accesses, on every dtype; the rest of the output keeps its canary."""
+    """Each vector's tail mask, strided and gathered accesses, on every dtype; the rest of the output stays."""
     for dtype in ALL:
         b = LoopBuilder("masked")
         source, where = b.buffer("source", dtype), b.buffer("where", I32)

@@ -13,6 +13,7 @@ Vectorisers are off: kernels say what is a vector, and a tail loop stays the sca
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +83,19 @@ def compile_assembly(text: str, target: CpuTarget) -> str:
     return str(machine.emit_assembly(module))
 
 
+def load_toolchain() -> tuple[Any, Any, Callable[[Any], str]]:
+    """MLIR's `ir` module, its PassManager, and its translation to LLVM IR; the first call in a process takes 0.5 s."""
+    try:
+        from torch_mlir import ir
+        from torch_mlir.dialects.llvm import translate_module_to_llvmir
+        from torch_mlir.passmanager import PassManager
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"compiling for the CPU needs MLIR's Python bindings ({error})", step="pip install torch-mlir"
+        ) from error
+    return ir, PassManager, translate_module_to_llvmir
+
+
 def kernel_name(text: str) -> str:
     """The first function that the text defines; what errors call the text by."""
     found = re.search(r"\bfunc(?!.*\bprivate\b)[^@\n]*@([\w$.]+)\([^\n]*\{\s*$", text, re.MULTILINE)
@@ -119,22 +133,15 @@ def _optimised(text: str, target: CpuTarget) -> tuple[Any, Any]:
 
 
 def _to_llvm_ir(text: str) -> str:
-    try:
-        from torch_mlir import ir
-        from torch_mlir.dialects import llvm as llvm_dialect
-        from torch_mlir.passmanager import PassManager
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"compiling for the CPU needs MLIR's Python bindings ({error})", step="pip install torch-mlir"
-        ) from error
+    ir, pass_manager, translate = load_toolchain()
     # A context each: compilations on several threads share nothing, and none leaves anything behind.
     with ir.Context():
         try:
             module = ir.Module.parse(text)
-            PassManager.parse(_PIPELINE).run(module.operation)
+            pass_manager.parse(_PIPELINE).run(module.operation)
         except ir.MLIRError as error:
             raise _failure(text, str(error)) from error
-        left: set[str] = set()
+        left = {"builtin.module"}
 
         def visit(operation: Any) -> Any:
             name = operation.operation.name
@@ -145,10 +152,11 @@ def _to_llvm_ir(text: str) -> str:
             return ir.WalkResult.ADVANCE
 
         module.operation.walk(visit)
+        left.remove("builtin.module")
         # Translating what is not in the llvm dialect ends in a null pointer, not in an exception.
-        if left - {"builtin.module"}:
-            raise _failure(text, f"these ops have no lowering to LLVM: {', '.join(sorted(left - {'builtin.module'}))}")
-        return portable_floats(llvm_dialect.translate_module_to_llvmir(module.operation))
+        if left:
+            raise _failure(text, f"these ops have no lowering to LLVM: {', '.join(sorted(left))}")
+        return portable_floats(translate(module.operation))
 
 
 def _failure(text: str, diagnostic: str) -> ToolchainError:

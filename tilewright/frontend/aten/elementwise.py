@@ -82,6 +82,8 @@ def cosh(c: Builder, self: SSAValue) -> SSAValue:
 def add(c: Builder, self: Any, other: Any, alpha: Any = 1) -> SSAValue:
     if c.result.dtype == I1:
         return c.map("or", self, other)
+    if other == 0 and isinstance(other, int) and c.result.dtype.is_integer:
+        return c.cast(self, c.result.dtype)
     return c.map("add", self, other if alpha == 1 else c.map("mul", other, alpha))
 
 
@@ -97,6 +99,8 @@ def rsub(c: Builder, self: Any, other: Any, alpha: Any = 1) -> SSAValue:
 
 @lowers("aten.mul.Tensor", "aten.mul.Scalar", "aten.multiply.Tensor")
 def mul(c: Builder, self: Any, other: Any) -> SSAValue:
+    if other == 1 and isinstance(other, (int, float)) and c.result.dtype != I1:
+        return c.cast(self, c.result.dtype)
     return c.map("and" if c.result.dtype == I1 else "mul", self, other)
 
 

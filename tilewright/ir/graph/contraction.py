@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from xdsl.irdl import irdl_op_definition, operand_def, opt_operand_def, prop_def, result_def, traits_def
 from xdsl.traits import Pure
 
-from tilewright.ir.attributes import Bool, Int, Ints
+from tilewright.ir.attributes import Bool, Int, Ints, Str
 from tilewright.ir.cost import Cost
 from tilewright.ir.dims import Expr, floordiv, product
+from tilewright.ir.dtypes import DTYPES, torch_name
 from tilewright.ir.graph.base import GraphOp, at_least_f32, broadcast_dims, tensor
 from tilewright.ir.types import TensorType
 
@@ -20,13 +21,17 @@ if TYPE_CHECKING:
 
 @irdl_op_definition
 class MatmulOp(GraphOp):
-    """a [..., M, K] times b [..., K, N] (with transpose_b [..., N, K]); leading dims broadcast, f32 or wider inside."""
+    """a [..., M, K] times b [..., K, N] (with transpose_b [..., N, K]); leading dims broadcast, f32 or wider inside.
+
+    result: the dtype of the result where it is not the operands' ("f32" of bf16 operands keeps the sums unrounded).
+    """
 
     name = "graph.matmul"
     a = operand_def(TensorType)
     b = operand_def(TensorType)
     out = result_def(TensorType)
     transpose_b = prop_def(Bool, default_value=Bool(False))
+    result = prop_def(Str, default_value=Str(""))
     traits = traits_def(Pure())
 
     def sizes(self) -> tuple[tuple[Expr, ...], Expr, Expr, Expr]:
@@ -45,11 +50,24 @@ class MatmulOp(GraphOp):
 
     def infer(self) -> Sequence[TensorType]:
         lead, m, n, _ = self.sizes()
-        return [TensorType.of((*lead, m, n), tensor(self.a).dtype)]
+        dtype = tensor(self.a).dtype
+        if self.result.data:
+            found = DTYPES.get(self.result.data)
+            if found is None or not found.is_float or not dtype.is_float:
+                raise self.malformed(f"result {self.result.data!r} of {dtype} operands: both must be floats")
+            dtype = found
+        return [TensorType.of((*lead, m, n), dtype)]
 
     def reference(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        import torch
+
         wide_a, wide_b = at_least_f32(a), at_least_f32(b)
-        return (wide_a @ (wide_b.mT if self.transpose_b.data else wide_b)).to(a.dtype)
+        product = wide_a @ (wide_b.mT if self.transpose_b.data else wide_b)
+        if not self.result.data:
+            return product.to(a.dtype)
+        # operands in float64 are a wide run, whose results stay wide
+        stated: torch.dtype = getattr(torch, torch_name(DTYPES[self.result.data]))
+        return product if a.dtype == torch.float64 else product.to(stated)
 
     def cost(self) -> Cost:
         _, _, _, k = self.sizes()

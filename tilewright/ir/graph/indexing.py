@@ -55,7 +55,7 @@ class GatherOp(IndexingOp):
     def reference(self, x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
         axis = self.axis.data
         flat = self.check_range(indices, x.shape[axis]).reshape(-1)
-        return x.index_select(axis, flat).reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+        return x.index_select(axis, flat).reshape([*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]])
 
     def cost(self) -> Cost:
         # only the gathered slices are read

@@ -1,16 +1,21 @@
-"""Views, loads and stores: the only ops that touch memory, and they name regions, never pointers."""
+"""Views, loads and stores: the only ops that touch memory, and they name regions, never pointers.
+
+A view maps each of its axes to elements of one buffer independently of the other axes. Lanes outside a view's extents
+clip; where a window reaches beyond its source, lanes outside the source clip, too. An index read from memory that points
+nowhere makes its lanes poison instead, whatever the load's fill.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import ClassVar
 
-from xdsl.ir import Attribute
+from xdsl.ir import Attribute, Operation, SSAValue
 from xdsl.irdl import irdl_op_definition, operand_def, prop_def, result_def, var_operand_def
 
 from tilewright.ir.attributes import Dims, Float, Int, Ints, Str
 from tilewright.ir.dims import Expr, product
-from tilewright.ir.tile.base import TileOp, buffer, tile, view
+from tilewright.ir.tile.base import TileOp, buffer, check_axis, tile, view
 from tilewright.ir.types import BufferType, IndexType, TileType, ViewType
 
 POISON, VALUE = "poison", "value"
@@ -42,7 +47,7 @@ class ViewOp(TileOp):
 class ViewWindowOp(TileOp):
     """Coordinate i along axis a of the result is offsets[a] + i * steps[a] of the source; lanes outside the source clip.
 
-    A convolution reads its input at oh * stride + kh * dilation - padding through this.
+    A convolution reads its input at oh * stride + kh * dilation - padding through this. Steps are 1 or more.
     """
 
     name = "tile.view_window"
@@ -56,6 +61,8 @@ class ViewWindowOp(TileOp):
         source = view(self.source)
         if not len(self.offsets) == len(self.steps.data) == len(self.extents.data) == source.rank:
             raise self.malformed(f"needs one offset, step and extent for each of {source.rank} axes")
+        if any(step < 1 for step in self.steps.data):
+            raise self.malformed(f"steps {list(self.steps.data)} must be 1 or more")
         return [ViewType.of(self.extents.data, source.dtype)]
 
 
@@ -73,13 +80,16 @@ class ViewRowsOp(TileOp):
         source, indices = view(self.source), view(self.indices)
         if indices.rank != 1 or indices.dtype.is_float:
             raise self.malformed(f"indices must be an integer view of rank 1, got {indices}")
-        axis = self.axis.data
+        axis = check_axis(self, self.axis.data, source.rank)
         return [ViewType.of((*source.dims[:axis], indices.dims[0], *source.dims[axis + 1 :]), source.dtype)]
 
 
 @irdl_op_definition
 class ViewPagesOp(TileOp):
-    """A paged sequence: source [pages, page, ...], coordinate s is (table[s // page], s % page), for s below `length`."""
+    """A paged sequence: source [pages, page, ...], coordinate s is (table[s // page], s % page), for s below `length`.
+
+    `extent` bounds the length and is what the type says; lanes from `length` on clip. A page outside the source is poison.
+    """
 
     name = "tile.view_pages"
     source = operand_def(ViewType)
@@ -93,12 +103,18 @@ class ViewPagesOp(TileOp):
         source, table = view(self.source), view(self.table)
         if source.rank < 2 or table.rank != 1 or table.dtype.is_float:
             raise self.malformed(f"needs [pages, page, ...] and an integer table of rank 1, got {source} and {table}")
+        if self.page.data < 1 or source.dims[1] != Expr.of(self.page.data) or len(self.extent.data) != 1:
+            raise self.malformed(f"needs pages of {self.page.data} and one extent, got {source}")
         return [ViewType.of((self.extent.data[0], *source.dims[2:]), source.dtype)]
 
 
 @irdl_op_definition
 class ViewSegmentOp(TileOp):
-    """One segment of a ragged axis: coordinate i along `axis` is offsets[which] + i, extent offsets[which+1] - offsets[which]."""
+    """One segment of a ragged axis: coordinate i along `axis` is offsets[which] + i, below offsets[which + 1].
+
+    `extent` bounds the segment's length and is what the type says; lanes beyond the length clip, lanes of the segment that
+    the source does not have are poison.
+    """
 
     name = "tile.view_segment"
     source = operand_def(ViewType)
@@ -109,13 +125,19 @@ class ViewSegmentOp(TileOp):
     out = result_def(ViewType)
 
     def infer(self) -> Sequence[Attribute]:
-        source, axis = view(self.source), self.axis.data
+        source, offsets = view(self.source), view(self.offsets)
+        axis = check_axis(self, self.axis.data, source.rank)
+        if offsets.rank != 1 or offsets.dtype.is_float or len(self.extent.data) != 1:
+            raise self.malformed(f"needs integer offsets of rank 1 and one extent, got {offsets}")
         return [ViewType.of((*source.dims[:axis], self.extent.data[0], *source.dims[axis + 1 :]), source.dtype)]
 
 
 @irdl_op_definition
 class LoadOp(TileOp):
-    """Reads the region that starts at the coordinates; lanes outside the view hold `value`, or poison when fill says so."""
+    """Reads the region that starts at the coordinates; lanes outside the view hold `value`, or poison when fill says so.
+
+    `value` is an element as in tile.constant: integers saturate, so that infinities stand for the extremes.
+    """
 
     name = "tile.load"
     source = operand_def(ViewType)
@@ -129,6 +151,8 @@ class LoadOp(TileOp):
         source = view(self.source)
         if not len(self.at) == len(self.extents.data) == source.rank:
             raise self.malformed(f"a view of rank {source.rank} needs as many coordinates and extents")
+        if self.fill.data not in (POISON, VALUE):
+            raise self.malformed(f"fill {self.fill.data!r} is not one of {POISON}, {VALUE}")
         return [TileType.of(self.extents.data, source.dtype)]
 
 
@@ -161,6 +185,24 @@ class StageOp(TileOp):
 
     def infer(self) -> Sequence[Attribute]:
         return [self.source.type]
+
+
+VIEWS = (ViewOp, ViewWindowOp, ViewRowsOp, ViewPagesOp, ViewSegmentOp)
+
+
+def root(value: SSAValue) -> SSAValue:
+    """The buffer that a view looks at."""
+    while isinstance(value.owner, VIEWS):
+        value = value.owner.source
+    return value
+
+
+def staged_load(op: StageOp) -> LoadOp | None:
+    """The load whose result a stage holds, through other stages; None where it holds something computed."""
+    source: Operation | object = op.source.owner
+    while isinstance(source, StageOp):
+        source = source.source.owner
+    return source if isinstance(source, LoadOp) else None
 
 
 MEMORY = [ViewOp, ViewWindowOp, ViewRowsOp, ViewPagesOp, ViewSegmentOp, LoadOp, StoreOp, StageOp]

@@ -134,7 +134,10 @@ class YieldOp(TileOp):
 
 @irdl_op_definition
 class ForOp(TileOp):
-    """Runs the body for coordinate lo, lo + step, ... below hi, carrying values; an empty range gives the initial ones."""
+    """Runs the body for coordinate lo, lo + step, ... below hi, carrying values; an empty range gives the initial ones.
+
+    Carried values are tiles and indices; the step is 1 or more.
+    """
 
     name = "tile.for"
     lo = operand_def(IndexType)
@@ -159,6 +162,17 @@ class ForOp(TileOp):
         last = self.body.blocks[0].last_op
         return last.operands if last is not None else ()
 
+    def verify_(self) -> None:
+        from xdsl.utils.exceptions import VerifyException
+
+        carried = [v.type for v in self.carries]
+        arguments = [a.type for a in self.body.blocks[0].args]
+        if self.step.data < 1:
+            raise VerifyException(f"{self.name}: step {self.step.data} must be 1 or more")
+        if arguments != [INDEX, *carried] or [v.type for v in self.out] != carried:
+            raise VerifyException(f"{self.name}: the body takes the coordinate and what is carried, which are the results")
+        _verify_yield(self, self.body.blocks[0], carried)
+
 
 @irdl_op_definition
 class IfOp(TileOp):
@@ -170,6 +184,10 @@ class IfOp(TileOp):
     otherwise = region_def("single_block")
     out = var_result_def()
     INFERS: ClassVar[bool] = False
+
+    def verify_(self) -> None:
+        for region in (self.then, self.otherwise):
+            _verify_yield(self, region.blocks[0], [v.type for v in self.out])
 
 
 @irdl_op_definition
@@ -226,4 +244,19 @@ class ScalarOp(TileOp):
 
 
 CARRIED_TYPES = (TileType, IndexType)
+
+
+def _verify_yield(op: TileOp, block: Block, types: Sequence[Attribute]) -> None:
+    from xdsl.utils.exceptions import VerifyException
+
+    last = block.last_op
+    if not isinstance(last, YieldOp):
+        raise VerifyException(f"{op.name}: a body must end in tile.yield")
+    if [v.type for v in last.operands] != list(types) or not all(isinstance(t, CARRIED_TYPES) for t in types):
+        raise VerifyException(
+            f"{op.name}: yields ({', '.join(str(v.type) for v in last.operands)}), "
+            f"needs tiles and indices ({', '.join(map(str, types))})"
+        )
+
+
 STRUCTURE = [KernelOp, LaunchOp, YieldOp, ForOp, IfOp, ExprOp, CompareOp, ScalarOp]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from xdsl.ir import SSAValue
 
-from tilewright.ir.dims import Expr, product
+from tilewright.ir.dims import Expr
 from tilewright.ir.dtypes import DType
 from tilewright.ir.graph.base import GraphOp, broadcast_dims, tensor
 from tilewright.ir.graph.contraction import MatmulOp
@@ -17,7 +17,7 @@ from tilewright.ir.graph.elementwise import CastOp, MapOp
 from tilewright.ir.graph.indexing import GatherOp
 from tilewright.ir.graph.reduction import ReduceOp
 from tilewright.ir.graph.shape import BroadcastOp, ConcatOp, PadOp, ReshapeOp, SliceOp, TransposeOp
-from tilewright.ir.graph.structure import ConstantOp, IotaOp
+from tilewright.ir.graph.structure import IotaOp
 from tilewright.passes.rewriting import Rules, Site, defined, splat
 
 SHAPES = Rules()
@@ -79,9 +79,7 @@ def takes_all(op: SliceOp) -> bool:
     """The slice keeps every element."""
     dims = tensor(op.x).dims
     zero = Expr.of(0)
-    return (
-        all(s == zero for s in op.starts.data) and op.stops.data == dims and all(step == 1 for step in op.strides)
-    )
+    return all(s == zero for s in op.starts.data) and op.stops.data == dims and all(step == 1 for step in op.strides)
 
 
 def stretches_none(x: SSAValue, others: Sequence[SSAValue], dims: Sequence[Expr], op: GraphOp) -> bool:
@@ -116,11 +114,13 @@ def is_unit(dim: Expr) -> bool:
 
 @SHAPES.on(ReshapeOp)
 def reshape_identity(op: ReshapeOp, site: Site) -> SSAValue | None:
+    """A reshape to the dims x has."""
     return op.x if keeps_dims(op.x, op.dims.data) else None
 
 
 @SHAPES.on(ReshapeOp)
 def reshape_of_reshape(op: ReshapeOp, site: Site) -> SSAValue | None:
+    """Of two reshapes the last decides."""
     inner = defined(op.x, ReshapeOp)
     return None if inner is None else site.make(ReshapeOp, inner.x, dims=op.dims)
 
@@ -138,11 +138,13 @@ def reshape_of_reduce(op: ReshapeOp, site: Site) -> SSAValue | None:
 
 @SHAPES.on(TransposeOp)
 def transpose_identity(op: TransposeOp, site: Site) -> SSAValue | None:
+    """A transpose that moves no axis."""
     return op.x if is_identity(op.permutation.data) else None
 
 
 @SHAPES.on(TransposeOp)
 def transpose_of_transpose(op: TransposeOp, site: Site) -> SSAValue | None:
+    """Two permutations compose."""
     inner = defined(op.x, TransposeOp)
     if inner is None:
         return None
@@ -159,11 +161,13 @@ def transpose_of_units(op: TransposeOp, site: Site) -> SSAValue | None:
 
 @SHAPES.on(CastOp)
 def cast_identity(op: CastOp, site: Site) -> SSAValue | None:
+    """A cast to the dtype x has."""
     return op.x if tensor(op.x).dtype == tensor(op.out).dtype else None
 
 
 @SHAPES.on(CastOp)
 def cast_of_cast(op: CastOp, site: Site) -> SSAValue | None:
+    """Two casts are one where the first loses nothing."""
     inner = defined(op.x, CastOp)
     if inner is None or not passes_through(tensor(inner.x).dtype, tensor(inner.out).dtype, tensor(op.out).dtype):
         return None
@@ -172,17 +176,20 @@ def cast_of_cast(op: CastOp, site: Site) -> SSAValue | None:
 
 @SHAPES.on(BroadcastOp)
 def broadcast_identity(op: BroadcastOp, site: Site) -> SSAValue | None:
+    """A broadcast to the dims x has."""
     return op.x if keeps_dims(op.x, op.dims.data) else None
 
 
 @SHAPES.on(BroadcastOp)
 def broadcast_of_broadcast(op: BroadcastOp, site: Site) -> SSAValue | None:
+    """Of two broadcasts the last decides."""
     inner = defined(op.x, BroadcastOp)
     return None if inner is None else site.make(BroadcastOp, inner.x, dims=op.dims)
 
 
 @SHAPES.on(SliceOp)
 def slice_of_everything(op: SliceOp, site: Site) -> SSAValue | None:
+    """A slice that takes every element."""
     return op.x if takes_all(op) else None
 
 
@@ -194,11 +201,12 @@ def slice_of_slice(op: SliceOp, site: Site) -> SSAValue | None:
         return None
     starts = [a + b for a, b in zip(inner.starts.data, op.starts.data, strict=True)]
     stops = [a + b for a, b in zip(inner.starts.data, op.stops.data, strict=True)]
-    return site.make(SliceOp, inner.x, starts=starts, stops=stops, steps=op.strides)
+    return site.make(SliceOp, inner.x, starts=starts, stops=stops, steps=op.steps)
 
 
 @SHAPES.on(PadOp)
 def pad_by_nothing(op: PadOp, site: Site) -> SSAValue | None:
+    """Padding by 0 on every side."""
     return op.x if keeps_dims(op.x, tensor(op.out).dims) else None
 
 
@@ -216,6 +224,7 @@ def concat_of_one(op: ConcatOp, site: Site) -> SSAValue | None:
 
 @SHAPES.on(ReshapeOp, TransposeOp, BroadcastOp, SliceOp)
 def splat_stays_splat(op: ReshapeOp, site: Site) -> SSAValue | None:
+    """Moving equal elements around gives equal elements."""
     value = splat(op.x)
     return None if value is None else site.constant(value, tensor(op.out).dtype, tensor(op.out).dims)
 
@@ -262,6 +271,7 @@ def leading_units(value: SSAValue) -> ReshapeOp | None:
 
 @SHAPES.on(BroadcastOp)
 def broadcast_adds_leading_axes_itself(op: BroadcastOp, site: Site) -> SSAValue | None:
+    """Leading axes of size 1 need no reshape before a broadcast."""
     inner = leading_units(op.x)
     return None if inner is None else site.make(BroadcastOp, inner.x, dims=op.dims)
 
@@ -269,14 +279,14 @@ def broadcast_adds_leading_axes_itself(op: BroadcastOp, site: Site) -> SSAValue 
 @SHAPES.on(MapOp, CastOp)
 def broadcast_sinks(op: MapOp | CastOp, site: Site) -> SSAValue | None:
     """A function of one stretched value and numbers is computed before stretching."""
-    stretched = [a for a in op.operands if splat(a) is None]
-    inner = defined(stretched[0], BroadcastOp) if len(stretched) == 1 else None
-    if inner is None or any(tensor(a).rank for a in op.operands if a is not stretched[0]):
+    wide = [a for a in op.operands if tensor(a).rank or splat(a) is None]
+    inner = defined(wide[0], BroadcastOp) if wide and all(a is wide[0] for a in wide) else None
+    if inner is None:
         return None
     if isinstance(op, CastOp):
         early = site.make(CastOp, inner.x, dtype=op.dtype)
     else:
-        early = site.map(op.fn.data, *(inner.x if a is stretched[0] else a for a in op.args))
+        early = site.map(op.fn.data, *(inner.x if a is wide[0] else a for a in op.args))
     return site.make(BroadcastOp, early, dims=inner.dims)
 
 
@@ -287,7 +297,7 @@ def reduce_before_broadcast(op: ReduceOp, site: Site) -> SSAValue | None:
     if inner is None:
         return None
     stretched, lead = stretched_axes(inner), tensor(inner.out).rank - tensor(inner.x).rank
-    if not stretched or not reduces_none_of(op.axes.data, stretched) or any(a < lead for a in op.axes.data):
+    if any(axis < lead for axis in op.axes.data) or not stretched or not reduces_none_of(op.axes.data, stretched):
         return None
     early = site.make(ReduceOp, inner.x, fn=op.fn, axes=[a - lead for a in op.axes.data], keepdims=op.keepdims)
     return site.make(BroadcastOp, early, dims=tensor(op.out).dims)
@@ -298,6 +308,7 @@ def reduce_before_broadcast(op: ReduceOp, site: Site) -> SSAValue | None:
 
 @SHAPES.on(MatmulOp)
 def transpose_into_matmul(op: MatmulOp, site: Site) -> SSAValue | None:
+    """A right-hand side with its last two axes swapped is read the other way."""
     inner = defined(op.b, TransposeOp)
     if inner is None or not swaps_last_two(inner.permutation.data):
         return None
@@ -332,7 +343,7 @@ def reduce_of_one_element(op: ReduceOp, site: Site) -> SSAValue | None:
 def gather_of_one_place(op: GatherOp, site: Site) -> SSAValue | None:
     """The same index everywhere: one slice, repeated."""
     place, x, axis = splat(op.indices), tensor(op.x), op.axis.data
-    if place is None or not 0 <= place or not stays_inside(site, Expr.of(int(place)) + 1, x.dims[axis]):
+    if place is None or place < 0 or not stays_inside(site, Expr.of(int(place)) + 1, x.dims[axis]):
         return None
     starts = [Expr.of(int(place)) if i == axis else Expr.of(0) for i in range(x.rank)]
     stops = [Expr.of(int(place)) + 1 if i == axis else d for i, d in enumerate(x.dims)]
@@ -361,5 +372,3 @@ def iota_of_one_element(op: IotaOp, site: Site) -> SSAValue | None:
     """Counting along an axis of size 1 gives the start."""
     out, start = tensor(op.out), op.start.data[0].constant
     return site.constant(start, out.dtype, out.dims) if start is not None and is_unit(out.dims[op.axis.data]) else None
-
-

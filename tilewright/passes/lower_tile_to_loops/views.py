@@ -6,12 +6,13 @@ proves costs nothing; one that it cannot prove becomes a clamp (where what lies 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from tilewright.ir.dims import Expr, minimum
-from tilewright.ir.dtypes import I32, I64, DType
-from tilewright.ir.loops import BufferArg, Value
+from tilewright.ir.dtypes import I64, DType
+from tilewright.ir.loops import BufferArg, Const, Value
 from tilewright.passes.lower_tile_to_loops.emission import Emission
 from tilewright.passes.lower_tile_to_loops.indices import Facts, Index
 from tilewright.passes.lower_tile_to_loops.sites import ORIGIN, Coord, lane_positions
@@ -57,20 +58,15 @@ class Place:
     outside: list[Value] = field(default_factory=list)
 
 
-class View:
+class View(ABC):
     """What every resolved view answers."""
 
     def __init__(self, b: Emission, facts: Facts, dtype: DType, extents: Sequence[Index]) -> None:
         self.b, self.facts, self.dtype, self.extents = b, facts, dtype, list(extents)
 
+    @abstractmethod
     def place(self, spans: Sequence[Span], lanes: int, *, clamp: bool) -> Place:
         """The memory under the spans. clamp: whether scalar coordinates outside may be moved inside (loads only)."""
-        raise NotImplementedError
-
-    @property
-    def root(self) -> BufferArg:
-        """The buffer behind the view."""
-        raise NotImplementedError
 
     def conditions(self, span: Span, extent: Index, lanes: int) -> list[Value]:
         """What must hold for the span to be inside 0..extent; nothing where it is proved."""
@@ -94,10 +90,6 @@ class AffineView(View):
     ) -> None:
         super().__init__(b, facts, memory.dtype, extents)
         self.memory, self.strides, self.offset = memory, list(strides), offset
-
-    @property
-    def root(self) -> BufferArg:
-        return self.memory
 
     def place(self, spans: Sequence[Span], lanes: int, *, clamp: bool) -> Place:
         b = self.b
@@ -123,6 +115,8 @@ class AffineView(View):
             moving = b.add(moving, b.mul(per_local, span.local.at))
             if span.local.step:
                 place.step = _sum(b, place.step, b.mul(per_local, span.local.step))
+        if isinstance(place.step, Const):
+            place.step = int(place.step.value)
         place.offset = b.add(fixed, moving)
         if place.spread is not None and place.step != 0:
             place.spread = b.add(place.spread, b.mul(b.iota(lanes, I64), place.step))
@@ -141,10 +135,6 @@ class WindowView(View):
     def __init__(self, source: View, offsets: Sequence[Index], steps: Sequence[int], extents: Sequence[Index]) -> None:
         super().__init__(source.b, source.facts, source.dtype, extents)
         self.source, self.offsets, self.steps = source, list(offsets), list(steps)
-
-    @property
-    def root(self) -> BufferArg:
-        return self.source.root
 
     def place(self, spans: Sequence[Span], lanes: int, *, clamp: bool) -> Place:
         b, needed, inner = self.b, [], []
@@ -168,10 +158,6 @@ class RowsView(View):
         super().__init__(source.b, source.facts, source.dtype, extents)
         self.source, self.indices, self.axis = source, indices, axis
 
-    @property
-    def root(self) -> BufferArg:
-        return self.source.root
-
     def place(self, spans: Sequence[Span], lanes: int, *, clamp: bool) -> Place:
         found, checks = read_integers(self.indices, [spans[self.axis]], lanes)
         inner = list(spans)
@@ -189,10 +175,6 @@ class PagesView(View):
         reach = Index(b.min(length.value, extent.value), minimum(length.expr, extent.expr))
         super().__init__(b, source.facts, source.dtype, [reach, *source.extents[2:]])
         self.source, self.table, self.page = source, table, page
-
-    @property
-    def root(self) -> BufferArg:
-        return self.source.root
 
     def place(self, spans: Sequence[Span], lanes: int, *, clamp: bool) -> Place:
         b, span = self.b, spans[0]
@@ -216,10 +198,6 @@ class SegmentView(View):
         extents[axis] = length
         super().__init__(source.b, source.facts, source.dtype, extents)
         self.source, self.start, self.axis = source, start, axis
-
-    @property
-    def root(self) -> BufferArg:
-        return self.source.root
 
     def place(self, spans: Sequence[Span], lanes: int, *, clamp: bool) -> Place:
         b, span = self.b, spans[self.axis]
@@ -245,7 +223,7 @@ def read_integers(view: View, spans: Sequence[Span], lanes: int) -> tuple[Value,
     varies = any(s.local.varies for s in spans)
     place = view.place(spans, lanes, clamp=True)
     mask = all_of(b, place.conditions, lanes if varies else 1)
-    key = ("integers", view, id(place.offset), id(place.spread), place.step if isinstance(place.step, int) else id(place.step), id(mask))
+    key = ("integers", view, id(place.offset), id(place.spread), place.step, id(mask))
 
     def read() -> Value:
         if not varies:
@@ -272,5 +250,3 @@ def all_of(b: Emission, conditions: Sequence[Value], lanes: int) -> Value | None
 def _sum(b: Emission, a: Value | int, c: Value) -> Value:
     return c if isinstance(a, int) and a == 0 else b.add(a, c)
 
-
-INDEX_DTYPES = (I32, I64)

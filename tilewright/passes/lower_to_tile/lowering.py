@@ -19,6 +19,7 @@ from tilewright.passes.lower_to_tile.attention import lower_attention
 from tilewright.passes.lower_to_tile.frame import Lowered, Variant
 from tilewright.passes.lower_to_tile.joining import lower_concat
 from tilewright.passes.lower_to_tile.matmul import lower_matmul
+from tilewright.passes.lower_to_tile.packing import lower_pack
 from tilewright.passes.lower_to_tile.pointwise import lower_map
 from tilewright.passes.lower_to_tile.reductions import lower_reduction
 
@@ -32,7 +33,7 @@ class LowerToTile(Pass):
 
     def run(self, module: ModuleOp, ctx: Context) -> None:
         table = _Kernels(module)
-        for function in [op for op in module.body.block.ops if isinstance(op, FuncOp) and op.kind.data != "prepare"]:
+        for function in [op for op in module.body.block.ops if isinstance(op, FuncOp)]:
             for group in [op for op in function.block.ops if isinstance(op, GroupOp)]:
                 lowered = table.lower(group, ctx)
                 launch = LaunchOp.make(
@@ -107,6 +108,8 @@ def lower_group(group: GroupOp, name: str, ctx: Context) -> Lowered:
             return lower_matmul(group, name, machine, ctx.dims)
         case "attention":
             return lower_attention(group, name, machine, ctx.dims)
+        case "pack":
+            return lower_pack(group, name, machine)
         case "concat":
             return lower_concat(group, name, machine)
         case kind:

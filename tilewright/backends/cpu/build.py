@@ -1,0 +1,79 @@
+"""Loop kernels to object code for a CPU class: printed here, compiled in worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
+from functools import cache
+from importlib.metadata import version
+
+from tilewright.backends.cpu.cpu_class import CPU_CLASSES
+from tilewright.backends.cpu.driver import driver_text
+from tilewright.backends.cpu.mlir import TARGETS, compile_object
+from tilewright.backends.cpu.printer import print_kernel
+from tilewright.backends.cpu.workers import shared_pool
+from tilewright.errors import CapacityError, LoweringError
+from tilewright.ir.backend import BuiltKernel, Source
+from tilewright.ir.loops import LoopKernel
+from tilewright.ir.machine import Machine
+
+
+def build(kernels: Iterable[tuple[str, Source]], machine: Machine) -> Mapping[str, Future[BuiltKernel]]:
+    """Prints each kernel and hands it to a worker at once; printing the next one overlaps with compiling this one."""
+    target, cpu = TARGETS[machine.name], CPU_CLASSES[machine.name]
+    pool = shared_pool()
+    built: dict[str, Future[BuiltKernel]] = {}
+    for name, kernel in kernels:
+        if not isinstance(kernel, LoopKernel):
+            raise LoweringError(f"kernel {name} comes as tiles; the CPU takes loops", step="lower it by lower_kernel first")
+        printed = print_kernel(kernel, cpu)
+        if printed.thread_scratch:
+            raise CapacityError(
+                f"kernel {name} needs {printed.thread_scratch} bytes of scratch a thread, more than its stack holds",
+                step="lower the tile rules' query_block or columns",
+            )
+        built[name] = _then(pool.submit(printed.text, target), printed.symbol, printed.text, target.features)
+    return built
+
+
+def _then(compiled: Future[bytes], symbol: str, text: str, features: tuple[str, ...]) -> Future[BuiltKernel]:
+    """The future of a built kernel from the future of its object."""
+    result: Future[BuiltKernel] = Future()
+
+    def done(finished: Future[bytes]) -> None:
+        error = finished.exception()
+        if error is not None:
+            result.set_exception(error)
+        else:
+            result.set_result(BuiltKernel(symbol, finished.result(), text, features))
+
+    compiled.add_done_callback(done)
+    return result
+
+
+@cache
+def _driver(name: str) -> bytes:
+    return compile_object(driver_text(TARGETS[name]), TARGETS[name])
+
+
+def runtime_objects(machine: Machine) -> Mapping[str, bytes]:
+    """The native driver, for the baseline of the architecture: it must run wherever an artifact is opened."""
+    return {"driver": _driver("generic" if machine.name in TARGETS else machine.name)}
+
+
+def toolchain() -> Mapping[str, str]:
+    """Versions that decide object code."""
+    return {name: version(name) for name in ("torch-mlir", "llvmlite")}
+
+
+def warm() -> None:
+    """Starts the workers; importing their code generator overlaps with capture."""
+    shared_pool()
+
+
+def probe() -> str | None:
+    """What is missing to compile for the CPU."""
+    from importlib.util import find_spec
+
+    missing = [name for name in ("torch_mlir", "llvmlite") if find_spec(name) is None]
+    return f"pip install {' '.join(m.replace('_', '-') for m in missing)}" if missing else None

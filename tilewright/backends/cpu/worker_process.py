@@ -1,0 +1,110 @@
+"""One compile worker as its parent sees it: start, ask, take the answer, and clear up after its end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import IO
+
+import tilewright
+from tilewright.backends.cpu.frames import packed, unpacked
+from tilewright.backends.cpu.mlir import CpuTarget
+from tilewright.errors import Problem, TilewrightError, all_errors
+
+_QUOTED_LINES = 6
+_PATIENCE_SECONDS = 5.0
+
+
+class WorkerProcess:
+    """A `tilewright.backends.cpu.worker` process, started now, and again by `ask` when it has ended."""
+
+    def __init__(self, idle_seconds: float) -> None:
+        self._idle_seconds = idle_seconds
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stderr: IO[bytes] | None = None
+        self._start()
+
+    @property
+    def answers(self) -> int:
+        """The file descriptor that becomes readable when there is an answer, or none will come; -1 if not started."""
+        return -1 if self._process is None or self._process.stdout is None else self._process.stdout.fileno()
+
+    def ask(self, text: str, target: CpuTarget) -> None:
+        """Send a request; a worker that has ended meanwhile shows in `answer`."""
+        if self._process is None:
+            self._start()
+        process = self._process
+        if process is None or process.stdin is None:
+            return
+        header = {"name": target.name, "cpu": target.cpu, "features": target.features, "triple": target.triple}
+        with contextlib.suppress(BrokenPipeError):
+            view = memoryview(packed(header, text.encode()))
+            while view:
+                view = view[os.write(process.stdin.fileno(), view) :]
+
+    def answer(self) -> bytes | TilewrightError | None:
+        """The object, or the error that compiling raised, or None when the worker has ended without answering."""
+        message = unpacked(lambda count: os.read(self.answers, count))
+        if message is None:
+            return None
+        header, body = message
+        if not header:
+            return body
+        problems = [Problem(text, op, where) for text, op, where in header["problems"]]
+        return all_errors()[header["code"]](problems, step=header["step"])
+
+    def end(self) -> tuple[int, list[str]]:
+        """Let the process end, and return its exit status (negative: the signal) and the last lines it printed."""
+        process, self._process = self._process, None
+        printed, self._stderr = self._stderr, None
+        if process is None or printed is None:
+            return 0, []
+        _close_pipes(process)
+        try:
+            status = process.wait(_PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            status = process.wait()
+        with printed:
+            printed.seek(0)
+            text = printed.read().decode(errors="replace")
+        # LLVM prints the fault first and then its stack, a line a frame.
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        return status, lines[:_QUOTED_LINES]
+
+    def kill(self) -> None:
+        """End the process at once."""
+        if self._process is not None:
+            self._process.kill()
+
+    def abandon(self) -> None:
+        """In a forked child: close this side of the pipes; the process is the parent's."""
+        process, self._process = self._process, None
+        if process is not None:
+            _close_pipes(process)
+            process.returncode = 0
+
+    def _start(self) -> None:
+        # Found as this process found it, but never by accident in the current directory.
+        root = str(Path(tilewright.__file__).parent.parent)
+        path = os.pathsep.join([*filter(os.path.isabs, sys.path), root])
+        self._stderr = tempfile.TemporaryFile()
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "tilewright.backends.cpu.worker", str(self._idle_seconds)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            bufsize=0,
+            # numpy, which MLIR's bindings import, would otherwise start a thread a core for its linear algebra.
+            env={**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"},
+        )
+
+
+def _close_pipes(process: subprocess.Popen[bytes]) -> None:
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()

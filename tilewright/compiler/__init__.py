@@ -1,0 +1,1 @@
+"""The one place that knows all rooms: capture -> passes -> backend -> program."""

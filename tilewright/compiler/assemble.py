@@ -1,0 +1,201 @@
+"""From a lowered and planned module to the runtime's program: launches become rows of the step table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from xdsl.dialects.builtin import ModuleOp
+from xdsl.ir import BlockArgument, Operation, SSAValue
+
+from tilewright.errors import LoweringError, Problem
+from tilewright.frontend.captured import Captured
+from tilewright.ir.dims import DimSpace
+from tilewright.ir.graph.base import tensor
+from tilewright.ir.graph.shape import ReshapeOp
+from tilewright.ir.graph.structure import FuncOp, PackedOp, ReturnOp, StateReadOp, StateWriteOp, WeightOp
+from tilewright.ir.operation import TwOperation
+from tilewright.ir.tile.structure import LaunchOp
+from tilewright.passes.plan_memory import plan_function, slots_of, storage_of
+from tilewright.runtime.program import (
+    Copy,
+    Guard,
+    KernelInfo,
+    Program,
+    Ref,
+    Routine,
+    Slot,
+    State,
+    Step,
+    TensorSpec,
+    Variant,
+)
+
+
+def assemble(
+    module: ModuleOp, captured: Captured, symbols: Mapping[str, str], kernels: Sequence[KernelInfo], *, target: str, dims: DimSpace
+) -> Program:
+    """The program of a module whose @main is planned.
+
+    symbols: kernel name in the module -> symbol of its object code.
+    """
+    functions = {f.kind.data: f for f in module.body.block.ops if isinstance(f, FuncOp)}
+    main = functions["main"]
+    table = _Table(main, functions.get("prepare"), captured, symbols)
+    results = tuple(
+        TensorSpec(name, tensor(v).dims, tensor(v).dtype) for name, v in main.returned.items()
+    )
+    routine, copies = table.main()
+    return Program(
+        dims=tuple(dims.dims.values()),
+        signature=captured.signature,
+        main=routine,
+        results=results,
+        weights=tuple(table.weights.values()),
+        packed=tuple(table.packed.values()),
+        states=tuple(table.states.values()),
+        prepare=tuple(table.prepare(dims)),
+        copies=tuple(copies),
+        guards=tuple(Guard(g.left, g.relation, g.right, str(g)) for g in captured.guards),
+        kernels=tuple(kernels),
+        tied=tuple(sorted(captured.aliases.items())),
+        ignored=tuple(sorted(captured.transient)),
+        target=target,
+    )
+
+
+class _Table:
+    """Numbers weights, packed tensors and states as they are first met, and turns ops into steps."""
+
+    def __init__(
+        self, main: FuncOp, prepare: FuncOp | None, captured: Captured, symbols: Mapping[str, str]
+    ) -> None:
+        self.function, self.preparing, self.captured, self.symbols = main, prepare, captured, symbols
+        self.weights: dict[str, TensorSpec] = {}
+        self.states: dict[str, State] = {}
+        self.packed: dict[str, TensorSpec] = {}
+        if prepare is not None:
+            for name, value in prepare.returned.items():
+                self.packed[name] = TensorSpec(name, tensor(value).dims, tensor(value).dtype)
+
+    def main(self) -> tuple[Routine, list[Copy]]:
+        """The steps of @main, and the copies that follow them."""
+        steps = self._steps(self.function)
+        copies: list[Copy] = []
+        for i, value in enumerate(self.function.terminator.values):
+            found = self._ref(value)
+            if found != Ref("output", i):
+                copies.append(Copy(found, Ref("output", i), tensor(value).bytes))
+        for op in self.function.block.ops:
+            if isinstance(op, StateWriteOp):
+                index = self._state(op.label.data, op)
+                copies.append(Copy(self._ref(op.value), Ref("state", index), tensor(op.value).bytes))
+        return Routine(tuple(steps), tuple(Slot(tuple(dict.fromkeys(s.sizes))) for s in slots_of(self.function))), copies
+
+    def prepare(self, dims: DimSpace) -> list[Routine]:
+        """One routine a packed tensor, each computing it from weights alone, so that one at a time is in memory."""
+        if self.preparing is None:
+            return []
+        routines = []
+        for index, name in enumerate(self.packed):
+            one = _slice(self.preparing, name)
+            plan_function(one, dims, reuse=True)
+            steps = self._steps(one, output=("packed", index))
+            routines.append(Routine(tuple(steps), tuple(Slot(tuple(dict.fromkeys(s.sizes))) for s in slots_of(one))))
+        return routines
+
+    def _steps(self, function: FuncOp, output: tuple[str, int] | None = None) -> list[Step]:
+        steps = []
+        for op in function.block.ops:
+            match op:
+                case LaunchOp():
+                    steps.append(self._step(op, output))
+                case WeightOp() | PackedOp() | ReshapeOp() | ReturnOp() | StateReadOp() | StateWriteOp():
+                    pass
+                case _:
+                    raise _left(op)
+        return steps
+
+    def _step(self, op: LaunchOp, output: tuple[str, int] | None) -> Step:
+        limits: list[int | None] = [*op.limits.data, None]
+        variants = tuple(
+            Variant(self.symbols[name], limit) for name, limit in zip(op.callees.data, limits, strict=True)
+        )
+        written = [self._place(number, output) for number in op.slots.data]
+        kernel = op.callees.data[0]
+        formal = tuple(str(d) for d in op.dims.data)
+        return Step(
+            name=kernel,
+            variants=variants,
+            buffers=(*(self._ref(v) for v in op.inputs), *written),
+            formal_dims=formal,
+            dims=op.dims.data,
+            guard=op.guard.data[0],
+            barrier_after=op.barrier.data,
+            kind=kernel,
+            path=op.path or "",
+            location=op.loc,
+        )
+
+    @staticmethod
+    def _place(number: int, output: tuple[str, int] | None) -> Ref:
+        if number >= 0:
+            return Ref("slot", number)
+        if output is None:
+            return Ref("output", -1 - number)
+        return Ref("packed", output[1])
+
+    def _ref(self, value: SSAValue) -> Ref:
+        source = storage_of(value)
+        if isinstance(source, BlockArgument):
+            return Ref("input", source.index)
+        op = source.owner
+        match op:
+            case LaunchOp():
+                return self._place(op.slots.data[list(op.outputs).index(source)], None)
+            case WeightOp():
+                return Ref("weight", self._weight(op))
+            case PackedOp():
+                return Ref("packed", list(self.packed).index(op.label.data))
+            case StateReadOp():
+                return Ref("state", self._state(op.label.data, op))
+            case _:
+                raise _left(op)
+
+    def _weight(self, op: WeightOp) -> int:
+        name = op.label.data
+        self.weights.setdefault(name, TensorSpec(name, tensor(op.out).dims, tensor(op.out).dtype))
+        return list(self.weights).index(name)
+
+    def _state(self, name: str, op: StateReadOp | StateWriteOp) -> int:
+        if name not in self.states:
+            value = op.out if isinstance(op, StateReadOp) else op.value
+            spec = TensorSpec(name, tensor(value).dims, tensor(value).dtype)
+            self.weights.setdefault(name, spec)
+            self.states[name] = State(spec, list(self.weights).index(name))
+        return list(self.states).index(name)
+
+
+def _left(op: Operation) -> LoweringError:
+    where = op.loc if isinstance(op, TwOperation) else None
+    return LoweringError(
+        Problem("this op is not part of any kernel", op=op.name, where=where),
+        step="its group was not formed: run `tilewright opt --print-after=fuse` on the module",
+    )
+
+
+def _slice(prepare: FuncOp, name: str) -> FuncOp:
+    """A function that computes one result of @prepare and nothing else."""
+    wanted = prepare.returned[name]
+    needed: set[Operation] = set()
+    pending = [wanted.owner]
+    while pending:
+        op = pending.pop()
+        if isinstance(op, Operation) and op not in needed:
+            needed.add(op)
+            pending.extend(o.owner for o in op.operands)
+    values: dict[SSAValue, SSAValue] = {}
+    one = FuncOp.begin("prepare", {}, kind="prepare")
+    for op in prepare.block.ops:
+        if op in needed:
+            one.block.add_op(op.clone(values))
+    return one.finish([values[wanted]], [name])

@@ -1,0 +1,188 @@
+"""compile(): capture, passes, kernels, program, weights, in that order, each stage timed.
+
+    model --capture--> graph --passes--> groups --lower-to-tile--> kernels + launches --lower-tile-to-loops, backend--> objects
+                                                                  launches --plan-memory, assemble--> step table
+    weights --@prepare--> packed file (mapped)
+
+What passes and backend produce is cached under the *code key*; packed tensors under the *weights key*.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from xdsl.dialects.builtin import ModuleOp
+
+from tilewright.compiler.assemble import assemble
+from tilewright.compiler.options import Options
+from tilewright.frontend.captured import Captured
+from tilewright.ir.backend import Backend, Source, content_of, kernels_of, resolve_target
+from tilewright.ir.dims import DimSpace
+from tilewright.ir.machine import Machine
+from tilewright.ir.module import print_module
+from tilewright.ir.passing import Context, Instrument, Pipeline, run_pipeline
+from tilewright.ir.tile.structure import KernelOp
+from tilewright.passes.lower_tile_to_loops import lower_kernel
+from tilewright.passes.pipeline import PASSES, default_pipeline, materialising_pipeline
+from tilewright.passes.set_precision import SetPrecision
+from tilewright.runtime.program import KernelInfo, Program
+
+
+@dataclass
+class Stopwatch:
+    """Seconds by stage, in the order stages ran."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds the time of a block to a stage."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
+
+
+@dataclass(frozen=True)
+class Code:
+    """What compiling gave and the code key names: the program, its objects, and its IR texts by stage."""
+
+    program: Program
+    objects: Mapping[str, bytes]
+    sources: Mapping[str, str]
+    texts: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A resolved target: backend, machine, and the pipeline that runs for it."""
+
+    backend: Backend
+    machine: Machine
+    pipeline: Pipeline
+
+    @staticmethod
+    def of(options: Options) -> Target:
+        backend, machine = resolve_target(options.target)
+        return Target(backend, machine, pipeline_of(options))
+
+    @property
+    def name(self) -> str:
+        return f"{self.backend.name}:{self.machine.name}"
+
+
+def pipeline_of(options: Options) -> Pipeline:
+    """The pipeline asked for, or the default one."""
+    if isinstance(options.passes, Pipeline):
+        return options.passes
+    if isinstance(options.passes, str):
+        return Pipeline.parse(options.passes, PASSES)
+    pipeline = materialising_pipeline() if options.materialise else default_pipeline()
+    if options.precision == "model":
+        return pipeline
+    # after recognize, which knows models by the casts they are written with; before weights are laid out
+    return pipeline.before("hoist-weights", SetPrecision(options.precision))
+
+
+@cache
+def sources_hash() -> str:
+    """The hash of this package's own code: a change to any pass, kernel or printer is another code key."""
+    root = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def code_factors(captured: Captured, target: Target, options: Options) -> dict[str, Any]:
+    """Everything that decides the program and its objects: graph, dims, machine, pipeline, options, toolchain."""
+    from tilewright.runtime.canonical import digest
+
+    return {
+        "graph": hashlib.sha256(print_module(captured.module).encode()).hexdigest(),
+        "signature": digest(captured.signature.to_json()),
+        "guards": [str(g) for g in captured.guards],
+        "aliases": dict(sorted(captured.aliases.items())),
+        "transient": sorted(captured.transient),
+        "dims": [[d.name, d.min, d.max, d.kind] for d in captured.dims],
+        "machine": target.machine.key(),
+        "backend": target.backend.name,
+        "pipeline": str(target.pipeline),
+        "options": options.key(),
+        "toolchain": dict(target.backend.toolchain()),
+        "tilewright": sources_hash(),
+    }
+
+
+def generate(
+    captured: Captured, target: Target, options: Options, watch: Stopwatch, instruments: tuple[Instrument, ...] = ()
+) -> tuple[Code, Context]:
+    """Runs the passes, compiles the kernels and assembles the program. The captured module is consumed."""
+    module, space = captured.module, DimSpace(captured.dims)
+    ctx = Context(
+        machine=target.machine,
+        dims=space,
+        options={"precision": options.precision, "determinism": options.order, "threads": options.threads},
+    )
+    texts: dict[str, str] = {}
+    with watch.stage("passes"):
+        texts["captured"] = print_module(module)
+        run_pipeline(target.pipeline, module, ctx, instruments=(*instruments, _Texts(texts)))
+        texts["tile"] = print_module(module)
+    with watch.stage("kernels"):
+        symbols, objects, sources = build_kernels(kernels_of(module), target)
+    with watch.stage("assemble"):
+        infos = [KernelInfo(symbols[name], symbols[name], {"name": name}) for name in sorted(symbols)]
+        program = assemble(module, captured, symbols, _unique(infos), target=target.name, dims=space)
+        objects = {**objects, **target.backend.runtime_objects(target.machine)}
+    return Code(program, objects, sources, texts), ctx
+
+
+class _Texts:
+    """Keeps the graph's text as it is when grouping is done."""
+
+    def __init__(self, texts: dict[str, str]) -> None:
+        self.texts = texts
+
+    @contextmanager
+    def around(self, p: Any, module: ModuleOp, ctx: Context) -> Iterator[None]:
+        if p.name == "lower-to-tile":
+            self.texts["graph"] = print_module(module)
+        yield
+
+
+def _unique(infos: list[KernelInfo]) -> list[KernelInfo]:
+    return list({info.symbol: info for info in infos}.values())
+
+
+def build_kernels(
+    kernels: Mapping[str, KernelOp], target: Target, *, instrument: bool = False
+) -> tuple[dict[str, str], dict[str, bytes], dict[str, str]]:
+    """Kernels to objects: (symbol by kernel name, object by symbol, source by kernel name). Equal kernels compile once."""
+    symbols: dict[str, str] = {}
+    unique: dict[str, KernelOp] = {}
+    for name, kernel in kernels.items():
+        symbols[name] = "k" + hashlib.sha256(content_of(kernel).encode()).hexdigest()[:20] + ("c" if instrument else "")
+        unique.setdefault(symbols[name], kernel)
+
+    def lowered() -> Iterator[tuple[str, Source]]:
+        for symbol, kernel in unique.items():
+            renamed = kernel.clone()
+            renamed.properties["sym_name"] = type(kernel.sym_name)(symbol)
+            if target.backend.takes == "loops":
+                yield symbol, lower_kernel(renamed, target.machine, instrument=instrument)
+            else:
+                yield symbol, renamed
+
+    built = {symbol: future.result() for symbol, future in target.backend.build(lowered(), target.machine).items()}
+    sources = {name: built[symbol].source for name, symbol in symbols.items()}
+    return symbols, {symbol: b.object for symbol, b in built.items()}, sources

@@ -1,0 +1,87 @@
+"""What compile() and load() return: a callable with its report, its IR, its memory and its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from tilewright.compiler.compilation import Code
+from tilewright.compiler.report import Report
+from tilewright.errors import OptionError
+from tilewright.runtime.executor import Executable, Profile
+from tilewright.runtime.memory import Footprint
+from tilewright.runtime.states import StateStore
+
+Level = Literal["graph", "tile", "target"]
+
+
+@dataclass
+class Compiled:
+    """A compiled model. Call it like the model; any number of threads may call at once. No call compiles."""
+
+    code: Code
+    executable: Executable
+    facts: Mapping[str, Any]
+    _profile: Profile | None = None
+    _first_check: Any = field(default=None, repr=False)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the program; raises coded errors for arguments outside what was compiled."""
+        if self._first_check is not None:
+            check, self._first_check = self._first_check, None
+            check(self, args, kwargs)
+        return self.executable(*args, **kwargs)
+
+    @property
+    def report(self) -> Report:
+        """What ran where and why, what moves, and what it costs; `.at(batch=8)` for numbers."""
+        return Report.of(self.code, self.facts, self._profile)
+
+    def profile(self, *args: Any, **kwargs: Any) -> Report:
+        """Runs once with a clock around every step; the report then has a measured column."""
+        _, self._profile = self.executable.profile(*args, **kwargs)
+        return self.report
+
+    def ir(self, level: Level = "graph", *, after: str | None = None) -> str:
+        """The program's text at a level, or the graph as it was after a pass of the pipeline."""
+        if after is not None:
+            from tilewright.compiler.replay import text_after
+
+            return text_after(self.code, self.facts, after)
+        if level == "target":
+            return "\n".join(f"// {name}\n{source}" for name, source in sorted(self.sources.items()))
+        if level not in self.code.texts:
+            raise OptionError(f"no IR level is called {level!r}", step="use 'graph', 'tile' or 'target'")
+        return self.code.texts[level]
+
+    @property
+    def sources(self) -> Mapping[str, str]:
+        """The generated source of each kernel by its name."""
+        return self.code.sources
+
+    def memory(self, **dims: int) -> Footprint:
+        """What one call needs at these sizes: weights, slots and results in bytes."""
+        return self.executable.footprint(dims)
+
+    def update_weights(self, state_dict: Mapping[str, Any]) -> None:
+        """Takes new values for all weights; WeightsError lists everything that does not fit."""
+        self.executable.update_weights(state_dict)
+
+    @property
+    def state(self) -> StateStore:
+        """The model's mutated buffers by name."""
+        return self.executable.state
+
+    def reset(self) -> None:
+        """Every state as it was before the first call."""
+        self.executable.reset()
+
+    def save(self, path: str | Path) -> None:
+        """Writes one relocatable artifact: IR, step table, packed weights and kernels."""
+        from tilewright.compiler.artifacts import save
+
+        save(self, Path(path))
+
+

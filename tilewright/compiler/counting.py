@@ -1,0 +1,63 @@
+"""What the program's kernels count, from their tile IR: FLOPs by unit, bytes read and written, and the lower bound."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tilewright.compiler.compilation import Code
+from tilewright.ir.backend import kernels_of
+from tilewright.ir.dims import Expr
+from tilewright.ir.module import parse_module
+from tilewright.ir.tile.traffic import KernelTraffic, kernel_traffic
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Counts at given dims: FLOPs by unit, bytes by direction, and the bytes of distinct operands and results."""
+
+    matrix: int
+    vector: int
+    read: int
+    write: int
+    bound: int
+
+    @property
+    def flops(self) -> int:
+        return self.matrix + self.vector
+
+
+@dataclass(frozen=True, slots=True)
+class KernelCounts:
+    """A kernel's formulas in its dims; None where no closed form exists and only `.at` gives the number."""
+
+    traffic: KernelTraffic
+
+    @property
+    def flops(self) -> Expr | None:
+        matrix, vector = self.traffic.matrix, self.traffic.vector
+        return None if matrix is None or vector is None else matrix + vector
+
+    @property
+    def read(self) -> Expr | None:
+        return self.traffic.read
+
+    @property
+    def write(self) -> Expr | None:
+        return self.traffic.write
+
+    @property
+    def bound(self) -> Expr:
+        return self.traffic.lower_bound
+
+    def at(self, dims: Mapping[str, int]) -> Figures:
+        """The exact counts at given sizes."""
+        found = self.traffic.at(dims)
+        return Figures(
+            found["matrix"], found["vector"], found["read"], found["write"], self.traffic.lower_bound.evaluate(dims)
+        )
+
+
+def counts_of(code: Code) -> dict[str, KernelCounts]:
+    """Every kernel's counts by name."""
+    return {name: KernelCounts(kernel_traffic(k)) for name, k in kernels_of(parse_module(code.texts["tile"])).items()}

@@ -1,0 +1,221 @@
+"""The report: one screen that answers what ran where, what moves, what it costs, and what was refused and why."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tilewright.compiler.compilation import Code
+from tilewright.compiler.counting import KernelCounts, counts_of
+from tilewright.errors import OptionError
+from tilewright.ir.dims import Expr
+from tilewright.runtime.executor import Profile
+from tilewright.runtime.resolve import footprint
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kernel of the program over all its launches. Figures are formulas, or numbers after `.at`.
+
+    flops: issued, with the padding of partial tiles. read, write: bytes its loads and stores name. bound: bytes of its
+    distinct operands and results. predicted, measured: seconds.
+    """
+
+    kernel: str
+    launches: int
+    variants: tuple[str, ...]
+    flops: str
+    read: str
+    write: str
+    bound: str
+    ratio: float | None
+    predicted: float | None
+    measured: float | None
+    where: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """See the module's docstring. `str()` is the screen; `.at(batch=8, tokens=82)` puts numbers in place of formulas."""
+
+    code: Code
+    facts: Mapping[str, Any]
+    profile: Profile | None = None
+    dims: Mapping[str, int] | None = None
+
+    @staticmethod
+    def of(code: Code, facts: Mapping[str, Any], profile: Profile | None) -> Report:
+        return Report(code, facts, profile)
+
+    def at(self, **dims: int) -> Report:
+        """The report at given sizes. OptionError names a dim without a value, one that does not exist, or one out of range."""
+        known = {d.name: d for d in self.code.program.dims}
+        faults = [f"the program has no dim {n!r}" for n in dims if n not in known]
+        faults += [f"{n} has no value" for n in known if n not in dims]
+        faults += [
+            f"{n} = {v} is outside {known[n].min}..{known[n].max}"
+            for n, v in dims.items()
+            if n in known and not (known[n].min <= v and (known[n].max is None or v <= (known[n].max or 0)))
+        ]
+        if faults:
+            raise OptionError(faults, step=f"give {', '.join(f'{d.name}={d.min}' for d in known.values())}")
+        return replace(self, dims=dims)
+
+    @cached_property
+    def counts(self) -> Mapping[str, KernelCounts]:
+        """What each kernel counts, by name, from the tile IR."""
+        return counts_of(self.code)
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """A row per kernel family (the variants of one launch), in the order of first use."""
+        rows = []
+        measured: Counter[str] = Counter()
+        if self.profile is not None:
+            for step in self.profile.steps:
+                measured[step.name] += step.seconds
+        launches = Counter(step.name for step in self.code.program.main.steps)
+        names = {k.symbol: (k.facts or {}).get("name", k.symbol) for k in self.code.program.kernels}
+        seen: set[str] = set()
+        for step in self.code.program.main.steps:
+            if step.name in seen or step.host is not None:
+                continue
+            seen.add(step.name)
+            variants = tuple(str(names[v.symbol]) for v in step.variants)
+            chosen = variants[-1]
+            if self.dims is not None:
+                guard = step.guard.evaluate(self.dims)
+                chosen = next(
+                    name for name, v in zip(variants, step.variants, strict=True) if v.limit is None or guard <= v.limit
+                )
+            counts = self.counts[chosen]
+            figures = counts.at(self.dims) if self.dims is not None else None
+            machine = self.facts["machine"]
+            rows.append(
+                Row(
+                    kernel=chosen if self.dims is not None else step.name,
+                    launches=launches[step.name],
+                    variants=variants,
+                    flops=_shown(figures.flops if figures else counts.flops),
+                    read=_shown(figures.read if figures else counts.read),
+                    write=_shown(figures.write if figures else counts.write),
+                    bound=_shown(figures.bound if figures else counts.bound),
+                    ratio=(figures.read + figures.write) / figures.bound if figures and figures.bound else None,
+                    predicted=machine.seconds(matrix=figures.matrix, vector=figures.vector, moved=figures.bound)
+                    if figures
+                    else None,
+                    measured=measured[step.name] if self.profile is not None else None,
+                    where=step.location or step.path,
+                )
+            )
+        return rows
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything on the screen as plain data."""
+        program = self.code.program
+        return {
+            "model": self.facts.get("model"),
+            "target": program.target,
+            "dims": [str(d) for d in program.dims],
+            "at": dict(self.dims) if self.dims is not None else None,
+            "kernels": [vars(row) | {"variants": list(row.variants)} for row in self.rows],
+            "patterns": dict(self.facts.get("patterns", {})),
+            "applied": dict(self.facts.get("applied", {})),
+            "refused": list(self.facts.get("refused", [])),
+            "fallbacks": [s.name for s in program.main.steps if s.host is not None],
+            "memory": self._memory(),
+            "seconds": dict(self.facts.get("seconds", {})),
+            "cache": self.facts.get("cache"),
+            "notes": list(self.facts.get("notes", [])),
+        }
+
+    def _memory(self) -> dict[str, Any]:
+        dims = self.dims or {d.name: d.max if d.max is not None else d.min for d in self.code.program.dims}
+        found = footprint(self.code.program, dict(dims))
+        return {"at": dict(dims), "bytes": found.total}
+
+    def __str__(self) -> str:
+        console = Console(width=118, record=True, file=_Null(), highlight=False, color_system=None)
+        self._print(console)
+        return console.export_text()
+
+    def _print(self, console: Console) -> None:
+        data = self.to_dict()
+        at = f" at {', '.join(f'{n}={v}' for n, v in self.dims.items())}" if self.dims else ""
+        console.print(f"{data['model']} on {data['target']}, dims {'; '.join(data['dims']) or 'none'}{at}")
+        steps = len(self.code.program.main.steps)
+        console.print(
+            f"{steps} launches of {len(self.rows)} kernels; fallbacks: {', '.join(data['fallbacks']) or 'none'}; "
+            f"cache: {data['cache'] or 'off'}"
+        )
+        table = Table(show_edge=False, pad_edge=False)
+        for heading in ("kernel", "x", "FLOPs", "reads B", "writes B", "bound B", "ratio", "predicted", "measured", "where"):
+            table.add_column(heading, justify="left" if heading in ("kernel", "where") else "right", overflow="fold")
+        for row in self.rows:
+            table.add_row(
+                row.kernel, str(row.launches), row.flops, row.read, row.write, row.bound,
+                f"{row.ratio:.2f}" if row.ratio else "", _time(row.predicted), _time(row.measured), row.where,
+            )
+        console.print(table)
+        if data["applied"]:
+            console.print("applied: " + "; ".join(f"{name} {count}" for name, count in data["applied"].items()))
+        if data["patterns"]:
+            console.print("patterns: " + "; ".join(f"{name} {count}" for name, count in data["patterns"].items()))
+        for reason, count in Counter((r["op"], r["reason"]) for r in data["refused"]).most_common(8):
+            console.print(f"refused: {reason[0]}: {reason[1]}" + (f" ({count} times)" if count > 1 else ""))
+        memory = data["memory"]
+        sizes = ", ".join(f"{n}={v}" for n, v in memory["at"].items())
+        console.print(f"memory: {memory['bytes'] / 2**20:.1f} MiB" + (f" at {sizes}" if sizes else ""))
+        console.print("compile: " + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in data["seconds"].items()))
+        for note in data["notes"]:
+            console.print(f"note: {note}")
+
+    def save_html(self, path: str | Path) -> None:
+        """Writes the report as one self-contained page."""
+        body = html.escape(str(self))
+        data = html.escape(json.dumps(self.to_dict(), default=str))
+        Path(path).write_text(
+            f"<!doctype html><meta charset=utf-8><title>Tilewright report</title>"
+            f"<style>body{{font:14px/1.4 system-ui;margin:2em}}pre{{overflow-x:auto}}</style>"
+            f"<h1>Tilewright report</h1><pre>{body}</pre><script type=application/json id=report>{data}</script>\n"
+        )
+
+
+class _Null:
+    """A file that keeps nothing: the console records what it prints."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+    def flush(self) -> None:
+        return None
+
+
+def _shown(value: int | Expr | None) -> str:
+    if value is None:
+        return "by blocks"
+    if isinstance(value, Expr):
+        return str(value) if value.constant is None else _number(value.constant)
+    return _number(value)
+
+
+def _number(value: int) -> str:
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if value >= 10 * size:
+            return f"{value / size:.1f}{unit}"
+    return str(value)
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.1f} us"

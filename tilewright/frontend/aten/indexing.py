@@ -1,0 +1,189 @@
+"""Reading and writing at places given by integer tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xdsl.ir import SSAValue
+
+from tilewright.frontend.builder import Builder, axis_of
+from tilewright.frontend.registry import Unsupported, lowers
+from tilewright.ir.dims import Expr, product
+from tilewright.ir.dtypes import I1, I64
+from tilewright.ir.graph.base import tensor
+from tilewright.ir.graph.elementwise import CastOp
+from tilewright.ir.graph.indexing import GatherOp, PutAlongOp, ScatterOp, TakeAlongOp
+from tilewright.ir.graph.shape import BroadcastOp, ReshapeOp, SliceOp, TransposeOp
+from tilewright.ir.graph.structure import ConstantOp, IotaOp, PositionsOp
+
+_LABELS = "the mask picks a number of elements that depends on values"
+
+
+@lowers("aten.embedding.default")
+def embedding(c: Builder, weight: SSAValue, indices: SSAValue, *_: Any, **__: Any) -> SSAValue:
+    return rows(c, weight, indices, 0)
+
+
+@lowers("aten.index_select.default")
+def index_select(c: Builder, self: SSAValue, dim: int, index: SSAValue) -> SSAValue:
+    axis = axis_of(dim, tensor(self).rank)
+    return rows(c, self, c.reshape(index, [tensor(index).elements]), axis)
+
+
+def rows(c: Builder, x: SSAValue, indices: SSAValue, axis: int) -> SSAValue:
+    """Slices of x along an axis; one index known for all of them is a slice that stretches."""
+    number = c.splat(indices)
+    dims, at = tensor(x).dims, tensor(indices).dims
+    if number is None:
+        return c.emit(GatherOp, x, indices, axis=axis)
+    start = Expr.of(int(number)) if number >= 0 else dims[axis] + int(number)
+    one = c.reshape(c.slice(x, axis, start, start + 1), [*dims[:axis], *[1] * len(at), *dims[axis + 1 :]])
+    return c.broadcast(one, [*dims[:axis], *at, *dims[axis + 1 :]])
+
+
+def wrapped(c: Builder, indices: SSAValue, size: Expr) -> SSAValue:
+    """Indices counted from the front: those below zero count from the end."""
+    if _counts_up(indices):
+        return indices
+    dtype = tensor(indices).dtype
+    below = c.map("lt", indices, 0, dtype=dtype)
+    return c.select(below, c.map("add", indices, size, dtype=dtype), indices, dtype)
+
+
+def _counts_up(value: SSAValue) -> bool:
+    """Whether a value is known to hold no negative number."""
+    owner = value.owner
+    if isinstance(owner, PositionsOp):
+        return True
+    if isinstance(owner, IotaOp):
+        start = owner.start.data[0].constant
+        return start is not None and start >= 0 and owner.step.data >= 0
+    if isinstance(owner, ConstantOp):
+        return all(n >= 0 for n in owner.values.data)
+    passing = (CastOp, ReshapeOp, BroadcastOp, SliceOp, TransposeOp)
+    return isinstance(owner, passing) and _counts_up(owner.x)
+
+
+@lowers("aten.index.Tensor", "aten._unsafe_index.Tensor")
+def index(c: Builder, self: SSAValue, indices: list[SSAValue | None]) -> SSAValue:
+    """Advanced indexing as one gather over the indexed axes, flattened into one."""
+    given = _checked(indices)
+    axes = [axis for axis, _ in given]
+    if len(given) == 1:
+        axis, at = given[0]
+        return rows(c, self, wrapped(c, at, tensor(self).dims[axis]), axis)
+    x, flat = _flattened(c, self, axes)
+    at = _linear(c, [at for _, at in given], [tensor(self).dims[axis] for axis in axes])
+    found = rows(c, x, at, 0)
+    return c.transpose(found, _places(axes, tensor(at).rank, tensor(found).rank))
+
+
+def _checked(indices: list[SSAValue | None]) -> list[tuple[int, SSAValue]]:
+    given = [(axis, at) for axis, at in enumerate(indices) if at is not None]
+    if any(tensor(at).dtype == I1 for _, at in given):
+        raise Unsupported(_LABELS)
+    return given
+
+
+def _flattened(c: Builder, x: SSAValue, axes: list[int]) -> tuple[SSAValue, list[Expr]]:
+    """x with the given axes first, as one axis; and the other dims."""
+    dims = tensor(x).dims
+    rest = [axis for axis in range(len(dims)) if axis not in axes]
+    others = [dims[axis] for axis in rest]
+    return c.reshape(c.transpose(x, [*axes, *rest]), [product(dims[axis] for axis in axes), *others]), others
+
+
+def _linear(c: Builder, indices: list[SSAValue], sizes: list[Expr]) -> SSAValue:
+    """Several indices as one into their axes laid end to end."""
+    total: SSAValue | None = None
+    for at, size in zip(indices, sizes, strict=True):
+        place = wrapped(c, c.cast(at, I64), size)
+        total = place if total is None else c.map("add", c.map("mul", total, size, dtype=I64), place, dtype=I64)
+    if total is None:
+        raise Unsupported("no index")
+    return total
+
+
+def _places(axes: list[int], index_rank: int, rank: int) -> list[int]:
+    """Where torch puts the index's axes: in place of adjacent indexed axes, else first."""
+    adjacent = axes == list(range(axes[0], axes[0] + len(axes)))
+    lead = axes[0] if adjacent else 0
+    rest = list(range(index_rank, rank))
+    return [*rest[:lead], *range(index_rank), *rest[lead:]]
+
+
+@lowers("aten.gather.default", "aten.take_along_dim.default")
+def gather(c: Builder, self: SSAValue, dim: int, index: SSAValue, **_: Any) -> SSAValue:
+    if isinstance(dim, SSAValue):
+        raise Unsupported("take_along_dim with broadcasting")
+    if not tensor(self).rank:
+        return self
+    axis = axis_of(dim, tensor(self).rank)
+    for other, size in enumerate(tensor(index).dims):
+        if other != axis and size != tensor(self).dims[other]:
+            self = c.slice(self, other, 0, size)
+    number = c.splat(self)
+    if number is not None:
+        return c.full(number, tensor(index).dims, tensor(self).dtype)
+    return c.emit(TakeAlongOp, self, index, axis=axis)
+
+
+@lowers("aten.scatter.src", "aten.scatter.value", "aten.scatter_add.default")
+def scatter(c: Builder, self: SSAValue, dim: int, index: SSAValue, src: Any) -> SSAValue:
+    axis = axis_of(dim, tensor(self).rank)
+    at = tensor(index).dims
+    if any(a != b for i, (a, b) in enumerate(zip(at, tensor(self).dims, strict=True)) if i != axis):
+        raise Unsupported("an index that is shorter than the tensor off its axis")
+    dtype = tensor(self).dtype
+    updates = c.broadcast(c.operand(src, dtype), at) if not isinstance(src, SSAValue) else c.cast(src, dtype)
+    for other, size in enumerate(at):
+        updates = c.slice(updates, other, 0, size)
+    mode = "add" if "scatter_add" in str(c.node.target) else "set"
+    return c.emit(PutAlongOp, self, index, updates, axis=axis, mode=mode)
+
+
+@lowers("aten.index_put.default", "aten._unsafe_index_put.default")
+def index_put(
+    c: Builder, self: SSAValue, indices: list[SSAValue | None], values: SSAValue, accumulate: bool = False
+) -> SSAValue:
+    if len(indices) == 1 and indices[0] is not None and tensor(indices[0]).dtype == I1 and not accumulate:
+        return _masked_put(c, self, indices[0], values)
+    given = _checked(indices)
+    axes = [axis for axis, _ in given]
+    dims, dtype = tensor(self).dims, tensor(self).dtype
+    x, others = _flattened(c, self, axes)
+    at = _linear(c, [at for _, at in given], [dims[axis] for axis in axes])
+    index_rank = tensor(at).rank
+    places = _places(axes, index_rank, index_rank + len(others))
+    full = [*tensor(at).dims, *others]
+    updates = c.broadcast(c.cast(values, dtype), [full[p] for p in places])
+    updates = c.transpose(updates, [places.index(i) for i in range(len(places))])
+    put = c.emit(ScatterOp, x, at, updates, axis=0, mode="add" if accumulate else "set")
+    rest = [axis for axis in range(len(dims)) if axis not in axes]
+    apart = c.reshape(put, [dims[axis] for axis in (*axes, *rest)])
+    return c.transpose(apart, [[*axes, *rest].index(i) for i in range(len(dims))])
+
+
+def _masked_put(c: Builder, x: SSAValue, mask: SSAValue, values: SSAValue) -> SSAValue:
+    """Writing one value wherever a mask holds needs no count of places."""
+    if tensor(values).elements.constant != 1:
+        raise Unsupported(_LABELS)
+    trailing = [Expr.of(1)] * (tensor(x).rank - tensor(mask).rank)
+    return c.select(c.reshape(mask, [*tensor(mask).dims, *trailing]), c.reshape(values, []), x, tensor(x).dtype)
+
+
+@lowers("aten.index_fill.int_Scalar")
+def index_fill(c: Builder, self: SSAValue, dim: int, index: SSAValue, value: Any) -> SSAValue:
+    axis = axis_of(dim, tensor(self).rank)
+    dims = tensor(self).dims
+    at = wrapped(c, index, dims[axis])
+    updates = c.full(value, [*dims[:axis], *tensor(index).dims, *dims[axis + 1 :]], tensor(self).dtype)
+    return c.emit(ScatterOp, self, at, updates, axis=axis, mode="set")
+
+
+@lowers("aten.one_hot.default")
+def one_hot(c: Builder, self: SSAValue, num_classes: int = -1) -> SSAValue:
+    if not isinstance(num_classes, int) or num_classes < 0:
+        raise Unsupported("the number of classes depends on values: pass num_classes")
+    classes = c.iota([Expr.of(num_classes)], 0)
+    return c.cast(c.map("eq", c.reshape(self, [*tensor(self).dims, 1]), classes, dtype=I64), I64)

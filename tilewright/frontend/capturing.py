@@ -1,0 +1,101 @@
+"""The way of a model into the graph IR, top to bottom."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from tilewright.errors import MissingDependencyError, ModelInputError, OptionError
+from tilewright.frontend.captured import Captured
+
+# The exporter and the switch of transformers' attention are process-wide state.
+_LOCK: Final = threading.Lock()
+_FALLBACKS: Final = ("error", "torch")
+
+
+def capture(
+    model: Any,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    dims: Mapping[str, Any] | None = None,
+    *,
+    fallback: str = "error",
+) -> Captured:
+    """Captures a model as graph IR.
+
+    model: a torch.nn.Module, a torch ExportedProgram or the path of a .pt2 file. args, kwargs: example inputs (tensors or
+    arrays, nested as forward takes them). dims: the axes that may vary, by argument: `{"ids": (B, T)}`, `{"ids": {1: T}}`,
+    nested as the argument is; the same Dim or name means equal. fallback: "error", or "torch" to keep operators without
+    a lowering in torch.
+
+    Raises ModelInputError, MissingDependencyError, ArgumentError, DimDeclarationError, TrainingModeError, HookError,
+    CaptureError, SpecialisationError, UnsupportedOpError. The model is neither changed nor kept alive: only its tensors
+    are referred to.
+    """
+    if fallback not in _FALLBACKS:
+        raise OptionError(f"fallback={fallback!r}", step=f"use one of {', '.join(map(repr, _FALLBACKS))}")
+    if importlib.util.find_spec("torch") is None:
+        raise MissingDependencyError("capturing a model needs torch", step="pip install 'torch>=2.11'")
+    import torch
+
+    if isinstance(model, (str, os.PathLike)):
+        model = _load(Path(model))
+    with _LOCK:
+        if isinstance(model, torch.export.ExportedProgram):
+            return _program(model, args, dict(kwargs or {}), dims, fallback)
+        return _module(model, args, dict(kwargs or {}), dims, fallback)
+
+
+def _module(
+    model: Any, args: Sequence[Any], kwargs: dict[str, Any], dims: Mapping[str, Any] | None, fallback: str
+) -> Captured:
+    from tilewright.frontend import huggingface, inspection, weights
+    from tilewright.frontend.assembling import assemble
+    from tilewright.frontend.examples import bind, declare
+    from tilewright.frontend.exporting import export
+
+    inspection.require_module(model)
+    inspection.require_evaluation(model)
+    inspection.require_no_hooks(model)
+    notes: list[str] = []
+    with huggingface.switched(model, kwargs, notes):
+        example = declare(bind(model.forward, args, kwargs), dims)
+        exported = export(model, example)
+    tensors = weights.collect(exported.program)
+    weights.add_aliases(tensors, model)
+    source = f"{type(model).__module__}.{type(model).__qualname__}"
+    return assemble(exported, tensors, source=source, notes=notes, fallback=fallback)
+
+
+def _program(
+    program: Any, args: Sequence[Any], kwargs: dict[str, Any], dims: Mapping[str, Any] | None, fallback: str
+) -> Captured:
+    from tilewright.frontend import programs, weights
+    from tilewright.frontend.assembling import assemble
+    from tilewright.frontend.exporting import describe
+
+    example = programs.example(program, args, kwargs, dims)
+    exported = describe(program, example)
+    tensors = weights.collect(exported.program)
+    return assemble(exported, tensors, source="ExportedProgram", notes=[], fallback=fallback)
+
+
+def _load(path: Path) -> Any:
+    import torch
+
+    from tilewright.frontend.quiet import quiet
+
+    if not path.is_file():
+        raise ModelInputError(f"there is no file {path}", step="give the path of a .pt2 or .onnx file")
+    if path.suffix != ".pt2":
+        raise ModelInputError(f"{path.name} is not a .pt2 file", step="save one with torch.export.save(program, path)")
+    try:
+        with quiet():
+            return torch.export.load(path)
+    except Exception as fault:
+        reason = " ".join(str(fault).split())[:300]
+        raise ModelInputError(f"{path.name}: {reason}", step="save it again with torch.export.save") from fault

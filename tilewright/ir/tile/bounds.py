@@ -1,0 +1,98 @@
+"""Bounds for counts that depend on integers in memory: lengths, offsets and page numbers are only known to be 0 or more.
+
+What depends on them is widened: a branch counts as taken, a view's data-dependent end as its declared extent, a loop up to
+a data-dependent end as reaching the end of what it indexes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import reduce
+
+from tilewright.ir.dims import Atom, Expr, exact_div, floordiv, maximum, minimum
+from tilewright.ir.tile.spaces import Clip, Condition, Factor, Loop, PageSpan, Symbols, Term
+
+
+def bounded(term: Term, symbols: Symbols, limits: Mapping[str, Expr]) -> Term | None:
+    """A term without data that is at least as large; None where nothing bounds a loop."""
+    path: list[Loop | Condition] = []
+    for part in term.path:
+        if isinstance(part, Loop):
+            lo = _end(part.lo, symbols, upper=False)
+            hi = _end(part.hi, symbols, upper=True)
+            hi = hi if hi is not None else limits.get(part.name)
+            if lo is None or hi is None:
+                return None
+            path.append(replace(part, lo=lo, hi=hi))
+        elif not symbols.depends_on_data(part.value):
+            path.append(part)
+    return Term(tuple(path), tuple(_wider(f, symbols) for f in term.factors), term.scale)
+
+
+def limits_of(terms: Iterable[Term], symbols: Symbols) -> dict[str, Expr]:
+    """Where loops with a data-dependent end stop indexing anything: the largest end of what their coordinate places."""
+    found: dict[str, Expr] = {}
+    for term in terms:
+        loops = [loop for loop in term.loops if symbols.depends_on_data(loop.hi)]
+        clips = [f.clip if isinstance(f, PageSpan) else f for f in term.factors]
+        for loop in loops:
+            for clip in clips:
+                offset = clip.start.substitute({loop.name: 0})
+                if exact_div(clip.start - offset, loop.name) != Expr.of(1):
+                    continue
+                ends = [high for high in clip.highs if not symbols.depends_on_data(high)]
+                if ends:
+                    end = reduce(minimum, ends) - (0 if symbols.variables(offset) else offset)
+                    if not symbols.depends_on_data(end):
+                        found[loop.name] = maximum(found[loop.name], end) if loop.name in found else end
+    return found
+
+
+def _wider(factor: Factor, symbols: Symbols) -> Factor:
+    if isinstance(factor, PageSpan):
+        wider = _wider(factor.clip, symbols)
+        # a lane touches one page at most
+        return wider if symbols.depends_on_data(factor.shift) or not isinstance(wider, Clip) else replace(factor, clip=wider)
+    lows = tuple(e for e in factor.lows if not symbols.depends_on_data(e))
+    highs = tuple(e for e in factor.highs if not symbols.depends_on_data(e))
+    start = reduce(maximum, lows, Expr.of(0)) if symbols.depends_on_data(factor.start) else factor.start
+    return Clip(start, factor.extent, lows, highs)
+
+
+def _end(expr: Expr, symbols: Symbols, *, upper: bool) -> Expr | None:
+    """The largest or smallest value over all data; None where data has no such bound."""
+    if not symbols.depends_on_data(expr):
+        return expr
+    total = Expr.of(0)
+    for monomial, coefficient in expr.terms:
+        part = Expr.of(coefficient)
+        for atom in monomial:
+            end = _atom_end(atom, symbols, upper=upper == (coefficient > 0))
+            if end is None:
+                return None
+            part = part * end
+        total = total + part
+    return total
+
+
+def _atom_end(atom: Atom, symbols: Symbols, *, upper: bool) -> Expr | None:
+    itself = Expr((((atom,), 1),))
+    if not symbols.depends_on_data(itself):
+        return itself
+    if not atom.args:
+        if atom.name in symbols.relations:
+            return Expr.of(int(upper))
+        return None if upper else Expr.of(0)
+    a, b = (_end(arg, symbols, upper=upper) for arg in atom.args)
+    match atom.name:
+        case "min":
+            known = [e for e in (a, b) if e is not None]
+            # one side alone bounds a minimum from above
+            return reduce(minimum, known) if len(known) == 2 or (known and upper) else None
+        case "max":
+            return None if a is None or b is None else maximum(a, b)
+        case "mod":
+            return (None if b is None else b - 1) if upper else Expr.of(0)
+        case _:
+            return None if a is None or symbols.depends_on_data(atom.args[1]) else floordiv(a, atom.args[1])

@@ -1,0 +1,120 @@
+"""What one kernel's lowering knows: the builder, the machine, what every SSA value has become, and scratch memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from xdsl.ir import Operation, SSAValue
+
+from tilewright.errors import LoweringError, Problem
+from tilewright.ir.dims import Expr
+from tilewright.ir.dtypes import DType
+from tilewright.ir.loops import Scratch, Value
+from tilewright.ir.machine import Machine
+from tilewright.ir.operation import TwOperation
+from tilewright.ir.tile.structure import KernelOp
+from tilewright.passes.lower_tile_to_loops.emission import Emission
+from tilewright.passes.lower_tile_to_loops.indices import Facts, Index
+from tilewright.passes.lower_tile_to_loops.storage import RegisterTile, ScratchTile, Storage
+
+if TYPE_CHECKING:
+    from tilewright.passes.lower_tile_to_loops.counters import CounterRow
+    from tilewright.passes.lower_tile_to_loops.placement import Placement
+    from tilewright.passes.lower_tile_to_loops.views import View
+
+
+@dataclass(slots=True)
+class Lowering:
+    """The state of one kernel's lowering.
+
+    indices, views, tiles: what index, view and materialised tile values have become; a tile value that is in none of
+    them is inline and evaluated where it is used.
+    sweep: numbers the traversals. Results of evaluation are shared inside one traversal only, because scratch changes.
+    """
+
+    kernel: KernelOp
+    machine: Machine
+    b: Emission
+    facts: Facts
+    plan: Placement
+    counters: CounterRow | None = None
+    indices: dict[SSAValue, Index] = field(default_factory=dict)
+    views: dict[SSAValue, View] = field(default_factory=dict)
+    tiles: dict[SSAValue, Storage] = field(default_factory=dict)
+    done: set[Operation] = field(default_factory=set)
+    sweep: int = 0
+    _free: dict[tuple[str, int], list[Scratch]] = field(default_factory=dict)
+    _holders: dict[Scratch, int] = field(default_factory=dict)
+    _made: int = 0
+
+    @property
+    def lanes(self) -> int:
+        """Elements of a full vector."""
+        return self.machine.rules.lanes
+
+    def constant(self, value: int) -> Index:
+        """A static index."""
+        return Index(self.b.index(value), Expr.of(value))
+
+    def size(self, expr: Expr) -> Index:
+        """An index from an expression over the kernel's dims."""
+        return Index(self.b.expr(expr), expr)
+
+    def integer(self, value: Value) -> Index:
+        """An index of which nothing is known."""
+        return Index(value, self.facts.opaque())
+
+    def unsupported(self, op: Operation, reason: str) -> LoweringError:
+        """The error for what this lowering cannot do."""
+        where = op.loc if isinstance(op, TwOperation) else None
+        name = f"{op.name} in @{self.kernel.sym_name.data}"
+        return LoweringError(Problem(reason, op=name, where=where), step="choose another tiling for this kernel")
+
+    # --- scratch ------------------------------------------------------------------------------------------------------
+
+    def scratch(self, extents: tuple[int, ...], dtype: DType) -> ScratchTile:
+        """A scratch tile; memory that a dead tile left behind is taken first."""
+        elements = ScratchTile.elements(extents)
+        free = self._free.get((dtype.name, elements))
+        if free:
+            memory = free.pop()
+        else:
+            memory = self.b.scratch(f"s{self._made}", dtype, elements)
+            self._made += 1
+        self._holders[memory] = 1
+        return ScratchTile(memory, extents)
+
+    def hold(self, storage: Storage) -> Storage:
+        """Says that one more value lives in the storage."""
+        if isinstance(storage, ScratchTile):
+            self._holders[storage.memory] += 1
+        return storage
+
+    def drop(self, storage: Storage) -> None:
+        """Says that a value in the storage is dead."""
+        if isinstance(storage, ScratchTile):
+            memory = storage.memory
+            self._holders[memory] -= 1
+            if not self._holders[memory]:
+                self._free.setdefault((memory.dtype.name, memory.elements), []).append(memory)
+
+    def release(self, values: Sequence[SSAValue]) -> None:
+        """Drops what dead values lived in."""
+        for value in values:
+            storage = self.tiles.pop(value, None)
+            if storage is not None:
+                self.drop(storage)
+
+    @contextmanager
+    def temporary(self, extents: tuple[int, ...], dtype: DType) -> Iterator[ScratchTile]:
+        """Scratch for the time of a block."""
+        made = self.scratch(extents, dtype)
+        yield made
+        self.drop(made)
+
+    def registers(self, extents: tuple[int, ...], dtype: DType, lanes: int, *, scalars: bool = False) -> RegisterTile:
+        """An empty register tile."""
+        return RegisterTile(extents, dtype, lanes, scalars=scalars)

@@ -1,0 +1,58 @@
+"""Loads, evaluated where their consumers are: a view's place for the site, a mask or clamp where bounds are not proved."""
+
+from __future__ import annotations
+
+from xdsl.ir import SSAValue
+
+from tilewright.ir.dtypes import DType
+from tilewright.ir.loops import Value
+from tilewright.ir.tile.base import element, tile
+from tilewright.ir.tile.memory import POISON, LoadOp
+from tilewright.passes.lower_tile_to_loops.context import Lowering
+from tilewright.passes.lower_tile_to_loops.emission import Emission
+from tilewright.passes.lower_tile_to_loops.sites import Site
+from tilewright.passes.lower_tile_to_loops.views import Place, Span, all_of
+
+
+def spans_of(cx: Lowering, at: list[SSAValue], extents: tuple[int, ...], site: Site) -> list[Span]:
+    """The spans of a region's site: its origin and the site's coordinates inside it."""
+    return [
+        Span(cx.indices[origin], coord, count) for origin, coord, count in zip(at, site.coords, extents, strict=True)
+    ]
+
+
+def fill_of(op: LoadOp) -> int | float | None:
+    """What lanes outside the view hold; None for poison."""
+    if op.fill.data == POISON:
+        return None
+    dtype: DType = tile(op.out).dtype
+    number = element(op.value.data, dtype)
+    return float(number) if dtype.is_float else int(number)
+
+
+def load(cx: Lowering, op: LoadOp, site: Site) -> Value:
+    """The elements of a load at a site; lanes outside the view hold its fill, or anything where they are poison."""
+    b, fill = cx.b, fill_of(op)
+    spans = spans_of(cx, list(op.at), tile(op.out).extents, site)
+    varies = any(c.varies for c in site.coords)
+    # A scalar load under a condition is a branch, so scalars are clamped where that is possible even if they are filled.
+    place = cx.views[op.source].place(spans, site.lanes, clamp=fill is None or not varies)
+    lanes = site.lanes if varies else 1
+    mask = all_of(b, place.conditions, lanes)
+    if varies and site.mask is not None:
+        mask = site.mask if mask is None else b.and_(mask, site.mask)
+    loaded = read(b, place, lanes, mask, fill)
+    outside = all_of(b, place.outside, lanes)
+    if outside is not None and fill is not None:
+        loaded = b.select(outside, loaded, b.const(fill, loaded.type.dtype))
+    return loaded
+
+
+def read(b: Emission, place: Place, lanes: int, mask: Value | None, fill: int | float | None) -> Value:
+    """The elements of a place; a scalar where all lanes lie at one element and none is masked."""
+    filled = fill if mask is not None else None
+    if place.spread is not None:
+        return b.gather(place.memory, place.offset, place.spread, mask=mask, fill=filled)
+    if lanes == 1 or (place.step == 0 and (mask is None or mask.type.lanes == 1)):
+        return b.load(place.memory, place.offset, mask=mask, fill=filled)
+    return b.load(place.memory, place.offset, lanes, stride=place.step, mask=mask, fill=filled)

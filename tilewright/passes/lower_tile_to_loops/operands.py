@@ -1,0 +1,53 @@
+"""Questions about tile values that need no code: which memory is behind one, and whether it can be read in place."""
+
+from __future__ import annotations
+
+from xdsl.ir import Operation, SSAValue
+
+from tilewright.errors import IRError
+from tilewright.ir.tile import compute
+from tilewright.ir.tile.base import tile
+from tilewright.ir.tile.memory import (
+    LoadOp,
+    StageOp,
+    ViewOp,
+    ViewPagesOp,
+    ViewRowsOp,
+    ViewSegmentOp,
+    ViewWindowOp,
+)
+
+
+def root_buffer(view: SSAValue) -> SSAValue:
+    """The buffer behind a view."""
+    op = view.owner
+    match op:
+        case ViewOp():
+            return op.source
+        case ViewWindowOp() | ViewRowsOp() | ViewPagesOp() | ViewSegmentOp():
+            return root_buffer(op.source)
+    raise IRError(f"{view.type} is not made by a view op", step="make views inside the kernel")
+
+
+def leaf(value: SSAValue) -> Operation | None:
+    """The op behind reshapes that only add or drop axes of extent 1, slices, transposes and stages."""
+    op = value.owner
+    match op:
+        case compute.ReshapeOp():
+            return leaf(op.source) if unit_reshape(op) else None
+        case compute.SliceOp() | compute.TransposeOp() | StageOp():
+            return leaf(op.source)
+        case Operation():
+            return op
+        case _:
+            return None
+
+
+def is_direct(value: SSAValue) -> bool:
+    """Whether elements can be read one by one from where they lie, without arithmetic."""
+    return isinstance(leaf(value), (LoadOp, compute.ConstantOp))
+
+
+def unit_reshape(op: compute.ReshapeOp) -> bool:
+    """Whether a reshape only adds or drops axes of extent 1."""
+    return [n for n in tile(op.source).extents if n != 1] == [n for n in tile(op.out).extents if n != 1]

@@ -1,0 +1,273 @@
+"""Decides, before any code is emitted, where each tile value lives: inline, in registers, or in scratch.
+
+Values are decided consumers first. An inline value is evaluated inside its *roots*: the ops that drive evaluation (stores,
+reductions, dots, yields) and the inline ops that were materialised. A value is materialised when evaluating it again would
+cost more than keeping it: several roots, a root inside a loop, or an axis along which a consumer repeats it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from math import prod
+from typing import Final, Literal
+
+from xdsl.ir import Block, Operation, SSAValue
+
+from tilewright.ir.machine import TileRules
+from tilewright.ir.scalars import SCALARS
+from tilewright.ir.tile import compute
+from tilewright.ir.tile.base import tile
+from tilewright.ir.tile.memory import LoadOp, StageOp, StoreOp
+from tilewright.ir.tile.structure import ForOp, IfOp, KernelOp, YieldOp
+from tilewright.ir.types import TileType
+from tilewright.passes.lower_tile_to_loops.operands import is_direct, root_buffer, unit_reshape
+from tilewright.passes.lower_tile_to_loops.sites import lane_axis
+
+Home = Literal["registers", "scratch"]
+
+_INLINE: Final = (
+    compute.MapOp, compute.CastOp, compute.BroadcastOp, compute.ConstantOp, compute.IndexTileOp, compute.SplatOp,
+    compute.UnpackOp, compute.PackOp, compute.ReshapeOp, compute.TransposeOp, compute.SliceOp, compute.ConcatOp, LoadOp,
+    StageOp,
+)  # fmt: skip
+_ALIGNED: Final = (compute.MapOp, compute.CastOp, compute.BroadcastOp, StageOp)  # keep every element in its lane
+_SPARE: Final = 4  # registers that stay free for operands beside accumulators
+_REPEATED: Final = 4  # FLOPs above which a value with several roots is kept
+_EXPANDED: Final = 2  # FLOPs above which a value that is repeated along an axis is kept
+_SCALARS: Final = 4  # rows of a column that is kept as scalars
+_VECTORS: Final = 4  # vectors of a tile that is kept in registers beside accumulators
+
+
+@dataclass(slots=True)
+class Placement:
+    """The decisions for a kernel.
+
+    homes: where each materialised value lives; a tile value without a home is inline.
+    dies: the values whose storage is free once an op has been lowered.
+    roots: the ops inside which a value is evaluated or read, in no order.
+    """
+
+    homes: dict[SSAValue, Home] = field(default_factory=dict)
+    dies: dict[Operation, list[SSAValue]] = field(default_factory=dict)
+    roots: dict[SSAValue, set[Operation]] = field(default_factory=dict)
+
+
+def place(kernel: KernelOp, rules: TileRules) -> Placement:
+    """The placement of a kernel's values for a machine's registers."""
+    return _Placer(kernel, rules).run()
+
+
+def vectors(value: SSAValue, lanes: int) -> int:
+    """Vectors that a tile takes in registers."""
+    extents = tile(value).extents
+    axis = lane_axis(extents)
+    return 1 if axis is None else prod(extents[:axis]) * -(-extents[axis] // lanes)
+
+
+class _Placer:
+    def __init__(self, kernel: KernelOp, rules: TileRules) -> None:
+        self.kernel, self.rules, self.plan = kernel, rules, Placement()
+        self.expanded: dict[SSAValue, bool] = {}
+        self.stored = {root_buffer(op.target) for op in kernel.walk() if isinstance(op, StoreOp)}
+
+    def run(self) -> Placement:
+        self.block(self.kernel.block, self.rules.registers - _SPARE)
+        self.lifetimes()
+        return self.plan
+
+    def block(self, block: Block, free: int) -> None:
+        for op in reversed(list(block.ops)):
+            for result in op.results:
+                if isinstance(result.type, TileType):
+                    self.trace(result)
+            if isinstance(op, ForOp):
+                self.loop(op, free)
+            elif isinstance(op, IfOp):
+                for result in op.results:
+                    if isinstance(result.type, TileType):
+                        self.settle(result, _VECTORS)
+                for region in op.regions:
+                    self.block(region.blocks[0], free)
+            elif isinstance(op, _INLINE):
+                if self.keeps(op):
+                    self.settle(op.results[0], _VECTORS)
+            else:
+                budget = free if isinstance(op, compute.DotOp) else _VECTORS
+                for result in op.results:
+                    if isinstance(result.type, TileType):
+                        self.settle(result, budget)
+
+    def loop(self, op: ForOp, free: int) -> None:
+        """Carried tiles share a home with what initialises and what continues them. Inner loops choose first."""
+        for carried in op.carried:
+            self.trace(carried)
+        inner = max((self.carried(o) for o in op.walk() if isinstance(o, ForOp) and o is not op), default=None)
+        tiles = [(a, r) for a, r in zip(op.carried, op.results, strict=True) if isinstance(a.type, TileType)]
+        nested = [o for o in op.walk() if isinstance(o, ForOp) and o is not op]
+        if nested:
+            for region in op.regions:
+                self.block(region.blocks[0], free)
+            inner = max(self.carried(o) for o in nested)
+        left = free - (inner or 0)
+        for argument, result in sorted(tiles, key=lambda pair: vectors(pair[0], self.rules.lanes)):
+            # A body with an inner loop has been decided, so its roots are known; else they are traced when it is.
+            size = vectors(argument, self.rules.lanes)
+            fits = size <= left and self.aligned(argument) and self.aligned(result)
+            self.plan.homes[argument] = self.plan.homes[result] = "registers" if fits else "scratch"
+            left -= size if fits else 0
+        if not nested:
+            for region in op.regions:
+                self.block(region.blocks[0], left)
+        for carried in op.carried:
+            self.trace(carried)
+
+    def carried(self, op: ForOp) -> int:
+        """Vectors that a loop carries in registers."""
+        return sum(vectors(a, self.rules.lanes) for a in op.carried if self.plan.homes.get(a) == "registers")
+
+    # --- where a value is used ----------------------------------------------------------------------------------------
+
+    def trace(self, value: SSAValue) -> None:
+        """Finds the roots of a value, and whether a consumer repeats it; its consumers have been decided."""
+        roots: set[Operation] = set()
+        expanded = False
+        for use in value.uses:
+            op = use.operation
+            if isinstance(op, _INLINE):
+                result = op.results[0]
+                expanded |= _repeats(op, value)
+                if result not in self.plan.homes:
+                    roots |= self.plan.roots.get(result, set())
+                    expanded |= self.expanded.get(result, False)
+                    continue
+            roots.add(op)
+        self.plan.roots[value], self.expanded[value] = roots, expanded
+
+    def keeps(self, op: Operation) -> bool:
+        """Whether an op that could be inline is materialised."""
+        value = op.results[0]
+        roots = self.plan.roots[value]
+        if not roots:
+            return False
+        if isinstance(op, LoadOp):
+            if root_buffer(op.source) in self.stored:
+                return True  # a store might come between the load and its evaluation
+        if any(_needs_memory(use.operation, use.index, self.rules) for use in value.uses) and not is_direct(value):
+            return True
+        if isinstance(op, compute.TransposeOp) and _moves_lanes(op, self.rules.lanes):
+            return True
+        cost = self.cost(value, set())
+        if self.expanded[value] and cost > (0 if self.column(value) else _EXPANDED) and not isinstance(op, LoadOp):
+            return True
+        inside_loop = any(_in_inner_loop(root, op) for root in roots)
+        return (len(roots) > 1 or inside_loop) and cost > _REPEATED
+
+    def column(self, value: SSAValue) -> bool:
+        """A few scalars, one a row."""
+        extents = tile(value).extents
+        return (not extents or extents[-1] == 1) and prod(extents) <= _SCALARS and self.aligned(value)
+
+    def cost(self, value: SSAValue, seen: set[SSAValue]) -> int:
+        """FLOPs of evaluating a value again, down to what has a home or is a root itself."""
+        op = value.owner
+        if value in self.plan.homes or value in seen or not isinstance(op, _INLINE):
+            return 0
+        seen.add(value)
+        below = sum(self.cost(o, seen) for o in op.operands if isinstance(o.type, TileType))
+        match op:
+            case compute.MapOp():
+                return below + max(SCALARS[op.fn.data].flops, 1)
+            case compute.UnpackOp() | compute.PackOp():
+                return below + 4
+            case compute.CastOp() | LoadOp() | compute.IndexTileOp():
+                return below + 1
+            case _:
+                return below
+
+    def settle(self, value: SSAValue, budget: int) -> None:
+        """Gives a materialised value its home."""
+        fits = vectors(value, self.rules.lanes) <= budget or self.column(value)
+        self.plan.homes[value] = "registers" if fits and self.aligned(value) else "scratch"
+
+    def aligned(self, value: SSAValue) -> bool:
+        """Whether every consumer reads the value lane by lane at static positions."""
+        for use in value.uses:
+            op = use.operation
+            match op:
+                case compute.MapOp() | compute.CastOp() | compute.BroadcastOp() | StageOp():
+                    if op.results[0] not in self.plan.homes and not self.aligned(op.results[0]):
+                        return False
+                case compute.ReshapeOp():
+                    if not unit_reshape(op) or (op.out not in self.plan.homes and not self.aligned(op.out)):
+                        return False
+                case compute.DotOp():
+                    if use.index != 2:
+                        return False
+                case compute.ReduceOp() | compute.AccumulateOp() | StoreOp() | YieldOp() | ForOp():
+                    pass
+                case _:
+                    return False
+        return True
+
+    # --- lifetimes ----------------------------------------------------------------------------------------------------
+
+    def lifetimes(self) -> None:
+        """The last op of its own block that reads each value with a home."""
+        for value in self.plan.homes:
+            owner = value.owner
+            if isinstance(owner, Block):
+                continue  # a carried value's storage belongs to its loop
+            block = owner.parent
+            if block is None:
+                continue
+            order = {op: n for n, op in enumerate(block.ops)}
+            readers = [a for root in self.plan.roots.get(value, ()) for a in _ancestors(root) if a in order]
+            last = max(readers, key=lambda op: order[op], default=owner)
+            self.plan.dies.setdefault(last, []).append(value)
+
+
+def _ancestors(op: Operation) -> Iterator[Operation]:
+    current: Operation | None = op
+    while current is not None:
+        yield current
+        current = current.parent_op()
+
+
+def _in_inner_loop(root: Operation, op: Operation) -> bool:
+    """Whether a loop around the root does not contain the op."""
+    around = set(_ancestors(op))
+    return any(isinstance(a, ForOp) and a not in around and a is not root for a in _ancestors(root))
+
+
+def _repeats(op: Operation, value: SSAValue) -> bool:
+    """Whether the op's result has more elements than the operand along some axis."""
+    if not isinstance(op, (compute.MapOp, compute.BroadcastOp)):
+        return False
+    return any(n == 1 and m > 1 for n, m in zip(tile(value).extents, tile(op.results[0]).extents, strict=True))
+
+
+def _moves_lanes(op: compute.TransposeOp, lanes: int) -> bool:
+    """Whether the vectors of the result are not vectors of the source, in a tile where that matters."""
+    source, target = tile(op.source).extents, tile(op.out).extents
+    axis = lane_axis(target)
+    if axis is None or op.permutation.data[axis] == lane_axis(source):
+        return False
+    return prod(target) >= lanes * lanes // 4
+
+
+def _needs_memory(op: Operation, index: int, rules: TileRules) -> bool:
+    """Whether the op reads this operand element by element, many times over."""
+    match op:
+        case compute.DotOp():
+            rows = tile(op.acc).extents[0]
+            return index == 0 or (index == 1 and rows > max(r for _, r, _ in rules.dot))
+        case compute.DotScaledOp():
+            return index in (0, 1, 2)
+        case compute.SortOp() | compute.TopkOp() | compute.ScanOp():
+            return False
+        case _:
+            return False
+
+
+ALIGNED = _ALIGNED

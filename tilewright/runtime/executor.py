@@ -1,0 +1,298 @@
+"""A compiled program that can be called: binds arguments, resolves dims, runs the steps, rebuilds the model's output.
+
+No call compiles anything. What a tuple of dims decides is resolved once and kept; calls from many threads share it,
+each with scratch memory of its own. Programs with states run one call at a time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import time
+import weakref
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilewright.errors import DimRangeError, OptionError, TargetError
+from tilewright.runtime.binding import Binder, Binding
+from tilewright.runtime.launch import HostFunction, Times, run_parts
+from tilewright.runtime.memory import ArenaPool, Footprint
+from tilewright.runtime.prepare import prepare_weights
+from tilewright.runtime.program import Program
+from tilewright.runtime.program_check import check_program
+from tilewright.runtime.resolve import BaseTable, Code, Resolved, footprint, resolve
+from tilewright.runtime.states import StateStore
+from tilewright.runtime.tensors import address_of, empty_numpy, empty_torch, is_torch
+from tilewright.runtime.threads import ThreadPool
+from tilewright.runtime.weights import Source, WeightSet
+
+# Tuples of dims whose resolved plans are kept: a few hundred steps take about 50 KB.
+_PLANS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class StepTime:
+    """One step of a timed call.
+
+    symbol: the variant that ran, None on the host. start: seconds after the first step's begin. seconds: from its first
+    thread's begin to its last thread's end. busy: the sum over threads of the seconds inside it.
+    """
+
+    name: str
+    symbol: str | None
+    start: float
+    seconds: float
+    busy: float
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A timed call: its steps in order, the threads it ran on, and the seconds of the whole call, binding included."""
+
+    steps: tuple[StepTime, ...]
+    threads: int
+    seconds: float
+
+
+class Executable:
+    """A program with its code and weights, to be called like the model it was compiled from.
+
+    code: addresses of the kernels by symbol, kept alive by this object. pool: the process's threads. threads: at most
+    so many for one call; None for all cores. memory_limit: bytes that one call may need, weights included. host:
+    functions that the program's host steps name.
+
+    Calling raises what `Binder.bind` raises, and CapacityError. Any number of Python threads may call at once.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        code: Code,
+        weights: WeightSet,
+        pool: ThreadPool,
+        *,
+        threads: int | None = None,
+        memory_limit: int | None = None,
+        host: Mapping[str, HostFunction] | None = None,
+    ) -> None:
+        check_program(program)
+        _check_options(program, threads, memory_limit, host or {})
+        self.program = program
+        self.memory_limit = memory_limit
+        self._code = code
+        self._weights = weights
+        self._pool = pool
+        self._threads = threads
+        self._host = dict(host or {})
+        self._bases = BaseTable(program)
+        self._binder = Binder(program)
+        self._arenas = ArenaPool()
+        self._plans: OrderedDict[tuple[int, ...], Resolved] = OrderedDict()
+        self._plans_lock = threading.Lock()
+        self._stateful = bool(program.states)
+        self._turn = threading.RLock()
+        self._states = StateStore(program, weights, self._turn)
+        self._runtime = tuple(i for i, dim in enumerate(program.dims) if dim.kind == "runtime")
+        _alive.add(self)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the program; torch tensors in give torch tensors out, NumPy arrays give NumPy arrays."""
+        return self._run(self._binder.bind(args, kwargs), timed=False)[0]
+
+    def profile(self, *args: Any, **kwargs: Any) -> tuple[Any, Profile]:
+        """One call with a clock around every step: its output, and the times."""
+        begin = time.perf_counter()
+        output, times, plan, threads = self._run(self._binder.bind(args, kwargs), timed=True)
+        seconds = time.perf_counter() - begin
+        return output, Profile(_step_times(self.program, plan, times), threads, seconds)
+
+    @property
+    def state(self) -> StateStore:
+        """The program's states by name."""
+        return self._states
+
+    def reset(self) -> None:
+        """Every state as it was before the first call."""
+        self._states.reset(self._weights)
+
+    @property
+    def weights(self) -> WeightSet:
+        return self._weights
+
+    def update_weights(self, source: Source) -> None:
+        """Takes other values for all weights; WeightsError lists everything that does not fit, and nothing has changed
+        then.
+
+        Calls that are running finish with the old values. States that start from a weight take its new value.
+        """
+        self.set_weights(prepare_weights(self.program, self._code, self._pool, source))
+
+    def set_weights(self, weights: WeightSet) -> None:
+        """Takes weights that have been prepared already, as `update_weights` does."""
+        with self._turn:
+            self._weights = weights
+            self._states.reset(weights, weights_only=True)
+
+    def footprint(self, dims: Mapping[str, int]) -> Footprint:
+        """What the program holds while one call runs at these sizes of its declared and read dims."""
+        upper = {dim.name: dim.max or 0 for dim in self.program.dims if dim.kind == "runtime"}
+        given = {**upper, **dims}
+        names = {dim.name for dim in self.program.dims}
+        faults = [f"{name} has no value" for name in sorted(names - given.keys())]
+        faults += [f"the program has no dim {name}" for name in sorted(given.keys() - names)]
+        if faults:
+            listed = ", ".join(f"{dim.name}={dim.max or dim.min}" for dim in self.program.dims if dim.kind != "runtime")
+            raise OptionError(faults, step=f"give a value to each dim: {listed}")
+        return footprint(self.program, {dim.name: given[dim.name] for dim in self.program.dims})
+
+    def _run(self, binding: Binding, *, timed: bool) -> tuple[Any, Times | None, Resolved, int]:
+        with self._turn if self._stateful else nullcontext():
+            plan = self._resolved(binding.values)
+            results, addresses = _empty(self.program, plan, torch=binding.torch)
+            weights = self._weights
+            words = np.empty(self._bases.size + len(binding.values), np.int64)
+            first = self._bases.first
+            words[first["input"] : first["weight"]] = binding.addresses + addresses
+            words[first["weight"] : first["state"]] = weights.pointers
+            words[first["state"] : self._bases.size] = self._states.pointers
+            words[BaseTable.DIMS] = address_of(words) + words.itemsize * self._bases.size
+            table = words[self._bases.size :]
+            table[:] = binding.values
+            times, threads = self._launch(plan, words, timed=timed)
+            values = binding.values
+            if self._runtime:
+                values = tuple(table.tolist())
+                results = self._cut(results, values)
+            self._write_back(binding, results)
+        return self.program.signature.rebuild(results, self.program.sizes(values)), times, plan, threads
+
+    def _launch(self, plan: Resolved, words: NDArray[np.int64], *, timed: bool) -> tuple[Times | None, int]:
+        with self._pool.team(self._threads) as team:
+            arena = self._arenas.take(plan.arena)
+            try:
+                words[BaseTable.ARENA] = arena.address
+                times = run_parts(plan, words, team, self._host, timed=timed)
+                for (source, source_at), (destination, destination_at), size in plan.copies:
+                    ctypes.memmove(int(words[destination]) + destination_at, int(words[source]) + source_at, size)
+            finally:
+                self._arenas.give_back(arena)
+            return times, team.threads
+
+    def _resolved(self, values: tuple[int, ...]) -> Resolved:
+        with self._plans_lock:
+            plan = self._plans.get(values)
+            if plan is not None:
+                self._plans.move_to_end(values)
+                return plan
+        sizes = self.program.sizes(values)
+        if self.memory_limit is not None:
+            footprint(self.program, sizes).check(self.memory_limit)
+        plan = resolve(self.program, self.program.main, self._bases, self._code, sizes, main=True)
+        with self._plans_lock:
+            self._plans[values] = plan
+            if len(self._plans) > _PLANS:
+                self._plans.popitem(last=False)
+        return plan
+
+    def _cut(self, results: Sequence[Any], values: tuple[int, ...]) -> list[Any]:
+        """Results at the sizes that run-time dims turned out to have; they were computed at the upper bounds' strides."""
+        dims = self.program.dims
+        wild = [dims[i] for i in self._runtime if not 0 <= values[i] <= (dims[i].max or 0)]
+        if wild:
+            sizes = self.program.sizes(values)
+            raise DimRangeError(
+                [f"{dim.name} = {sizes[dim.name]}, computed while running, is outside 0..{dim.max}" for dim in wild],
+                step="compile with a larger upper bound for it",
+            )
+        sizes = self.program.sizes(values)
+        cut = []
+        for spec, result in zip(self.program.results, results, strict=True):
+            shape = spec.shape(sizes)
+            if shape != tuple(result.shape):
+                part = result[tuple(slice(n) for n in shape)]
+                result = part.contiguous() if is_torch(part) else np.ascontiguousarray(part)
+            cut.append(result)
+        return cut
+
+    def _write_back(self, binding: Binding, results: Sequence[Any]) -> None:
+        tensors = self.program.signature.tensors
+        for name, index in self.program.signature.mutations:
+            leaf = next(leaf for spec, leaf in zip(tensors, binding.leaves, strict=True) if spec.name == name)
+            _assign(leaf, results[index])
+
+    def renew(self) -> None:
+        """In a forked child: locks that other threads held at the fork would stay locked for good."""
+        self._plans_lock = threading.Lock()
+        self._turn = threading.RLock()
+        self._states.renew(self._turn)
+
+
+_alive: weakref.WeakSet[Executable] = weakref.WeakSet()
+
+
+def _renew_in_child() -> None:
+    for executable in list(_alive):
+        executable.renew()
+
+
+os.register_at_fork(after_in_child=_renew_in_child)
+
+
+def _check_options(
+    program: Program, threads: int | None, memory_limit: int | None, host: Mapping[str, HostFunction]
+) -> None:
+    steps = program.main.steps
+    elsewhere = sorted({step.device for step in steps if step.device != "cpu"})
+    if elsewhere:
+        raise TargetError(f"steps for {', '.join(elsewhere)} cannot run on the CPU", step="compile with target='cpu'")
+    if threads is not None and threads < 1:
+        raise OptionError(f"threads={threads} is not a count of threads", step="threads=None uses all cores")
+    if memory_limit is not None and memory_limit < 0:
+        raise OptionError(f"memory_limit={memory_limit} is not a number of bytes", step="memory_limit=None sets none")
+    missing = sorted({step.host.callee for step in steps if step.host is not None} - host.keys())
+    if missing:
+        raise OptionError(
+            [f"the program calls {name} on the host, which was not given" for name in missing],
+            step="load it with the functions it was compiled with",
+        )
+
+
+def _empty(program: Program, plan: Resolved, *, torch: bool) -> tuple[list[Any], list[int]]:
+    """Fresh memory for every result, and its addresses."""
+    results, addresses = [], []
+    for spec, shape in zip(program.results, plan.shapes, strict=True):
+        result, address = empty_torch(shape, spec.dtype) if torch else empty_numpy(shape, spec.dtype)
+        results.append(result)
+        addresses.append(address)
+    return results, addresses
+
+
+def _assign(leaf: Any, value: Any) -> None:
+    """Writes a result into the caller's own tensor, in place."""
+    if not is_torch(leaf):
+        np.copyto(leaf, value)
+        return
+    import torch
+
+    # A tensor made in inference mode may be written to in inference mode only.
+    with torch.inference_mode() if leaf.is_inference() else torch.no_grad():
+        leaf.copy_(value if is_torch(value) else torch.from_numpy(value))
+
+
+def _step_times(program: Program, plan: Resolved, times: Times | None) -> tuple[StepTime, ...]:
+    if times is None or not len(times.busy):
+        return ()
+    start = int(times.spans[0, 0])
+    return tuple(
+        StepTime(step.name, symbol, (begin - start) / 1e9, (end - begin) / 1e9, busy / 1e9)
+        for step, symbol, (begin, end), busy in zip(
+            program.main.steps, plan.variants, times.spans.tolist(), times.busy.tolist(), strict=True
+        )
+    )

@@ -1,0 +1,93 @@
+"""States: tensors that live from call to call, as one piece of memory that steps read and write in place."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, MutableMapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilewright.errors import StateError
+from tilewright.runtime.memory import Arena
+from tilewright.runtime.program import ALIGNMENT, Program
+from tilewright.runtime.tensors import Buffer, as_buffer, describe
+from tilewright.runtime.weights import WeightSet
+
+
+class StateStore(MutableMapping[str, Any]):
+    """The states of one executable by name. Reading gives a copy, a NumPy array; writing takes an array or a torch
+    tensor.
+
+    turn: the lock under which calls run; every access takes it, so that no call is seen half done. Raises StateError
+    for a name that does not exist and for a value of another shape or dtype. States cannot be deleted.
+    """
+
+    def __init__(self, program: Program, weights: WeightSet, turn: AbstractContextManager[Any]) -> None:
+        self._turn = turn
+        self._initial: dict[str, str | None] = {}
+        self._buffers: dict[str, Buffer] = {}
+        places, end = [], 0
+        for state in program.states:
+            places.append(end)
+            end += -(-state.spec.bytes.evaluate({}) // ALIGNMENT) * ALIGNMENT
+        arena = Arena(end)
+        self.pointers = np.array([arena.address + at for at in places], np.int64)
+        for state, at in zip(program.states, places, strict=True):
+            name = state.spec.name
+            self._buffers[name] = Buffer(state.spec.dtype, state.spec.shape({}), arena.address + at, arena)
+            self._initial[name] = None if state.initial is None else program.weights[state.initial].name
+        self.reset(weights)
+
+    def reset(self, weights: WeightSet, *, weights_only: bool = False) -> None:
+        """Every state as it was before the first call. weights_only: those alone that start from a weight."""
+        with self._turn:
+            for name, buffer in self._buffers.items():
+                initial = self._initial[name]
+                if initial is not None:
+                    buffer.bytes()[:] = weights.weight(initial).bytes()
+                elif not weights_only:
+                    buffer.bytes()[:] = bytes(buffer.nbytes)
+
+    def renew(self, turn: AbstractContextManager[Any]) -> None:
+        """Take another lock, in a forked child."""
+        self._turn = turn
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        with self._turn:
+            return self._find(name).numpy().copy()
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        buffer = self._find(name)
+        found = describe(value)
+        wanted = f"{buffer.dtype} {list(buffer.shape)}"
+        if found is None:
+            raise StateError(f"{name} is {wanted}, not a {type(value).__name__}", step="set it to an array or a tensor")
+        if (found.dtype, found.shape, found.device) != (buffer.dtype, buffer.shape, "cpu"):
+            given = f"{found.dtype_name} {list(found.shape)}" + ("" if found.device == "cpu" else f" on {found.device}")
+            raise StateError(f"{name} is {wanted}, not {given}", step=f"set it to a tensor of {wanted}")
+        data = as_buffer(value)
+        with self._turn:
+            buffer.bytes()[:] = data.bytes()
+
+    def __delitem__(self, name: str) -> None:
+        self._find(name)
+        raise StateError(f"{name} belongs to the program and cannot be deleted", step="reset() gives its first value")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._buffers)
+
+    def __len__(self) -> int:
+        return len(self._buffers)
+
+    def _find(self, name: str) -> Buffer:
+        if name in self._buffers:
+            return self._buffers[name]
+        near = difflib.get_close_matches(name, self._buffers, n=1)
+        listed = ", ".join(self._buffers) or "none"
+        raise StateError(
+            f"there is no state {name!r}; the program has {listed}",
+            step=f"did you mean {near[0]!r}?" if near else "use one of these names",
+        )
