@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from typing import Any
 from xdsl.dialects.builtin import ModuleOp
 
 from tilewright.compiler.assemble import assemble
+from tilewright.compiler.code import Code
 from tilewright.compiler.options import Options
 from tilewright.frontend.captured import Captured
 from tilewright.ir.backend import Backend, Source, content_of, kernels_of, resolve_target
@@ -32,7 +34,8 @@ from tilewright.ir.tile.structure import KernelOp
 from tilewright.passes.lower_tile_to_loops import lower_kernel
 from tilewright.passes.pipeline import PASSES, default_pipeline, materialising_pipeline
 from tilewright.passes.set_precision import SetPrecision
-from tilewright.runtime.program import KernelInfo, Program
+from tilewright.runtime.canonical import key_of
+from tilewright.runtime.program import KernelInfo
 
 
 @dataclass
@@ -49,16 +52,6 @@ class Stopwatch:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
-
-
-@dataclass(frozen=True)
-class Code:
-    """What compiling gave and the code key names: the program, its objects, and its IR texts by stage."""
-
-    program: Program
-    objects: Mapping[str, bytes]
-    sources: Mapping[str, str]
-    texts: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -105,11 +98,10 @@ def sources_hash() -> str:
 
 def code_factors(captured: Captured, target: Target, options: Options) -> dict[str, Any]:
     """Everything that decides the program and its objects: graph, dims, machine, pipeline, options, toolchain."""
-    from tilewright.runtime.canonical import digest
-
     return {
+        "kind": "code",
         "graph": hashlib.sha256(print_module(captured.module).encode()).hexdigest(),
-        "signature": digest(captured.signature.to_json()),
+        "signature": key_of(captured.signature.to_json()),
         "guards": [str(g) for g in captured.guards],
         "aliases": dict(sorted(captured.aliases.items())),
         "transient": sorted(captured.transient),
@@ -125,7 +117,7 @@ def code_factors(captured: Captured, target: Target, options: Options) -> dict[s
 
 def generate(
     captured: Captured, target: Target, options: Options, watch: Stopwatch, instruments: tuple[Instrument, ...] = ()
-) -> tuple[Code, Context]:
+) -> tuple[Code, dict[str, Any]]:
     """Runs the passes, compiles the kernels and assembles the program. The captured module is consumed."""
     module, space = captured.module, DimSpace(captured.dims)
     ctx = Context(
@@ -144,7 +136,19 @@ def generate(
         infos = [KernelInfo(symbols[name], symbols[name], {"name": name}) for name in sorted(symbols)]
         program = assemble(module, captured, symbols, _unique(infos), target=target.name, dims=space)
         objects = {**objects, **target.backend.runtime_objects(target.machine)}
-    return Code(program, objects, sources, texts), ctx
+    return Code(program, objects, sources, texts), facts_of(ctx)
+
+
+def facts_of(ctx: Context) -> dict[str, Any]:
+    """What the report tells of the passes: applications by pass, patterns by name, refusals with their reasons."""
+    return {
+        "applied": dict(sorted(Counter(a.pass_name for a in ctx.applied).items())),
+        "patterns": dict(sorted(Counter(a.what for a in ctx.applied if a.pass_name == "recognize").items())),
+        "refused": [
+            {"pass": r.pass_name, "op": r.op, "reason": r.reason, "where": r.where}
+            for r in dict.fromkeys(ctx.refused)
+        ],
+    }
 
 
 class _Texts:

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from tilewright.compiler.compilation import Code
+from tilewright.compiler.checking import FirstCall
+from tilewright.compiler.code import Code
 from tilewright.compiler.report import Report
 from tilewright.errors import OptionError
+from tilewright.ir.machine import Machine
 from tilewright.runtime.executor import Executable, Profile
 from tilewright.runtime.memory import Footprint
 from tilewright.runtime.states import StateStore
@@ -24,20 +26,22 @@ class Compiled:
     code: Code
     executable: Executable
     facts: Mapping[str, Any]
+    machine: Machine
+    transient: Mapping[str, Any] = field(default_factory=dict)
+    first_call: FirstCall | None = None
     _profile: Profile | None = None
-    _first_check: Any = field(default=None, repr=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the program; raises coded errors for arguments outside what was compiled."""
-        if self._first_check is not None:
-            check, self._first_check = self._first_check, None
+        if self.first_call is not None:
+            check, self.first_call = self.first_call, None
             check(self, args, kwargs)
         return self.executable(*args, **kwargs)
 
     @property
     def report(self) -> Report:
         """What ran where and why, what moves, and what it costs; `.at(batch=8)` for numbers."""
-        return Report.of(self.code, self.facts, self._profile)
+        return Report(self.code, self.facts, self.machine, self._profile)
 
     def profile(self, *args: Any, **kwargs: Any) -> Report:
         """Runs once with a clock around every step; the report then has a measured column."""
@@ -67,7 +71,8 @@ class Compiled:
 
     def update_weights(self, state_dict: Mapping[str, Any]) -> None:
         """Takes new values for all weights; WeightsError lists everything that does not fit."""
-        self.executable.update_weights(state_dict)
+        # buffers that no state dict holds keep their values
+        self.executable.update_weights({**self.transient, **state_dict})
 
     @property
     def state(self) -> StateStore:

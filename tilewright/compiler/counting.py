@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tilewright.compiler.compilation import Code
+from tilewright.compiler.code import Code
 from tilewright.ir.backend import kernels_of
 from tilewright.ir.dims import Expr
 from tilewright.ir.module import parse_module

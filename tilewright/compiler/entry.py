@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tilewright.compiler.compilation import Stopwatch, Target, generate
+from tilewright.compiler.checking import FirstCall, check_expected
+from tilewright.compiler.compilation import Stopwatch, Target, code_factors, generate
 from tilewright.compiler.compiled import Compiled
 from tilewright.compiler.options import Options
 from tilewright.compiler.store import Store
-from tilewright.frontend import capture
+from tilewright.frontend.capturing import capture
 from tilewright.runtime.executor import Executable
 from tilewright.runtime.native import load as load_objects
-from tilewright.runtime.threads import Driver, thread_pool
+from tilewright.runtime.threads import thread_pool
 
 
 def compile_model(
@@ -22,22 +23,28 @@ def compile_model(
     options = Options.of(given)
     watch = Stopwatch()
     target = Target.of(options)
+    store = Store.of(options)
     target.backend.warm()
     with watch.stage("capture"):
         captured = capture(model, args, dict(kwargs or {}), dims, fallback=options.fallback)
-    store = Store.of(options)
-    code, facts = store.code(captured, target, options, watch)
+    with watch.stage("key"):
+        factors = code_factors(captured, target, options)
+    code, facts, origin = store.code(factors, lambda: generate(captured, target, options, watch))
+    check_expected(options.expect, facts)
     with watch.stage("load"):
-        library = load_objects(code.objects.values(), code.program.symbols)
-        pool = thread_pool(Driver.of(code.objects["driver"]))
+        library = load_objects([o for name, o in code.objects.items() if name != "driver"], code.program.symbols)
+        pool = thread_pool(lambda: code.objects["driver"])
     with watch.stage("weights"):
-        weights = store.weights(code.program, library, pool, captured)
+        tensors = {**captured.weights, **captured.states}
+        wanted = {spec.name for spec in code.program.weights}
+        weights = store.weights(code.program, library, pool, {n: t for n, t in tensors.items() if n in wanted})
     executable = Executable(
-        code.program, library, weights, pool, threads=options.threads, memory_limit=options.memory_limit
-    )
-    facts = {**facts, "seconds": dict(watch.seconds), "notes": list(captured.notes), "model": captured.source.model}
-    compiled = Compiled(code, executable, facts)
-    return compiled
-
-
-__all__ = ["compile_model", "generate"]
+        code.program, library, weights, pool, threads=options.threads, memory_limit=options.memory_limit,
+        host=captured.externs,
+    )  # fmt: skip
+    told = {
+        **facts, "seconds": dict(watch.seconds), "cache": origin, "notes": list(captured.notes), "model": captured.source.model
+    }  # fmt: skip
+    transient = {n: t for n, t in tensors.items() if n in wanted and n in captured.transient}
+    first = FirstCall(model) if options.check == "first" else None
+    return Compiled(code, executable, told, target.machine, transient, first)

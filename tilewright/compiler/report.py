@@ -14,10 +14,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tilewright.compiler.compilation import Code
+from tilewright.compiler.code import Code
 from tilewright.compiler.counting import KernelCounts, counts_of
 from tilewright.errors import OptionError
 from tilewright.ir.dims import Expr
+from tilewright.ir.machine import Machine
 from tilewright.runtime.executor import Profile
 from tilewright.runtime.resolve import footprint
 
@@ -49,12 +50,9 @@ class Report:
 
     code: Code
     facts: Mapping[str, Any]
+    machine: Machine
     profile: Profile | None = None
     dims: Mapping[str, int] | None = None
-
-    @staticmethod
-    def of(code: Code, facts: Mapping[str, Any], profile: Profile | None) -> Report:
-        return Report(code, facts, profile)
 
     def at(self, **dims: int) -> Report:
         """The report at given sizes. OptionError names a dim without a value, one that does not exist, or one out of range."""
@@ -99,7 +97,6 @@ class Report:
                 )
             counts = self.counts[chosen]
             figures = counts.at(self.dims) if self.dims is not None else None
-            machine = self.facts["machine"]
             rows.append(
                 Row(
                     kernel=chosen if self.dims is not None else step.name,
@@ -110,7 +107,7 @@ class Report:
                     write=_shown(figures.write if figures else counts.write),
                     bound=_shown(figures.bound if figures else counts.bound),
                     ratio=(figures.read + figures.write) / figures.bound if figures and figures.bound else None,
-                    predicted=machine.seconds(matrix=figures.matrix, vector=figures.vector, moved=figures.bound)
+                    predicted=self.machine.seconds(matrix=figures.matrix, vector=figures.vector, moved=figures.bound)
                     if figures
                     else None,
                     measured=measured[step.name] if self.profile is not None else None,

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from xdsl.ir import SSAValue
+from xdsl.traits import Pure
 
 from tilewright.errors import IRError, Problem, UnsupportedOpError
 from tilewright.frontend.builder import Builder, Weak
@@ -168,7 +169,7 @@ def _flat(value: Any) -> list[Any]:
 def drop_unused(builder: Builder) -> None:
     """Removes ops without effects whose results nobody uses."""
     for op in reversed(list(builder.block.ops)):
-        if getattr(op, "PURE", False) and not any(result.uses for result in op.results):
+        if op.has_trait(Pure) and not any(result.uses for result in op.results):
             op.detach()
             op.erase()
 

@@ -27,7 +27,8 @@ def tree_of_spec(spec: Any, where: str) -> Tree:
         return Tree("list" if kind is list else "tuple", children=children)
     # named tuples are all registered under one factory; their context is the class
     named = context if isinstance(context, type) else kind
-    fields = getattr(named, "_fields", None) or _keys(context, len(children))
+    # torch's own result types (of x.max(dim)) are structure sequences: their names are the pattern arguments
+    fields = getattr(named, "_fields", None) or _keys(context, len(children)) or getattr(named, "__match_args__", None)
     is_dict = isinstance(kind, type) and issubclass(kind, dict) and not dataclasses.is_dataclass(kind)
     if fields is None or (not is_dict and not all(isinstance(field, str) for field in fields)):
         raise ArgumentError(

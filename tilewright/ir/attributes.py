@@ -14,6 +14,7 @@ from xdsl.irdl import irdl_attr_definition
 from xdsl.parser import AttrParser
 from xdsl.printer import Printer
 
+from tilewright.errors import IRError, ParseError
 from tilewright.ir.dims import Expr, ExprLike, parse_expr
 
 T = TypeVar("T")
@@ -230,8 +231,14 @@ def print_expr(printer: Printer, expr: Expr) -> None:
 
 def parse_dim(parser: AttrParser) -> Expr:
     """Reads what print_expr wrote."""
+    start = parser.pos
     text = parser.parse_optional_str_literal()
-    return parse_expr(text) if text is not None else Expr.of(parser.parse_integer())
+    if text is None:
+        return Expr.of(parser.parse_integer())
+    try:
+        return parse_expr(text)
+    except (ParseError, IRError) as fault:
+        parser.raise_error(fault.problems[0].text, start)
 
 
 @irdl_attr_definition

@@ -220,6 +220,7 @@ class TwOperation(IRDLOperation):
 
     @classmethod
     def parse(cls, parser: Parser) -> Self:
+        start = parser.pos
         definition = cls.get_irdl_definition()
         kinds = dict(definition.operands)
         named: dict[str, Any] = {}
@@ -230,16 +231,20 @@ class TwOperation(IRDLOperation):
                 if isinstance(kind, VariadicDef) and parser.parse_optional_keyword(name):
                     parser.parse_punctuation("=")
                     if isinstance(kind, OptionalDef):
-                        named[name] = [parser.parse_operand()]
+                        named[name] = [_parse_value(parser)]
                     else:
-                        named[name] = parser.parse_comma_separated_list(parser.Delimiter.SQUARE, parser.parse_operand)
+                        named[name] = parser.parse_comma_separated_list(
+                            parser.Delimiter.SQUARE, lambda: _parse_value(parser)
+                        )
                     return
-            positional.append(parser.parse_operand())
+            positional.append(_parse_value(parser))
 
         parser.parse_comma_separated_list(parser.Delimiter.PAREN, operand)
         single = [name for name, kind in definition.operands if not isinstance(kind, VariadicDef)]
         if len(single) != len(positional):
-            parser.raise_error(f"{cls.name} takes {len(single)} operands ({', '.join(single)}), got {len(positional)}")
+            parser.raise_error(
+                f"{cls.name} takes {len(single)} operands ({', '.join(single)}), got {len(positional)}", start
+            )
         named.update(zip(single, positional, strict=True))
         operands = [named.get(name, []) for name, _ in definition.operands]
 
@@ -265,7 +270,7 @@ class TwOperation(IRDLOperation):
             and not name.endswith("SegmentSizes")
         ]
         if missing:
-            parser.raise_error(f"{cls.name} needs the properties {', '.join(missing)}")
+            parser.raise_error(f"{cls.name} needs the properties {', '.join(missing)}", start)
         regions = [parser.parse_region() for _ in definition.regions]
         types: list[Attribute] = []
         if parser.parse_optional_punctuation(":"):
@@ -280,7 +285,7 @@ class TwOperation(IRDLOperation):
         least = sum(not isinstance(kind, VariadicDef) for _, kind in definition.results)
         most = None if any(_is_list(kind) for _, kind in definition.results) else len(definition.results)
         if len(types) < least or (most is not None and len(types) > most):
-            parser.raise_error(f"{cls.name} has {_count(least, most)}, got {len(types)} result types")
+            parser.raise_error(f"{cls.name} has {_count(least, most)}, got {len(types)} result types", start)
         return cls(
             operands=operands,
             result_types=_grouped(cls, types),
@@ -288,6 +293,15 @@ class TwOperation(IRDLOperation):
             attributes=attributes,
             regions=regions,
         )
+
+
+def _parse_value(parser: Parser) -> SSAValue:
+    """A value defined earlier; its type stands where it was defined, so the text of a use has none."""
+    reference = parser.parse_unresolved_operand("Expected a value like %0.")
+    values = parser.ssa_values.get(reference.operand_name, ())
+    if reference.index >= len(values):
+        parser.raise_error(f"%{reference.operand_name} is not defined before its use", reference.span)
+    return values[reference.index]
 
 
 def _is_list(kind: object) -> bool:

@@ -1,8 +1,9 @@
-"""Runs a tile kernel slowly and exactly on NumPy arrays: values, poison and counters. Every backend is tested against it.
+"""Runs a tile kernel slowly and exactly on NumPy arrays: values, poison and counters. Every backend is tested against
+it.
 
-Poison: lanes that a load found outside its view (and that no fill covers) or through an index that points nowhere. They
-hold garbage (NaN, or an absurd integer), spread through arithmetic by each op's `spread`, and must not reach an in-bounds
-lane of a store, or an index.
+Poison: lanes that a load found outside its view (and that no fill covers) or through an index that points nowhere.
+They hold garbage (NaN, or an absurd integer), spread through arithmetic by each op's `spread`, and must not reach an
+in-bounds lane of a store, or an index.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ def run_kernel(
     buffers: C-contiguous arrays of the buffers' dtypes (bf16 from ml_dtypes) and sizes, inputs first; any shape.
     dims: the kernel's formal dims. counters: added to. complete: whether every element of the outputs must be written.
 
-    Raises PoisonError where a lane without a value is stored or indexed with, KernelStoreError where an output element is
-    written twice, read before this program wrote it, or left unwritten, IRError where buffers or dims do not fit.
+    Raises PoisonError where a lane without a value is stored or indexed with, KernelStoreError where an output
+    element is written twice, read before this program wrote it, or left unwritten, IRError where buffers or dims do
+    not fit.
     """
     site = Site(kernel.sym_name.data)
     memories = _memories(kernel, buffers, dims)
@@ -86,7 +88,9 @@ def _memories(kernel: KernelOp, buffers: Sequence[Array], dims: Mapping[str, int
                     f"got {array.dtype}{list(array.shape)}"
                 )
     if faults:
-        raise IRError([Problem(f, op=f"tile.kernel @{name}") for f in faults], step="pass the arrays that the kernel declares")
+        raise IRError(
+            [Problem(f, op=f"tile.kernel @{name}") for f in faults], step="pass the arrays that the kernel declares"
+        )
     first_output = len(types) - kernel.outputs.data
     return [
         Memory(number, array.reshape(-1), np.zeros(array.size, np.int32) if number >= first_output else None)

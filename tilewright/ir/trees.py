@@ -127,6 +127,9 @@ class Tree:
         named = {str(key): part for key, part in fields.items()}
         if build is None:
             return Record(self.type or "", named)
+        if hasattr(build, "n_sequence_fields"):
+            # a structure sequence, like torch's result of x.max(dim), takes its fields as one sequence
+            return build(parts)
         if dataclasses.is_dataclass(build):
             # fields that were None are not part of the structure
             named |= {f.name: None for f in dataclasses.fields(build) if f.init and f.name not in named}
@@ -162,7 +165,7 @@ LEAF = Tree("leaf")
 
 
 def _record_class(name: str) -> Callable[..., Any] | None:
-    """The class a record names, only if its module is loaded already and it is a dataclass or a named tuple.
+    """The class a record names, only if its module is loaded already and it is a dataclass or a kind of named tuple.
 
     The name may come from a file: nothing is imported for it and nothing but such a class is called.
     """
@@ -172,7 +175,7 @@ def _record_class(name: str) -> Callable[..., Any] | None:
         found = getattr(found, part, None)
     if not isinstance(found, type):
         return None
-    is_named_tuple = issubclass(found, tuple) and hasattr(found, "_fields")
+    is_named_tuple = issubclass(found, tuple) and (hasattr(found, "_fields") or hasattr(found, "n_sequence_fields"))
     return found if dataclasses.is_dataclass(found) or is_named_tuple else None
 
 

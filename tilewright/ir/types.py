@@ -35,9 +35,10 @@ def _parse_shaped(parser: AttrParser) -> Shaped:
     with parser.in_angle_brackets():
         dims = parser.parse_comma_separated_list(parser.Delimiter.SQUARE, lambda: parse_dim(parser))
         parser.parse_punctuation(",")
+        start = parser.pos
         name = parser.parse_identifier()
-    if name not in DTYPES:
-        raise IRError(f"no dtype is called {name!r}", step=f"use one of {', '.join(DTYPES)}")
+        if name not in DTYPES:
+            parser.raise_error(f"no dtype is called {name!r}; use one of {', '.join(DTYPES)}", start)
     return Shaped(tuple(dims), DTYPES[name])
 
 

@@ -1,8 +1,9 @@
 """The cache: what was built once, found again by the factors that decided it, shared by processes.
 
 The key of an entry is the sha256 of its factors as canonical JSON, so nothing about the process, the user or the folder
-enters it. An entry is built in a folder of its own and appears by one rename. Processes that want the same entry build it
-once: the others wait on a lock that the kernel releases when its holder dies. A damaged entry is replaced, and counted.
+enters it. An entry is built in a folder of its own and appears by one rename. Processes that want the same entry build
+it once: the others wait on a lock that the kernel releases when its holder dies. A damaged entry is replaced, and
+counted.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import re
+import secrets
 import shutil
-import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -58,7 +60,7 @@ _STEP = f"export {ENVIRONMENT}=/a/folder/you/can/write, or compile with cache=Fa
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """What `list` tells of an entry. used: seconds since the epoch when it was last opened."""
+    """What `entries` tells of an entry. used: seconds since the epoch when it was last opened."""
 
     kind: str
     key: str
@@ -121,9 +123,9 @@ class Cache:
         kind, key = self._names(factors)
         if (self._base / kind / key / FACTORS).exists():
             return None
-        return nearest(factors, ((item.key, item.used, item.factors) for item in self.list(kind)))
+        return nearest(factors, ((item.key, item.used, item.factors) for item in self.entries(kind)))
 
-    def list(self, kind: str | None = None) -> list[Item]:
+    def entries(self, kind: str | None = None) -> list[Item]:
         """The entries, last used first."""
         found = []
         for folder in self._folders():
@@ -131,14 +133,14 @@ class Cache:
                 continue
             with contextlib.suppress(OSError, ValueError):
                 path = folder / FACTORS
-                factors = canonical_factors(path)
+                factors = json.loads(path.read_text(encoding="ascii"))
                 used = path.stat().st_mtime
                 found.append(Item(folder.parent.name, folder.name, bytes_of(folder), used, factors))
         return sorted(found, key=lambda item: (-item.used, item.key))
 
     def stats(self) -> dict[str, Any]:
         """Entries and bytes on disk, in total and by kind, and this process's counts."""
-        items = self.list()
+        items = self.entries()
         kinds: dict[str, dict[str, int]] = {}
         for item in items:
             each = kinds.setdefault(item.kind, {"entries": 0, "bytes": 0})
@@ -160,7 +162,7 @@ class Cache:
         for folder in self._folders():
             faults = faults_of(folder, None, thorough=True)
             with contextlib.suppress(OSError, ValueError):
-                if not faults and key_of(canonical_factors(folder / FACTORS)) != folder.name:
+                if not faults and key_of(json.loads((folder / FACTORS).read_text(encoding="ascii"))) != folder.name:
                     faults = [f"{FACTORS} was altered"]
             if faults:
                 damaged[folder.name] = faults
@@ -210,11 +212,8 @@ class Cache:
         # Whoever left a folder for this key is dead: the lock is ours.
         for stale in self._building.glob(f"{kind}.{key}.*"):
             shutil.rmtree(stale, ignore_errors=True)
-        with self._writing():
-            folder = Path(tempfile.mkdtemp(prefix=f"{kind}.{key}.", dir=self._building))
+        folder = self._new_folder(kind, key)
         try:
-            # tempfile makes it private; entries follow the user's umask like any other file.
-            folder.chmod(0o777 & ~_umask())
             build(folder)
             with self._writing():
                 seal(folder, factors)
@@ -229,12 +228,16 @@ class Cache:
 
     def _discard(self, folder: Path) -> None:
         """Takes an entry out of sight at once, then deletes it. Whoever has mapped its files keeps them."""
+        grave = self._new_folder(folder.parent.name, folder.name)
+        with self._writing(), contextlib.suppress(FileNotFoundError):
+            folder.rename(grave / "entry")
+        shutil.rmtree(grave, ignore_errors=True)
+
+    def _new_folder(self, kind: str, key: str) -> Path:
+        folder = self._building / f"{kind}.{key}.{os.getpid()}-{secrets.token_hex(8)}"
         with self._writing():
-            self._building.mkdir(parents=True, exist_ok=True)
-            grave = Path(tempfile.mkdtemp(prefix=f"{folder.parent.name}.{folder.name}.", dir=self._building))
-            with contextlib.suppress(FileNotFoundError):
-                folder.rename(grave / "entry")
-            shutil.rmtree(grave, ignore_errors=True)
+            folder.mkdir(parents=True)
+        return folder
 
     @contextlib.contextmanager
     def _exclusive(self, kind: str, key: str) -> Iterator[None]:
@@ -263,12 +266,12 @@ class Cache:
         return sorted(p for kind in kinds for p in _listed(kind) if p.is_dir())
 
     def _trim(self, added: int) -> None:
-        """Removes the entries unused for longest until the rest fits; sizes are counted once a process, then added to."""
+        """Removes the entries unused for longest until the rest fits. Sizes are counted once a process, then added to."""
         with self._lock:
             self._bytes = None if self._bytes is None else self._bytes + added
             if self._bytes is not None and self._bytes <= self.limit:
                 return
-            items = self.list()
+            items = self.entries()
             self._bytes = sum(item.bytes for item in items)
             for item in reversed(items):
                 if self._bytes <= self.limit:
@@ -320,13 +323,6 @@ class Cache:
         return CacheError(f"the cache in {self.root} cannot be written: {fault.strerror or fault}", step=_STEP)
 
 
-def canonical_factors(path: Path) -> Any:
-    """The factors that an entry holds; ValueError when they are not JSON."""
-    import json
-
-    return json.loads(path.read_text(encoding="ascii"))
-
-
 def _listed(folder: Path) -> list[Path]:
     try:
         return list(folder.iterdir())
@@ -339,9 +335,3 @@ def _is_still(path: Path, descriptor: int) -> bool:
         return os.stat(path).st_ino == os.fstat(descriptor).st_ino
     except FileNotFoundError:
         return False
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask

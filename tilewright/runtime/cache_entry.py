@@ -1,7 +1,8 @@
 """One entry of the cache on disk: its files, the seal that tells whether they are as they were written, the lock on it.
 
-An entry is a folder with the payload, `factors.json` (what its key is the hash of) and `seal.json` (size, sha256 and file
-identity of each payload file). Whoever uses an entry holds a shared lock on its seal; the kernel drops it with the process.
+An entry is a folder with the payload, `factors.json` (what its key is the hash of) and `seal.json` (size, sha256 and
+file identity of each payload file). Whoever uses an entry holds a shared lock on its seal; the kernel drops it with the
+process.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from tilewright.runtime.canonical import canonical_json
 FACTORS: Final = "factors.json"
 SEAL: Final = "seal.json"
 
-# Files up to this size are hashed each time. A larger one is trusted while inode and times are those it was sealed with,
-# which nothing that writes to it can leave as they were.
+# Files up to this size are hashed each time. A larger one is trusted while its inode and times are those it was sealed
+# with: nothing that writes to it can leave these as they were.
 _HASHED_ALWAYS = 4 << 20
 
 
@@ -96,7 +97,9 @@ class Entry:
     def __enter__(self) -> Entry:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def __del__(self) -> None:
@@ -152,9 +155,10 @@ def faults_of(folder: Path, factors: str | None, *, lock: int | None = None, tho
             moved = moved or not known
             if found["size"] != wanted["size"]:
                 faults.append(f"{name} has {found['size']} bytes, not {wanted['size']}")
-            elif thorough or not known or found["size"] <= _HASHED_ALWAYS:
-                if hash_file(folder / name) != wanted["sha256"]:
-                    faults.append(f"{name} was altered")
+                continue
+            hashed = thorough or not known or found["size"] <= _HASHED_ALWAYS
+            if hashed and hash_file(folder / name) != wanted["sha256"]:
+                faults.append(f"{name} was altered")
         if moved and not faults and lock is not None:
             _seal_again(folder, lock)
         return faults

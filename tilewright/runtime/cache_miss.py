@@ -28,7 +28,9 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Miss:
-    """The nearest entry's key (None when the cache holds nothing of that kind), its age in seconds, and the differences."""
+    """The nearest entry's key (None when the cache holds nothing of that kind), its age in seconds, and the
+    differences.
+    """
 
     kind: str
     key: str | None

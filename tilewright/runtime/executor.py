@@ -202,7 +202,7 @@ class Executable:
         return plan
 
     def _cut(self, results: Sequence[Any], values: tuple[int, ...]) -> list[Any]:
-        """Results at the sizes that run-time dims turned out to have; they were computed at the upper bounds' strides."""
+        """Results at the sizes that run-time dims turned out to have; they were computed at upper bounds' strides."""
         dims = self.program.dims
         wild = [dims[i] for i in self._runtime if not 0 <= values[i] <= (dims[i].max or 0)]
         if wild:

@@ -37,7 +37,7 @@ class Axis:
 
 @dataclass(slots=True)
 class Solution:
-    """values: by dim. origin: the axis that gave a dim its value. wrong: axes whose size is not what the values demand."""
+    """values: by dim. origin: the axis that gave a dim its value. wrong: axes that have not the size the values demand."""
 
     values: dict[str, int] = field(default_factory=dict)
     origin: dict[str, Axis] = field(default_factory=dict)

@@ -13,7 +13,7 @@ from typing import IO
 import tilewright
 from tilewright.backends.cpu.frames import packed, unpacked
 from tilewright.backends.cpu.mlir import CpuTarget
-from tilewright.errors import Problem, TilewrightError, all_errors
+from tilewright.errors import Problem, TilewrightError, ToolchainError, all_errors
 
 _QUOTED_LINES = 6
 _PATIENCE_SECONDS = 5.0
@@ -34,7 +34,7 @@ class WorkerProcess:
         return -1 if self._process is None or self._process.stdout is None else self._process.stdout.fileno()
 
     def ask(self, text: str, target: CpuTarget) -> None:
-        """Send a request; a worker that has ended meanwhile shows in `answer`."""
+        """Send a request; a worker that has ended meanwhile shows in `answer`. Raises ToolchainError if none starts."""
         if self._process is None:
             self._start()
         process = self._process
@@ -92,16 +92,21 @@ class WorkerProcess:
         # Found as this process found it, but never by accident in the current directory.
         root = str(Path(tilewright.__file__).parent.parent)
         path = os.pathsep.join([*filter(os.path.isabs, sys.path), root])
-        self._stderr = tempfile.TemporaryFile()
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "tilewright.backends.cpu.worker", str(self._idle_seconds)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            bufsize=0,
-            # numpy, which MLIR's bindings import, would otherwise start a thread a core for its linear algebra.
-            env={**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"},
-        )
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  `end` reads and closes it
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "tilewright.backends.cpu.worker", str(self._idle_seconds)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._stderr,
+                bufsize=0,
+                # numpy, which MLIR's bindings import, would otherwise start a thread a core for its linear algebra.
+                env={**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"},
+            )
+        except OSError as error:
+            raise ToolchainError(
+                f"a compile worker does not start: {error}", step="free some memory or processes and try again"
+            ) from error
 
 
 def _close_pipes(process: subprocess.Popen[bytes]) -> None:

@@ -82,6 +82,7 @@ class CompilePool:
         """In a forked child: let go of the parent's workers without disturbing them."""
         self._lock = threading.Lock()
         self._closed = True
+        self._pump = None
         for worker in self._workers:
             worker.process.abandon()
 
@@ -93,8 +94,24 @@ class CompilePool:
 
     def _serve(self) -> None:
         """The pump: hands tasks to free workers and takes their answers, until nothing is left to do."""
+        try:
+            self._pump_all()
+        except BaseException as error:
+            # Nobody may wait for ever on what this thread will no longer do.
+            with self._lock:
+                self._pump = None
+                tasks = [*self._queue, *(worker.task for worker in self._workers if worker.task is not None)]
+                self._queue.clear()
+            for task in tasks:
+                if task.start():
+                    task.future.set_exception(error)
+            raise
+
+    def _pump_all(self) -> None:
         while self._hand_out():
             busy = {worker.process.answers: worker for worker in self._workers if worker.task is not None}
+            if not busy:
+                continue
             ready = select.poll()
             ready.register(self._woken, select.POLLIN)
             for descriptor in busy:
@@ -107,7 +124,7 @@ class CompilePool:
 
     def _hand_out(self) -> bool:
         """Give every free worker a task while there are any; whether any worker has one."""
-        given: list[_Worker] = []
+        given: list[tuple[_Worker, _Task]] = []
         with self._lock:
             while self._queue and self._cancelled:
                 self._queue.popleft().cancel()
@@ -116,13 +133,16 @@ class CompilePool:
                     task = self._queue.popleft()
                     if task.start():
                         worker.task = task
-                        given.append(worker)
+                        given.append((worker, task))
             working = any(worker.task is not None for worker in self._workers)
             if not working:
                 self._pump = None
-        for worker in given:
-            if worker.task is not None:
-                worker.process.ask(worker.task.text, worker.task.target)
+        for worker, task in given:
+            try:
+                worker.process.ask(task.text, task.target)
+            except ToolchainError as error:
+                worker.task = None
+                task.future.set_exception(error)
         return working
 
     def _settle(self, worker: _Worker) -> None:

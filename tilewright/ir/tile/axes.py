@@ -1,8 +1,9 @@
-"""The axes of views while a kernel runs: each axis of a view maps its coordinate to elements of one buffer, independently of the others.
+"""The axes of views while a kernel runs: each axis of a view maps its coordinate to elements of one buffer,
+independently of the others.
 
-A region's lane is *inside* when its coordinates lie in the view's extents (and, through a window, in the source's); other
-lanes clip. An inside lane is *lost* when an index read from memory (rows, pages, a segment's offsets) points nowhere: it
-is poison, whatever the fill. Strides and offsets count elements.
+A region's lane is *inside* when its coordinates lie in the view's extents (and, through a window, in the source's);
+other lanes clip. An inside lane is *lost* when an index read from memory (rows, pages, a segment's offsets) points
+nowhere: it is poison, whatever the fill. Strides and offsets count elements.
 """
 
 from __future__ import annotations

@@ -83,7 +83,8 @@ def check_axis(op: TwOperation, axis: int, rank: int) -> int:
 
 
 def element(value: float, dtype: DType) -> Any:
-    """A property's number as an element: rounded for floats; integers truncate and saturate, so infinity is the extreme."""
+    """A property's number as an element: rounded for floats; integers truncate and saturate, so infinity is the
+    extreme."""
     if dtype.is_float:
         with np.errstate(over="ignore"):
             return np.asarray(value, np.float64).astype(dtype.numpy())[()]

@@ -1,7 +1,8 @@
-"""Bounds for counts that depend on integers in memory: lengths, offsets and page numbers are only known to be 0 or more.
+"""Bounds for counts that depend on integers in memory: lengths, offsets and page numbers are only known to be 0 or
+more.
 
-What depends on them is widened: a branch counts as taken, a view's data-dependent end as its declared extent, a loop up to
-a data-dependent end as reaching the end of what it indexes.
+What depends on them is widened: a branch counts as taken, a view's data-dependent end as its declared extent, a loop
+up to a data-dependent end as reaching the end of what it indexes.
 """
 
 from __future__ import annotations
@@ -53,7 +54,11 @@ def _wider(factor: Factor, symbols: Symbols) -> Factor:
     if isinstance(factor, PageSpan):
         wider = _wider(factor.clip, symbols)
         # a lane touches one page at most
-        return wider if symbols.depends_on_data(factor.shift) or not isinstance(wider, Clip) else replace(factor, clip=wider)
+        return (
+            wider
+            if symbols.depends_on_data(factor.shift) or not isinstance(wider, Clip)
+            else replace(factor, clip=wider)
+        )
     lows = tuple(e for e in factor.lows if not symbols.depends_on_data(e))
     highs = tuple(e for e in factor.highs if not symbols.depends_on_data(e))
     start = reduce(maximum, lows, Expr.of(0)) if symbols.depends_on_data(factor.start) else factor.start

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from tilewright.ir.dims import Atom, DimSpace, Expr, ceildiv, exact_div, floordiv, maximum, minimum, product
 from tilewright.ir.tile.spaces import Clip, Factor, Loop, PageSpan, Symbols, Term, exprs_of, groups
 
-_SIZES = DimSpace()  # dims are 0 or more; kernels declare no other bounds
+SIZES = DimSpace()  # dims are 0 or more; kernels declare no other bounds
 
 
 def closed_form(term: Term, symbols: Symbols) -> Expr | None:
@@ -24,7 +25,7 @@ def closed_form(term: Term, symbols: Symbols) -> Expr | None:
 
 
 def closed_distinct(term: Term, symbols: Symbols) -> Expr | None:
-    """The same without repeats: loops that no factor depends on count once, if they run at all."""
+    """The same without repeats: loops that no factor depends on count once (and are taken to run)."""
     return _product(term, symbols, distinct=True)
 
 
@@ -34,11 +35,12 @@ def _product(term: Term, symbols: Symbols, *, distinct: bool) -> Expr | None:
     settled = _merge_chunks(replace(term, factors=tuple(_settled(f, term.loops) for f in term.factors)), symbols)
     parts = []
     for group in groups(settled, symbols):
+        if distinct and group.loops and not group.factors:
+            continue
         part = _group(group)
         if part is None:
             return None
-        once = distinct and not group.factors and group.path
-        parts.append(minimum(part, 1) if once else part)
+        parts.append(part)
     return product(parts)
 
 
@@ -81,12 +83,12 @@ def _tiled(clip: Clip, loop: Loop) -> Expr | None:
 def _overlap(begin: Expr, end: Expr, clip: Clip, reach: Expr | None = None) -> Expr:
     """The size of the part of begin..end that the clip keeps; the end is known to be at least `reach`."""
     for high in clip.highs:
-        covered = reach is not None and _SIZES.compare(high, "<=", reach)
-        end = high if covered or _SIZES.compare(high, "<=", end) else minimum(end, high)
+        covered = reach is not None and SIZES.compare(high, "<=", reach)
+        end = high if covered or SIZES.compare(high, "<=", end) else minimum(end, high)
     for low in clip.lows:
-        begin = begin if _SIZES.compare(low, "<=", begin) else maximum(begin, low)
+        begin = begin if SIZES.compare(low, "<=", begin) else maximum(begin, low)
     size = end - begin
-    return size if _SIZES.compare(size, ">=", 0) else maximum(size, 0)
+    return size if SIZES.compare(size, ">=", 0) else maximum(size, 0)
 
 
 def _tiled_pages(span: PageSpan, loop: Loop) -> Expr | None:
@@ -112,8 +114,8 @@ def _settled(factor: Factor, loops: Sequence[Loop]) -> Factor:
     names = {loop.name for loop in loops}
     if least is None or most is None or any(not e.symbols.isdisjoint(names) for e in (*factor.lows, *factor.highs)):
         return factor
-    if all(_SIZES.compare(low, "<=", least) for low in factor.lows) and all(
-        _SIZES.compare(most + factor.extent, "<=", high) for high in factor.highs
+    if all(SIZES.compare(low, "<=", least) for low in factor.lows) and all(
+        SIZES.compare(most + factor.extent, "<=", high) for high in factor.highs
     ):
         return Clip(Expr.of(0), factor.extent, (), ())
     return factor
@@ -121,29 +123,41 @@ def _settled(factor: Factor, loops: Sequence[Loop]) -> Factor:
 
 def _extreme(expr: Expr, loops: Sequence[Loop], *, upper: bool) -> Expr | None:
     """The largest or smallest value of an expression over its loops, or something beyond it; None where unknown."""
+    names = frozenset(loop.name for loop in loops)
     for loop in reversed(loops):
         if loop.name in expr.symbols:
             blocks = loop.trips
             exact = not any(atom.args for monomial, _ in blocks.terms for atom in monomial)
             last = loop.lo + (blocks - 1) * loop.step if exact else loop.hi - 1
-            found = _replaced(expr, loop.name, loop.lo, last, upper=upper)
+            found = _replaced(expr, _Range(loop.name, loop.lo, last, names), upper=upper)
             if found is None:
                 return None
             expr = found
     return expr
 
 
-def _replaced(expr: Expr, name: str, least: Expr, most: Expr, *, upper: bool) -> Expr | None:
+class _Range(NamedTuple):
+    """A loop's symbol with its ends, and the names of all loops."""
+
+    name: str
+    least: Expr
+    most: Expr
+    loops: frozenset[str]
+
+
+def _replaced(expr: Expr, of: _Range, *, upper: bool) -> Expr | None:
+    """A bound of an expression over one loop's range."""
     total = Expr.of(0)
     for monomial, coefficient in expr.terms:
         part = Expr.of(coefficient)
-        moving = [atom for atom in monomial if name in _expr(atom).symbols]
-        if moving and (len(moving) > 1 or not all(_is_size(atom) for atom in monomial if atom not in moving)):
+        moving = [atom for atom in monomial if of.name in _expr(atom).symbols]
+        still = [atom for atom in monomial if atom not in moving]
+        if moving and (len(moving) > 1 or not all(_is_size(atom, of.loops) for atom in still)):
             return None
         for atom in monomial:
             if atom in moving:
                 # everything beside it is 0 or more: the coefficient's sign decides which end counts
-                end = _atom_end(atom, name, least, most, upper=upper == (coefficient > 0))
+                end = _atom_end(atom, of, upper=upper == (coefficient > 0))
                 if end is None:
                     return None
                 part = part * end
@@ -157,23 +171,23 @@ def _expr(atom: Atom) -> Expr:
     return Expr((((atom,), 1),))
 
 
-def _is_size(atom: Atom) -> bool:
+def _is_size(atom: Atom, loops: frozenset[str]) -> bool:
     """Whether an atom is 0 or more for certain: a dim, or a function with that lower bound; not a loop."""
     low, _ = _expr(atom).interval({})
-    return low is not None and low >= 0 and not any(name.startswith("%") for name in _expr(atom).symbols)
+    return low is not None and low >= 0 and _expr(atom).symbols.isdisjoint(loops)
 
 
-def _atom_end(atom: Atom, name: str, least: Expr, most: Expr, *, upper: bool) -> Expr | None:
+def _atom_end(atom: Atom, of: _Range, *, upper: bool) -> Expr | None:
     if not atom.args:
-        return most if upper else least
+        return of.most if upper else of.least
     a, b = atom.args
-    first = _replaced(a, name, least, most, upper=upper)
+    first = _replaced(a, of, upper=upper)
     if atom.name in ("min", "max"):
-        second = _replaced(b, name, least, most, upper=upper)
+        second = _replaced(b, of, upper=upper)
         if first is None or second is None:
             return None
         return minimum(first, second) if atom.name == "min" else maximum(first, second)
-    if name in b.symbols:
+    if of.name in b.symbols:
         return None
     if atom.name == "mod":
         return b - 1 if upper else Expr.of(0)
@@ -184,7 +198,8 @@ def _atom_end(atom: Atom, name: str, least: Expr, most: Expr, *, upper: bool) ->
 
 
 def _merge_chunks(term: Term, symbols: Symbols) -> Term:
-    """`for c in lo..hi by C: for k in c..min(c + C, hi) by B` visits what `for k in lo..hi by B` does, when B divides C."""
+    """`for c in lo..hi by C: for k in c..min(c + C, hi) by B` visits what `for k in lo..hi by B` does, when B divides
+    C."""
     for outer in term.loops:
         users = [
             part

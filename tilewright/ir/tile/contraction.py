@@ -93,7 +93,7 @@ class DotOp(TileOp):
 
     def spread(self, operands: Sequence[Array], poisoned: Sequence[Array]) -> Array:
         a, b, acc = poisoned
-        return np.asarray(acc | a.any(axis=1)[:, None] | b.any(axis=0)[None])
+        return np.asarray(acc | a.any(axis=1, keepdims=True) | b.any(axis=0, keepdims=True))
 
     def cost(self) -> Cost:
         (m, k), (_, n) = tile(self.a).extents, tile(self.b).extents
@@ -104,8 +104,9 @@ class DotOp(TileOp):
 class DotScaledOp(TileOp):
     """acc + the sum over groups of `group` along K of exact_dot(a, b) * sa[M, K/group] * sb[K/group, N], in f32.
 
-    Groups in increasing order; each adds fma(f32(dot), sa * sb, acc), sa * sb rounded to f32. The dot of a group is exact
-    before it is rounded to f32: operands are integers of at most 8 bits, or bf16 or f16 whose products are summed in f64.
+    Groups in increasing order; each adds fma(f32(dot), sa * sb, acc), sa * sb rounded to f32. The dot of a group is
+    exact before it is rounded to f32: operands are integers of at most 8 bits, or bf16 or f16 whose products are
+    summed in f64.
     """
 
     name = "tile.dot_scaled"
@@ -150,9 +151,9 @@ class DotScaledOp(TileOp):
 
     def spread(self, operands: Sequence[Array], poisoned: Sequence[Array]) -> Array:
         a, a_scale, b, b_scale, acc = poisoned
-        rows = a.any(axis=1) | a_scale.any(axis=1)
-        columns = b.any(axis=0) | b_scale.any(axis=0)
-        return np.asarray(acc | rows[:, None] | columns[None])
+        rows = a.any(axis=1, keepdims=True) | a_scale.any(axis=1, keepdims=True)
+        columns = b.any(axis=0, keepdims=True) | b_scale.any(axis=0, keepdims=True)
+        return np.asarray(acc | rows | columns)
 
     def cost(self) -> Cost:
         (m, k), (_, n) = tile(self.a).extents, tile(self.b).extents

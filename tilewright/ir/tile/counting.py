@@ -1,9 +1,10 @@
-"""What is counted of a kernel, and by which key: the same for the tile interpreter, the closed forms and other executors.
+"""What is counted of a kernel, and by which key: the same for the tile interpreter, the closed forms and other
+executors.
 
-Program traffic: elements that tile loads, stores and stages name, clipped to bounds, and the integers read to index with.
-A load through `rows` reads one index a lane inside along that axis, through `pages` one table entry a page touched, a
-`scalar` one integer, a `segment` two offsets. A stage of a loaded tile moves the lanes that were inside, of any other
-tile all its lanes. Work is FLOPs issued on static extents, masked lanes included.
+Program traffic: elements that tile loads, stores and stages name, clipped to bounds, and the integers read to index
+with. A load through `rows` reads one index a lane inside along that axis, through `pages` one table entry a page
+touched, a `scalar` one integer, a `segment` two offsets. A stage of a loaded tile moves the lanes that were inside,
+of any other tile all its lanes. Work is FLOPs issued on static extents, masked lanes included.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ MEMORY = "memory"  # the level that buffers live in
 
 
 class Quantity(NamedTuple):
-    """One thing counted: by which op (its number in the kernel's walk), what, and of which buffer (its number) or level."""
+    """One thing counted: by which op (its number in the kernel's walk), what, and of which buffer (its number) or
+    level."""
 
     op: int
     kind: Kind

@@ -130,7 +130,8 @@ def convert(values: Array, source: DType, target: DType) -> Array:
 class CastOp(TileOp):
     """Elements converted to another dtype, rounding to nearest even; floats to integers truncate.
 
-    As torch on a CPU: out of range or NaN gives the least i32 or i64, narrower integers take its low bits, i1 is "not 0".
+    As torch on a CPU: out of range or NaN gives the least i32 or i64, narrower integers take its low bits, i1 is "not
+    0".
     """
 
     name = "tile.cast"

@@ -41,7 +41,7 @@ class Format:
         stacked = np.stack(parts, axis=axis + 1)
         shape = list(words.shape)
         shape[axis] *= self.per_storage
-        return stacked.reshape(shape)
+        return np.asarray(stacked.reshape(shape))
 
     def encode(self, elements: Array, axis: int) -> Array:
         """The inverse of decode; elements outside the format's range wrap."""
@@ -51,7 +51,8 @@ class Format:
         shifts = (
             np.arange(self.per_storage).reshape([-1 if a == axis + 1 else 1 for a in range(len(shape))]) * self.bits
         )
-        return np.bitwise_or.reduce(fields << shifts, axis=axis + 1).astype(self.storage.numpy())
+        words: Array = np.bitwise_or.reduce(fields << shifts, axis=axis + 1)
+        return words.astype(self.storage.numpy())
 
 
 FORMATS: Final[dict[str, Format]] = {

@@ -1,8 +1,8 @@
 """Views, loads and stores: the only ops that touch memory, and they name regions, never pointers.
 
 A view maps each of its axes to elements of one buffer independently of the other axes. Lanes outside a view's extents
-clip; where a window reaches beyond its source, lanes outside the source clip, too. An index read from memory that points
-nowhere makes its lanes poison instead, whatever the load's fill.
+clip; where a window reaches beyond its source, lanes outside the source clip, too. An index read from memory that
+points nowhere makes its lanes poison instead, whatever the load's fill.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ POISON, VALUE = "poison", "value"
 
 @irdl_op_definition
 class ViewOp(TileOp):
-    """A buffer seen as `extents` with element `strides` from `offset`: transposes, splits and broadcasts (stride 0) of it."""
+    """A buffer seen as `extents` with element `strides` from `offset`: transposes, splits, broadcasts (stride 0)."""
 
     name = "tile.view"
     source = operand_def(BufferType)
@@ -45,7 +45,7 @@ class ViewOp(TileOp):
 
 @irdl_op_definition
 class ViewWindowOp(TileOp):
-    """Coordinate i along axis a of the result is offsets[a] + i * steps[a] of the source; lanes outside the source clip.
+    """Coordinate i along axis a is offsets[a] + i * steps[a] of the source; lanes outside the source clip.
 
     A convolution reads its input at oh * stride + kh * dilation - padding through this. Steps are 1 or more.
     """
@@ -68,7 +68,7 @@ class ViewWindowOp(TileOp):
 
 @irdl_op_definition
 class ViewRowsOp(TileOp):
-    """Coordinate i along `axis` is indices[i] of the source: embedding rows, expert tokens. An index outside is poison."""
+    """Coordinate i along `axis` is indices[i] of the source: embedding rows, expert tokens. Others are poison."""
 
     name = "tile.view_rows"
     source = operand_def(ViewType)
@@ -88,7 +88,8 @@ class ViewRowsOp(TileOp):
 class ViewPagesOp(TileOp):
     """A paged sequence: source [pages, page, ...], coordinate s is (table[s // page], s % page), for s below `length`.
 
-    `extent` bounds the length and is what the type says; lanes from `length` on clip. A page outside the source is poison.
+    `extent` bounds the length and is what the type says; lanes from `length` on clip. A page outside the source is
+    poison.
     """
 
     name = "tile.view_pages"
@@ -112,8 +113,8 @@ class ViewPagesOp(TileOp):
 class ViewSegmentOp(TileOp):
     """One segment of a ragged axis: coordinate i along `axis` is offsets[which] + i, below offsets[which + 1].
 
-    `extent` bounds the segment's length and is what the type says; lanes beyond the length clip, lanes of the segment that
-    the source does not have are poison.
+    `extent` bounds the segment's length and is what the type says; lanes beyond the length clip, lanes of the segment
+    that the source does not have are poison.
     """
 
     name = "tile.view_segment"
@@ -134,7 +135,7 @@ class ViewSegmentOp(TileOp):
 
 @irdl_op_definition
 class LoadOp(TileOp):
-    """Reads the region that starts at the coordinates; lanes outside the view hold `value`, or poison when fill says so.
+    """Reads the region at the coordinates; lanes outside the view hold `value`, or are poison if fill says so.
 
     `value` is an element as in tile.constant: integers saturate, so that infinities stand for the extremes.
     """

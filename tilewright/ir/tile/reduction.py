@@ -1,13 +1,14 @@
 """Reductions and scans of tiles, with their order spelled out: an order fixed here is the same on every machine.
 
 Canonical lanes: elements l, l + 16, l + 32, ... of the reduced axis combine in that order in lane l of 16, each lane
-beginning with its first element. Then lanes l and l + 8 combine, then l and l + 4, l + 2, l + 1, the lower lane always on
-the left. Lanes that have no element take no part.
+beginning with its first element. Then lanes l and l + 8 combine, then l and l + 4, l + 2, l + 1, the lower lane
+always on the left. Lanes that have no element take no part.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from math import prod
 from typing import Any, Final, TypeAlias
 
@@ -52,7 +53,8 @@ def _isnan(values: Array) -> Array:
 
 
 def merge_attention(a: Parts, b: Parts) -> Parts:
-    """The softmax merge of (m, l, O): running maximum, denominator and weighted sum; a side at m = -inf weighs nothing."""
+    """The softmax merge of (m, l, O): running maximum, denominator and weighted sum; a side at m = -inf weighs
+    nothing."""
     (m1, l1, o1), (m2, l2, o2) = a, b
     exp, least = SCALARS["exp"].numpy, -np.inf
     m = np.maximum(m1, m2)
@@ -131,7 +133,7 @@ def fold_in_order(parts: Parts, axis: int, combine: Combine) -> Parts:
 
 @irdl_op_definition
 class AccumulateOp(TileOp):
-    """Folds the last axis of x into the canonical lanes of acc [..., 16]: lane l takes elements l, l + 16, ... in order."""
+    """Folds the last axis of x into acc's 16 canonical lanes: lane l takes elements l, l + 16, ... in order."""
 
     name = "tile.accumulate"
     source = operand_def(TileType)
@@ -170,9 +172,10 @@ class AccumulateOp(TileOp):
 class ReduceOp(TileOp):
     """Reduces an axis to extent 1 by a named combine; tuples travel together ("argmax", "attention", "welford").
 
-    Order: the canonical lanes (see the file's head; "sum" and "prod" round in the tile's dtype at every step), but for
-    "attention", which merges (m, l, O) left to right. "argmax"/"argmin" take (keys, indices): NaN wins, then the best key,
-    then the lowest index. "welford" takes (mean, M2, count). O may have more extent than m and l on the other axes.
+    Order: the canonical lanes (see the file's head; "sum" and "prod" round in the tile's dtype at every step), but
+    for "attention", which merges (m, l, O) left to right. "argmax"/"argmin" take (keys, indices): NaN wins, then the
+    best key, then the lowest index. "welford" takes (mean, M2, count). O may have more extent than m and l on the
+    other axes.
     """
 
     name = "tile.reduce"
@@ -192,7 +195,7 @@ class ReduceOp(TileOp):
         axis = check_axis(self, self.axis.data, tiles[0].rank)
         if tiles[0].extents[axis] < 1:
             raise self.malformed(f"{tiles[0]} has nothing to reduce along axis {axis}")
-        for first, other in zip(tiles, tiles[1:], strict=False):
+        for first, other in pairwise(tiles):
             fits = first.extents == other.extents or (
                 fn == "attention"
                 and first.rank == other.rank
@@ -219,7 +222,7 @@ class ReduceOp(TileOp):
         axis = self.axis.data
         if self.fn.data == "welford":
             lanes = poisoned[0] | poisoned[1] | poisoned[2]
-            return (lanes.any(axis=axis, keepdims=True),) * 3
+            return (np.asarray(lanes.any(axis=axis, keepdims=True)),) * 3
         # the first of a tuple (keys, m) decides how the others combine; it depends on nothing but itself
         own = [mask.any(axis=axis, keepdims=True) for mask in poisoned]
         return tuple(np.asarray(mask | own[0]) for mask in own)
@@ -233,8 +236,9 @@ class ReduceOp(TileOp):
 class ScanOp(TileOp):
     """Inclusive scan along an axis: "sum", "prod", "max", "min", or "linear" on pairs (a, b) for h = a * h_before + b.
 
-    In order from the first element, rounding in the tile's dtype at every step. "linear" gives (the product of the a's so
-    far, h) with h_before = 0 at the start, so that h + product * h0 continues from h0; a * h_before + b rounds once.
+    In order from the first element, rounding in the tile's dtype at every step. "linear" gives (the product of the
+    a's so far, h) with h_before = 0 at the start, so that h + product * h0 continues from h0; a * h_before + b rounds
+    once.
     """
 
     name = "tile.scan"

@@ -38,13 +38,17 @@ class View:
 
     def element(self, at: Sequence[int], reads: Reads, site: Site) -> int:
         """One integer, which must exist."""
-        parts = [a.lanes(np.array([c], np.int64), np.ones(1, bool), reads, site) for a, c in zip(self.axes, at, strict=True)]
+        parts = [
+            a.lanes(np.array([c], np.int64), np.ones(1, bool), reads, site) for a, c in zip(self.axes, at, strict=True)
+        ]
         if not all(p.inside[0] and not p.lost[0] for p in parts):
             raise site.poison(f"reads an integer outside its view, at [{', '.join(map(str, at))}]")
         reads[self.memory.number] += 1
         return int(self.memory.gather(np.array([self.base + sum(int(p.offsets[0]) for p in parts)]), site)[0])
 
-    def load(self, at: Sequence[int], extents: Sequence[int], outside: Any, lost: Any, reads: Reads, site: Site) -> Loaded:
+    def load(
+        self, at: Sequence[int], extents: Sequence[int], outside: Any, lost: Any, reads: Reads, site: Site
+    ) -> Loaded:
         """The region from `at`; lanes outside hold `outside`, or are poison (holding `lost`) when that is None."""
         memory = self.memory
         spans = self._spans(at, extents)

@@ -1,7 +1,9 @@
-"""Sums over a kernel's iteration space: what a term counts at one point, and the exact sum over all points by enumeration.
+"""Sums over a kernel's iteration space: what a term counts at one point, and the exact sum over all points by
+enumeration.
 
-A `Term` is a product of factors under a path of loops and conditions. Its loops fall into groups that no bound, condition
-or factor ties together; the sum is the product of the groups' sums, so only loops that belong together are walked together.
+A `Term` is a product of factors under a path of loops and conditions. Its loops fall into groups that no bound,
+condition or factor ties together; the sum is the product of the groups' sums, so only loops that belong together are
+walked together.
 """
 
 from __future__ import annotations
@@ -124,15 +126,15 @@ class Term:
 
 @dataclass(slots=True)
 class Symbols:
-    """The symbols of a kernel's index values that are not its dims."""
+    """The symbols of a kernel's index values that are not its dims; their names start with a prefix that no dim has."""
 
+    prefix: str
     loops: dict[str, Loop] = field(default_factory=dict)
     relations: dict[str, Relation] = field(default_factory=dict)
     data: dict[str, Datum] = field(default_factory=dict)
 
     def fresh(self) -> str:
-        """A name that no dim has."""
-        return f"%{len(self.loops) + len(self.relations) + len(self.data)}"
+        return f"{self.prefix}{len(self.loops) + len(self.relations) + len(self.data)}"
 
     def reached(self, exprs: Iterable[Expr]) -> frozenset[str]:
         """The symbols that expressions depend on, through comparisons and addresses."""
@@ -206,13 +208,6 @@ class Enumeration:
             if not total:
                 break
             total *= self._group(part)
-        return total
-
-    def distinct(self, term: Term) -> int:
-        """The same without repeats: loops that no factor depends on count once, if they run at all."""
-        total = 1
-        for part in groups(term, self.symbols):
-            total *= self._group(part) if part.factors or not part.path else min(1, self._group(part))
         return total
 
     def _group(self, term: Term) -> int:

@@ -29,11 +29,12 @@ INDEX = IndexType()
 
 @irdl_op_definition
 class KernelOp(TileOp):
-    """A grid of programs that do not communicate; block arguments are the buffers, then each grid axis's start coordinate.
+    """A grid of programs that do not communicate; arguments are the buffers, then where the program's tile starts.
 
-    `extents by tiles` give the grid: axis a has ceil(extents[a] / tiles[a]) programs, whose coordinate steps by tiles[a].
-    `order` lists the loops over programs, outermost first, as pairs (axis, programs a step): [1, 1, 0, 16, ...]; an axis
-    listed twice is blocked, and its last entry has 1. `outputs` counts the trailing buffers that are written.
+    `extents by tiles` give the grid: axis a has ceil(extents[a] / tiles[a]) programs, whose coordinate steps by
+    tiles[a]. `order` lists the loops over programs, outermost first, as pairs (axis, programs a step): [1, 1, 0, 16,
+    ...]; an axis listed twice is blocked, and its last entry has 1. `outputs` counts the trailing buffers that are
+    written.
     """
 
     name = "tile.kernel"
@@ -98,8 +99,8 @@ class KernelOp(TileOp):
 class LaunchOp(TileOp):
     """Runs one of a kernel's variants on tensors: inputs are operands, outputs are results, dims are actual sizes.
 
-    `dims` gives the kernel's formal dims in order, as expressions of the program's dims. Variant i runs when `guard` (an
-    expression of the formal dims) is at most limits[i]; the last one has no limit.
+    `dims` gives the kernel's formal dims in order, as expressions of the program's dims. Variant i runs when `guard`
+    (an expression of the formal dims) is at most limits[i]; the last one has no limit.
 
     plan-memory adds where results live (`slots`: one number a result, a slot or -1 - i for the program's output i) and
     whether every thread must have finished before the next launch starts (`barrier`).
@@ -170,7 +171,9 @@ class ForOp(TileOp):
         if self.step.data < 1:
             raise VerifyException(f"{self.name}: step {self.step.data} must be 1 or more")
         if arguments != [INDEX, *carried] or [v.type for v in self.out] != carried:
-            raise VerifyException(f"{self.name}: the body takes the coordinate and what is carried, which are the results")
+            raise VerifyException(
+                f"{self.name}: the body takes the coordinate and what is carried, which are the results"
+            )
         _verify_yield(self, self.body.blocks[0], carried)
 
 

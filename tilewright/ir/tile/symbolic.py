@@ -60,11 +60,10 @@ class SymbolicView:
 
 
 class Counted(NamedTuple):
-    """A quantity's term; `size` is the bytes of an element (1 for FLOPs)."""
+    """A quantity's term, in bytes or FLOPs."""
 
     quantity: Quantity
     term: Term
-    size: int
 
 
 class SymbolicWalk:
@@ -72,7 +71,10 @@ class SymbolicWalk:
 
     def __init__(self, kernel: KernelOp) -> None:
         self.kernel = kernel
-        self.symbols = Symbols()
+        prefix = "_"
+        while any(dim.startswith(prefix) for dim in kernel.dims.data):
+            prefix += "_"
+        self.symbols = Symbols(prefix)
         self.counted: list[Counted] = []
         self._numbers, self._buffers = op_numbers(kernel), buffer_numbers(kernel)
         self._sizes = [buffer(b).dtype.bytes for b in kernel.buffers]
@@ -144,7 +146,7 @@ class SymbolicWalk:
                 )
                 for kind, flops in works:
                     if flops:
-                        self._count(Quantity(self._numbers[op], kind), (), 1, scale=flops)
+                        self._count(Quantity(self._numbers[op], kind), (), flops)
 
     def _for(self, op: ForOp) -> None:
         outside = self._path
@@ -176,8 +178,8 @@ class SymbolicWalk:
                 steps.append(None)
                 continue
             step = self._indices[given] - unknowns[inner]
-            fixed = self.symbols.loops.keys() & {p.name for p in self._path if isinstance(p, Loop)} - {loop.name}
-            if not step.symbols <= fixed | set(self.kernel.dims.data):
+            outer = {part.name for part in self._path if isinstance(part, Loop)} - {loop.name}
+            if not step.symbols <= outer | set(self.kernel.dims.data):
                 raise IRError(
                     Problem("an index is carried that does not grow by the same amount each time", op.name, op.loc),
                     step="compute the index from the loop's coordinate",
@@ -207,35 +209,38 @@ class SymbolicWalk:
         """An integer read by this op: counted, with the reads on its way."""
         for axis in source.axes:
             for read in axis.reads:
-                self._count(Quantity(self._numbers[op], "read", read.buffer, MEMORY), (), self._sizes[read.buffer])
-        self._count(Quantity(self._numbers[op], "read", source.buffer, MEMORY), (), self._sizes[source.buffer])
-        address = sum((a.address(c) for a, c in zip(source.axes, at, strict=True)), source.base)
+                self._count_buffer(op, "read", read.buffer, ())
+        self._count_buffer(op, "read", source.buffer, ())
+        address = sum((a.address(c) for a, c in zip(source.axes, at, strict=True)), start=source.base)
         return self._datum(source.buffer, address)
 
     def _region(
         self, op: Operation, kind: Kind, source: SymbolicView, at: Sequence[SSAValue], extents: Sequence[int]
     ) -> tuple[Clip, ...]:
-        number = self._numbers[op]
         clips = tuple(
-            Clip(self._indices[c], n, axis.lows, axis.highs) for axis, c, n in zip(source.axes, at, extents, strict=True)
+            Clip(self._indices[c], n, axis.lows, axis.highs)
+            for axis, c, n in zip(source.axes, at, extents, strict=True)
         )
-        self._count(Quantity(number, kind, source.buffer, MEMORY), clips, self._sizes[source.buffer])
+        self._count_buffer(op, kind, source.buffer, clips)
         for axis, clip in zip(source.axes, clips, strict=True):
             for read in axis.reads:
                 lanes = clip if read.page is None else PageSpan(clip, read.page, read.scale, read.shift)
-                self._count(Quantity(number, "read", read.buffer, MEMORY), (lanes,), self._sizes[read.buffer])
+                self._count_buffer(op, "read", read.buffer, (lanes,))
         return clips
 
     def _stage(self, op: StageOp) -> None:
         staged, load = tile(op.source), staged_load(op)
         quantity = Quantity(self._numbers[op], "stage", None, op.level.data)
         if load is None:
-            self._count(quantity, (), staged.dtype.bytes, scale=prod(staged.extents))
+            self._count(quantity, (), staged.dtype.bytes * prod(staged.extents))
         else:
             self._count(quantity, self._loaded[load], staged.dtype.bytes)
 
-    def _count(self, quantity: Quantity, factors: tuple[Factor, ...], size: int, scale: int = 1) -> None:
-        self.counted.append(Counted(quantity, Term(self._path, factors, scale), size))
+    def _count(self, quantity: Quantity, factors: tuple[Factor, ...], scale: int) -> None:
+        self.counted.append(Counted(quantity, Term(self._path, factors, scale)))
+
+    def _count_buffer(self, op: Operation, kind: Kind, number: int, factors: tuple[Factor, ...]) -> None:
+        self._count(Quantity(self._numbers[op], kind, number, MEMORY), factors, self._sizes[number])
 
     # --- views ----------------------------------------------------------------------------------------------------
 
@@ -243,7 +248,7 @@ class SymbolicWalk:
         dims = view(op.out).dims
         if isinstance(op, ViewOp):
             affine = zip(dims, op.strides.data, strict=True)
-            axes = tuple(SymbolicAxis((ZERO,), (n,), lambda c, s=s: c * s) for n, s in affine)
+            axes = tuple(SymbolicAxis((ZERO,), (n,), stride.__mul__) for n, stride in affine)
             return SymbolicView(self._buffers[op.source], op.offset.data[0], axes)
         source = self._views[op.source]
         match op:

@@ -12,7 +12,7 @@ from xdsl.ir import Operation, SSAValue
 from tilewright.errors import LoweringError, Problem
 from tilewright.ir.dims import Expr
 from tilewright.ir.dtypes import DType
-from tilewright.ir.loops import Scratch, Value
+from tilewright.ir.loops import BufferArg, Scratch, Value
 from tilewright.ir.machine import Machine
 from tilewright.ir.operation import TwOperation
 from tilewright.ir.tile.structure import KernelOp
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class Lowering:
     """The state of one kernel's lowering.
 
-    indices, views, tiles: what index, view and materialised tile values have become; a tile value that is in none of
+    buffers, indices, views, tiles: what buffer, index, view and materialised tile values have become; a tile value that is in none of
     them is inline and evaluated where it is used.
     sweep: numbers the traversals. Results of evaluation are shared inside one traversal only, because scratch changes.
     """
@@ -41,6 +41,7 @@ class Lowering:
     facts: Facts
     plan: Placement
     counters: CounterRow | None = None
+    buffers: dict[SSAValue, BufferArg] = field(default_factory=dict)
     indices: dict[SSAValue, Index] = field(default_factory=dict)
     views: dict[SSAValue, View] = field(default_factory=dict)
     tiles: dict[SSAValue, Storage] = field(default_factory=dict)

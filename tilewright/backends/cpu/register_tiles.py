@@ -1,0 +1,67 @@
+"""Register tiles of matmul by CPU class: how many rows and vectors of the result one loop over K keeps in registers.
+
+The right operand lies in panels of `vectors * lanes` columns ([K, columns] contiguous; for bf16 dots [K/2, columns,
+2]), packed once, so every entry of a class has the same number of vectors. The left operand is row-major; each of its
+elements is one broadcast load that serves `vectors` multiply-adds. `limit` is the largest number of rows an entry is
+meant for.
+
+Measured on one core of a Sapphire-Rapids-like Xeon (2 FMA units): GFLOP/s in CPU time, best of 30 interleaved rounds on
+a shared machine, so differences below 5% say nothing. Columns are `rows x vectors / unroll of K`, f32; lines are rows x
+K x columns. "peak" is multiply-adds on registers alone in the same rounds, "torch" its linear layer (MKL) on one thread.
+
+    avx512            peak  torch  6x4/1  6x4/4  8x3/4  12x2/4  14x2/2  4x4/4  1x4/4
+    656x384x1536       171    139    146    151    155     135     133    156     68
+    656x1536x384       162    123    147    152    159     147     141    151     65
+    16x384x384         191     62    150    161    160     146     141    147     65
+    4x384x384          198     48    126    137    130     122     118    143     63
+    1x384x384          188     16     57     57     55      46      46     57     57
+
+    avx2              torch  6x2/1  6x2/2  6x2/4  4x3/2  5x2/2  4x2/2  1x4/2
+    656x384x1536        117     90     93     92     92     90     82     52
+    656x1536x384        136     82     91     92     95     87     83     52
+    16x384x384           62     92     95     97    100     86     90     53
+    4x384x384            47     78     86     81     92     86     83     50
+
+    generic           6x2/2  4x3/2  4x2/2  4x2/1  3x4/2  2x4/2
+    656x384x1536         27     30     29     30     29     34
+    16x384x384           30     32     30     30     33     33
+
+(torch is not bound to a class: its avx2 rows ran on zmm registers.) Rows that are no multiple of the tile run an exact
+smaller one here; 1x384x384 is bound by the cache, not by arithmetic.
+
+What follows. *avx512*: few wide rows beat many narrow ones (6x4 over 14x2 by 10%), and unrolling K four times gives
+6x4 another 3-7%. 8x3 is as fast, but 48 columns divide few widths; 4x4 is as fast up to 16 rows and wastes less on
+small counts. On Zen 4 6x4 gave 105 of 115. Software prefetch of the panel changed nothing that could be told from
+noise, nor did blocks of rows over panels that fit the second-level cache. *avx2*: 16 registers hold 6x2 or 4x3; 4x3 is
+up to 5% faster, and its 24 columns fit badly. *generic*: products and sums are separate and need a register of their
+own; 2x4. aarch64 is not measured: 6x4 fills 24 of its 32 registers.
+
+*bf16.* vdpbf16ps on the same core: 6x4, 8x3, 14x2 and 4x4 all 97-101, at any unroll: the instruction issues every
+second cycle there, and f32 is faster. On Zen 4, 177-234. The emulation for avx512 without it: 109-122.
+All inner loops were read as assembly: no spills, panel and broadcast addresses are displacements from two registers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class RegisterTile:
+    """Result rows and vectors held in registers, and how often the loop over K is unrolled, for up to `limit` rows."""
+
+    limit: int | None
+    rows: int
+    vectors: int
+    unroll: int
+
+
+REGISTER_TILES: Final[dict[str, tuple[RegisterTile, ...]]] = {
+    "generic": (RegisterTile(1, 1, 4, 2), RegisterTile(None, 2, 4, 2)),
+    "avx2": (RegisterTile(1, 1, 2, 4), RegisterTile(4, 4, 2, 2), RegisterTile(None, 6, 2, 2)),
+    "avx512": (RegisterTile(1, 1, 4, 4), RegisterTile(16, 4, 4, 4), RegisterTile(None, 6, 4, 4)),
+    "avx512-bf16": (RegisterTile(1, 1, 4, 4), RegisterTile(16, 4, 4, 4), RegisterTile(None, 6, 4, 4)),
+    "aarch64": (RegisterTile(1, 1, 4, 4), RegisterTile(4, 4, 4, 2), RegisterTile(None, 6, 4, 2)),
+}
+"""By class, ascending by limit; the last entry has none."""

@@ -1,0 +1,109 @@
+"""Where compiled code and packed weights are kept: the cache on disk, or memory alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tilewright.compiler.code import Code
+from tilewright.compiler.options import Options
+from tilewright.runtime.cache import Cache
+from tilewright.runtime.cache_entry import Entry
+from tilewright.runtime.canonical import canonical_json
+from tilewright.runtime.native import NativeLibrary
+from tilewright.runtime.prepare import prepare_weights
+from tilewright.runtime.program import Program
+from tilewright.runtime.program_json import program_from_text, program_text
+from tilewright.runtime.safetensors_file import SafetensorsFile
+from tilewright.runtime.threads import ThreadPool
+from tilewright.runtime.weights import Source, WeightSet, content_key
+
+_PROGRAM, _FACTS, _OBJECTS, _SOURCES, _TEXTS = "program.json", "facts.json", "objects.bin", "sources.json", "texts.json"
+_PACKED = "packed.safetensors"
+
+
+@dataclass
+class Store:
+    """Looks things up in a cache and builds what is missing; without a cache it just builds."""
+
+    cache: Cache | None
+
+    @staticmethod
+    def of(options: Options) -> Store:
+        if options.cache is False:
+            return Store(None)
+        return Store(Cache(None if options.cache is True else options.cache))
+
+    def code(
+        self, factors: Mapping[str, Any], build: Callable[[], tuple[Code, dict[str, Any]]]
+    ) -> tuple[Code, dict[str, Any], str]:
+        """Code and the facts about how it was made, and a line that says where they came from."""
+        if self.cache is None:
+            code, facts = build()
+            return code, facts, "off"
+        fresh: list[tuple[Code, dict[str, Any]]] = []
+        miss = self.cache.explain_miss(factors)
+
+        def fill(folder: Path) -> None:
+            fresh.append(build())
+            write_code(folder, *fresh[0])
+
+        entry = self.cache.get_or_build(factors, fill)
+        if fresh:
+            return *fresh[0], f"miss ({miss})" if miss is not None else "miss (the entry was damaged)"
+        return *read_code(entry), "hit"
+
+    def weights(self, program: Program, library: NativeLibrary, pool: ThreadPool, source: Source) -> WeightSet:
+        """The program's packed weights: prepared once for equal values, then mapped."""
+        if self.cache is None:
+            return prepare_weights(program, library, pool, source)
+        layout = [[s.name, [str(d) for d in s.dims], s.dtype.name] for s in program.stored]
+        factors = {
+            "kind": "weights",
+            "content": content_key(source),
+            "layout": layout,
+            "prepare": list(program.symbols),
+            "target": program.target,
+        }
+
+        def fill(folder: Path) -> None:
+            prepare_weights(program, library, pool, source, folder / _PACKED)
+
+        entry = self.cache.get_or_build(factors, fill)
+        return WeightSet(program, SafetensorsFile(entry.folder / _PACKED))
+
+
+def write_code(folder: Path, code: Code, facts: Mapping[str, Any]) -> None:
+    """Writes a compiled program into an empty folder."""
+    (folder / _PROGRAM).write_text(program_text(code.program), encoding="utf-8")
+    (folder / _FACTS).write_text(canonical_json(facts), encoding="utf-8")
+    (folder / _SOURCES).write_text(json.dumps(dict(code.sources)), encoding="utf-8")
+    (folder / _TEXTS).write_text(json.dumps(dict(code.texts)), encoding="utf-8")
+    names = sorted(code.objects)
+    index = [[name, len(code.objects[name])] for name in names]
+    head = canonical_json(index).encode()
+    with open(folder / _OBJECTS, "wb") as file:
+        file.write(len(head).to_bytes(8, "little") + head)
+        for name in names:
+            file.write(code.objects[name])
+
+
+def read_code(entry: Entry) -> tuple[Code, dict[str, Any]]:
+    """Reads what write_code wrote; the cache has checked the files' hashes."""
+    folder = entry.folder
+    data = (folder / _OBJECTS).read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    at, objects = 8 + size, {}
+    for name, length in json.loads(data[8:at]):
+        objects[name] = data[at : at + length]
+        at += length
+    code = Code(
+        program_from_text((folder / _PROGRAM).read_text(encoding="utf-8")),
+        objects,
+        json.loads((folder / _SOURCES).read_text(encoding="utf-8")),
+        json.loads((folder / _TEXTS).read_text(encoding="utf-8")),
+    )
+    return code, json.loads((folder / _FACTS).read_text(encoding="utf-8"))

@@ -1,0 +1,231 @@
+"""How kernels grow around their anchors: matmuls take epilogues, reductions epilogues and prologues, the rest joins up.
+
+The order matters. A matmul comes first, because its result is in registers and an epilogue there is free. Rows come next:
+what is left before and after a reduction runs while the row is on chip. Plain elementwise ops join last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from xdsl.ir import Operation, SSAValue
+
+from tilewright.ir.graph.base import tensor
+from tilewright.ir.graph.contraction import MatmulOp
+from tilewright.ir.graph.reduction import ReduceOp
+from tilewright.ir.passing import Context
+from tilewright.passes.fuse import legality
+from tilewright.passes.fuse.plan import OUTSIDE, Cluster, Plan
+
+
+@dataclass
+class Growth:
+    """Joins clusters of a plan, and remembers why neighbours stayed apart.
+
+    max_ops: ops of one kernel. refusals: by (producer, consumer) node, the last reason found.
+    """
+
+    plan: Plan
+    ctx: Context
+    max_ops: int
+    refusals: dict[tuple[Operation, Operation], str] = field(default_factory=dict)
+
+    # --- matmul -----------------------------------------------------------------------------------------------------
+
+    def epilogues(self) -> None:
+        """Every matmul takes the pointwise ops that its result alone flows into, while the tile can address the rest."""
+        for cluster in self._of_kind("matmul"):
+            cluster.dims = tensor(cluster.ops[0].results[0]).dims
+            while (op := self._sole_reader(cluster)) is not None:
+                other = self.plan.of[op]
+                if not other.single or other.kind != "map":
+                    break
+                inside = {r for member in cluster.ops for r in member.results}
+                reason = legality.why_no_epilogue(op, inside, cluster.dims)
+                if not self._try(cluster, other, cluster.ops[-1], op, reason):
+                    break
+
+    def pairs(self) -> None:
+        """Two products of one left-hand side that meet in a pointwise op become one kernel with two accumulators."""
+        for cluster in self._of_kind("matmul"):
+            op = self._sole_reader(cluster)
+            first = cluster.ops[0]
+            if op is None or not isinstance(first, MatmulOp) or self.plan.of[op].kind != "map":
+                continue
+            for value in op.operands:
+                second = value.owner
+                other = self.plan.of.get(second) if isinstance(second, Operation) else None
+                if other is None or other is cluster or other.kind != "matmul" or self._sole_reader(other) is not op:
+                    continue
+                product = next(o for o in other.ops if isinstance(o, MatmulOp))
+                if legality.is_pair(first, product):
+                    self._try(cluster, other, first, product, None)
+                    break
+
+    def _sole_reader(self, cluster: Cluster) -> Operation | None:
+        """The one node that reads the cluster's last result, directly; None where there are others or views."""
+        result = cluster.ops[-1].results[0]
+        readers = {use.operation for use in result.uses}
+        reader = next(iter(readers)) if len(readers) == 1 else None
+        return reader if reader is not None and self.plan.is_node(reader) else None
+
+    # --- rows -------------------------------------------------------------------------------------------------------
+
+    def rows(self, *, epilogues: bool, prologues: bool) -> None:
+        """Every reduction over the last axis takes what runs on the same rows after it and before it."""
+        for cluster in self._of_kind("row-reduction"):
+            if cluster not in self.plan.of.values():
+                continue  # an earlier one on the same rows has taken it
+            cluster.dims = legality.row_dims(cluster.ops[0])
+            grown = True
+            while grown:
+                grown = (epilogues and self._row_epilogue(cluster)) or (prologues and self._prologue(cluster))
+
+    def _row_epilogue(self, cluster: Cluster) -> bool:
+        for op in list(cluster.ops):
+            for result in op.results:
+                for reader in [use.operation for use in result.uses]:
+                    other = self.plan.of.get(reader)
+                    if other is None or other is cluster or other.kind not in ("map", "row-reduction"):
+                        continue
+                    if not other.single:
+                        self.refusals[op, reader] = "its reader runs on other rows with ops of its own"
+                        continue
+                    if self._try(cluster, other, op, reader, self._why_no_row(reader, cluster)):
+                        return True
+        return False
+
+    def _why_no_row(self, op: Operation, cluster: Cluster) -> str | None:
+        if legality.reduces_rows(op):
+            same = legality.row_dims(op) == cluster.dims
+            return None if same else f"it reduces rows of another shape, {tensor(op.operands[0])}"
+        if not legality.is_pointwise(op):
+            return f"{op.name} is not pointwise"
+        shapes = [reduced_dims(o) for o in cluster.ops if isinstance(o, ReduceOp)]
+        if legality.is_row_shape(op.results[0], cluster.dims) or tensor(op.results[0]).dims in shapes:
+            return None
+        return f"its result {tensor(op.results[0])} has another shape than the rows"
+
+    # --- other axes -------------------------------------------------------------------------------------------------
+
+    def reductions(self, *, epilogues: bool, prologues: bool) -> None:
+        """A reduction over other axes takes what feeds it alone, and what runs on its result alone."""
+        for cluster in self._of_kind("reduction"):
+            anchor = cluster.ops[0]
+            if not isinstance(anchor, ReduceOp):
+                continue
+            cluster.dims = legality.row_dims(anchor)
+            while prologues and self._prologue(cluster):
+                pass
+            cluster.dims = reduced_dims(anchor)
+            while epilogues and (op := self._sole_reader(cluster)) is not None:
+                other = self.plan.of[op]
+                if not other.single or other.kind != "map":
+                    break
+                reason = None if legality.is_pointwise(op) else f"{op.name} is not pointwise"
+                if not legality.is_same_shape(op.results[0], cluster.dims):
+                    reason = f"its result {tensor(op.results[0])} has another shape than the reduction's"
+                if not self._try(cluster, other, cluster.ops[-1], op, reason):
+                    break
+
+    def _prologue(self, cluster: Cluster) -> bool:
+        """Takes one op that feeds the cluster, if there is one that may run inside."""
+        for op in list(cluster.ops):
+            for value in op.operands:
+                producer = value.owner
+                other = self.plan.of.get(producer) if isinstance(producer, Operation) else None
+                if other is None or other is cluster or other.kind != "map" or not isinstance(producer, Operation):
+                    continue
+                if not other.single:
+                    self.refusals[producer, op] = "its operand comes from a kernel of its own"
+                    continue
+                if self._try(other, cluster, producer, op, self._why_no_prologue(producer, cluster), into=cluster):
+                    return True
+        return False
+
+    def _why_no_prologue(self, op: Operation, cluster: Cluster) -> str | None:
+        if not legality.is_prologue(op):
+            return f"{op.name} is not computed on the way into a reduction"
+        alone = legality.only_read_inside(self.plan, op, cluster)
+        if legality.is_same_shape(op.results[0], cluster.dims):
+            # a row kernel can store the row it has; a reduction over other axes has no place to store elements
+            return None if alone or cluster.kind == "row-reduction" else "other kernels read it, too"
+        if not alone:
+            return "other kernels read it, too, and it repeats along an axis here"
+        if not legality.recomputes_cheaply(op, cluster.dims, self.ctx):
+            return "it repeats along an axis here, and computing it again moves more words or work than loading it"
+        return None
+
+    # --- elements ---------------------------------------------------------------------------------------------------
+
+    def elements(self) -> None:
+        """Elementwise ops of one shape that feed each other become one kernel; smaller operands join if that is cheap."""
+        for op in sorted(self.plan.of, key=self.plan.position.__getitem__, reverse=True):
+            if not legality.computes_elements(op):
+                continue
+            for reader in sorted(set(self._direct(op)), key=self.plan.position.__getitem__):
+                first, second = self.plan.of[op], self.plan.of[reader]
+                if first.kind != "map" or second.kind != "map" or first is second:
+                    continue
+                self._try(first, second, op, reader, self._why_no_map(op, second), into=second)
+
+    def _why_no_map(self, op: Operation, cluster: Cluster) -> str | None:
+        dims = tensor(cluster.ops[-1].results[0]).dims
+        if not all(legality.computes_elements(member) for member in cluster.ops):
+            return "it is stored by a kernel of another kind"
+        if legality.is_same_shape(op.results[0], dims):
+            return None
+        if not self.plan.of[op].single or not legality.only_read_inside(self.plan, op, cluster):
+            return "its shape differs, and other kernels read it, too"
+        if not legality.recomputes_cheaply(op, dims, self.ctx):
+            return "it repeats along an axis here, and computing it again moves more words or work than loading it"
+        return None
+
+    def _direct(self, op: Operation) -> list[Operation]:
+        return [use.operation for r in op.results for use in r.uses if self.plan.is_node(use.operation)]
+
+    # --- joining ----------------------------------------------------------------------------------------------------
+
+    def _of_kind(self, kind: str) -> list[Cluster]:
+        found = {id(c): c for op in self.plan.position if (c := self.plan.of.get(op)) is not None and c.kind == kind}
+        return list(found.values())
+
+    def _try(
+        self,
+        first: Cluster,
+        second: Cluster,
+        producer: Operation,
+        consumer: Operation,
+        reason: str | None,
+        into: Cluster | None = None,
+    ) -> bool:
+        """Joins two clusters unless there is a reason not to, which is remembered."""
+        both = [*first.ops, *second.ops]
+        checks: list[tuple[Callable[[], bool], str]] = [
+            (lambda: OUTSIDE not in (first.kind, second.kind), "no kernel computes it"),
+            (lambda: len(both) <= self.max_ops, f"a kernel takes {self.max_ops} ops"),
+            (lambda: legality.views_stay_outside(self.plan, both), "it also reads a view of the other's result"),
+            (lambda: legality.buffers_come_from_outside(self.plan, both), "a look-up needs its operands in memory"),
+            (lambda: self.plan.can_join(first, second), "another kernel has to run between the two"),
+        ]
+        for holds, said in checks:
+            if reason is None and not holds():
+                reason = said
+        if reason is not None:
+            self.refusals[producer, consumer] = reason
+            return False
+        self.refusals.pop((producer, consumer), None)
+        target = first if into is None else into
+        self.plan.join(target, second if target is first else first)
+        return True
+
+
+def reduced_dims(op: ReduceOp) -> tuple[object, ...]:
+    """The dims of a reduction's result."""
+    return tensor(op.out).dims
+
+
+def results_of(cluster: Cluster) -> list[SSAValue]:
+    """Everything a cluster computes, in order."""
+    return [r for op in cluster.ops for r in op.results]

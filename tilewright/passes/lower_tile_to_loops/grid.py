@@ -1,0 +1,81 @@
+"""The kernel's grid as loops: programs are numbered in the kernel's order, and each thread takes a contiguous range of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tilewright.ir.dims import Expr, product
+from tilewright.ir.loops import Value
+from tilewright.passes.lower_tile_to_loops.context import Lowering
+from tilewright.passes.lower_tile_to_loops.indices import Index
+
+
+def over_programs(cx: Lowering, body: Callable[[], None]) -> None:
+    """Runs the body for every program of this thread, with the kernel's coordinates as indices."""
+    b, kernel = cx.b, cx.kernel
+    counts = [b.expr(p) for p in kernel.programs]
+    total = b.expr(product(kernel.programs))
+    # Thread t takes programs [P * t // T, P * (t + 1) // T): a contiguous range, and ranges differ by at most one.
+    first = b.floordiv(b.mul(total, b.tid), b.nthreads)
+    last = b.floordiv(b.mul(total, b.add(b.tid, 1)), b.nthreads)
+    runs = [(axis, step) for axis, step in kernel.loops if kernel.programs[axis].constant != 1]
+    if not runs:
+        with b.loop(first, last, name="p"):
+            _place(cx, {})
+            body()
+        return
+    axis = runs[-1][0]
+    if len(runs) == 1:
+        with b.loop(first, last, name="p") as loop:
+            _place(cx, {axis: loop.index})
+            body()
+    elif sum(a == axis for a, _ in runs) == 1:
+        # Runs along the innermost axis: the other coordinates are decoded once a run, not once a program.
+        inner = b.max(counts[axis], 1)
+        with b.loop(b.floordiv(first, inner), b.ceildiv(last, inner), name="o") as around:
+            start = b.mul(around.index, inner)
+            found = _decode(cx, around.index, runs[:-1], counts)
+            lo, hi = b.max(b.sub(first, start), 0), b.min(b.sub(last, start), inner)
+            with b.loop(lo, hi, name="p") as loop:
+                _place(cx, {**found, axis: loop.index})
+                body()
+    else:
+        with b.loop(first, last, name="p") as loop:
+            _place(cx, _decode(cx, loop.index, runs, counts))
+            body()
+
+
+def _decode(cx: Lowering, number: Value, runs: list[tuple[int, int]], counts: list[Value]) -> dict[int, Value]:
+    """The program along each axis, from its number in the order of `runs`.
+
+    Blocks of an axis are full but for the last, so dividing by the size of a full block finds the block; `left` is what
+    remains of each axis inside it.
+    """
+    b = cx.b
+    left = {axis: counts[axis] for axis, _ in runs}
+    base = {axis: b.index(0) for axis, _ in runs}
+    for depth, (axis, step) in enumerate(runs):
+        size = b.index(step) if any(a == axis for a, _ in runs[depth + 1 :]) else b.index(1)
+        for other in left:
+            if other != axis and any(a == other for a, _ in runs[depth:]):
+                size = b.mul(size, left[other])
+        if depth == len(runs) - 1:
+            base[axis] = b.add(base[axis], number)
+            break
+        block, number = b.floordiv(number, size), b.mod(number, size)
+        base[axis] = b.add(base[axis], b.mul(block, step))
+        left[axis] = b.min(b.sub(left[axis], b.mul(block, step)), step)
+    return base
+
+
+def _place(cx: Lowering, programs: dict[int, Value]) -> None:
+    """Makes the coordinates of a program known: where its tiles start, and that they start inside the grid's extents."""
+    kernel = cx.kernel
+    for axis, (value, extent, step) in enumerate(
+        zip(kernel.coordinates, kernel.extents.data, kernel.tiles.data, strict=True)
+    ):
+        if axis in programs:
+            at = cx.b.mul(programs[axis], step)
+            cx.indices[value] = Index(at, cx.facts.induction(Expr.of(0), extent, step))
+        else:
+            cx.indices[value] = cx.constant(0)

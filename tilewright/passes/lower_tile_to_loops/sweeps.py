@@ -1,0 +1,132 @@
+"""Traversals of a tile's extents: loops over the outer axes, vectors along the lane axis, clipped where a bound is not proved.
+
+A sweep calls its visitor while emitting code: once for every unrolled position, once for the body of every loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from tilewright.ir.dims import Expr
+from tilewright.ir.loops import Value
+from tilewright.passes.lower_tile_to_loops.context import Lowering
+from tilewright.passes.lower_tile_to_loops.indices import Index
+from tilewright.passes.lower_tile_to_loops.sites import ORIGIN, Coord, Site, known, lane_axis
+
+UNROLLED_COLUMNS: Final = 8  # vectors along the lane axis that are unrolled rather than looped over
+_COLUMNS_A_TURN: Final = 4  # vectors that one turn of a column loop handles
+
+Visit = Callable[[Site, Sequence[Value]], Sequence[Value]]
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """What a sweep runs over.
+
+    axis: the lane axis, None for scalars. limits: run-time bounds of the coordinates along some axes. below: expressions
+    that the coordinates are known to stay under. static: axes whose coordinates must be known while compiling.
+    """
+
+    extents: tuple[int, ...]
+    lanes: int
+    axis: int | None
+    limits: Mapping[int, Index] = field(default_factory=dict)
+    below: Mapping[int, tuple[Expr, ...]] = field(default_factory=dict)
+    static: frozenset[int] = frozenset()
+
+    @staticmethod
+    def of(extents: tuple[int, ...], lanes: int, static: frozenset[int] = frozenset()) -> Space:
+        """A whole tile, along its lane axis."""
+        return Space(extents, lanes, lane_axis(extents), static=static)
+
+    def known_below(self, axis: int) -> tuple[Expr, ...]:
+        limit = self.limits.get(axis)
+        return (*self.below.get(axis, ()), *(() if limit is None else (limit.expr,)))
+
+    def full(self) -> Space:
+        """The space where every limit is known to lie beyond the extents."""
+        below = {axis: self.known_below(axis) for axis in range(len(self.extents))}
+        return replace(self, limits={}, below=below)
+
+
+def sweep(cx: Lowering, space: Space, visit: Callable[[Site], None]) -> None:
+    """Visits every site of the space once."""
+    cx.sweep += 1
+
+    def each(site: Site, carried: Sequence[Value]) -> Sequence[Value]:
+        visit(site)
+        return carried
+
+    outer(cx, space, lambda coords: _nothing(columns(cx, space, coords, each)))
+
+
+def _nothing(values: Sequence[Value]) -> None:
+    """Drops the results of a sweep that carries none."""
+
+
+def outer(cx: Lowering, space: Space, visit: Callable[[tuple[Coord, ...]], None]) -> None:
+    """Visits every position of the axes other than the lane axis, which gets coordinate 0."""
+    coords = [ORIGIN] * len(space.extents)
+    axes = [axis for axis in range(len(space.extents)) if axis != space.axis]
+
+    def descend(depth: int) -> None:
+        if depth == len(axes):
+            visit(tuple(coords))
+            return
+        axis = axes[depth]
+        extent, limit, below = space.extents[axis], space.limits.get(axis), space.known_below(axis)
+        if axis in space.static or extent == 1:
+            for at in range(extent):
+                coords[axis] = replace(known(at), below=below)
+                if limit is None:
+                    descend(depth + 1)
+                else:
+                    with cx.b.when(cx.b.compare("gt", limit.value, at)):
+                        descend(depth + 1)
+            return
+        end = cx.b.index(extent) if limit is None else cx.b.min(limit.value, extent)
+        with cx.b.loop(0, end, name="r") as loop:
+            coords[axis] = Coord(loop.index, below=below)
+            descend(depth + 1)
+
+    descend(0)
+
+
+def columns(
+    cx: Lowering, space: Space, coords: tuple[Coord, ...], visit: Visit, carries: Sequence[Value] = ()
+) -> Sequence[Value]:
+    """Visits the vectors along the lane axis in order, handing values on from one to the next; gives the last ones."""
+    b, axis, lanes = cx.b, space.axis, space.lanes
+    if axis is None:
+        return visit(Site(coords), carries)
+    extent, limit, below = space.extents[axis], space.limits.get(axis), space.known_below(axis)
+
+    def site(at: Value | int, mask: Value | None) -> Site:
+        coord = known(at, 1) if isinstance(at, int) else Coord(at, 1, align=lanes)
+        return Site((*coords[:axis], replace(coord, below=below), *coords[axis + 1 :]), lanes, mask)
+
+    static = axis in space.static or extent <= UNROLLED_COLUMNS * lanes and limit is None
+    if static:
+        for at in range(0, extent, lanes):
+            mask = b.tail_mask(extent - at, lanes) if at + lanes > extent else None
+            if limit is not None:
+                mask = b.tail_mask(b.sub(b.min(limit.value, extent), at), lanes)
+            carries = visit(site(at, mask), carries)
+        return carries
+    count = b.index(extent) if limit is None else b.min(limit.value, extent)
+    whole = b.mul(b.floordiv(count, lanes), lanes) if limit is not None else b.index(extent // lanes * lanes)
+    with b.loop(0, whole, lanes, carries, unroll=_COLUMNS_A_TURN, name="c") as loop:
+        loop.next(*visit(site(loop.index, None), loop.carries))
+    carries = loop.results
+    if limit is None:
+        if extent % lanes:
+            carries = visit(site(extent // lanes * lanes, b.tail_mask(extent % lanes, lanes)), carries)
+        return carries
+    branch = b.branch(b.compare("lt", whole, count))
+    with branch.then():
+        branch.give(*visit(site(whole, b.tail_mask(b.sub(count, whole), lanes)), carries))
+    with branch.otherwise():
+        branch.give(*carries)
+    return branch.results
