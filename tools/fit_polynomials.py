@@ -1,4 +1,4 @@
-"""Fits the polynomials of `tilewright/ir/loop_math_tables.py`: `python tools/fit_polynomials.py` prints that file.
+"""Fits the polynomials of `tilewright/ir/loop_math/tables.py`: `python tools/fit_polynomials.py` prints that file.
 
 Each fit minimises the largest weighted error of a polynomial on a dense grid of Chebyshev points, by Lawson's
 iteratively reweighted least squares (C. Lawson, 1961), with targets evaluated by mpmath to 50 digits. Coefficients are

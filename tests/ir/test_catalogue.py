@@ -15,7 +15,7 @@ def test_every_graph_op_is_listed_in_order() -> None:
 def test_signatures_show_what_may_be_left_out() -> None:
     shown = {entry.name: entry.signature for entry in catalogue("graph")}
     assert shown["graph.norm"] == "graph.norm(x, [weight], [bias]) {kind: Str, eps: Float} -> out"
-    assert shown["graph.matmul"] == "graph.matmul(a, b) {transpose_b: Bool = false} -> out"
+    assert shown["graph.matmul"] == 'graph.matmul(a, b) {transpose_b: Bool = false, result: Str = ""} -> out'
     assert shown["graph.concat"] == "graph.concat(xs...) {axis: Int} -> out"
     assert shown["graph.state_write"] == "graph.state_write(value) {name: Str}"
     assert shown["graph.topk"] == "graph.topk(x) {k: Int, axis: Int} -> values, indices"

@@ -52,6 +52,10 @@ def test_casts_are_torchs(source: DType, target: DType, rng: np.random.Generator
     got = np.zeros(count, np.uint16 if target is BF16 else target.numpy())
     run_kernel(cast_kernel(source, target, count) if source is not target else same_kernel(source, count), [given, got])
     right = wanted.view(torch.uint16).numpy() if target is BF16 else wanted.numpy()
+    if target is BF16:  # which NaN it is depends on torch's code path; ours is always the quiet one
+        nan = wanted.isnan().numpy()
+        assert (got[nan] == 0x7FC0).all() or source is BF16
+        got, right = got[~nan], right[~nan]
     np.testing.assert_array_equal(got, right)
 
 

@@ -42,7 +42,7 @@ def test_optional_results_follow_inference() -> None:
     assert AttentionOp.make(q, q, q, scale=1.0).lse_out is None
     both = AttentionOp.make(q, q, q, scale=1.0, lse=True)
     assert both.lse_out is both.results[1]
-    assert len(q.uses) == 6
+    assert q.uses.get_length() == 6
     assert [str(r.type) for r in TopkOp.make(value([5]), k=2, axis=0).results] == ["f32[2]", "i64[2]"]
 
 

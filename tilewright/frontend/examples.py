@@ -226,15 +226,16 @@ def export_sizes(example: Example, taken: set[int]) -> dict[str, int]:
     return sizes
 
 
-def own_sizes(example: Example) -> dict[str, int] | None:
-    """The sizes the user's example has, where they too are distinct and 3 or more; else None."""
+def own_sizes(example: Example) -> dict[str, int]:
+    """The sizes the user's example has, with those below 3 raised: dims that are equal there stay equal."""
     sizes: dict[str, int] = {}
     for leaf in example.leaves:
         for size, dim in zip(leaf.value.shape if leaf.is_tensor else (), leaf.axes, strict=False):
-            if dim is not None and sizes.setdefault(dim.name, int(size)) != size:
-                return None
-    distinct = len(set(sizes.values())) == len(sizes) and min(sizes.values(), default=3) >= 3
-    return sizes if distinct else None
+            if dim is not None:
+                sizes.setdefault(dim.name, int(size))
+    free = iter([n for n in _primes_from(3, 8 + len(sizes)) if n not in sizes.values()])
+    raised = {size: next(free) for size in set(sizes.values()) if size < 3}
+    return {name: raised.get(size, size) for name, size in sizes.items()}
 
 
 def _primes_from(low: int, count: int) -> list[int]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tilewright.errors import CaptureError, Problem, TilewrightError
 from tilewright.frontend.captured import Guard
 from tilewright.frontend.examples import Example, export_sizes, own_sizes
+from tilewright.frontend.keywords import with_named_keywords
 from tilewright.frontend.locations import of_node, of_traceback
 from tilewright.frontend.quiet import quiet
 from tilewright.frontend.symbols import Symbols, admitted, require_admitted
@@ -31,13 +32,13 @@ class Exported:
 def export(model: torch.nn.Module, example: Example) -> Exported:
     """Exports a module with its declared dims dynamic.
 
-    Tries sizes that collide with nothing first, so that no dim is fixed by an accidental equality; a model that only
-    works at sizes like the example's (multiples of something) is then exported with the example's own.
+    Tries sizes that collide with nothing first, so that no dim is fixed by an accidental equality. A model that only
+    works at sizes like the example's (multiples of something, equal dims) is then exported with those.
     """
     taken = {int(n) for tensor in (*model.parameters(), *model.buffers()) for n in tensor.shape}
     attempts = [export_sizes(example, taken)]
     own = own_sizes(example)
-    if own is not None and own not in attempts:
+    if own not in attempts:
         attempts.append(own)
     fault: TilewrightError | None = None
     for sizes in attempts:
@@ -52,6 +53,7 @@ def _attempt(model: torch.nn.Module, example: Example) -> Exported:
     import torch
 
     args, kwargs = example.call()
+    model = with_named_keywords(model, kwargs)
     shapes = torch.export.ShapesCollection()
     for leaf in example.leaves:
         dynamic = {axis: _dynamic(dim) for axis, dim in enumerate(leaf.axes) if dim is not None}

@@ -44,7 +44,9 @@ def switched(model: torch.nn.Module, kwargs: dict[str, Any], notes: list[str]) -
         for config in _configs(parts):
             if getattr(config, "use_cache", False):
                 _set(saved, config, "use_cache", False)
-                _note("use_cache is off in the compiled program: outputs carry no past_key_values")
+                # encoders carry the flag too and say so; it means nothing there
+                if getattr(config, "is_decoder", True) or getattr(config, "is_encoder_decoder", False):
+                    _note("use_cache is off in the compiled program: outputs carry no past_key_values")
         if kwargs.get("use_cache"):
             kwargs["use_cache"] = False
         yield

@@ -34,7 +34,7 @@ def example(
     parameters += [Parameter(name, "keyword") for name in kwargs]
     found = Example(tuple(parameters), tuple(entries))
     shapes = _dynamic(program, len(found.leaves))
-    return _declared(declare(found, dims), shapes) if dims else _named(found, shapes)
+    return _declared(declare(found, dims), shapes) if dims else _named(found, shapes, program.range_constraints)
 
 
 def _names(program: Any, count: int, kwargs: Mapping[str, Any]) -> list[str]:
@@ -55,7 +55,14 @@ def _dynamic(program: Any, count: int) -> list[list[Any]]:
     return found
 
 
-def _named(found: Example, shapes: list[list[Any]]) -> Example:
+def _dim(symbol: Any, bounds: Any) -> Dim:
+    """A symbol as a dim. The exporter starts ranges at 2 because it treats 0 and 1 apart."""
+    low, high = (getattr(bounds, side, None) for side in ("lower", "upper"))
+    minimum = int(low) if getattr(low, "is_Integer", False) and low > 2 else 1
+    return Dim(str(symbol), minimum, int(high) if getattr(high, "is_Integer", False) else None)
+
+
+def _named(found: Example, shapes: list[list[Any]], ranges: Mapping[Any, Any]) -> Example:
     """Every dynamic axis under the name of its symbol, with the range the program was exported for."""
     dims: dict[str, Dim] = {}
     rows = iter(shapes)
@@ -63,7 +70,8 @@ def _named(found: Example, shapes: list[list[Any]]) -> Example:
     for entry in found.entries:
         leaves = []
         for leaf in entry.leaves:
-            axes = [None if s is None or not s.is_Symbol else dims.setdefault(str(s), Dim(str(s))) for s in next(rows)]
+            symbols = [s if s is not None and s.is_Symbol else None for s in next(rows)]
+            axes = [None if s is None else dims.setdefault(str(s), _dim(s, ranges.get(s))) for s in symbols]
             leaves.append(replace(leaf, axes=tuple(axes)))
         entries.append(replace(entry, leaves=tuple(leaves)))
     return replace(found, entries=tuple(entries), dims=tuple(dims.values()))

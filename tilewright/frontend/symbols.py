@@ -9,6 +9,7 @@ from typing import Any
 from tilewright.errors import Problem, SpecialisationError
 from tilewright.frontend.captured import Guard
 from tilewright.frontend.locations import innermost
+from tilewright.frontend.proving import at_most
 from tilewright.ir.dims import Dim, DimSpace, Expr, exact_div, floordiv, maximum, minimum, mod
 
 
@@ -78,11 +79,12 @@ class Symbols:
         """A max or min, resolved where the declared bounds prove which one it is."""
         best = args[0]
         for arg in args[1:]:
-            order = self.space.compare(arg, "<=", best)
-            if order is None:
+            if at_most(self.space, arg, best):
+                best = best if largest else arg
+            elif at_most(self.space, best, arg):
+                best = arg if largest else best
+            else:
                 best = maximum(best, arg) if largest else minimum(best, arg)
-            elif order != largest:
-                best = arg
         return best
 
     def guards(self) -> list[Guard]:
@@ -114,7 +116,8 @@ class Symbols:
             a, b = b, a
         # a <= b or a < b from here on
         relation = "<" if kind.startswith("Strict") else "<="
-        if (a.constant is not None and a.constant <= (1 if relation == "<" else 2)) or self.space.compare(a, relation, b):
+        excludes_only_small = a.constant is not None and a.constant <= (1 if relation == "<" else 2)
+        if excludes_only_small or at_most(self.space, a + 1 if relation == "<" else a, b):
             return None
         return Guard(a, relation, b, where)
 
@@ -124,6 +127,9 @@ _FUNCTIONS = {"Add", "Mul", "Pow", "FloorDiv", "CleanDiv", "Mod", "PythonMod", "
 
 def _without_common_factor(a: Expr, b: Expr) -> tuple[Expr, Expr]:
     """An equality with the factors that both sides share taken out: sizes of the other axes of a reshape."""
+    if not a.terms or not b.terms:
+        # everything divides zero
+        return a, b
     for monomial, coefficient in (*a.terms, *b.terms):
         for factor in (Expr(((monomial, coefficient),)), *(Expr((((atom,), 1),)) for atom in monomial)):
             left, right = exact_div(a, factor), exact_div(b, factor)

@@ -33,17 +33,19 @@ class BuiltKernel:
     features: tuple[str, ...]
 
 
+Source: TypeAlias = KernelOp | LoopKernel
+
+
 class KernelBuilder(Protocol):
-    """Compiles kernels of a module; `instrument` builds the counting twins whose last buffer receives the counters."""
+    """Starts compiling kernels for a machine; each future gives its object.
+
+    Kernels come by symbol, at the level the backend takes, and are drawn one by one: lowering the next overlaps with
+    compiling those before it.
+    """
 
     def __call__(
-        self,
-        kernels: Sequence[KernelOp],
-        machine: Machine,
-        *,
-        instrument: bool = False,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> list[BuiltKernel]: ...
+        self, kernels: Iterable[tuple[str, Source]], machine: Machine
+    ) -> Mapping[str, Future[BuiltKernel]]: ...
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from xdsl.traits import IsTerminator
 
 from tilewright.errors import (
     ArgumentError,
+    DimRangeError,
     DTypeError,
     InterpreterError,
     Problem,
@@ -220,7 +221,7 @@ class GraphInterpreter:
             declared = _type(value)
             if len(declared.dims) == result.ndim:
                 for dim, size in zip(declared.dims, result.shape, strict=True):
-                    self._settle(str(dim), size, sizes)
+                    self._settle(op, str(dim), size, sizes)
             unknown = sorted({s for d in declared.dims for s in d.symbols} - set(sizes))
             if unknown:
                 raise _failed(op, f"the sizes of {', '.join(unknown)} are unknown", "declare them as dims of an input")
@@ -231,10 +232,13 @@ class GraphInterpreter:
                 wanted = f"{declared} = {str(dtype).removeprefix('torch.')}{show(shape)}"
                 raise _failed(op, f"gave {given}, its type says {wanted}", "mend the dims that the op was given")
 
-    def _settle(self, symbol: str, size: int, sizes: dict[str, int]) -> None:
+    def _settle(self, op: Operation, symbol: str, size: int, sizes: dict[str, int]) -> None:
         dim = self._space.dims.get(symbol)
         if dim is not None and dim.kind == "runtime" and symbol not in sizes:
-            check_bounds({symbol: size}, self._space)
+            try:
+                check_bounds({symbol: size}, self._space)
+            except DimRangeError as fault:
+                raise _failed(op, fault.problems[0].text, fault.step) from fault
             sizes[symbol] = size
 
 

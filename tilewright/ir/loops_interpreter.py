@@ -114,8 +114,6 @@ class _Thread:
                     self.write(op, self.integer(op.offset) + np.arange(op.value.type.lanes))
                 case ops.Scatter():
                     self.write(op, self.integer(op.offset) + self.get(op.indices).astype(np.int64))
-                case ops.Prefetch():
-                    pass
                 case _:
                     self.values[op] = self.value(op)
         return [self.get(v) for v in block.yields]

@@ -37,7 +37,7 @@ _SIMPLIFY: Final = ("canonicalize", "fold", "canonicalize")
 
 _DEFAULT: Final = (
     *_SIMPLIFY,
-    # Before layers are shared: masks are built outside the layers that read them, and a pattern is counted once a layer.
+    # Before layers are shared: masks are built outside the layers that read them, and patterns count once a layer.
     "recognize",
     "canonicalize",
     # Before layers are shared: what depends on a layer's weights alone is an argument of the layer, as a weight is.

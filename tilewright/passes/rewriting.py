@@ -38,9 +38,9 @@ class Site:
     ctx: Context
     made: list[Operation] = field(default_factory=list)
 
-    def make(self, kind: type[Op], *operands: Any, **stated: Any) -> SSAValue:
+    def make(self, op_class: type[Op], /, *operands: Any, **stated: Any) -> SSAValue:
         """Inserts an op before the site and gives its first result."""
-        op = kind.make(*operands, like=self.at, **stated)
+        op = op_class.make(*operands, like=self.at, **stated)
         self._insert(op)
         return op.results[0]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tilewright import __version__
-from tilewright.errors import ArtifactError, CpuFeatureError, IRError, OptionError
+from tilewright.errors import ArtifactError, CpuFeatureError, IRError, OptionError, WeightsError
 from tilewright.runtime import native
 from tilewright.runtime.artifact_file import Container, NewSection, write_container
 from tilewright.runtime.native import NativeLibrary
@@ -141,19 +141,17 @@ def load_artifact(
     verify: "all" hashes every section before anything is used; "code" leaves out the weights, which are then read only
     where a call needs them.
 
-    Raises ArtifactError naming the section that is damaged, ArtifactVersionError, CpuFeatureError when the kernels
-    cannot run here and nothing can rebuild them, and WeightsError when a rebuilt program needs other tensors than are
-    stored.
+    Raises ArtifactError naming the section that is damaged, ArtifactVersionError, and CpuFeatureError when the kernels
+    cannot run here and nothing can rebuild them.
     """
     if verify not in ("all", "code"):
         raise OptionError(f"verify={verify!r} is neither 'all' nor 'code'", step="verify='all'")
     container = Container(path)
+    for name in container.sections if verify == "all" else ():
+        container.verify(name)
     facts = _facts(container)
     program = _program(container)
     ir = {level: _text(container, f"ir/{level}") for level in facts["ir"]}
-    weights_section = container.section("weights")
-    if verify == "all":
-        container.verify("weights")
     code = _native(container, facts) if use_native else None
     missing = code.missing() if code is not None else []
     rebuilt = code is None or bool(missing)
@@ -161,13 +159,7 @@ def load_artifact(
         if rebuild is None:
             raise _cannot_run(container, missing)
         program, code = rebuild(Rebuildable(container.path, program, ir, facts["facts"], tuple(missing)))
-    file = SafetensorsFile(
-        container.fd,
-        offset=weights_section.offset,
-        size=weights_section.size,
-        fault=lambda text: container.fault(f"is malformed in section weights: {text}"),
-    )
-    return Artifact(container.path, program, ir, code, WeightSet(program, file), facts["facts"], rebuilt)
+    return Artifact(container.path, program, ir, code, _weights(container, program), facts["facts"], rebuilt)
 
 
 def _cannot_run(container: Container, missing: list[str]) -> CpuFeatureError | OptionError:
@@ -179,6 +171,19 @@ def _cannot_run(container: Container, missing: list[str]) -> CpuFeatureError | O
         f"the kernels in {container.path} need {', '.join(missing)}, which this CPU does not have",
         step="tw.load(path, native=False) rebuilds them here",
     )
+
+
+def _weights(container: Container, program: Program) -> WeightSet:
+    section = container.section("weights")
+
+    def fault(text: str) -> ArtifactError:
+        return container.fault(f"is malformed in section weights: {text}")
+
+    file = SafetensorsFile(container.fd, offset=section.offset, size=section.size, fault=fault)
+    try:
+        return WeightSet(program, file)
+    except WeightsError as problem:
+        raise fault(str(problem.problems[0])) from problem
 
 
 def _facts(container: Container) -> dict[str, Any]:

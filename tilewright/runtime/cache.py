@@ -266,7 +266,7 @@ class Cache:
         return sorted(p for kind in kinds for p in _listed(kind) if p.is_dir())
 
     def _trim(self, added: int) -> None:
-        """Removes the entries unused for longest until the rest fits. Sizes are counted once a process, then added to."""
+        """Removes the entries unused for longest until the rest fits; sizes are counted once, then added to."""
         with self._lock:
             self._bytes = None if self._bytes is None else self._bytes + added
             if self._bytes is not None and self._bytes <= self.limit:

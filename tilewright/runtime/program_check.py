@@ -8,7 +8,7 @@ from itertools import pairwise
 from tilewright.errors import IRError, Problem
 from tilewright.ir.dims import Expr
 from tilewright.runtime.program import SPACES, Program, Ref, Routine, Step, TensorSpec
-from tilewright.runtime.solve import linear
+from tilewright.runtime.solve import solvable
 
 # What @prepare may touch: it runs before any call exists.
 _PREPARE_SPACES = ("weight", "packed", "slot")
@@ -38,8 +38,7 @@ def _faults(program: Program) -> Iterator[Problem]:
             yield Problem(f"{entry.dim} is read from input {entry.input}, element {entry.element}: there is none")
         elif (dtype := tensors[entry.input].dtype) is None or not dtype.is_integer:
             yield Problem(f"{entry.dim} is read from {tensors[entry.input].name}, which holds no integers")
-    solvable = {form[0] for leaf in tensors for d in leaf.dims if (form := linear(d)) is not None}
-    for name in sorted(declared - solvable):
+    for name in sorted(declared - solvable((d for leaf in tensors for d in leaf.dims), read)):
         yield Problem(f"dim {name} stands on no input's axis, so no call gives it a value")
     for leaf in tensors:
         yield from _unknown(f"input {leaf.name}", leaf.dims, known)

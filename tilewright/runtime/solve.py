@@ -37,7 +37,7 @@ class Axis:
 
 @dataclass(slots=True)
 class Solution:
-    """values: by dim. origin: the axis that gave a dim its value. wrong: axes that have not the size the values demand."""
+    """values: by dim. origin: the axis that gave a dim its value. wrong: axes whose size contradicts the values."""
 
     values: dict[str, int] = field(default_factory=dict)
     origin: dict[str, Axis] = field(default_factory=dict)
@@ -54,23 +54,48 @@ def axes_of(inputs: Sequence[Input], shapes: Sequence[Sequence[int]]) -> list[Ax
 
 
 def solve(axes: Iterable[Axis], known: Mapping[str, int]) -> Solution:
-    """Reads dims off the axes: bare dims first, then a * dim + b; the first axis to give a dim its value decides.
+    """Reads dims off the axes: bare dims first, then those that are alone unknown on an axis, as in past + 2 * tokens.
 
-    Every axis is then held against the values; those that differ, or that no value explains, are `wrong`.
+    The first axis to give a dim its value decides. Every axis is then held against the values; those that differ, or
+    that no value explains, are `wrong`.
     """
     solution = Solution(dict(known))
     axes = list(axes)
-    for bare in (True, False):
-        for axis in axes:
-            form = linear(axis.expr)
-            if form is None or ((form[1], form[2]) == (1, 0)) != bare:
-                continue
-            symbol, factor, constant = form
-            if symbol not in solution.values and (axis.size - constant) % factor == 0:
-                solution.values[symbol] = (axis.size - constant) // factor
-                solution.origin[symbol] = axis
+    for axis in axes:
+        if (form := linear(axis.expr)) is not None and form[1:] == (1, 0):
+            _take(solution, axis, form)
+    pending = [axis for axis in axes if not axis.expr.symbols <= solution.values.keys()]
+    found = True
+    while found and pending:
+        found = False
+        for axis in pending:
+            form = linear(axis.expr.substitute(solution.values))
+            found = (form is not None and _take(solution, axis, form)) or found
+        pending = [axis for axis in pending if not axis.expr.symbols <= solution.values.keys()]
     for axis in axes:
         solved = axis.expr.symbols <= solution.values.keys()
         if not solved or axis.expr.evaluate(solution.values) != axis.size:
             solution.wrong.append(axis)
     return solution
+
+
+def _take(solution: Solution, axis: Axis, form: tuple[str, int, int]) -> bool:
+    symbol, factor, constant = form
+    if symbol in solution.values or (axis.size - constant) % factor:
+        return False
+    solution.values[symbol] = (axis.size - constant) // factor
+    solution.origin[symbol] = axis
+    return True
+
+
+def solvable(exprs: Iterable[Expr], known: Iterable[str] = ()) -> set[str]:
+    """The dims that `solve` finds from axes of these sizes, `known` included."""
+    found = set(known)
+    pending = list(exprs)
+    while True:
+        # Any value will do for a known dim: whether the rest is linear does not depend on it.
+        forms = [linear(expr.substitute(dict.fromkeys(found, 1))) for expr in pending]
+        new = {form[0] for form in forms if form is not None} - found
+        if not new:
+            return found
+        found |= new

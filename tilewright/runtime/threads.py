@@ -57,9 +57,9 @@ class Driver:
         # Workers live in this code until the process ends.
         library.pin()
         pointer, word = ctypes.c_void_p, ctypes.c_int64
-        self.launch: Callable[[int, int, int, int | None], None] = ctypes.CFUNCTYPE(
-            None, pointer, pointer, pointer, pointer
-        )(library[abi.LAUNCH])
+        # ctypes lets go of the interpreter lock around these.
+        launch = ctypes.CFUNCTYPE(None, pointer, pointer, pointer, pointer)
+        self.launch: Callable[[int, int, int, int | None], None] = launch(library[abi.LAUNCH])
         self.worker: Callable[[int], None] = ctypes.CFUNCTYPE(None, pointer)(library[abi.WORKER])
         self.stop: Callable[[int], None] = ctypes.CFUNCTYPE(None, pointer)(library[abi.STOP])
         self.pause: Callable[[int], None] = ctypes.CFUNCTYPE(None, word)(library[abi.PAUSE])

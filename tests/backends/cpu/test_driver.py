@@ -40,7 +40,9 @@ def test_a_kernel_sees_its_buffers_dims_and_thread_number(pool: ThreadPool) -> N
 
 
 def test_a_plan_without_steps_or_refs_runs(pool: ThreadPool) -> None:
-    nothing = compile_object("llvm.func @k(%b: !llvm.ptr, %d: !llvm.ptr, %t: i64, %n: i64) {\n  llvm.return\n}", GENERIC)
+    nothing = compile_object(
+        "llvm.func @k(%b: !llvm.ptr, %d: !llvm.ptr, %t: i64, %n: i64) {\n  llvm.return\n}", GENERIC
+    )
     from tilewright.runtime import native
 
     code = native.load([nothing], ["k"])

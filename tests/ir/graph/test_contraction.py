@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tests.ir.graph.single_op import FLOATS, apply, complaint, run, value
 from tilewright.ir.dtypes import F64, I64, DType, torch_name
+from tilewright.ir.graph.base import Setting
 from tilewright.ir.graph.contraction import ConvolutionOp, MatmulOp
 
 sizes = st.sampled_from([0, 1, 2, 3, 7])
@@ -27,6 +28,20 @@ def test_matmul_rounds_once(dtype: DType) -> None:
     a, b = (torch.randn(17, 31).to(getattr(torch, torch_name(dtype))) for _ in range(2))
     exact = (a.double() @ b.double().mT).to(a.dtype)
     torch.testing.assert_close(apply(MatmulOp, a, b, transpose_b=True), exact)
+
+
+def test_matmul_keeps_its_sums_in_the_stated_dtype() -> None:
+    a, b = torch.randn(5, 300).bfloat16(), torch.randn(300, 2).bfloat16()
+    kept = apply(MatmulOp, a, b, result="f32")
+    assert kept.dtype == torch.float32
+    torch.testing.assert_close(kept, (a.double() @ b.double()).float())
+    assert apply(MatmulOp, a.double(), b.double(), result="f32").dtype == torch.float32
+    wide = MatmulOp.make(value([5, 3]), value([3, 2]), result="bf16").evaluate(
+        Setting(wide=True), torch.randn(5, 3).double(), torch.randn(3, 2).double()
+    )
+    assert wide.dtype == torch.float64
+    assert "both must be floats" in complaint(MatmulOp, value([2, 3]), value([3, 2]), result="i32")
+    assert "both must be floats" in complaint(MatmulOp, value([2, 3], I64), value([3, 2], I64), result="f32")
 
 
 def test_matmul_keeps_symbols_and_counts_two_flops_a_multiply_add() -> None:

@@ -118,9 +118,3 @@ def scatter(
     on = e.constant(1, I1, lanes) if mask is None else mask
     types = f"{_memory_text(dtype, lanes)}, {type_text(vec(I1, lanes))} into vector<{lanes}x!llvm.ptr>"
     e.line(f"llvm.intr.masked.scatter {value}, {pointers}, {on} {{alignment = {dtype.bytes} : i32}} : {types}")
-
-
-def prefetch(e: Emitter, base: str, dtype: DType, offset: str) -> None:
-    """Into every cache level, for reading."""
-    pointer = element_pointer(e, base, dtype, offset)
-    e.line(f'"llvm.intr.prefetch"({pointer}) <{{cache = 1 : i32, hint = 3 : i32, rw = 0 : i32}}> : (!llvm.ptr) -> ()')

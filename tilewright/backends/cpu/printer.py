@@ -43,7 +43,6 @@ from tilewright.ir.loops import (
     If,
     Load,
     LoopKernel,
-    Prefetch,
     Reduce,
     Scatter,
     Select,
@@ -234,9 +233,6 @@ class _KernelPrinter(Operands):
         value, mask = self.name(op.value), self.optional(op.mask)
         memory.scatter(self.e, op.value.type, value, place, offset, indices, op.indices.type, mask)
 
-    def prefetch(self, op: Prefetch) -> None:
-        memory.prefetch(self.e, self.base(op.memory), op.memory.dtype, self.name(op.offset))
-
 
 _PRINT: Final[dict[type, Callable[[_KernelPrinter, Any], None]]] = {
     Unary: _KernelPrinter.unary,
@@ -255,7 +251,6 @@ _PRINT: Final[dict[type, Callable[[_KernelPrinter, Any], None]]] = {
     Gather: _KernelPrinter.gather,
     Store: _KernelPrinter.store,
     Scatter: _KernelPrinter.scatter,
-    Prefetch: _KernelPrinter.prefetch,
     For: _KernelPrinter.loop,
     If: _KernelPrinter.branch,
 }

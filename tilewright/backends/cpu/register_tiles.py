@@ -7,7 +7,7 @@ meant for.
 
 Measured on one core of a Sapphire-Rapids-like Xeon (2 FMA units): GFLOP/s in CPU time, best of 30 interleaved rounds on
 a shared machine, so differences below 5% say nothing. Columns are `rows x vectors / unroll of K`, f32; lines are rows x
-K x columns. "peak" is multiply-adds on registers alone in the same rounds, "torch" its linear layer (MKL) on one thread.
+K x columns. "peak" is multiply-adds on registers alone in the same rounds, "torch" its linear layer (MKL), one thread.
 
     avx512            peak  torch  6x4/1  6x4/4  8x3/4  12x2/4  14x2/2  4x4/4  1x4/4
     656x384x1536       171    139    146    151    155     135     133    156     68
@@ -58,7 +58,7 @@ class RegisterTile:
 
 
 REGISTER_TILES: Final[dict[str, tuple[RegisterTile, ...]]] = {
-    "generic": (RegisterTile(1, 1, 4, 2), RegisterTile(None, 2, 4, 2)),
+    "generic": (RegisterTile(1, 1, 4, 1), RegisterTile(None, 2, 4, 1)),
     "avx2": (RegisterTile(1, 1, 2, 4), RegisterTile(4, 4, 2, 2), RegisterTile(None, 6, 2, 2)),
     "avx512": (RegisterTile(1, 1, 4, 4), RegisterTile(16, 4, 4, 4), RegisterTile(None, 6, 4, 4)),
     "avx512-bf16": (RegisterTile(1, 1, 4, 4), RegisterTile(16, 4, 4, 4), RegisterTile(None, 6, 4, 4)),

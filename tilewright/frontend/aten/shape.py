@@ -7,6 +7,7 @@ from typing import Any
 from xdsl.ir import SSAValue
 
 from tilewright.frontend.builder import Builder, axes_of, axis_of
+from tilewright.frontend.proving import at_most, nonnegative
 from tilewright.frontend.registry import Unsupported, lowers
 from tilewright.ir.dims import Expr, maximum, minimum
 from tilewright.ir.dtypes import I64
@@ -130,9 +131,9 @@ def _bound(c: Builder, value: Any, size: Expr, *, default: Expr) -> Expr:
         negative = all(coefficient < 0 for _, coefficient in bound.terms)
     if negative:
         bound = bound + size
-    if space.compare(bound, "<=", size) is not True:
+    if not at_most(space, bound, size):
         bound = minimum(bound, size)
-    return bound if space.compare(bound, ">=", 0) is True else maximum(bound, 0)
+    return bound if nonnegative(space, bound) else maximum(bound, 0)
 
 
 @lowers("aten.narrow.default", "aten.narrow_copy.default")

@@ -11,8 +11,8 @@ from xdsl.traits import Pure
 from tilewright.ir.attributes import Bool, Int, Ints, Str
 from tilewright.ir.cost import Cost
 from tilewright.ir.dims import Expr, floordiv, product
-from tilewright.ir.dtypes import DTYPES, torch_name
-from tilewright.ir.graph.base import GraphOp, at_least_f32, broadcast_dims, tensor
+from tilewright.ir.dtypes import DTYPES
+from tilewright.ir.graph.base import GraphOp, Setting, at_least_f32, broadcast_dims, tensor
 from tilewright.ir.types import TensorType
 
 if TYPE_CHECKING:
@@ -59,15 +59,12 @@ class MatmulOp(GraphOp):
         return [TensorType.of((*lead, m, n), dtype)]
 
     def reference(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        import torch
-
+        """The sums before they are rounded to the result's dtype."""
         wide_a, wide_b = at_least_f32(a), at_least_f32(b)
-        product = wide_a @ (wide_b.mT if self.transpose_b.data else wide_b)
-        if not self.result.data:
-            return product.to(a.dtype)
-        # operands in float64 are a wide run, whose results stay wide
-        stated: torch.dtype = getattr(torch, torch_name(DTYPES[self.result.data]))
-        return product if a.dtype == torch.float64 else product.to(stated)
+        return wide_a @ (wide_b.mT if self.transpose_b.data else wide_b)
+
+    def evaluate(self, setting: Setting, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return self.reference(a, b).to(setting.torch(tensor(self.out).dtype))
 
     def cost(self) -> Cost:
         _, _, _, k = self.sizes()

@@ -1,20 +1,18 @@
-"""The arithmetic half of the builder: one method an op, operands coerced, pure ops folded and shared."""
+"""The arithmetic half of the builder: one method an op, folded where the result is known."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
 
 from tilewright.errors import IRError
 from tilewright.ir.dims import Atom, Expr, ExprLike
-from tilewright.ir.dtypes import BF16, F32, I1, I32, I64, DType
+from tilewright.ir.dtypes import BF16, F32, I1, I32, DType
 from tilewright.ir.loops.folding import COMMUTATIVE, fold_binary, fold_compare, reassociate
+from tilewright.ir.loops.operands import Operand, Operands
 from tilewright.ir.loops.ops import (
     Binary,
     BinaryKind,
     Bitcast,
-    Block,
-    Broadcast,
     Cast,
     Compare,
     Dot2,
@@ -28,53 +26,11 @@ from tilewright.ir.loops.ops import (
     Unary,
     UnaryKind,
 )
-from tilewright.ir.loops.values import INDEX, Const, DimValue, Value, ValueType, VectorConst, mask, rounded, scalar, vec
-
-Operand: TypeAlias = Value | int | float
-Key: TypeAlias = tuple[object, ...]
+from tilewright.ir.loops.values import Const, Value, mask, scalar, vec
 
 
-class Arithmetic:
-    """Builds values. Operands may be Python numbers wherever another operand tells the type, and a scalar beside a
-    vector is broadcast. Pure ops that were built before in an enclosing block are reused."""
-
-    def __init__(self) -> None:
-        self._constants: dict[Key, Value] = {}
-        self._dims: dict[str, DimValue] = {}
-        # One (block, ops by key) pair per open block; an op found in any of them dominates what is built now.
-        self._scopes: list[tuple[Block, dict[Key, Value]]] = []
-
-    # --- leaves ---------------------------------------------------------------------------------------------------
-
-    def const(self, value: int | float, dtype: DType, lanes: int = 1) -> Value:
-        """`value` (rounded to dtype) in every lane."""
-        value = rounded(value, dtype)
-        key = ("const", dtype.name, lanes, value, str(value) if value == 0 else "")  # keeps 0.0 and -0.0 apart
-        found = self._constants.get(key)
-        if found is None:
-            found = self._constants[key] = Const(vec(dtype, lanes), value)
-        return found
-
-    def index(self, value: Operand) -> Value:
-        """An i64 scalar from a Python int; a value of that type passes through."""
-        if isinstance(value, Value):
-            if value.type is not INDEX:
-                raise IRError(f"an index is i64, this value is {value.type}", step="cast it to i64")
-            return value
-        return self.const(value, I64)
-
-    def constants(self, values: Sequence[int | float], dtype: DType) -> Value:
-        """A constant vector, lane by lane."""
-        items = tuple(rounded(v, dtype) for v in values)
-        key = ("constants", dtype.name, tuple(map(str, items)))
-        found = self._constants.get(key)
-        if found is None:
-            found = self._constants[key] = VectorConst(vec(dtype, len(items)), items)
-        return found
-
-    def iota(self, lanes: int, dtype: DType = I32) -> Value:
-        """0, 1, ... lanes-1."""
-        return self.constants(range(lanes), dtype) if lanes > 1 else self.const(0, dtype)
+class Arithmetic(Operands):
+    """One method an op; each gives the value, which may be a constant or one built before."""
 
     def expr(self, value: ExprLike, symbols: Mapping[str, Value] | None = None) -> Value:
         """An index computed from a dims expression; `symbols` gives values that are not formal dims."""
@@ -246,13 +202,6 @@ class Arithmetic:
 
     # --- lanes ----------------------------------------------------------------------------------------------------
 
-    def broadcast(self, a: Value, lanes: int) -> Value:
-        if lanes == 1:
-            return a
-        if isinstance(a, Const):
-            return self.const(a.value, a.type.dtype, lanes)
-        return self._pure(("broadcast", lanes, id(a)), Broadcast(vec(a.type.dtype, lanes), a))
-
     def shuffle(self, a: Value, indices: Sequence[int], b: Value | None = None) -> Value:
         """Lanes of a ++ b (b: a again by default) by constant number."""
         picked = tuple(indices)
@@ -288,36 +237,3 @@ class Arithmetic:
         if isinstance(clamped, Const) and clamped.value in (0, lanes):
             return self.const(bool(clamped.value), I1, lanes)
         return self.compare("lt", self.iota(lanes), self.cast(clamped, I32))
-
-    # --- inside ---------------------------------------------------------------------------------------------------
-
-    def _pure(self, key: Key, made: Value) -> Value:
-        for _, known in reversed(self._scopes):
-            found = known.get(key)
-            if found is not None:
-                return found
-        block, known = self._scopes[-1]
-        known[key] = made
-        block.ops.append(made)  # type: ignore[arg-type]  # every Value made here is an Op
-        return made
-
-    def _alike(self, a: Operand, b: Operand) -> tuple[Value, Value]:
-        """Two operands of one type: numbers take the other's type, a scalar its lanes."""
-        if not isinstance(a, Value):
-            if not isinstance(b, Value):
-                return self.index(a), self.index(b)
-            a = self.const(a, b.type.dtype, b.type.lanes)
-        elif not isinstance(b, Value):
-            b = self.const(b, a.type.dtype, a.type.lanes)
-        if a.type is b.type:
-            return a, b
-        if a.type.dtype is b.type.dtype:
-            if a.type.lanes == 1:
-                return self.broadcast(a, b.type.lanes), b
-            if b.type.lanes == 1:
-                return a, self.broadcast(b, a.type.lanes)
-        raise _differ(a.type, b.type)
-
-
-def _differ(a: ValueType, b: ValueType) -> IRError:
-    return IRError(f"operands differ in type: {a} and {b}", step="cast one of them")

@@ -17,10 +17,11 @@ from types import TracebackType
 
 from tilewright.errors import IRError
 from tilewright.ir.dtypes import I32, I64, DType
-from tilewright.ir.loops.arithmetic import Arithmetic, Operand
+from tilewright.ir.loops.arithmetic import Arithmetic
 from tilewright.ir.loops.kernel import LoopKernel
 from tilewright.ir.loops.memory import BufferArg, Memory, Scratch
-from tilewright.ir.loops.ops import Block, For, Gather, If, Load, Op, Prefetch, Scatter, Store
+from tilewright.ir.loops.operands import Operand
+from tilewright.ir.loops.ops import Block, For, Gather, If, Load, Op, Scatter, Store
 from tilewright.ir.loops.values import BOOL, INDEX, Argument, Const, DimValue, Result, ThreadCount, ThreadId, Value, vec
 
 
@@ -123,10 +124,6 @@ class LoopBuilder(Arithmetic):
             return
         mask, _ = self._masked(mask, None, memory.dtype, lanes)
         self._append(Scatter(value, memory, self.index(offset), indices, mask))
-
-    def prefetch(self, memory: Memory, offset: Operand) -> None:
-        """A hint that memory[offset] will be read soon; any offset is allowed."""
-        self._append(Prefetch(memory, self.index(offset)))
 
     def _strided(self, stride: Operand, lanes: int) -> Value | None:
         """The lane offsets of a strided access; None for contiguous ones."""

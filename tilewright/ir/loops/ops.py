@@ -195,14 +195,6 @@ class Scatter:
 
 
 @dataclass(slots=True, eq=False)
-class Prefetch:
-    """A hint that `memory[offset]` will be read soon; may name any address."""
-
-    memory: Memory
-    offset: Value
-
-
-@dataclass(slots=True, eq=False)
 class Block:
     """Statements in order, the block's arguments, and the values it hands to the op it belongs to."""
 
@@ -241,7 +233,7 @@ class If:
 
 Op: TypeAlias = (
     Unary | Binary | Fma | Compare | Select | Cast | Bitcast | Broadcast | Shuffle | Extract | Reduce | Dot2
-    | Load | Gather | Store | Scatter | Prefetch | For | If
+    | Load | Gather | Store | Scatter | For | If
 )  # fmt: skip
 
 
@@ -262,8 +254,6 @@ def operands(op: Value | Op) -> tuple[Value, ...]:
             return _present(op.value, op.offset, op.mask)
         case Scatter():
             return _present(op.value, op.offset, op.indices, op.mask)
-        case Prefetch():
-            return (op.offset,)
         case For():
             return (op.lo, op.hi, op.step, *op.inits)
         case If():

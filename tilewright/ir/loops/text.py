@@ -66,7 +66,7 @@ class _Printer:
                         yield f"{indent}}} else {{"
                         yield from self.block(op.otherwise, indent + "  ")
                     yield f"{indent}}}"
-                case ops.Store() | ops.Scatter() | ops.Prefetch():
+                case ops.Store() | ops.Scatter():
                     yield f"{indent}{self.call(op)}"
                 case _:
                     yield f"{indent}{self.name(op)} = {self.call(op)} : {op.type}"
@@ -95,8 +95,6 @@ class _Printer:
             case ops.Scatter():
                 place = f"{op.memory.name}[{self.name(op.offset)} + {self.name(op.indices)}]"
                 return f"scatter {self.name(op.value)}, {place}{self.masking(op.mask)}"
-            case ops.Prefetch():
-                return f"prefetch {op.memory.name}[{self.name(op.offset)}]"
             case _:
                 return f"{type(op).__name__.lower()} {self.list(ops.operands(op))}"
 

@@ -133,7 +133,7 @@ class _Checker:
                     ("b", op.b.type, wide),
                 ):
                     self.same(op, name, got, wanted)
-            case ops.Load() | ops.Gather() | ops.Store() | ops.Scatter() | ops.Prefetch():
+            case ops.Load() | ops.Gather() | ops.Store() | ops.Scatter():
                 self.access(op)
             case ops.For():
                 self.loop(op, known)
@@ -169,12 +169,10 @@ class _Checker:
         if op.kind not in allowed or dtype in (BF16, F16):
             self.fault(f"does not compute on {op.a.type}", op)
 
-    def access(self, op: ops.Load | ops.Gather | ops.Store | ops.Scatter | ops.Prefetch) -> None:
+    def access(self, op: ops.Load | ops.Gather | ops.Store | ops.Scatter) -> None:
         if op.memory not in self.memories:
             self.fault(f"{op.memory.name!r} is no memory of this kernel", op)
         self.same(op, "the offset", op.offset.type, INDEX)
-        if isinstance(op, ops.Prefetch):
-            return
         value = op.value if isinstance(op, (ops.Store, ops.Scatter)) else op
         self.same(op, "the value", value.type, vec(op.memory.dtype, value.type.lanes))
         if op.mask is not None:

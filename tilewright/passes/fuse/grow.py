@@ -1,7 +1,7 @@
 """How kernels grow around their anchors: matmuls take epilogues, reductions epilogues and prologues, the rest joins up.
 
-The order matters. A matmul comes first, because its result is in registers and an epilogue there is free. Rows come next:
-what is left before and after a reduction runs while the row is on chip. Plain elementwise ops join last.
+The order matters. A matmul comes first, because its result is in registers and an epilogue there is free. Rows come
+next: what is left before and after a reduction runs while the row is on chip. Plain elementwise ops join last.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class Growth:
     # --- matmul -----------------------------------------------------------------------------------------------------
 
     def epilogues(self) -> None:
-        """Every matmul takes the pointwise ops that its result alone flows into, while the tile can address the rest."""
+        """Every matmul takes the pointwise ops that its result alone flows into, while its tile addresses the rest."""
         for cluster in self._of_kind("matmul"):
             cluster.dims = tensor(cluster.ops[0].results[0]).dims
             while (op := self._sole_reader(cluster)) is not None:
                 other = self.plan.of[op]
                 if not other.single or other.kind != "map":
                     break
-                inside = {r for member in cluster.ops for r in member.results}
+                inside = set(results_of(cluster))
                 reason = legality.why_no_epilogue(op, inside, cluster.dims)
                 if not self._try(cluster, other, cluster.ops[-1], op, reason):
                     break
@@ -49,19 +49,37 @@ class Growth:
     def pairs(self) -> None:
         """Two products of one left-hand side that meet in a pointwise op become one kernel with two accumulators."""
         for cluster in self._of_kind("matmul"):
-            op = self._sole_reader(cluster)
             first = cluster.ops[0]
-            if op is None or not isinstance(first, MatmulOp) or self.plan.of[op].kind != "map":
-                continue
-            for value in op.operands:
-                second = value.owner
-                other = self.plan.of.get(second) if isinstance(second, Operation) else None
-                if other is None or other is cluster or other.kind != "matmul" or self._sole_reader(other) is not op:
+            for other in self._of_kind("matmul"):
+                second = other.ops[0]
+                if not (isinstance(first, MatmulOp) and isinstance(second, MatmulOp)):
                     continue
-                product = next(o for o in other.ops if isinstance(o, MatmulOp))
-                if legality.is_pair(first, product):
-                    self._try(cluster, other, first, product, None)
-                    break
+                if cluster.single and other.single and legality.is_pair(first, second):
+                    self._pair(cluster, other)
+
+    def _pair(self, cluster: Cluster, other: Cluster) -> None:
+        """Joins two products and the pointwise ops up to the one where they meet."""
+        left, right = self._chain(cluster), self._chain(other)
+        meeting = next((op for op in left if op in right), None)
+        if meeting is None:
+            return
+        dims = tensor(cluster.ops[0].results[0]).dims
+        joining = [*left[: left.index(meeting)], *right[: right.index(meeting)], meeting]
+        inside: set[SSAValue] = {r for op in (cluster.ops[0], other.ops[0], *joining) for r in op.results}
+        reasons = [reason for op in joining if (reason := legality.why_no_epilogue(op, inside, dims)) is not None]
+        if not self._try(cluster, other, cluster.ops[0], other.ops[0], next(iter(reasons), None)):
+            return
+        for op in sorted(joining, key=self.plan.position.__getitem__):
+            self._try(cluster, self.plan.of[op], cluster.ops[-1], op, None)
+
+    def _chain(self, cluster: Cluster) -> list[Operation]:
+        """The pointwise ops that a product flows into, each the only reader of the one before."""
+        found: list[Operation] = []
+        current = self._sole_reader(cluster)
+        while current is not None and legality.is_pointwise(current) and len(found) < self.max_ops:
+            found.append(current)
+            current = self._sole_reader(self.plan.of[current])
+        return found
 
     def _sole_reader(self, cluster: Cluster) -> Operation | None:
         """The one node that reads the cluster's last result, directly; None where there are others or views."""
@@ -102,7 +120,7 @@ class Growth:
             return None if same else f"it reduces rows of another shape, {tensor(op.operands[0])}"
         if not legality.is_pointwise(op):
             return f"{op.name} is not pointwise"
-        shapes = [reduced_dims(o) for o in cluster.ops if isinstance(o, ReduceOp)]
+        shapes = [legality.reduced_dims(o) for o in cluster.ops if isinstance(o, ReduceOp)]
         if legality.is_row_shape(op.results[0], cluster.dims) or tensor(op.results[0]).dims in shapes:
             return None
         return f"its result {tensor(op.results[0])} has another shape than the rows"
@@ -118,7 +136,7 @@ class Growth:
             cluster.dims = legality.row_dims(anchor)
             while prologues and self._prologue(cluster):
                 pass
-            cluster.dims = reduced_dims(anchor)
+            cluster.dims = legality.reduced_dims(anchor)
             while epilogues and (op := self._sole_reader(cluster)) is not None:
                 other = self.plan.of[op]
                 if not other.single or other.kind != "map":
@@ -160,7 +178,7 @@ class Growth:
     # --- elements ---------------------------------------------------------------------------------------------------
 
     def elements(self) -> None:
-        """Elementwise ops of one shape that feed each other become one kernel; smaller operands join if that is cheap."""
+        """Elementwise ops of one shape that feed each other join; smaller operands do where that is cheap."""
         for op in sorted(self.plan.of, key=self.plan.position.__getitem__, reverse=True):
             if not legality.computes_elements(op):
                 continue
@@ -219,11 +237,6 @@ class Growth:
         target = first if into is None else into
         self.plan.join(target, second if target is first else first)
         return True
-
-
-def reduced_dims(op: ReduceOp) -> tuple[object, ...]:
-    """The dims of a reduction's result."""
-    return tensor(op.out).dims
 
 
 def results_of(cluster: Cluster) -> list[SSAValue]:

@@ -93,10 +93,7 @@ def fits_epilogue(value: SSAValue, dims: Sequence[Expr]) -> bool:
     if is_number(value):
         return True
     return in_memory(value) and (
-        is_scalar(value)
-        or is_column_vector(value, dims)
-        or is_row_scalar(value, dims)
-        or is_same_shape(value, dims)
+        is_scalar(value) or is_column_vector(value, dims) or is_row_scalar(value, dims) or is_same_shape(value, dims)
     )
 
 

@@ -99,14 +99,13 @@ def is_outside(op: Operation) -> bool:
 class Cluster:
     """Nodes that become one kernel.
 
-    kind: the skeleton. dims: the shape its rows or elements are counted in. stored: results that are stored through a
-    transpose, by the value that is permuted.
+    kind: the skeleton. dims: the shape its rows or elements are counted in. before, after: the clusters it depends on,
+    and those that depend on it.
     """
 
     kind: str
     ops: list[Operation]
     dims: tuple[Expr, ...] = ()
-    stored: dict[SSAValue, TransposeOp] = field(default_factory=dict)
     before: set[Cluster] = field(default_factory=set)
     after: set[Cluster] = field(default_factory=set)
 
@@ -170,12 +169,6 @@ class Plan:
         """Some node of another cluster reads the value."""
         return any(self.of[reader] is not cluster for reader in self.readers(value))
 
-    def operands(self, cluster: Cluster) -> list[SSAValue]:
-        """The values the cluster's nodes read that it does not compute, views and leaves included."""
-        inside = {r for op in cluster.ops for r in op.results}
-        found = {v: None for op in cluster.ops for v in op.operands if v not in inside}
-        return list(found)
-
     def _connect(self) -> None:
         effects: list[Operation] = []
         reads: dict[str, list[Operation]] = {}
@@ -237,8 +230,7 @@ class Plan:
         """Gives every node of a cluster a cluster of its own again."""
         for op in cluster.ops:
             self.of[op] = Cluster(skeleton(op), [op])
-
-    def add_view(self, op: Operation) -> Cluster:
-        """Makes a view or leaf a node of its own: a kernel that writes it out."""
-        cluster = self.of[op] = Cluster("map", [op], tensor(op.results[0]).dims)
-        return cluster
+        for other in set(self.of.values()):
+            other.before.clear()
+            other.after.clear()
+        self._connect()

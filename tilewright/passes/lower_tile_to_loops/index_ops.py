@@ -75,5 +75,5 @@ def _segment(cx: Lowering, op: ViewSegmentOp) -> None:
     after = Index(b.add(which.value, 1), which.expr + Expr.of(1))
     end, _ = read_integers(offsets, [Span(after, ORIGIN, 1)], 1)
     declared = cx.size(op.extent.data[0])
-    length = cx.integer(b.min(b.sub(end, start), declared.value))
+    length = cx.integer(b.max(b.min(b.sub(end, start), declared.value), 0))
     cx.views[op.out] = SegmentView(cx.views[op.source], cx.integer(start), length, op.axis.data)

@@ -49,15 +49,19 @@ class Facts:
 
     def induction(self, lo: Expr, hi: Expr, step: int) -> Expr:
         """A fresh symbol for a loop's coordinate."""
-        name = f"%{len(self._inductions) + len(self._opaque)}"
+        name = self._fresh()
         self._inductions[name] = Induction(lo, hi, step)
         return Expr.of(name)
 
     def opaque(self) -> Expr:
         """A fresh symbol for an integer read at run time."""
-        name = f"%{len(self._inductions) + len(self._opaque)}"
+        name = self._fresh()
         self._opaque.add(name)
         return Expr.of(name)
+
+    def _fresh(self) -> str:
+        # Two underscores: no dim that a frontend or a user names begins so.
+        return f"__{len(self._inductions) + len(self._opaque)}"
 
     def at_least(self, expr: Expr, least: ExprLike) -> bool:
         """True where expr >= least is proved for every iteration and every size of the dims."""
@@ -80,7 +84,7 @@ class Facts:
     def _nonnegative(self, expr: Expr, depth: int) -> bool:
         if depth == 0:
             return False
-        newest = max((s for s in expr.symbols if s in self._inductions), key=lambda s: int(s[1:]), default=None)
+        newest = max((s for s in expr.symbols if s in self._inductions), key=lambda s: int(s[2:]), default=None)
         if newest is not None:
             bounded = self._eliminate(expr, newest)
             return bounded is not None and self._nonnegative(bounded, depth)

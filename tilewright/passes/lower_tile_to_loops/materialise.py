@@ -116,4 +116,12 @@ def sites(storage: RegisterTile) -> int:
     return prod(storage.extents) if storage.axis is None else len(storage.positions())
 
 
-Fold = Callable[[Site, Sequence[Value]], Sequence[Value]]
+
+
+
+def materialise(cx: Lowering, op: Operation) -> None:
+    """Computes an inline op's value once, into the home that placement gave it."""
+    value = op.results[0]
+    home = storage_for(cx, value)
+    fill(cx, home, value)
+    cx.tiles[value] = home

@@ -186,9 +186,20 @@ class _Placer:
                 return below
 
     def settle(self, value: SSAValue, budget: int) -> None:
-        """Gives a materialised value its home."""
-        fits = vectors(value, self.rules.lanes) <= budget or self.column(value)
+        """Gives a materialised value its home. What becomes a carry in registers takes the registers of that carry."""
+        extents = tile(value).extents
+        fits = vectors(value, self.rules.lanes) <= budget or self.continues(value)
+        if extents and extents[-1] == 1:
+            fits = prod(extents) <= _SCALARS
         self.plan.homes[value] = "registers" if fits and self.aligned(value) else "scratch"
+
+    def continues(self, value: SSAValue) -> bool:
+        """Whether a value is yielded to a carry that lives in registers."""
+        for use in value.uses:
+            op, loop = use.operation, use.operation.parent_op()
+            if isinstance(op, YieldOp) and isinstance(loop, ForOp):
+                return self.plan.homes.get(loop.carried[use.index]) == "registers"
+        return False
 
     def aligned(self, value: SSAValue) -> bool:
         """Whether every consumer reads the value lane by lane at static positions."""

@@ -103,8 +103,14 @@ def map_group(
         for op in ops:
             if op.operands and not all(r in space.maps for r in op.results):
                 _to_result(space, op)
-        if len(space.maps) == before:
+        if len(space.maps) > before:
+            continue
+        # only when nothing else says where a reduced axis is walked does a reduction get an axis of its own
+        waiting = [op for op in reversed(ops) if isinstance(op, reduction.ReduceOp) and op.out in space.maps]
+        waiting = [op for op in waiting if op.x not in space.maps]
+        if not waiting:
             break
+        _reduce_operand(space, waiting[0], space.maps[waiting[0].out])
     for value in (*group.block.args, *group.yielded):
         if value not in space.maps:
             raise unsupported(group, f"value {value.type} of the group is not addressed by its iteration space")
@@ -134,8 +140,8 @@ def _to_operands(space: Space, op: Operation) -> None:
             for operand in op.operands:
                 _known(space, operand, broadcast_axes(operand, out))
         case reduction.ReduceOp():
-            if op.x not in space.maps:
-                _reduce_operand(space, op, out)
+            if op.x in space.maps:
+                _check_reduced(space, op)
         case shape.TransposeOp():
             axes = [UNIT] * len(out)
             for position, source in enumerate(op.permutation.data):
@@ -190,9 +196,7 @@ def _to_result(space: Space, op: Operation) -> None:
         case reduction.ReduceOp() if op.x in space.maps:
             reduced = [a % len(tensor(op.x).dims) for a in op.axes.data]
             source = space.maps[op.x]
-            for a in reduced:
-                for axis in source[a].axes:
-                    space.reduced.setdefault(axis, op)
+            _check_reduced(space, op)
             kept = [UNIT if i in reduced else a for i, a in enumerate(source) if op.keepdims.data or i not in reduced]
             space.maps[result] = tuple(kept)
         case _:
@@ -212,6 +216,13 @@ def _mark_reduced(space: Space, op: Operation, out: Sequence[Axis]) -> None:
         space.reduced.setdefault(number, op)
 
 
+def _check_reduced(space: Space, op: reduction.ReduceOp) -> None:
+    """Marks the axes a reduction folds, once its operand has a map."""
+    for a in op.axes.data:
+        for number in space.maps[op.x][a].axes:
+            space.reduced.setdefault(number, op)
+
+
 def _reduce_operand(space: Space, op: reduction.ReduceOp, out: Sequence[Axis]) -> None:
     dims = tensor(op.x).dims
     reduced = {a % len(dims) for a in op.axes.data}
@@ -222,11 +233,10 @@ def _reduce_operand(space: Space, op: reduction.ReduceOp, out: Sequence[Axis]) -
             if op.keepdims.data:
                 next(kept)
             axes.append(space.axis_for(dim))
-            for number in axes[-1].axes:
-                space.reduced.setdefault(number, op)
         else:
             axes.append(next(kept))
     _known(space, op.x, axes)
+    _check_reduced(space, op)
 
 
 def _regroup(space: Space, op: Operation, known: SSAValue, wanted: SSAValue) -> list[Axis]:

@@ -59,6 +59,8 @@ def _seed(space: Space, op: attention.AttentionOp, axes: _Axes) -> None:
     # axes of size 1 still need a loop variable, so they are always made
     s, e = Axis((space.new(k.dims[-2]),)), Axis((space.new(q.dims[-1]),))
     axes.t, axes.s, axes.e, axes.d = t.axes, s.axes[0], e.axes[0], d.axes
+    if op.lse_out is not None:
+        space.maps[op.lse_out] = (*lead, heads, t)
 
     def trimmed(value: SSAValue, full: tuple[Axis, ...]) -> tuple[Axis, ...]:
         dims = tensor(value).dims

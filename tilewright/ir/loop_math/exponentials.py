@@ -1,0 +1,129 @@
+"""exp and the functions made of it."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from tilewright.ir.dtypes import F32, I32
+from tilewright.ir.loop_math import tables
+from tilewright.ir.loop_math.evaluation import LN2_HIGH, LN2_LOW, MAGIC32, ONE, horner, like, require_f32, with_sign_of
+from tilewright.ir.loops import LoopBuilder, Value
+
+_LOG2E: Final = math.log2(math.e)
+
+
+def _reduced(b: LoopBuilder, x: Value) -> tuple[Value, Value]:
+    """x = n ln 2 + r with |r| <= ln(2) / 2: r, and bits that end in the integer n."""
+    shifted = b.fma(x, _LOG2E, MAGIC32)
+    n = b.sub(shifted, MAGIC32)
+    r = b.fma(n, -LN2_LOW, b.fma(n, -LN2_HIGH, x))
+    return r, b.bitcast(shifted, I32)
+
+
+def times_power_of_two(b: LoopBuilder, value: Value, bits: Value) -> Value:
+    """value * 2**n for n in -252..254 in the low bits of `bits`.
+
+    In two factors, so that neither is subnormal or infinite and the result is rounded once: the first is 2**(n // 2).
+    """
+    half = b.and_(b.shl(bits, 22), -(1 << 23))
+    rest = b.sub(b.shl(bits, 23), half)
+    first, second = (b.bitcast(b.add(exponent, ONE), F32) for exponent in (half, rest))
+    return b.mul(b.mul(value, first), second)
+
+
+def _expm1_reduced(b: LoopBuilder, r: Value) -> Value:
+    """exp(r) - 1 for |r| <= ln(2) / 2, accurate near zero."""
+    return b.fma(horner(b, r, tables.EXP), b.mul(r, r), r)
+
+
+def exp_up_to(b: LoopBuilder, x: Value) -> Value:
+    """exp for x <= 89."""
+    # The bound comes first: `max` gives its second operand where unordered, so a NaN stays.
+    x = b.max(like(b, -104.0, x), x)
+    r, bits = _reduced(b, x)
+    return times_power_of_two(b, b.fma(b.fma(horner(b, r, tables.EXP), r, 1.0), r, 1.0), bits)
+
+
+def exp(b: LoopBuilder, x: Value) -> Value:
+    """e**x."""
+    require_f32(x, "exp")
+    return exp_up_to(b, b.min(like(b, 89.0, x), x))
+
+
+def exp2(b: LoopBuilder, x: Value) -> Value:
+    """2**x."""
+    require_f32(x, "exp2")
+    x = b.max(like(b, -151.0, x), b.min(like(b, 129.0, x), x))
+    shifted = b.add(x, MAGIC32)
+    r = b.sub(x, b.sub(shifted, MAGIC32))
+    return times_power_of_two(b, b.fma(horner(b, r, tables.EXP2), r, 1.0), b.bitcast(shifted, I32))
+
+
+def _expm1_up_to(b: LoopBuilder, x: Value) -> Value:
+    """exp(x) - 1 for x <= 89; the sign of a zero is lost."""
+    x = b.max(like(b, -20.0, x), x)
+    r, bits = _reduced(b, x)
+    # Half the result, so that 2**(n-1) stays finite; doubling is exact.
+    scale = b.bitcast(b.add(b.shl(bits, 23), 126 << 23), F32)
+    half = b.fma(scale, _expm1_reduced(b, r), b.sub(scale, 0.5))
+    return b.add(half, half)
+
+
+def expm1(b: LoopBuilder, x: Value) -> Value:
+    """e**x - 1."""
+    require_f32(x, "expm1")
+    return b.select(b.compare("eq", x, 0.0), x, _expm1_up_to(b, b.min(like(b, 89.0, x), x)))
+
+
+def tanh(b: LoopBuilder, x: Value) -> Value:
+    """Hyperbolic tangent: -e / (e + 2) with e = expm1(-2 |x|)."""
+    require_f32(x, "tanh")
+    e = _expm1_up_to(b, b.mul(b.abs(x), -2.0))
+    return with_sign_of(b, b.abs(b.div(e, b.add(e, 2.0))), x)
+
+
+def sigmoid(b: LoopBuilder, x: Value) -> Value:
+    """1 / (1 + exp(-x)), from exp(-|x|), which cannot overflow."""
+    require_f32(x, "sigmoid")
+    z = exp_up_to(b, b.neg(b.abs(x)))
+    return b.div(b.select(b.compare("lt", x, 0.0), z, 1.0), b.add(z, 1.0))
+
+
+def silu(b: LoopBuilder, x: Value) -> Value:
+    """x * sigmoid(x)."""
+    return b.mul(x, sigmoid(b, x))
+
+
+def gelu_tanh(b: LoopBuilder, x: Value) -> Value:
+    """0.5 x (1 + tanh(u)) with u = sqrt(2/pi) (x + 0.044715 x**3): that is x * sigmoid(2 u)."""
+    require_f32(x, "gelu_tanh")
+    slope = 2 * math.sqrt(2 / math.pi)
+    inner = b.fma(b.mul(x, x), slope * 0.044715, slope)
+    return b.mul(x, sigmoid(b, b.mul(x, inner)))
+
+
+def gelu(b: LoopBuilder, x: Value) -> Value:
+    """x * Phi(x), with the normal distribution from one exponential of a polynomial: Phi(-u) = erfc(u / sqrt 2) / 2.
+
+    Both sides of zero come from the small tail, so that nothing cancels.
+    """
+    require_f32(x, "gelu")
+    t = b.mul(b.abs(x), math.sqrt(0.5))
+    inside = b.min(like(b, 6.5, t), t)
+    exponent = b.mul(horner(b, inside, tables.GELU), inside)
+    # Beyond the polynomial's range a straight line falls more slowly than log(erfc), and still takes the result to 0.
+    exponent = b.fma(b.sub(t, inside), -13.0, exponent)
+    tail = b.mul(exp_up_to(b, exponent), 0.5)
+    return b.mul(x, b.select(b.compare("gt", x, 0.0), b.sub(1.0, tail), tail))
+
+
+def erf(b: LoopBuilder, x: Value) -> Value:
+    """The error function: a polynomial near zero, 1 - exp(polynomial) beyond."""
+    require_f32(x, "erf")
+    near = b.fma(horner(b, b.mul(x, x), tables.ERF), x, x)
+    t = b.abs(x)
+    capped = b.min(like(b, 4.0, t), t)
+    exponent = b.fma(horner(b, capped, tables.ERFC_TAIL), b.neg(capped), b.neg(capped))
+    far = with_sign_of(b, b.sub(1.0, exp_up_to(b, exponent)), x)
+    return b.select(b.compare("gt", t, 0.9375), far, near)

@@ -1,0 +1,170 @@
+"""Loops and branches: carried tiles stay in registers as loop carries, or in one scratch tile that every iteration updates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from xdsl.ir import Block, Operation, SSAValue
+
+from tilewright.ir.loops import Scratch, Value
+from tilewright.ir.tile import compute
+from tilewright.ir.tile.base import tile
+from tilewright.ir.tile.memory import StageOp
+from tilewright.ir.tile.structure import ForOp, IfOp, YieldOp
+from tilewright.ir.types import TileType
+from tilewright.passes.lower_tile_to_loops.context import Lowering
+from tilewright.passes.lower_tile_to_loops.elementwise import INLINE
+from tilewright.passes.lower_tile_to_loops.indices import Index
+from tilewright.passes.lower_tile_to_loops.materialise import copy, fill, register_tile, storage_for
+from tilewright.passes.lower_tile_to_loops.storage import RegisterTile, ScratchTile, Storage
+
+LowerBlock = Callable[[Lowering, Block], None]
+
+
+def lower_for(cx: Lowering, op: ForOp, lower_block: LowerBlock) -> None:
+    """A loop; what it carries is started, handed on and left behind in the home that placement chose."""
+    b = cx.b
+    homes = [_started(cx, argument, init) for argument, init in zip(op.carried, op.carries, strict=True)]
+    lo, hi = cx.indices[op.lo], cx.indices[op.hi]
+    starts = [v for home in homes for v in _values(home)]
+    with b.loop(lo.value, hi.value, op.step.data, starts, name="k") as loop:
+        cx.indices[op.coordinate] = Index(loop.index, cx.facts.induction(lo.expr, hi.expr, op.step.data))
+        _bind(cx, op.carried, homes, loop.carries)
+        lower_block(cx, op.body.blocks[0])
+        loop.next(*_handed_on(cx, op.yielded, homes))
+    _bind(cx, op.results, homes, loop.results)
+
+
+def lower_if(cx: Lowering, op: IfOp, lower_block: LowerBlock) -> None:
+    """A branch on a condition that the whole program shares."""
+    b = cx.b
+    homes: list[Storage | None] = [
+        storage_for(cx, r) if isinstance(r.type, TileType) and r in cx.plan.homes else None for r in op.results
+    ]
+    branch = b.branch(b.compare("ne", cx.indices[op.condition].value, 0))
+    for arm, region in ((branch.then, op.then), (branch.otherwise, op.otherwise)):
+        with arm():
+            block = region.blocks[0]
+            lower_block(cx, block)
+            given = block.last_op.operands if isinstance(block.last_op, YieldOp) else ()
+            branch.give(*_handed_on(cx, given, homes))
+    _bind(cx, op.results, homes, branch.results)
+
+
+def _started(cx: Lowering, argument: SSAValue, init: SSAValue) -> Storage | None:
+    """The home of a carried tile, holding its first value; None for an index."""
+    if not isinstance(argument.type, TileType):
+        return None
+    home = register_tile(cx, argument) if cx.plan.homes[argument] == "registers" else None
+    if home is None:
+        home = cx.scratch(tile(argument).extents, tile(argument).dtype)
+    held = cx.tiles.get(init)
+    if held is not None and type(held) is type(home):
+        copy(cx, held, home)
+    else:
+        fill(cx, home, init)
+    return home
+
+
+def _values(home: Storage | None) -> list[Value]:
+    return home.all() if isinstance(home, RegisterTile) else []
+
+
+def _bind(cx: Lowering, names: Sequence[SSAValue], homes: Sequence[Storage | None], values: Sequence[Value]) -> None:
+    """Gives loop values to the names they stand for, in the order `_handed_on` gives them."""
+    left = list(values)
+    for name, home in zip(names, homes, strict=True):
+        if not isinstance(name.type, TileType):
+            cx.indices[name] = cx.integer(left.pop(0))
+        elif isinstance(home, RegisterTile):
+            held = register_tile(cx, name)
+            count = len(held.positions())
+            held.take(left[:count])
+            del left[:count]
+            cx.tiles[name] = held
+        elif home is not None:
+            cx.tiles[name] = home
+
+
+def _handed_on(cx: Lowering, given: Sequence[SSAValue], homes: Sequence[Storage | None]) -> list[Value]:
+    """The values that a body hands on; tiles whose home is scratch are written there.
+
+    Registers are read before any scratch is written, and a scratch tile is written when no other value that is still to
+    be written reads it.
+    """
+    values: list[Value] = []
+    pending: list[tuple[SSAValue, ScratchTile]] = []
+    for value, home in zip(given, homes, strict=True):
+        if not isinstance(value.type, TileType):
+            values.append(cx.indices[value].value)
+        elif isinstance(home, RegisterTile):
+            held = cx.tiles.get(value)
+            target = RegisterTile(home.extents, home.dtype, home.lanes, scalars=home.axis is None)
+            if isinstance(held, RegisterTile) and held.positions() == target.positions():
+                target = held
+            else:
+                fill(cx, target, value)
+            values += target.all()
+        elif home is not None and cx.tiles.get(value) is not home:
+            pending.append((value, home))
+    while pending:
+        free = [
+            (v, home) for v, home in pending
+            if not any(home.memory in scratch_behind(cx, o) for o, _ in pending if o is not v)
+            and (home.memory not in scratch_behind(cx, v) or _in_place(cx, v, home.memory))
+        ]  # fmt: skip
+        if free:
+            for value, home in free:
+                fill(cx, home, value)
+            pending = [p for p in pending if p not in free]
+            continue
+        # Values that read each other's homes: one is computed beside them and copied afterwards.
+        value, home = pending.pop(0)
+        aside = cx.scratch(home.extents, home.dtype)
+        fill(cx, aside, value)
+        _write_rest(cx, pending)
+        copy(cx, aside, home)
+        cx.drop(aside)
+        return values
+    return values
+
+
+def _write_rest(cx: Lowering, pending: list[tuple[SSAValue, ScratchTile]]) -> None:
+    """Writes values whose homes may be read by each other: all are computed aside first."""
+    aside = [(cx.scratch(home.extents, home.dtype), value, home) for value, home in pending]
+    for made, value, _ in aside:
+        fill(cx, made, value)
+    for made, _, home in aside:
+        copy(cx, made, home)
+        cx.drop(made)
+
+
+def scratch_behind(cx: Lowering, value: SSAValue) -> set[Scratch]:
+    """The scratch that evaluating a value reads."""
+    held = cx.tiles.get(value)
+    if held is not None:
+        return {held.memory} if isinstance(held, ScratchTile) else set()
+    op = value.owner
+    if not isinstance(op, Operation) or type(op) not in INLINE:
+        return set()
+    return set().union(*(scratch_behind(cx, o) for o in op.operands if isinstance(o.type, TileType)))
+
+
+def _in_place(cx: Lowering, value: SSAValue, memory: Scratch) -> bool:
+    """Whether each element of a value depends on the same element of the memory alone, if on any."""
+    held = cx.tiles.get(value)
+    if held is not None:
+        return True
+    op = value.owner
+    if not isinstance(op, Operation):
+        return True
+    for operand in op.operands:
+        if not isinstance(operand.type, TileType) or memory not in scratch_behind(cx, operand):
+            continue
+        aligned = isinstance(op, (compute.MapOp, compute.CastOp, StageOp))
+        if not aligned or tile(operand).extents != tile(value).extents or not _in_place(cx, operand, memory):
+            return False
+    return True
+
+
+in_place = _in_place

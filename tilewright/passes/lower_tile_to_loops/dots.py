@@ -1,0 +1,211 @@
+"""Dots: blocks of rows by vectors held in registers while k runs in order, one fused multiply-add a step and element.
+
+A block reads one vector of b per column vector and k, and broadcasts a's elements straight from where they lie. Which
+block an element falls into changes nothing about its sum, so any machine's blocks give the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from xdsl.ir import SSAValue
+
+from tilewright.ir.loops import Value
+from tilewright.ir.tile.base import tile
+from tilewright.ir.tile.compute import DotOp
+from tilewright.passes.lower_tile_to_loops.context import Lowering
+from tilewright.passes.lower_tile_to_loops.destinations import destination
+from tilewright.passes.lower_tile_to_loops.elementwise import evaluate, vector
+from tilewright.passes.lower_tile_to_loops.indices import Index
+from tilewright.passes.lower_tile_to_loops.loads import fill_of
+from tilewright.passes.lower_tile_to_loops.materialise import static_axes
+from tilewright.passes.lower_tile_to_loops.operands import loaded_axis
+from tilewright.passes.lower_tile_to_loops.scalar_functions import NARROW
+from tilewright.passes.lower_tile_to_loops.sites import Coord, Position, Site, known
+from tilewright.passes.lower_tile_to_loops.storage import RegisterTile, ScratchTile, Storage
+from tilewright.passes.lower_tile_to_loops.sweeps import Space, sweep
+
+_UNROLLED_K = 4  # steps of k that one turn of the innermost loop takes
+
+Reader = Callable[[Site], Value]
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A block of the result: its first row and column, how many rows and vectors it has, and where the columns end."""
+
+    row: Position
+    rows: int
+    column: Position
+    vectors: int
+
+
+def lower_dot(cx: Lowering, op: DotOp) -> None:
+    """acc + a b, into the home that placement gave it."""
+    home = destination(cx, op.out, op.acc)
+    rows, columns = tile(op.out).extents
+    cx.sweep += 1
+    with _operands(cx, op) as (left, right):
+        emit = _Blocks(cx, op, home, left, right)
+        if isinstance(home, RegisterTile):
+            emit.block(Block(0, rows, 0, -(-columns // home.lanes)))
+        else:
+            emit.all()
+    cx.tiles[op.out] = home
+
+
+class _Blocks:
+    """Emits the blocks of one dot."""
+
+    def __init__(self, cx: Lowering, op: DotOp, home: Storage, left: Reader, right: Reader) -> None:
+        self.cx, self.op, self.home, self.left, self.right = cx, op, home, left, right
+        self.rows, self.columns = tile(op.out).extents
+        self.dtype = tile(op.acc).dtype
+        self.lanes = home.lanes if isinstance(home, RegisterTile) else cx.lanes
+        self.limits = _limits_of_k(cx, op)
+
+    def all(self) -> None:
+        """Covers a result in scratch: columns outside, so that a's rows pass under one strip of b."""
+        height, width = register_block(self.cx, self.rows, self.columns)
+        static = static_axes(self.cx, self.op.acc)
+        for column, vectors in self.steps(-(-self.columns // self.lanes), width, self.lanes, 1 in static):
+            for row, rows in self.steps(self.rows, height, 1, 0 in static):
+                with column() as at, row() as top:
+                    self.block(Block(top, rows, at, vectors))
+
+    def steps(
+        self, count: int, size: int, scale: int, static: bool
+    ) -> list[tuple[Callable[[], _Range], int]]:
+        """Ranges of blocks: one loop over the whole ones, and what is left over."""
+        whole, rest = divmod(count, size)
+        found: list[tuple[Callable[[], _Range], int]] = []
+        if whole > 1 and not static:
+            found.append((lambda: _Range(self.cx, whole * size * scale, size * scale), size))
+        else:
+            for number in range(whole):
+                at = number * size * scale
+                found.append((lambda at=at: _Range(self.cx, at, 0), size))  # type: ignore[misc]
+        if rest:
+            found.append((lambda: _Range(self.cx, whole * size * scale, 0), rest))
+        return found
+
+    def sites(self, block: Block) -> list[Site]:
+        """The sites of a block's vectors, row by row."""
+        b, found = self.cx.b, []
+        for row in range(block.rows):
+            for number in range(block.vectors):
+                coords = (_moved(self.cx, block.row, row, 0), _moved(self.cx, block.column, number * self.lanes, 1))
+                end = coords[1].at + self.lanes if isinstance(coords[1].at, int) else 0
+                mask = b.tail_mask(self.columns - end + self.lanes, self.lanes) if end > self.columns else None
+                found.append(Site(coords, self.lanes, mask))
+        return found
+
+    def block(self, block: Block) -> None:
+        """One block: its accumulators start from acc, run over k, and are written."""
+        cx, sites = self.cx, self.sites(block)
+        starts = [vector(cx, self.op.acc, site) for site in sites]
+        first, below = sites[: block.vectors], tuple(limit.expr for limit in self.limits)
+        depth = tile(self.op.a).extents[1]
+        end = cx.b.index(depth)
+        for limit in self.limits:
+            end = cx.b.max(cx.b.min(limit.value, end), 0)
+        with cx.b.loop(0, end, 1, starts, unroll=_UNROLLED_K, name="k") as loop:
+            k = Coord(loop.index, below=below)
+            right = [self.right(Site((k, site.coords[1]), site.lanes, site.mask)) for site in first]
+            sums: list[Value] = []
+            for row in range(block.rows):
+                left = self.left(Site((sites[row * block.vectors].coords[0], k)))
+                for number, value in enumerate(right):
+                    sums.append(self.step(left, value, loop.carries[row * block.vectors + number]))
+            loop.next(*sums)
+        for site, value in zip(sites, loop.results, strict=True):
+            self.home.write(cx.b, site, value)
+
+    def step(self, left: Value, right: Value, total: Value) -> Value:
+        """total + left * right: rounded once for floats, wrapping for integers."""
+        b = self.cx.b
+        if self.dtype.is_float:
+            return b.fma(left, right, total)
+        return b.add(b.mul(b.broadcast(left, right.type.lanes), right), total)
+
+
+class _Range:
+    """A loop over block starts, or one static start, as a context manager that gives the start."""
+
+    def __init__(self, cx: Lowering, end: int, step: int) -> None:
+        self.at: Position = end
+        self.loop = cx.b.loop(0, end, step, name="b") if step else None
+
+    def __enter__(self) -> Position:
+        if self.loop is None:
+            return self.at
+        self.loop.__enter__()
+        return self.loop.index
+
+    def __exit__(self, *error: object) -> None:
+        if self.loop is not None:
+            self.loop.__exit__(*error)  # type: ignore[arg-type]  # passed through
+
+
+def register_block(cx: Lowering, rows: int, columns: int) -> tuple[int, int]:
+    """Rows and vectors of the blocks of a result: the machine's register tile, taller where the result is narrow."""
+    _, height, width = next(entry for entry in cx.machine.rules.dot if entry[0] is None or rows <= entry[0])
+    vectors = min(width, -(-columns // cx.lanes))
+    return min(rows, height * width // vectors), vectors
+
+
+def _moved(cx: Lowering, start: Position, by: int, step: int) -> Coord:
+    if isinstance(start, int):
+        return known(start + by, step)
+    return Coord(cx.b.add(start, by), step, align=cx.lanes if step else 1)
+
+
+@contextmanager
+def _operands(cx: Lowering, op: DotOp) -> Iterator[tuple[Reader, Reader]]:
+    """How a block reads a's elements and b's vectors, in acc's dtype.
+
+    Narrow elements of a are widened into scratch once, not once a step; so are b's where several rows of blocks use them.
+    """
+    wide = tile(op.acc).dtype
+    rows, columns = tile(op.acc).extents
+    height, _ = register_block(cx, rows, columns)
+    several = rows > height and cx.plan.homes[op.out] == "scratch"
+    temporary: list[ScratchTile] = []
+
+    def reader(value: SSAValue, *, keep: bool) -> Reader:
+        narrow = tile(value).dtype in NARROW
+        if not narrow or not keep:
+            return lambda site: cx.b.cast(_read(cx, value, site), wide)
+        copy = cx.scratch(tile(value).extents, wide)
+        temporary.append(copy)
+        space = Space.of(copy.extents, cx.lanes, static_axes(cx, value))
+        sweep(cx, space, lambda site: copy.write(cx.b, site, cx.b.cast(_read(cx, value, site), wide)))
+        return lambda site: copy.read(cx.b, site)
+
+    yield reader(op.a, keep=True), reader(op.b, keep=several)
+    for made in temporary:
+        cx.drop(made)
+
+
+def _read(cx: Lowering, value: SSAValue, site: Site) -> Value:
+    return evaluate(cx, value, site) if site.lanes == 1 else vector(cx, value, site)
+
+
+def _limits_of_k(cx: Lowering, op: DotOp) -> list[Index]:
+    """Run-time bounds of k: past the end of a view whose load fills zeros, products add nothing."""
+    found: list[Index] = []
+    for value, axis in ((op.a, 1), (op.b, 0)):
+        if value in cx.tiles:
+            continue
+        behind = loaded_axis(value, axis)
+        if behind is None or fill_of(behind[0]) != 0:
+            continue
+        load, at = behind
+        extent, start = cx.views[load.source].extents[at], cx.indices[load.at[at]]
+        rest = extent.expr - start.expr
+        if not cx.facts.at_least(rest, tile(value).extents[axis]):
+            found.append(Index(cx.b.sub(extent.value, start.value), rest))
+    return found
+

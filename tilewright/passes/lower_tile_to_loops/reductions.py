@@ -1,0 +1,222 @@
+"""Reductions and accumulations in the order of the canonical 16 lanes, whatever the machine's vectors are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from xdsl.ir import SSAValue
+
+from tilewright.ir.dtypes import DType
+from tilewright.ir.loops import Value
+from tilewright.ir.tile.base import tile
+from tilewright.ir.tile.compute import LANES, AccumulateOp, ReduceOp
+from tilewright.passes.lower_tile_to_loops.combines import UNORDERED, Parts, across, combine, identity
+from tilewright.passes.lower_tile_to_loops.context import Lowering
+from tilewright.passes.lower_tile_to_loops.elementwise import evaluate, operand_site, vector
+from tilewright.passes.lower_tile_to_loops.materialise import static_axes, storage_for
+from tilewright.passes.lower_tile_to_loops.sites import ORIGIN, Coord, Site, known, lane_axis
+from tilewright.passes.lower_tile_to_loops.storage import Storage
+from tilewright.passes.lower_tile_to_loops.sweeps import Space, columns, outer, sweep
+
+
+def lower_reduce(cx: Lowering, op: ReduceOp) -> None:
+    """One axis reduced to extent 1."""
+    extents, axis = tile(op.args[0]).extents, op.axis.data
+    if op.fn.data == "attention":
+        _in_order(cx, op)
+    elif axis == lane_axis(extents):
+        folds = [RowFold(cx, op)]
+        cx.sweep += 1
+        space = Space.of(extents, LANES, folds[0].static)
+        outer(cx, space, lambda coords: fold_rows(cx, folds, space, coords))
+        folds[0].publish()
+    else:
+        _down_columns(cx, op)
+
+
+@dataclass(slots=True)
+class RowFold:
+    """One reduction along the lane axis, row by row: shared by a reduction of its own and one fused into another sweep."""
+
+    cx: Lowering
+    op: ReduceOp
+
+    def __post_init__(self) -> None:
+        self.homes: list[Storage | None] = [
+            storage_for(self.cx, r) if r in self.cx.plan.homes and self.cx.plan.roots.get(r) else None
+            for r in self.op.results
+        ]
+
+    homes: list[Storage | None] = None  # type: ignore[assignment]  # set above
+
+    @property
+    def static(self) -> frozenset[int]:
+        """Axes that must be unrolled: of what is read, and of register tiles that are written."""
+        rows = {axis for axis, n in enumerate(tile(self.op.args[0]).extents) if n > 1 and axis != self.op.axis.data}
+        found = frozenset().union(*(static_axes(self.cx, a) for a in self.op.args))
+        held = any(h is not None and not hasattr(h, "memory") for h in self.homes)
+        return found | frozenset(rows if held else ())
+
+    @property
+    def dtypes(self) -> list[DType]:
+        return [tile(a).dtype for a in self.op.args]
+
+    def start(self) -> list[Value]:
+        """What joins to nothing, in every lane."""
+        parts = zip(identity(self.op.fn.data, self.dtypes), self.dtypes, strict=True)
+        return [self.cx.b.const(value, dtype, LANES) for value, dtype in parts]
+
+    def step(self, site: Site, parts: Parts) -> list[Value]:
+        """The lanes of a site joined to what came before; lanes that do not count keep what they had."""
+        b = self.cx.b
+        joined = combine(b, self.op.fn.data, parts, [vector(self.cx, a, site) for a in self.op.args])
+        if site.mask is None:
+            return joined
+        return [b.select(site.mask, new, old) for new, old in zip(joined, parts, strict=True)]
+
+    def finish(self, coords: Sequence[Coord], parts: Parts) -> None:
+        """The lanes joined and stored as the row's result."""
+        axis = self.op.axis.data
+        site = Site((*coords[:axis], ORIGIN, *coords[axis + 1 :]))
+        for home, value in zip(self.homes, across(self.cx.b, self.op.fn.data, parts), strict=True):
+            if home is not None:
+                home.write(self.cx.b, site, value)
+
+    def publish(self) -> None:
+        """Makes the results known to what follows."""
+        self.cx.done.add(self.op)
+        for result, home in zip(self.op.results, self.homes, strict=True):
+            if home is not None:
+                self.cx.tiles[result] = home
+
+
+def fold_rows(cx: Lowering, folds: Sequence[RowFold], space: Space, coords: tuple[Coord, ...]) -> None:
+    """Folds one row for several reductions at once."""
+    starts = [f.start() for f in folds]
+
+    def visit(site: Site, carried: Sequence[Value]) -> Sequence[Value]:
+        return [v for fold, parts in zip(folds, _split(carried, starts), strict=True) for v in fold.step(site, parts)]
+
+    ends = columns(cx, space, coords, visit, [v for s in starts for v in s])
+    for fold, parts in zip(folds, _split(ends, starts), strict=True):
+        fold.finish(coords, parts)
+
+
+def _split(values: Sequence[Value], like: Sequence[Sequence[Value]]) -> list[list[Value]]:
+    left, found = list(values), []
+    for group in like:
+        found.append(left[: len(group)])
+        del left[: len(group)]
+    return found
+
+
+def lower_accumulate(cx: Lowering, op: AccumulateOp) -> None:
+    """The last axis folded into the canonical lanes of an accumulator."""
+    extents = tile(op.source).extents
+    home = storage_for(cx, op.out)
+    rows = frozenset(a for a, n in enumerate(extents[:-1]) if n > 1)
+    held = not hasattr(home, "memory")
+    static = static_axes(cx, op.source) | (static_axes(cx, op.acc) & rows) | (rows if held else frozenset())
+    space = Space(extents, LANES, len(extents) - 1, static=static)
+    cx.sweep += 1
+
+    def row(coords: tuple[Coord, ...]) -> None:
+        site = Site((*coords[:-1], known(0, 1)), LANES)
+        folded = columns(
+            cx, space, coords,
+            lambda s, acc: combine(cx.b, op.fn.data, acc, [vector(cx, op.source, s)]),
+            [vector(cx, op.acc, site)],
+        )  # fmt: skip
+        home.write(cx.b, site, folded[0])
+
+    outer(cx, space, row)
+    cx.tiles[op.out] = home
+
+
+def _down_columns(cx: Lowering, op: ReduceOp) -> None:
+    """An axis that is not the lane axis: elements are vectors, and the canonical lanes are sixteen of them."""
+    b, fn, axis = cx.b, op.fn.data, op.axis.data
+    extents = tile(op.args[0]).extents
+    count = extents[axis]
+    homes = [storage_for(cx, r) if cx.plan.roots.get(r) else None for r in op.results]
+    space = _output_space(cx, op, homes)
+
+    def at(site: Site, position: Coord) -> list[Value]:
+        own = site.moved((*site.coords[:axis], position, *site.coords[axis + 1 :]))
+        return [vector(cx, a, own) if own.lanes > 1 else evaluate(cx, a, own) for a in op.args]
+
+    static = any(axis in static_axes(cx, a) for a in op.args)
+    width = 1 if fn in UNORDERED else min(LANES, count)
+
+    def visit(site: Site) -> None:
+        whole = count // width * width
+        lanes = [at(site, known(lane)) for lane in range(width)]
+        if static or whole <= 2 * width:
+            for start in range(width, whole, width):
+                lanes = [combine(b, fn, lanes[n], at(site, known(start + n))) for n in range(width)]
+        else:
+            with b.loop(width, whole, width, [v for lane in lanes for v in lane], name="a") as loop:
+                before = _split(loop.carries, lanes)
+                after = [
+                    combine(b, fn, before[n], at(site, Coord(b.add(loop.index, n)))) for n in range(width)
+                ]
+                loop.next(*[v for lane in after for v in lane])
+            lanes = _split(loop.results, lanes)
+        for n in range(count - whole):
+            lanes[n] = combine(b, fn, lanes[n], at(site, known(whole + n)))
+        half = LANES // 2
+        while half:
+            lanes = [
+                combine(b, fn, lane, lanes[n + half]) if n + half < len(lanes) else lane
+                for n, lane in enumerate(lanes[:half])
+            ]
+            half //= 2
+        for home, value in zip(homes, lanes[0], strict=True):
+            if home is not None:
+                home.write(b, site, value)
+
+    sweep(cx, space, visit)
+    for result, home in zip(op.results, homes, strict=True):
+        if home is not None:
+            cx.tiles[result] = home
+
+
+def _output_space(cx: Lowering, op: ReduceOp, homes: Sequence[Storage | None]) -> Space:
+    """The sweep over a reduction's results, in the vectors of its source."""
+    static = frozenset().union(*(static_axes(cx, a) for a in op.args)) - {op.axis.data}
+    extents = tile(op.results[0]).extents
+    held = any(h is not None and not hasattr(h, "memory") for h in homes)
+    return Space.of(extents, cx.lanes, frozenset(range(len(extents))) if held else static)
+
+
+def _in_order(cx: Lowering, op: ReduceOp) -> None:
+    """The attention triple, merged left to right; its parts may differ in extent, so each has a sweep of its own."""
+    b, axis = cx.b, op.axis.data
+    count = tile(op.args[0]).extents[axis]
+    homes: list[tuple[SSAValue, Storage]] = []
+    for number, result in enumerate(op.results):
+        if not cx.plan.roots.get(result):
+            continue
+        home = storage_for(cx, result)
+        # The running maximum and the denominator are computed again for every vector of O: they are few.
+        args = list(op.args[: max(number, 1) + 1] if number < 2 else (op.args[0], op.args[number]))
+        space = Space.of(tile(result).extents, cx.lanes, frozenset(range(len(tile(result).extents))))
+        if hasattr(home, "memory"):
+            space = Space.of(tile(result).extents, cx.lanes, frozenset().union(*(static_axes(cx, a) for a in args)))
+
+        def visit(site: Site, args: list[SSAValue] = args, home: Storage = home, number: int = number) -> None:
+            def at(position: Coord) -> list[Value]:
+                own = site.moved((*site.coords[:axis], position, *site.coords[axis + 1 :]))
+                shape = tuple(max(n) for n in zip(*(tile(a).extents for a in args), strict=True))
+                return [evaluate(cx, a, operand_site(own, a, shape)) for a in args]
+
+            with_lanes = [b.broadcast(v, site.lanes) if v.type.lanes == 1 else v for v in at(known(0))]
+            with b.loop(1, count, 1, with_lanes, name="a") as loop:
+                found = combine(b, "attention", loop.carries, at(Coord(loop.index)))
+                loop.next(*(b.broadcast(v, site.lanes) if v.type.lanes == 1 else v for v in found))
+            home.write(b, site, loop.results[min(number, len(loop.results) - 1)])
+
+        sweep(cx, space, visit)
+        homes.append((result, home))
+    cx.tiles.update(homes)
