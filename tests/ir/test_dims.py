@@ -139,6 +139,12 @@ def test_division_by_a_symbol_stays_inside_its_interval(pair: Any, function: str
         assert high is None or value <= high
 
 
+def test_nothing_is_known_of_a_division_by_what_may_be_nothing() -> None:
+    assert floordiv("a", "b").interval({"a": (3, 9), "b": (0, 5)}) == (None, None)
+    assert floordiv("a", "b").interval({"a": (3, 9), "b": (1, None)}) == (0, 9)
+    assert floordiv("a", "b").interval({"a": (-9, -3), "b": (2, None)}) == (-5, -1)
+
+
 RELATIONS: dict[str, Callable[[int, int], bool]] = {
     "==": lambda x, y: x == y,
     "<=": lambda x, y: x <= y,
@@ -174,6 +180,8 @@ def test_what_compare_proves_or_disproves_holds_everywhere(x: Any, y: Any, relat
         ("floordiv(t + 63, 64)", "<=", 4, True),
         ("min(t, 8)", "<=", 8, True),
         ("mod(t, 16)", "<", 16, True),
+        ("t*t - t", ">=", 0, True),
+        ("b*t - t", "<=", 63 * 256, True),
         ("free", ">=", 0, True),
         ("free", "<=", 10**9, None),
     ],
@@ -192,6 +200,8 @@ def test_compare_decides_what_bounds_decide(left: str, relation: Any, right: Any
         ("(a + b)*(a - b)", "a*a - b*b"),
         ("floordiv(4*a + 6, 4)", "a + 1"),
         ("floordiv(a + 5, 4)", "floordiv(a + 1, 4) + 1"),
+        ("floordiv(a - 1, 4)", "floordiv(a + 3, 4) - 1"),
+        ("floordiv(9*a - 6*b, 4)", "2*a - b + floordiv(a - 2*b, 4)"),
         ("floordiv(4*a + 3, 6)", "floordiv(2*a + 1, 3)"),
         ("floordiv(a*b, b)", "a"),
         ("mod(6*a + 7, 3)", "1"),

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
+from xdsl.ir import Block, Dialect, Region
+from xdsl.irdl import irdl_op_definition, region_def
+from xdsl.parser import Parser
 from xdsl.utils.exceptions import VerifyException
 
 from tests.ir.graph.single_op import value
@@ -13,6 +18,24 @@ from tilewright.ir.graph.contraction import MatmulOp
 from tilewright.ir.graph.elementwise import CastOp, MapOp
 from tilewright.ir.graph.reduction import NormOp, TopkOp
 from tilewright.ir.graph.shape import ConcatOp
+from tilewright.ir.module import new_context
+from tilewright.ir.operation import TwOperation
+
+
+@irdl_op_definition
+class BareOp(TwOperation):
+    """A region and nothing else."""
+
+    name = "bare.op"
+    body = region_def()
+    INFERS: ClassVar[bool] = False
+
+
+def test_a_region_is_not_read_as_properties() -> None:
+    context = new_context()
+    context.load_dialect(Dialect("bare", [BareOp], []))
+    op = BareOp.make(regions=[Region(Block([BareOp.make(regions=[Region(Block())])]))])
+    assert Parser(context, str(op)).parse_op().is_structurally_equivalent(op)
 
 
 def test_properties_take_plain_values_or_attributes_and_defaults_fill_in() -> None:

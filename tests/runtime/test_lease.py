@@ -157,3 +157,21 @@ def test_a_thread_that_queued_keeps_its_own_affinity() -> None:
     thread.join(10)
     assert seen == [set()]
     assert os.sched_getaffinity(0) == mine
+
+
+@pytest.mark.parametrize("granted_meanwhile", [False, True])
+def test_an_interrupted_wait_leaves_neither_a_place_in_the_queue_nor_cores_behind(granted_meanwhile: bool) -> None:
+    lease = Lease(2)
+    first = granted(lease, 2)
+
+    class Interrupted(Ticket):
+        def wait(self) -> None:
+            if granted_meanwhile:
+                lease.release(first)
+                assert self.granted == 1
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        lease.acquire(Interrupted(2))
+    lease.release(first)
+    assert granted(lease, 2).granted == 2

@@ -37,14 +37,14 @@ def test_several_objects_link_together_and_libraries_do_not_clash() -> None:
 
 def test_an_object_may_call_another_one_and_libc() -> None:
     caller = """
-    llvm.func @helper(i64) -> i64
+    llvm.func @callee(i64) -> i64
     llvm.func @labs(i64) -> i64
     llvm.func @f(%x: i64) -> i64 {
-      %y = llvm.call @helper(%x) : (i64) -> i64
+      %y = llvm.call @callee(%x) : (i64) -> i64
       %z = llvm.call @labs(%y) : (i64) -> i64
       llvm.return %z : i64
     }"""
-    library = native.load([compile_object(caller, GENERIC), compile_object(adder("helper", -50), GENERIC)], ["f"])
+    library = native.load([compile_object(caller, GENERIC), compile_object(adder("callee", -50), GENERIC)], ["f"])
     assert call(library["f"], 8) == 42
 
 

@@ -41,12 +41,6 @@ def test_what_goes_in_is_read_back_at_the_layouts_offsets() -> None:
         assert bool(row[abi.STEP_FLAGS] & abi.BARRIER_AFTER) == step.barrier
 
 
-def test_it_says_how_many_bases_a_call_must_bring() -> None:
-    assert StepPlan([]).nbases == 0
-    assert StepPlan([Step(1, [], [])]).nbases == 0
-    assert StepPlan([Step(1, [(0, 0), (4, 8)], []), Step(1, [(2, 0)], [])]).nbases == 5
-
-
 def test_times_hold_begin_and_end_of_every_step_on_every_thread() -> None:
     times = StepPlan([Step(1, [], [])] * 5).times(3)
     assert times.shape == (3, 5, 2)

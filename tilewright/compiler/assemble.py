@@ -45,6 +45,7 @@ def assemble(
         TensorSpec(name, tensor(v).dims, tensor(v).dtype) for name, v in main.returned.items()
     )
     routine, copies = table.main()
+    prepare = tuple(table.prepare(dims))
     return Program(
         dims=tuple(dims.dims.values()),
         signature=captured.signature,
@@ -53,7 +54,7 @@ def assemble(
         weights=tuple(table.weights.values()),
         packed=tuple(table.packed.values()),
         states=tuple(table.states.values()),
-        prepare=tuple(table.prepare(dims)),
+        prepare=prepare,
         copies=tuple(copies),
         guards=tuple(Guard(g.left, g.relation, g.right, str(g)) for g in captured.guards),
         kernels=tuple(kernels),

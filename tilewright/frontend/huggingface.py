@@ -6,6 +6,7 @@ afterwards, also after a failure, they read as before.
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -93,8 +94,10 @@ def _switchable(parts: list[Any], kwargs: dict[str, Any], notes: list[str]) -> l
         notes.append("output_attentions keeps the model's own attention: the weights are part of the output")
         return []
     fixed = [part for part in parts if not part._can_set_attn_implementation()]
-    for part in fixed:
-        notes.append(f"{type(part).__name__} does not use the attention registry: its own attention is captured op by op")
+    if fixed:
+        # the innermost class is the one that holds the attention
+        name = type(fixed[-1]).__name__
+        notes.append(f"{name} does not use the attention registry: its own attention is captured op by op")
     excluded = {id(config) for config in _configs(fixed)}
     return [config for config in _configs([p for p in parts if p not in fixed]) if id(config) not in excluded]
 
@@ -192,11 +195,15 @@ def mask(
 def _materialised(**kwargs: Any) -> torch.Tensor | None:
     from transformers.masking_utils import sdpa_mask
 
-    _note(f"a mask is materialised: {_describe(kwargs['mask_function'])} is none of causal, sliding, chunked, padding")
+    _note(f"a mask is materialised: {_describe(kwargs['mask_function'])} is not causal, sliding, chunked or padding alone")
     kwargs.pop("allow_is_causal_skip", None)
     built: torch.Tensor | None = sdpa_mask(allow_is_causal_skip=False, allow_is_bidirectional_skip=False, **kwargs)
     return built
 
 
 def _describe(function: Any) -> str:
+    """The rules a mask function is composed of, by the names of the functions that make them."""
+    parts = inspect.getclosurevars(function).nonlocals.get("mask_functions") if inspect.isfunction(function) else None
+    if parts:
+        return " and ".join(_describe(part) for part in parts)
     return str(getattr(function, "__qualname__", type(function).__qualname__)).split(".<locals>")[0]

@@ -373,13 +373,11 @@ class DimSpace:
     def _sign_interval(self, difference: Expr) -> Interval:
         """Bounds with the sign of the difference, tighter where its terms share a factor: t*b - t is t * (b - 1)."""
         shared = _common_factor(difference)
-        if shared is None:
+        rest = None if shared is None else exact_div(difference, shared)
+        if shared is None or rest is None:
             return self.interval(difference)
-        rest = exact_div(difference, shared)
-        low, high = self.interval(shared)
-        if rest is None or low is None or low < 0:
-            return self.interval(difference)
-        return intervals.multiply((low, high), self.interval(rest))
+        factored = intervals.multiply(self.interval(shared), self.interval(rest))
+        return intervals.intersect(self.interval(difference), factored)
 
     def at_most(self, expr: ExprLike) -> int | None:
         """The largest value the expression can take; None where a dim has no upper bound."""

@@ -60,5 +60,11 @@ def maximum(a: Interval, b: Interval) -> Interval:
     return max((x for x in (a[0], b[0]) if x is not None), default=None), _both(max, a[1], b[1])
 
 
+def intersect(a: Interval, b: Interval) -> Interval:
+    """What two statements about the same number say together."""
+    lows, highs = ([x for x in side if x is not None] for side in ((a[0], b[0]), (a[1], b[1])))
+    return max(lows, default=None), min(highs, default=None)
+
+
 def _both(choose: Callable[[int, int], int], a: int | None, b: int | None) -> int | None:
     return None if a is None or b is None else choose(a, b)

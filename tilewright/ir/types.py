@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from xdsl.ir import Data, TypeAttribute
+from xdsl.ir import Data, ParametrizedAttribute, TypeAttribute
 from xdsl.irdl import irdl_attr_definition
 from xdsl.parser import AttrParser
 from xdsl.printer import Printer
@@ -130,20 +130,10 @@ class ViewType(ShapedType):
 
 
 @irdl_attr_definition
-class IndexType(Data[None], TypeAttribute):
+class IndexType(ParametrizedAttribute, TypeAttribute):
     """`!tile.index`: one integer used to place regions, bound loops and guard branches."""
 
     name = "tile.index"
-
-    def __init__(self) -> None:
-        super().__init__(None)
-
-    @classmethod
-    def parse_parameter(cls, parser: AttrParser) -> None:
-        return None
-
-    def print_parameter(self, printer: Printer) -> None:
-        return None
 
 
 SHAPED_TYPES = [TensorType, TileType, BufferType, ViewType, IndexType]

@@ -37,6 +37,7 @@ class Site:
     at: Operation
     ctx: Context
     made: list[Operation] = field(default_factory=list)
+    said: set[tuple[int, str]] = field(default_factory=set)
 
     def make(self, op_class: type[Op], /, *operands: Any, **stated: Any) -> SSAValue:
         """Inserts an op before the site and gives its first result."""
@@ -55,6 +56,12 @@ class Site:
             op.take_location(self.at)
         self._insert(op)
         return op.results[0]
+
+    def refuse(self, reason: str) -> None:
+        """Records, once for this op, why it is nearly but not quite what a rule looks for."""
+        if (id(self.at), reason) not in self.said:
+            self.said.add((id(self.at), reason))
+            self.ctx.refuse(self.at, reason)
 
     def _insert(self, op: Operation) -> None:
         block = self.at.parent
@@ -104,6 +111,7 @@ def run_rules(block: Block, rules: Rules, ctx: Context) -> None:
     """Applies rules to the ops of a block until none applies; what becomes dead is erased."""
     queue = deque(block.ops)
     queued = set(map(id, queue))
+    said: set[tuple[int, str]] = set()
 
     def enqueue(ops: Iterable[Any]) -> None:
         for op in ops:
@@ -122,7 +130,7 @@ def run_rules(block: Block, rules: Rules, ctx: Context) -> None:
             enqueue(owners)
             continue
         for rule in rules.for_op(op):
-            site = Site(op, ctx)
+            site = Site(op, ctx, said=said)
             value = rule.rewrite(op, site)
             if value is None:
                 site.undo()

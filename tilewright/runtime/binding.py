@@ -71,13 +71,15 @@ class Binder:
         if leaves is None:
             leaves = self._signature.flatten(args, kwargs)
         key: list[Any] = []
-        torch: Any = None
-        gradient = False
+        torch: Any = sys.modules.get("torch")
+        # A torch that is only being imported has no Tensor yet.
+        tensor_class = getattr(torch, "Tensor", ())
+        any_torch = gradient = False
         for leaf in leaves:
             if type(leaf) is np.ndarray:
                 key += (leaf.shape, leaf.dtype, leaf.flags.num)
-            elif is_torch(leaf):
-                torch = torch or sys.modules["torch"]
+            elif isinstance(leaf, tensor_class):
+                any_torch = True
                 strided = leaf.layout is torch.strided
                 dense = strided and leaf.is_contiguous()
                 key += (type(leaf), leaf.shape, leaf.dtype, leaf.device, dense, leaf.is_neg())
@@ -90,7 +92,7 @@ class Binder:
         known = None if self._program.reads else self._known.get(shapes)
         if known is None or gradient:
             known = self._check(shapes, leaves, gradient)
-        return self._bound(leaves, known, torch is not None)
+        return self._bound(leaves, known, any_torch)
 
     def _check(self, shapes: tuple[Any, ...], leaves: Sequence[Any], gradient: bool) -> _Known:
         """What is known of these shapes, and of the values of read dims, or all that is wrong with them."""

@@ -84,7 +84,7 @@ def _without_memory(tensor: Any, *, dense: bool) -> bool:
     if not dense:
         return True
     try:
-        return bool(tensor.data_ptr() == 0 and tensor.numel() > 0)
+        return bool(tensor.untyped_storage().device.type != "cpu" or (tensor.data_ptr() == 0 and tensor.numel() > 0))
     except RuntimeError:
         return True
 

@@ -39,7 +39,7 @@ def run_parts(
     if not timed:
         for part in resolved.parts:
             if isinstance(part, NativePart):
-                team.run(part.plan.address, bases)
+                team.run(part.address, bases)
             else:
                 _run_host(part, words, host)
         return None
@@ -48,7 +48,7 @@ def run_parts(
     for part in resolved.parts:
         if isinstance(part, NativePart):
             each = part.plan.times(team.threads)
-            team.run(part.plan.address, bases, address_of(each))
+            team.run(part.address, bases, address_of(each))
             at = slice(part.first, part.first + part.plan.nsteps)
             times.spans[at, 0] = each[:, :, 0].min(axis=0)
             times.spans[at, 1] = each[:, :, 1].max(axis=0)

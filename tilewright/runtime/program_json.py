@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, get_args
 
 from tilewright.errors import ArtifactError, TilewrightError
-from tilewright.ir.dims import Dim, Expr, parse_expr
+from tilewright.ir.dims import Dim, DimKind, Expr, parse_expr
 from tilewright.ir.dtypes import DTYPES
 from tilewright.ir.signature import Signature
 from tilewright.runtime.canonical import canonical_json
@@ -24,6 +24,7 @@ from tilewright.runtime.program import (
     Program,
     ReadDim,
     Ref,
+    Relation,
     Routine,
     Slot,
     State,
@@ -72,20 +73,26 @@ def program_from_json(data: Any) -> Program:
     """Reads what `program_to_json` gave; ArtifactError when it is anything else."""
     try:
         return Program(
-            dims=tuple(Dim(_text(name), low, high, kind) for name, low, high, kind in data["dims"]),
+            dims=tuple(
+                Dim(_text(name), _number(low), _number_or_none(high), _one_of(get_args(DimKind), kind))
+                for name, low, high, kind in _list(data["dims"])
+            ),
             signature=Signature.from_json(data["signature"]),
             main=_routine_of(data["main"]),
-            prepare=tuple(_routine_of(r) for r in data["prepare"]),
+            prepare=tuple(_routine_of(r) for r in _list(data["prepare"])),
             results=_specs_of(data["results"]),
             weights=_specs_of(data["weights"]),
             packed=_specs_of(data["packed"]),
-            states=tuple(State(_spec_of(s["spec"]), _number_or_none(s["initial"])) for s in data["states"]),
-            copies=tuple(Copy(_ref_of(a), _ref_of(b), _expr(size)) for a, b, size in data["copies"]),
-            guards=tuple(Guard(_expr(a), _relation(rel), _expr(b), _text(why)) for a, rel, b, why in data["guards"]),
-            reads=tuple(ReadDim(_text(dim), _number(i), _number(at)) for dim, i, at in data["reads"]),
-            kernels=tuple(KernelInfo(_text(k["symbol"]), _text(k["key"]), k["facts"]) for k in data["kernels"]),
-            tied=tuple((_text(a), _text(b)) for a, b in data["tied"]),
-            ignored=tuple(_text(name) for name in data["ignored"]),
+            states=tuple(State(_spec_of(s["spec"]), _number_or_none(s["initial"])) for s in _list(data["states"])),
+            copies=tuple(Copy(_ref_of(a), _ref_of(b), _expr(size)) for a, b, size in _list(data["copies"])),
+            guards=tuple(
+                Guard(_expr(a), _one_of(get_args(Relation), rel), _expr(b), _text(why))
+                for a, rel, b, why in _list(data["guards"])
+            ),
+            reads=tuple(ReadDim(_text(dim), _number(i), _number(at)) for dim, i, at in _list(data["reads"])),
+            kernels=tuple(KernelInfo(_text(k["symbol"]), _text(k["key"]), k["facts"]) for k in _list(data["kernels"])),
+            tied=tuple((_text(a), _text(b)) for a, b in _list(data["tied"])),
+            ignored=tuple(_text(name) for name in _list(data["ignored"])),
             target=_text(data["target"]),
             report=data["report"],
         )
@@ -108,8 +115,8 @@ def _routine_json(routine: Routine) -> dict[str, Any]:
 
 
 def _routine_of(data: Mapping[str, Any]) -> Routine:
-    slots = tuple(Slot(tuple(_expr(e) for e in sizes)) for sizes in data["slots"])
-    return Routine(tuple(_step_of(s) for s in data["steps"]), slots)
+    slots = tuple(Slot(tuple(_expr(e) for e in sizes)) for sizes in _list(data["slots"]))
+    return Routine(tuple(_step_of(s) for s in _list(data["steps"])), slots)
 
 
 def _step_json(step: Step) -> dict[str, Any]:
@@ -141,10 +148,10 @@ def _step_of(data: Mapping[str, Any]) -> Step:
     host = data["host"]
     return Step(
         name=_text(data["name"]),
-        variants=tuple(Variant(_text(symbol), _number_or_none(limit)) for symbol, limit in data["variants"]),
-        buffers=tuple(_ref_of(r) for r in data["buffers"]),
-        formal_dims=tuple(_text(name) for name in data["formal_dims"]),
-        dims=tuple(_expr(e) for e in data["dims"]),
+        variants=tuple(Variant(_text(symbol), _number_or_none(limit)) for symbol, limit in _list(data["variants"])),
+        buffers=tuple(_ref_of(r) for r in _list(data["buffers"])),
+        formal_dims=tuple(_text(name) for name in _list(data["formal_dims"])),
+        dims=tuple(_expr(e) for e in _list(data["dims"])),
         guard=_expr(data["guard"]),
         barrier_after=_truth(data["barrier_after"]),
         kind=_text(data["kind"]),
@@ -174,11 +181,11 @@ def _spec_json(spec: TensorSpec) -> list[Any]:
 
 def _spec_of(data: Sequence[Any]) -> TensorSpec:
     name, dims, dtype = data
-    return TensorSpec(_text(name), tuple(_expr(d) for d in dims), DTYPES[dtype])
+    return TensorSpec(_text(name), tuple(_expr(d) for d in _list(dims)), DTYPES[dtype])
 
 
 def _specs_of(data: Sequence[Any]) -> tuple[TensorSpec, ...]:
-    return tuple(_spec_of(s) for s in data)
+    return tuple(_spec_of(s) for s in _list(data))
 
 
 @lru_cache(maxsize=4096)
@@ -216,7 +223,14 @@ def _number_or_none(value: Any) -> int | None:
     return None if value is None else _number(value)
 
 
-def _relation(value: Any) -> Any:
-    if value not in ("==", "<=", "<", ">=", ">"):
-        raise ValueError(f"{value!r} is no relation")
+def _list(value: Any) -> list[Any]:
+    # Text and objects can be iterated, too.
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r} where a list belongs")
+    return value
+
+
+def _one_of(allowed: tuple[Any, ...], value: Any) -> Any:
+    if value not in allowed:
+        raise ValueError(f"{value!r} where one of {', '.join(allowed)} belongs")
     return value

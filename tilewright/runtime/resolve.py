@@ -59,10 +59,16 @@ class BaseTable:
 
 @dataclass(frozen=True, slots=True)
 class NativePart:
-    """Steps `first` .. `first + plan.nsteps` of a routine, run by the driver in one launch."""
+    """Steps `first` .. `first + plan.nsteps` of a routine, run by the driver in one launch. address: the plan's."""
 
     first: int
     plan: StepPlan
+    address: int
+
+    @staticmethod
+    def of(first: int, steps: Sequence[PlanStep]) -> NativePart:
+        plan = StepPlan(steps)
+        return NativePart(first, plan, plan.address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +153,7 @@ def _parts(
         places = tuple(bases.place(ref, slots, value) for ref in step.buffers)
         if step.host is not None:
             if pending:
-                yield NativePart(index - len(pending), StepPlan(pending))
+                yield NativePart.of(index - len(pending), pending)
                 pending = []
             specs = (*step.host.inputs, *step.host.outputs)
             yield HostPart(index, step.host, places, tuple(tuple(value[d] for d in s.dims) for s in specs))
@@ -158,7 +164,7 @@ def _parts(
         pending.append(PlanStep(code[variant.symbol], places, dims, step.barrier_after))
         variants.append(variant.symbol)
     if pending:
-        yield NativePart(len(routine.steps) - len(pending), StepPlan(pending))
+        yield NativePart.of(len(routine.steps) - len(pending), pending)
 
 
 def footprint(program: Program, sizes: Mapping[str, int]) -> Footprint:

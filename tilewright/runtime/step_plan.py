@@ -35,7 +35,6 @@ class StepPlan:
 
     def __init__(self, steps: Sequence[Step]) -> None:
         self.nsteps = len(steps)
-        self.nbases = 1 + max((base for step in steps for base, _ in step.refs), default=-1)
         rows_at = abi.PLAN_WORDS
         at = rows_at + abi.STEP_WORDS * len(steps)
         refs_at: list[int] = []

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.backends.cpu.native_kernel import NativeKernel
-from tests.backends.cpu.op_cases import CLASSES
+from tests.backends.cpu.op_cases import DISTINCT
 from tilewright.backends.cpu.cpu_class import CPU_CLASSES
 from tilewright.backends.cpu.printer import print_kernel
 from tilewright.ir.dtypes import F32, F64, I64
@@ -14,7 +14,7 @@ from tilewright.ir.loops import LoopBuilder
 from tilewright.ir.loops_interpreter import run_kernel
 
 
-@pytest.mark.parametrize("cpu", CLASSES)
+@pytest.mark.parametrize("cpu", DISTINCT)
 @pytest.mark.parametrize("unroll", [1, 2, 3, 4])
 def test_loops_carry_unroll_and_nest(cpu: str, unroll: int) -> None:
     b = LoopBuilder("loops")
@@ -41,7 +41,7 @@ def test_loops_carry_unroll_and_nest(cpu: str, unroll: int) -> None:
         assert wanted[3] == 5
 
 
-@pytest.mark.parametrize("cpu", CLASSES)
+@pytest.mark.parametrize("cpu", DISTINCT)
 def test_branches_give_values_and_effects(cpu: str) -> None:
     b = LoopBuilder("branches")
     out = b.buffer("out", F32, writable=True)
@@ -66,7 +66,7 @@ def test_branches_give_values_and_effects(cpu: str) -> None:
 
 
 @pytest.mark.parametrize("elements", [100, 40000])
-@pytest.mark.parametrize("cpu", CLASSES)
+@pytest.mark.parametrize("cpu", DISTINCT)
 def test_scratch_is_a_threads_own_on_the_stack_or_in_the_launch(cpu: str, elements: int) -> None:
     b = LoopBuilder("scratch")
     out = b.buffer("out", F32, writable=True)

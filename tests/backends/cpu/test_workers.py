@@ -166,7 +166,7 @@ def test_the_thread_that_talks_to_workers_is_there_only_while_they_work(pool: Co
     until(lambda: pumps() == 0)
 
 
-def test_a_worker_imports_neither_torch_nor_xdsl_and_stays_small(pool: CompilePool) -> None:
+def test_a_worker_imports_no_torch_and_stays_small(pool: CompilePool) -> None:
     assert pool.submit(RELAY, GENERIC).result(60)
     for pid in pids(pool):
         maps = Path(f"/proc/{pid}/maps").read_text()

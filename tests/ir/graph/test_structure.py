@@ -57,6 +57,8 @@ def test_floats_are_rounded_where_the_constant_is_made_and_nowhere_else() -> Non
     assert ConstantOp.of(0.1, [], BF16).values.data == (torch.tensor(0.1).bfloat16().item(),)
     tenth = ConstantOp.of(0.1, [], F32)
     assert tenth.evaluate(Setting(wide=True)).item() == torch.tensor(0.1).item()
+    stated = ConstantOp.make(values=[0.1], result_types=[TensorType.of([], F32)])
+    assert stated.evaluate(Setting(wide=True)).item() == torch.tensor(0.1).item()
     assert ConstantOp.of(0.1, [], F64).values.data == (0.1,)
     assert ConstantOp.of(1e30, [], DTYPES["f16"]).values.data == (math.inf,)
 

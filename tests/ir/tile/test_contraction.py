@@ -8,9 +8,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+
 from tests.ir.tile.single_op import make, poison_is_honest, run, spread
 from tests.ir.tile.test_reduction import nearest_f32
-
 from tilewright.errors import IRError
 from tilewright.ir.tile.compute import DotOp, DotScaledOp
 
@@ -68,7 +68,10 @@ class TestDot:
 
     @pytest.mark.parametrize("dtypes", [("int8", "int8"), ("uint8", "int8"), ("int16", "int16")])
     def test_integers_are_exact_and_wrap(self, dtypes: tuple[str, str], rng: Any) -> None:
-        a, b = (rng.integers(np.iinfo(t).min, np.iinfo(t).max, s).astype(t) for t, s in zip(dtypes, [(3, 50), (50, 4)], strict=True))
+        a, b = (
+            rng.integers(np.iinfo(t).min, np.iinfo(t).max, s).astype(t)
+            for t, s in zip(dtypes, [(3, 50), (50, 4)], strict=True)
+        )
         acc = rng.integers(-(2**31), 2**31 - 1, (3, 4)).astype(np.int32)
         expected = [
             [int(acc[i, j]) + sum(int(a[i, k]) * int(b[k, j]) for k in range(50)) for j in range(4)] for i in range(3)
@@ -89,7 +92,9 @@ class TestDot:
         poison_is_honest(DotOp, values, [rng.random(v.shape) < 0.08 for v in values], rng)
 
     def test_the_cost_is_two_flops_a_step(self) -> None:
-        cost = make(DotOp, np.zeros((3, 4), np.float32), np.zeros((4, 5), np.float32), np.zeros((3, 5), np.float32)).cost()
+        cost = make(
+            DotOp, np.zeros((3, 4), np.float32), np.zeros((4, 5), np.float32), np.zeros((3, 5), np.float32)
+        ).cost()
         assert (cost.matrix.constant, cost.vector.constant) == (2 * 3 * 4 * 5, 0)
 
     @pytest.mark.parametrize(
@@ -111,7 +116,10 @@ class TestDotScaled:
     @pytest.mark.parametrize("group", [4, 32])
     @pytest.mark.parametrize("dtypes", [("int8", "int8"), ("uint8", "int8"), ("bfloat16", "bfloat16")])
     def test_each_group_is_exact_and_scaled_in_order(self, group: int, dtypes: tuple[str, str], rng: Any) -> None:
-        a, b = (rng.integers(-8 if t != "uint8" else 0, 8, s).astype(t) for t, s in zip(dtypes, [(3, 64), (64, 2)], strict=True))
+        a, b = (
+            rng.integers(-8 if t != "uint8" else 0, 8, s).astype(t)
+            for t, s in zip(dtypes, [(3, 64), (64, 2)], strict=True)
+        )
         sa = rng.random((3, 64 // group)).astype(np.float16)
         sb = rng.random((64 // group, 2)).astype(np.float32)
         acc = rng.standard_normal((3, 2)).astype(np.float32)

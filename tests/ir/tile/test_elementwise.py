@@ -9,8 +9,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from tests.ir.tile.single_op import make, poison_is_honest, run, spread
 
+from tests.ir.tile.single_op import make, poison_is_honest, run, spread
 from tilewright.errors import IRError
 from tilewright.ir.dtypes import DTYPES, from_numpy, torch_name
 from tilewright.ir.scalars import SCALARS, ScalarFunction
@@ -123,7 +123,12 @@ class TestMap:
         condition = np.array([True, True, False, False])
         a = b = np.zeros(4, np.float32)
         first, second = np.array([True, False, True, False]), np.array([False, True, False, True])
-        assert spread(MapOp, [condition, a, b], [None, first, second], fn="select").tolist() == [True, False, False, True]
+        assert spread(MapOp, [condition, a, b], [None, first, second], fn="select").tolist() == [
+            True,
+            False,
+            False,
+            True,
+        ]
         assert spread(MapOp, [condition, a, b], [first, None, None], fn="select").tolist() == first.tolist()
 
     def test_a_certain_false_settles_and_of_masks(self) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.ir.tile.single_op import make, run, spread
 
+from tests.ir.tile.single_op import make, run, spread
 from tilewright.errors import IRError
 from tilewright.ir.tile.compute import PackOp, UnpackOp
 from tilewright.ir.tile.formats import FORMATS

@@ -9,8 +9,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from tests.ir.tile.single_op import make, poison_is_honest, run
 
+from tests.ir.tile.single_op import make, poison_is_honest, run
 from tilewright.errors import IRError
 from tilewright.ir.tile.compute import SortOp, TopkOp
 
@@ -30,7 +30,9 @@ def few_values(shape: tuple[int, ...], dtype: Any, rng: Any) -> Any:
 class TestOrder:
     @pytest.mark.parametrize("descending", [False, True])
     @pytest.mark.parametrize("axis", [0, 1])
-    def test_sorting_is_torchs_stable_sort(self, dtype: Any, extent: int, descending: bool, axis: int, rng: Any) -> None:
+    def test_sorting_is_torchs_stable_sort(
+        self, dtype: Any, extent: int, descending: bool, axis: int, rng: Any
+    ) -> None:
         shape = (extent, 3) if axis == 0 else (3, extent)
         keys = few_values(shape, dtype, rng)
         payload = np.broadcast_to(np.arange(extent, dtype=np.int32).reshape((-1, 1) if axis == 0 else (1, -1)), shape)

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.ir.tile.single_op import make, run, spread
 
+from tests.ir.tile.single_op import make, run, spread
 from tilewright.errors import IRError
 from tilewright.ir.tile.base import TileOp
 from tilewright.ir.tile.compute import ConcatOp, ReshapeOp, SliceOp, TransposeOp

@@ -13,8 +13,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.ir.tile.single_op import make, poison_is_honest, run, spread
 
+from tests.ir.tile.single_op import make, poison_is_honest, run, spread
 from tilewright.errors import IRError
 from tilewright.ir.tile.compute import LANES, AccumulateOp, ReduceOp, ScanOp
 
@@ -100,7 +100,9 @@ class TestReduce:
     @given(st.data())
     def test_the_lowest_index_wins_whatever_the_order_of_the_payload(self, data: st.DataObject) -> None:
         extent = data.draw(st.integers(1, 40))
-        keys = np.array([data.draw(st.lists(st.sampled_from([0.0, 1.0]), min_size=extent, max_size=extent))], np.float32)
+        keys = np.array(
+            [data.draw(st.lists(st.sampled_from([0.0, 1.0]), min_size=extent, max_size=extent))], np.float32
+        )
         at = np.array([data.draw(st.permutations(range(extent)))], np.int32)
         _, index = run(ReduceOp, keys, at, fn="argmax", axis=1)
         assert index[0, 0] == min(at[keys == keys.max()])
@@ -137,9 +139,7 @@ class TestReduce:
     @pytest.mark.parametrize("extent", EXTENTS)
     def test_welford_gives_mean_and_squares(self, extent: int, rng: Any) -> None:
         values = (rng.standard_normal((3, extent)) + 100).astype(np.float32)
-        mean, squares, count = run(
-            ReduceOp, values, np.zeros_like(values), np.ones_like(values), fn="welford", axis=1
-        )
+        mean, squares, count = run(ReduceOp, values, np.zeros_like(values), np.ones_like(values), fn="welford", axis=1)
         wide = values.astype(np.float64)
         np.testing.assert_allclose(mean[:, 0], wide.mean(1), rtol=1e-6)
         np.testing.assert_allclose(squares[:, 0], wide.var(1) * extent, rtol=1e-4, atol=1e-4)

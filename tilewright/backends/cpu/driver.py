@@ -167,15 +167,15 @@ llvm.func @$launch_symbol(%team: !llvm.ptr, %plan: !llvm.ptr, %bases: !llvm.ptr,
   %sleepers = byte_offset %generation[$sleepers_bytes]
   llvm.store %none, %sleepers : i32, !llvm.ptr
 
-  %helpers = arith.subi %threads, %one : i64
-  scf.for %w = %zero to %helpers step %one : i64 {
+  %others = arith.subi %threads, %one : i64
+  scf.for %w = %zero to %others step %one : i64 {
     %slot_at = llvm.getelementptr %slots[%w] : (!llvm.ptr, i64) -> !llvm.ptr, i64
     %slot = llvm.load %slot_at : !llvm.ptr -> !llvm.ptr
     %tid = arith.addi %w, %one : i64
     llvm.call @post(%slot, %job, %tid) : (!llvm.ptr, !llvm.ptr, i64) -> ()
   }
   %own_spin = llvm.call @run(%job, %zero) : (!llvm.ptr, i64) -> i64
-  %last_spin = scf.for %w = %zero to %helpers step %one iter_args(%spin = %own_spin) -> (i64) : i64 {
+  %last_spin = scf.for %w = %zero to %others step %one iter_args(%spin = %own_spin) -> (i64) : i64 {
     %slot_at = llvm.getelementptr %slots[%w] : (!llvm.ptr, i64) -> !llvm.ptr, i64
     %slot = llvm.load %slot_at : !llvm.ptr -> !llvm.ptr
     %posted_at = byte_offset %slot[$posted_bytes]

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Final
 
 from tilewright.backends.cpu.mlir import TARGETS
 from tilewright.ir.machine import Level, Machine, TileRules
 
+_AVX512_RULES: Final = TileRules(
+    lanes=16, registers=32, dot=((1, 1, 4), (16, 4, 4), (None, 6, 4)), panel=64, rows=1, columns=64
+)
+# Register tiles (rows, vectors) by row count and panel widths: the study in register_tiles.py.
 _RULES: Final = {
-    # register tiles (rows, vectors) by row count: rows * vectors accumulators plus the panel's vectors must fit the file
-    "generic": TileRules(lanes=4, registers=16, dot=((4, 4, 2), (None, 6, 2)), panel=8, rows=1, columns=64),
-    "avx2": TileRules(lanes=8, registers=16, dot=((4, 4, 2), (None, 6, 2)), panel=16, rows=1, columns=64),
-    "avx512": TileRules(lanes=16, registers=32, dot=((4, 4, 2), (16, 8, 2), (None, 14, 2)), panel=32, rows=1, columns=64),
-    "avx512-bf16": TileRules(
-        lanes=16, registers=32, dot=((4, 4, 2), (16, 8, 2), (None, 14, 2)), panel=32, rows=1, columns=64,
-        native=frozenset({"dot2-bf16"}),
-    ),
+    "generic": TileRules(lanes=4, registers=16, dot=((1, 1, 4), (None, 2, 4)), panel=16, rows=1, columns=64),
+    "avx2": TileRules(lanes=8, registers=16, dot=((1, 1, 2), (None, 6, 2)), panel=16, rows=1, columns=64),
+    "avx512": _AVX512_RULES,
+    "avx512-bf16": replace(_AVX512_RULES, native=frozenset({"dot2-bf16"})),
 }
 # FLOPs one core does in a cycle, by class and dtype; times a nominal clock they scale predicted times, nothing else.
 _FLOPS_PER_CYCLE: Final = {

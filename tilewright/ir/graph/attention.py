@@ -121,7 +121,7 @@ class AttentionOp(GraphOp):
             raise self.malformed(f"{what} must be floats, got {tensor(value)}")
 
     def _check_broadcast(self, what: str, given: TensorType, dims: tuple[Expr, ...]) -> None:
-        if given.rank > len(dims) or broadcast_dims(self, given.dims, dims) != dims:
+        if broadcast_dims(self, given.dims, dims) != dims:
             raise self.malformed(f"{what} {given} does not broadcast to {show(dims)}")
 
     def _check_integers(self, what: str, given: TensorType, lead: tuple[Expr, ...], size: Expr) -> None:

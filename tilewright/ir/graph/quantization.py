@@ -117,7 +117,7 @@ class DequantizeOp(ScaledOp):
     ) -> torch.Tensor:
         wide = at_least_f32(scale)
         # integers first: the difference is exact
-        steps = q.long() if zero_point is None else q.long() - self.spread(zero_point, q.shape).long()
+        steps = q if zero_point is None else q.long() - self.spread(zero_point, q.shape).long()
         return (steps.to(wide.dtype) * self.spread(wide, q.shape)).to(setting.torch(DTYPES[self.dtype.data]))
 
     def cost(self) -> Cost:

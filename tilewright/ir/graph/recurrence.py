@@ -136,7 +136,7 @@ class ScanOp(GraphOp):
         axis = self.check_axis(self.axis.data, b.rank)
         if a.dtype != b.dtype or not b.dtype.is_float:
             raise self.malformed(f"a and b must be floats of one dtype, got {a} and {b}")
-        if a.rank > b.rank or broadcast_dims(self, a.dims, b.dims) != b.dims:
+        if broadcast_dims(self, a.dims, b.dims) != b.dims:
             raise self.malformed(f"a {a} does not broadcast to b {b}")
         start = TensorType.of(without_axes(b.dims, [axis]), b.dtype)
         if self.h0 is not None and tensor(self.h0) != start:

@@ -94,6 +94,10 @@ class Lowering:
             self._holders[storage.memory] += 1
         return storage
 
+    def sole(self, storage: ScratchTile) -> bool:
+        """Whether one value alone lives in the storage."""
+        return self._holders[storage.memory] == 1
+
     def drop(self, storage: Storage) -> None:
         """Says that a value in the storage is dead."""
         if isinstance(storage, ScratchTile):

@@ -17,7 +17,7 @@ from tilewright.ir.tile.base import tile
 from tilewright.ir.tile.compute import DotOp
 from tilewright.passes.lower_tile_to_loops.context import Lowering
 from tilewright.passes.lower_tile_to_loops.destinations import destination
-from tilewright.passes.lower_tile_to_loops.elementwise import evaluate, vector
+from tilewright.passes.lower_tile_to_loops.elementwise import lanes_at
 from tilewright.passes.lower_tile_to_loops.indices import Index
 from tilewright.passes.lower_tile_to_loops.loads import fill_of
 from tilewright.passes.lower_tile_to_loops.materialise import static_axes
@@ -105,7 +105,7 @@ class _Blocks:
     def block(self, block: Block) -> None:
         """One block: its accumulators start from acc, run over k, and are written."""
         cx, sites = self.cx, self.sites(block)
-        starts = [vector(cx, self.op.acc, site) for site in sites]
+        starts = [lanes_at(cx, self.op.acc, site) for site in sites]
         first, below = sites[: block.vectors], tuple(limit.expr for limit in self.limits)
         depth = tile(self.op.a).extents[1]
         end = cx.b.index(depth)
@@ -177,20 +177,16 @@ def _operands(cx: Lowering, op: DotOp) -> Iterator[tuple[Reader, Reader]]:
     def reader(value: SSAValue, *, keep: bool) -> Reader:
         narrow = tile(value).dtype in NARROW
         if not narrow or not keep:
-            return lambda site: cx.b.cast(_read(cx, value, site), wide)
+            return lambda site: cx.b.cast(lanes_at(cx, value, site), wide)
         copy = cx.scratch(tile(value).extents, wide)
         temporary.append(copy)
         space = Space.of(copy.extents, cx.lanes, static_axes(cx, value))
-        sweep(cx, space, lambda site: copy.write(cx.b, site, cx.b.cast(_read(cx, value, site), wide)))
+        sweep(cx, space, lambda site: copy.write(cx.b, site, cx.b.cast(lanes_at(cx, value, site), wide)))
         return lambda site: copy.read(cx.b, site)
 
     yield reader(op.a, keep=True), reader(op.b, keep=several)
     for made in temporary:
         cx.drop(made)
-
-
-def _read(cx: Lowering, value: SSAValue, site: Site) -> Value:
-    return evaluate(cx, value, site) if site.lanes == 1 else vector(cx, value, site)
 
 
 def _limits_of_k(cx: Lowering, op: DotOp) -> list[Index]:

@@ -28,9 +28,10 @@ def evaluate(cx: Lowering, value: SSAValue, site: Site) -> Value:
     return cx.b.once((cx.sweep, value, site.key), lambda: _compute(cx, value, site))
 
 
-def vector(cx: Lowering, value: SSAValue, site: Site) -> Value:
+def lanes_at(cx: Lowering, value: SSAValue, site: Site) -> Value:
     """Like `evaluate`, with shared scalars broadcast to the site's lanes."""
-    return cx.b.broadcast(found, site.lanes) if (found := evaluate(cx, value, site)).type.lanes == 1 else found
+    found = evaluate(cx, value, site)
+    return cx.b.broadcast(found, site.lanes) if found.type.lanes < site.lanes else found
 
 
 def _compute(cx: Lowering, value: SSAValue, site: Site) -> Value:

@@ -12,13 +12,13 @@ from tilewright.ir.tile.memory import LoadOp, StageOp, StoreOp
 from tilewright.ir.tile.structure import ForOp, IfOp, KernelOp, YieldOp
 from tilewright.passes.lower_tile_to_loops.context import Lowering
 from tilewright.passes.lower_tile_to_loops.control import lower_for, lower_if
+from tilewright.passes.lower_tile_to_loops.definitions import materialise
 from tilewright.passes.lower_tile_to_loops.dots import lower_dot
 from tilewright.passes.lower_tile_to_loops.elementwise import INLINE
 from tilewright.passes.lower_tile_to_loops.emission import Emission
 from tilewright.passes.lower_tile_to_loops.grid import over_programs
 from tilewright.passes.lower_tile_to_loops.index_ops import lower_index_op
 from tilewright.passes.lower_tile_to_loops.indices import Facts
-from tilewright.passes.lower_tile_to_loops.materialise import materialise
 from tilewright.passes.lower_tile_to_loops.operands import root_buffer
 from tilewright.passes.lower_tile_to_loops.placement import place
 from tilewright.passes.lower_tile_to_loops.reductions import lower_accumulate, lower_reduce

@@ -14,7 +14,7 @@ from tilewright.ir.tile.compute import LANES
 from tilewright.ir.tile.memory import StageOp
 from tilewright.ir.types import TileType
 from tilewright.passes.lower_tile_to_loops.context import Lowering
-from tilewright.passes.lower_tile_to_loops.elementwise import INLINE, evaluate, vector
+from tilewright.passes.lower_tile_to_loops.elementwise import INLINE, lanes_at
 from tilewright.passes.lower_tile_to_loops.operands import unit_reshape
 from tilewright.passes.lower_tile_to_loops.sites import Site, lane_axis
 from tilewright.passes.lower_tile_to_loops.storage import RegisterTile, ScratchTile, Storage
@@ -51,7 +51,7 @@ def fill(cx: Lowering, storage: Storage, value: SSAValue) -> None:
     static = static_axes(cx, value)
 
     def visit(site: Site) -> None:
-        storage.write(cx.b, site, evaluate(cx, value, site) if site.lanes == 1 else vector(cx, value, site))
+        storage.write(cx.b, site, lanes_at(cx, value, site))
 
     sweep(cx, space_of(storage, cx.lanes, static), visit)
 
@@ -114,14 +114,3 @@ def weight(cx: Lowering, value: SSAValue) -> int:
 def sites(storage: RegisterTile) -> int:
     """How many values a register tile holds."""
     return prod(storage.extents) if storage.axis is None else len(storage.positions())
-
-
-
-
-
-def materialise(cx: Lowering, op: Operation) -> None:
-    """Computes an inline op's value once, into the home that placement gave it."""
-    value = op.results[0]
-    home = storage_for(cx, value)
-    fill(cx, home, value)
-    cx.tiles[value] = home

@@ -23,6 +23,7 @@ from tilewright.ir.tile.structure import ForOp, IfOp, KernelOp, YieldOp
 from tilewright.ir.types import TileType
 from tilewright.passes.lower_tile_to_loops.operands import is_direct, root_buffer, unit_reshape
 from tilewright.passes.lower_tile_to_loops.sites import lane_axis
+from tilewright.passes.lower_tile_to_loops.transposes import turns_lanes
 
 Home = Literal["registers", "scratch"]
 
@@ -155,7 +156,7 @@ class _Placer:
                 return True  # a store might come between the load and its evaluation
         if any(_needs_memory(use.operation, use.index, self.rules) for use in value.uses) and not is_direct(value):
             return True
-        if isinstance(op, compute.TransposeOp) and _moves_lanes(op, self.rules.lanes):
+        if isinstance(op, compute.TransposeOp) and turns_lanes(op, self.rules.lanes):
             return True
         cost = self.cost(value, set())
         if self.expanded[value] and cost > (0 if self.column(value) else _EXPANDED) and not isinstance(op, LoadOp):
@@ -256,15 +257,6 @@ def _repeats(op: Operation, value: SSAValue) -> bool:
     if not isinstance(op, (compute.MapOp, compute.BroadcastOp)):
         return False
     return any(n == 1 and m > 1 for n, m in zip(tile(value).extents, tile(op.results[0]).extents, strict=True))
-
-
-def _moves_lanes(op: compute.TransposeOp, lanes: int) -> bool:
-    """Whether the vectors of the result are not vectors of the source, in a tile where that matters."""
-    source, target = tile(op.source).extents, tile(op.out).extents
-    axis = lane_axis(target)
-    if axis is None or op.permutation.data[axis] == lane_axis(source):
-        return False
-    return prod(target) >= lanes * lanes // 4
 
 
 def _needs_memory(op: Operation, index: int, rules: TileRules) -> bool:

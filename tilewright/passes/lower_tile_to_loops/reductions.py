@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from xdsl.ir import SSAValue
@@ -13,7 +13,7 @@ from tilewright.ir.tile.base import tile
 from tilewright.ir.tile.compute import LANES, AccumulateOp, ReduceOp
 from tilewright.passes.lower_tile_to_loops.combines import UNORDERED, Parts, across, combine, identity
 from tilewright.passes.lower_tile_to_loops.context import Lowering
-from tilewright.passes.lower_tile_to_loops.elementwise import evaluate, operand_site, vector
+from tilewright.passes.lower_tile_to_loops.elementwise import evaluate, lanes_at, operand_site
 from tilewright.passes.lower_tile_to_loops.materialise import static_axes, storage_for
 from tilewright.passes.lower_tile_to_loops.sites import ORIGIN, Coord, Site, known, lane_axis
 from tilewright.passes.lower_tile_to_loops.storage import Storage
@@ -70,7 +70,7 @@ class RowFold:
     def step(self, site: Site, parts: Parts) -> list[Value]:
         """The lanes of a site joined to what came before; lanes that do not count keep what they had."""
         b = self.cx.b
-        joined = combine(b, self.op.fn.data, parts, [vector(self.cx, a, site) for a in self.op.args])
+        joined = combine(b, self.op.fn.data, parts, [lanes_at(self.cx, a, site) for a in self.op.args])
         if site.mask is None:
             return joined
         return [b.select(site.mask, new, old) for new, old in zip(joined, parts, strict=True)]
@@ -91,11 +91,19 @@ class RowFold:
                 self.cx.tiles[result] = home
 
 
-def fold_rows(cx: Lowering, folds: Sequence[RowFold], space: Space, coords: tuple[Coord, ...]) -> None:
-    """Folds one row for several reductions at once."""
+def fold_rows(
+    cx: Lowering,
+    folds: Sequence[RowFold],
+    space: Space,
+    coords: tuple[Coord, ...],
+    first: Callable[[Site], None] | None = None,
+) -> None:
+    """Folds one row for several reductions at once; `first` is done at each site before."""
     starts = [f.start() for f in folds]
 
     def visit(site: Site, carried: Sequence[Value]) -> Sequence[Value]:
+        if first is not None:
+            first(site)
         return [v for fold, parts in zip(folds, _split(carried, starts), strict=True) for v in fold.step(site, parts)]
 
     ends = columns(cx, space, coords, visit, [v for s in starts for v in s])
@@ -125,8 +133,8 @@ def lower_accumulate(cx: Lowering, op: AccumulateOp) -> None:
         site = Site((*coords[:-1], known(0, 1)), LANES)
         folded = columns(
             cx, space, coords,
-            lambda s, acc: combine(cx.b, op.fn.data, acc, [vector(cx, op.source, s)]),
-            [vector(cx, op.acc, site)],
+            lambda s, acc: combine(cx.b, op.fn.data, acc, [lanes_at(cx, op.source, s)]),
+            [lanes_at(cx, op.acc, site)],
         )  # fmt: skip
         home.write(cx.b, site, folded[0])
 
@@ -144,7 +152,7 @@ def _down_columns(cx: Lowering, op: ReduceOp) -> None:
 
     def at(site: Site, position: Coord) -> list[Value]:
         own = site.moved((*site.coords[:axis], position, *site.coords[axis + 1 :]))
-        return [vector(cx, a, own) if own.lanes > 1 else evaluate(cx, a, own) for a in op.args]
+        return [lanes_at(cx, a, own) for a in op.args]
 
     static = any(axis in static_axes(cx, a) for a in op.args)
     width = 1 if fn in UNORDERED else min(LANES, count)

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-
-from xdsl.ir import Operation, SSAValue
 
 from tilewright.ir.loops import Value
 from tilewright.ir.tile.base import tile
 from tilewright.ir.tile.memory import StoreOp
-from tilewright.ir.types import TileType
 from tilewright.passes.lower_tile_to_loops.context import Lowering
-from tilewright.passes.lower_tile_to_loops.elementwise import INLINE, vector
+from tilewright.passes.lower_tile_to_loops.elementwise import lanes_at
 from tilewright.passes.lower_tile_to_loops.indices import Index
 from tilewright.passes.lower_tile_to_loops.loads import spans_of
-from tilewright.passes.lower_tile_to_loops.materialise import copy, static_axes, weight
+from tilewright.passes.lower_tile_to_loops.materialise import static_axes, weight
 from tilewright.passes.lower_tile_to_loops.sites import Site
-from tilewright.passes.lower_tile_to_loops.storage import RegisterTile
+from tilewright.passes.lower_tile_to_loops.spilling import registers_behind, spilled
 from tilewright.passes.lower_tile_to_loops.sweeps import Space, sweep
 from tilewright.passes.lower_tile_to_loops.views import all_of
 
@@ -30,7 +25,7 @@ def store(cx: Lowering, op: StoreOp) -> None:
     b = cx.b
     space = Space.of(tile(op.source).extents, cx.lanes)
     limits = available(cx, op)
-    held = _registers_behind(cx, op.source)
+    held = registers_behind(cx, op.source)
     vectors = sum(len(r.positions()) for r in held.values() if r.axis is not None)
 
     def run(space: Space) -> None:
@@ -38,7 +33,7 @@ def store(cx: Lowering, op: StoreOp) -> None:
         sweep(cx, space, lambda site: _write(cx, op, site))
 
     if vectors and vectors * (2 + weight(cx, op.source)) > _UNROLLED_OPS:
-        with _spilled(cx, held):
+        with spilled(cx, [op.source], vectors_only=True):
             run(replace(space, limits=limits))
         return
     if not limits or (not vectors and space.axis not in limits):
@@ -56,15 +51,15 @@ def store(cx: Lowering, op: StoreOp) -> None:
                 run(clipped.full())
         with sides.otherwise() as taken:
             if taken:
-                with _spilled(cx, held):
+                with spilled(cx, [op.source], vectors_only=True):
                     run(clipped)
 
 
 def available(cx: Lowering, op: StoreOp) -> dict[int, Index]:
     """How many elements of the view there are from the region's start, along the axes where that may be too few."""
     b, view, found = cx.b, cx.views[op.target], {}
-    for axis, (extent, at, count) in enumerate(zip(view.extents, op.at, tile(op.source).extents, strict=True)):
-        start = cx.indices[at]
+    for axis, (extent, origin, count) in enumerate(zip(view.extents, op.at, tile(op.source).extents, strict=True)):
+        start = cx.indices[origin]
         rest = extent.expr - start.expr
         if not cx.facts.at_least(rest, count):
             found[axis] = Index(b.sub(extent.value, start.value), rest)
@@ -79,44 +74,9 @@ def _write(cx: Lowering, op: StoreOp, site: Site) -> None:
     mask = all_of(b, place.conditions, site.lanes)
     if site.mask is not None:
         mask = site.mask if mask is None else b.and_(mask, site.mask)
-    value = vector(cx, op.source, site) if site.lanes > 1 else _scalar(cx, op.source, site)
+    value = lanes_at(cx, op.source, site)
     if place.spread is not None:
         b.scatter(value, place.memory, place.offset, place.spread, mask=mask)
     else:
         b.store(value, place.memory, place.offset, stride=place.step, mask=mask)
 
-
-def _scalar(cx: Lowering, value: SSAValue, site: Site) -> Value:
-    from tilewright.passes.lower_tile_to_loops.elementwise import evaluate
-
-    return evaluate(cx, value, site)
-
-
-def _registers_behind(cx: Lowering, value: SSAValue) -> dict[SSAValue, RegisterTile]:
-    """The register tiles that evaluating a value reads."""
-    stored = cx.tiles.get(value)
-    if isinstance(stored, RegisterTile):
-        return {value: stored}
-    op = value.owner
-    if stored is not None or not isinstance(op, Operation) or type(op) not in INLINE:
-        return {}
-    found: dict[SSAValue, RegisterTile] = {}
-    for operand in op.operands:
-        if isinstance(operand.type, TileType):
-            found |= _registers_behind(cx, operand)
-    return found
-
-
-@contextmanager
-def _spilled(cx: Lowering, held: dict[SSAValue, RegisterTile]) -> Iterator[None]:
-    """For the time of a block, vectors that are held in registers lie in scratch, where loops can read them."""
-    moved = {value: r for value, r in held.items() if r.axis is not None}
-    for value, registers in moved.items():
-        scratch = cx.scratch(registers.extents, registers.dtype)
-        copy(cx, registers, scratch)
-        cx.tiles[value] = scratch
-    yield
-    for value, registers in moved.items():
-        spilled = cx.tiles[value]
-        cx.tiles[value] = registers
-        cx.drop(spilled)

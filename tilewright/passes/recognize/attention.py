@@ -1,0 +1,274 @@
+"""Attention written out: softmax(q k^T * scale, masked) v, with repeated key heads, softcap, bias and masks.
+
+The logits are walked from the softmax inward. What is met first is applied last, so a bias met after a factor would be
+scaled by it, and a cap stands between bias (outside) and scale (inside), as in graph.attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from xdsl.ir import SSAValue
+
+from tilewright.errors import IRError
+from tilewright.ir.dims import Expr
+from tilewright.ir.graph.attention import AttentionOp
+from tilewright.ir.graph.base import tensor
+from tilewright.ir.graph.contraction import MatmulOp
+from tilewright.ir.graph.elementwise import CastOp, MapOp
+from tilewright.ir.graph.reduction import SoftmaxOp
+from tilewright.ir.graph.shape import BroadcastOp, ReshapeOp, TransposeOp
+from tilewright.passes.canonicalize.shapes import loses_nothing
+from tilewright.passes.recognize import masks
+from tilewright.passes.recognize.visibility import visibility
+from tilewright.passes.rewriting import Rules, Site, defined, mapped, with_splat
+
+
+@dataclass(frozen=True)
+class Logits:
+    """The logits taken apart: the product, what multiplies it, the cap, what is added, and what must hold to be seen.
+
+    conditions: i1 values that are true where a key is seen; hidden: true where it is not.
+    """
+
+    product: MatmulOp | None = None
+    scale: float = 1.0
+    softcap: float = 0.0
+    biases: tuple[SSAValue, ...] = ()
+    conditions: tuple[SSAValue, ...] = ()
+    hidden: tuple[SSAValue, ...] = ()
+
+
+# --- conditions -----------------------------------------------------------------------------------------------------
+
+
+def is_read_once(value: SSAValue) -> bool:
+    """Nobody else needs the value, so that it need not exist."""
+    return value.has_one_use()
+
+
+def scales_alone(outer: Logits) -> bool:
+    """No factor was met further out, which would scale a bias, too."""
+    return outer.scale == 1.0
+
+
+def is_outside_cap(outer: Logits) -> bool:
+    """The cap was not met yet: what is added or hidden here is so after it."""
+    return not outer.softcap
+
+
+def keeps_values(cast: CastOp) -> bool:
+    """The cast only widens: the softmax works in f32 or wider anyway."""
+    return tensor(cast.x).dtype.is_float and loses_nothing(tensor(cast.x).dtype, tensor(cast.out).dtype)
+
+
+def undoes_cap(factor: float, cap: float) -> bool:
+    """What multiplies the tanh is what its argument was divided by."""
+    return abs(factor - cap) <= 1e-6 * abs(cap)
+
+
+def repeats_whole_heads(dims: Sequence[Expr], wide: Sequence[Expr], flat: Sequence[Expr]) -> bool:
+    """[.., Hkv, T, D] to [.., Hkv, G, T, D] to [.., Hkv * G, T, D]: query head h reads key head h // G."""
+    lead, (heads, *rest) = dims[:-3], dims[-3:]
+    if len(wide) != len(dims) + 1:
+        return False
+    group = wide[len(lead) + 1]
+    return tuple(wide) == (*lead, heads, group, *rest) and tuple(flat) == (*lead, heads * group, *rest)
+
+
+# --- taking logits apart --------------------------------------------------------------------------------------------
+
+
+def logits_of(value: SSAValue, site: Site, outer: Logits, finite: bool) -> Logits | None:
+    """The parts of the logits; None, with the near miss recorded, where they are no such thing."""
+    if not is_read_once(value):
+        site.refuse("attention: the logits are used outside")
+        return None
+    product, cast, op = defined(value, MatmulOp), defined(value, CastOp), defined(value, MapOp)
+    if product is not None:
+        return replace(outer, product=product)
+    if cast is not None and keeps_values(cast):
+        return logits_of(cast.x, site, outer, finite)
+    found: tuple[SSAValue, Logits] | None = None
+    if op is not None and op.fn.data in ("mul", "div"):
+        found = _capped(op, site, outer) or _scaled(op, outer)
+    elif op is not None and op.fn.data == "add":
+        found = _biased(op, site, outer)
+    elif op is not None and op.fn.data == "select":
+        found = _selected(op, outer, finite)
+    if found is None or tensor(found[0]).dims != tensor(value).dims:
+        return None
+    return logits_of(found[0], site, found[1], finite)
+
+
+def _factor(op: MapOp) -> tuple[SSAValue, float] | None:
+    """(x, c) where the op is x * c, by multiplication or division."""
+    found = with_splat(op)
+    if found is None or op.fn.data == "mul":
+        return found
+    return (found[0], 1.0 / found[1]) if op.args[0] is found[0] and found[1] else None
+
+
+def _scaled(op: MapOp, outer: Logits) -> tuple[SSAValue, Logits] | None:
+    found = _factor(op)
+    return None if found is None else (found[0], replace(outer, scale=outer.scale * found[1]))
+
+
+def _capped(op: MapOp, site: Site, outer: Logits) -> tuple[SSAValue, Logits] | None:
+    """cap * tanh(x / cap)."""
+    found = _factor(op)
+    tanh = None if found is None else mapped(found[0], "tanh")
+    inner = None if tanh is None else mapped(tanh.args[0], "mul", "div")
+    inside = None if inner is None else _factor(inner)
+    if found is None or tanh is None or inside is None or not is_outside_cap(outer) or not inside[1]:
+        return None
+    factor, cap = found[1] * outer.scale, 1.0 / inside[1]
+    if not (is_read_once(tanh.out) and is_read_once(tanh.args[0])) or not undoes_cap(factor, cap):
+        site.refuse(f"attention: tanh of the logits over {cap} is multiplied by {factor}")
+        return None
+    return inside[0], replace(outer, scale=1.0, softcap=cap)
+
+
+def _biased(op: MapOp, site: Site, outer: Logits) -> tuple[SSAValue, Logits] | None:
+    for logits, bias in (tuple(op.args), tuple(reversed(op.args))):
+        if not leads_to_product(logits) or tensor(logits).dims != tensor(op.out).dims:
+            continue
+        if not is_outside_cap(outer):
+            site.refuse("attention: a bias is added inside the cap")
+        elif not scales_alone(outer):
+            site.refuse("attention: the bias is scaled, too")
+        else:
+            return logits, replace(outer, biases=(*outer.biases, bias))
+    return None
+
+
+def _selected(op: MapOp, outer: Logits, finite: bool) -> tuple[SSAValue, Logits] | None:
+    condition, yes, no = op.args
+    if not is_outside_cap(outer):
+        return None
+    if masks.is_hiding(no, outer.scale, finite=finite):
+        return yes, replace(outer, conditions=(*outer.conditions, condition))
+    if masks.is_hiding(yes, outer.scale, finite=finite):
+        return no, replace(outer, hidden=(*outer.hidden, condition))
+    return None
+
+
+def leads_to_product(value: SSAValue, depth: int = 8) -> bool:
+    """A product lies inward along factors, sums, caps, selections and casts: this operand is the logits."""
+    op = value.owner
+    if isinstance(op, MatmulOp):
+        return True
+    if not depth or not isinstance(op, (MapOp, CastOp)):
+        return False
+    if isinstance(op, MapOp) and op.fn.data not in ("add", "mul", "div", "tanh", "select"):
+        return False
+    return any(leads_to_product(v, depth - 1) for v in op.operands)
+
+
+# --- heads ----------------------------------------------------------------------------------------------------------
+
+
+def unscaled(value: SSAValue) -> tuple[SSAValue, float]:
+    """(x, c) where the value is x * c."""
+    op = mapped(value, "mul", "div")
+    found = None if op is None else _factor(op)
+    return (value, 1.0) if found is None or tensor(found[0]) != tensor(value) else found
+
+
+def unrepeated(value: SSAValue) -> SSAValue | None:
+    """The key heads of which the value repeats each for its query heads; None where it does not."""
+    flat = defined(value, ReshapeOp)
+    spread = None if flat is None else defined(flat.x, BroadcastOp)
+    apart = None if spread is None else defined(spread.x, ReshapeOp)
+    if flat is None or spread is None or apart is None or tensor(apart.x).rank < 3:
+        return None
+    dims = tensor(apart.x).dims
+    if apart.dims.data != (*dims[:-2], Expr.of(1), *dims[-2:]):
+        return None
+    return apart.x if repeats_whole_heads(dims, spread.dims.data, flat.dims.data) else None
+
+
+def with_heads(value: SSAValue, site: Site) -> SSAValue:
+    """The value with an axis of size 1 for the heads before its last two."""
+    dims = tensor(value).dims
+    return site.make(ReshapeOp, value, dims=(*dims[:-2], 1, *dims[-2:]))
+
+
+# --- the rule -------------------------------------------------------------------------------------------------------
+
+
+def attention_rules(*, finite: bool) -> Rules:
+    """The rule for attention. finite: whether a finite hiding number hides as minus infinity does."""
+    rules = Rules()
+
+    @rules.on(MatmulOp)
+    def attention(op: MatmulOp, site: Site) -> SSAValue | None:
+        return _attention(op, site, finite)
+
+    assert attention.name == "attention"
+    return rules
+
+
+def _attention(op: MatmulOp, site: Site, finite: bool) -> SSAValue | None:
+    cast = defined(op.a, CastOp)
+    softmax = defined(op.a if cast is None else cast.x, SoftmaxOp)
+    if softmax is None or softmax.log.data or softmax.axis.data != tensor(softmax.x).rank - 1:
+        return None
+    if not leads_to_product(softmax.x):
+        return None
+    if not is_read_once(op.a) or not is_read_once(softmax.out):
+        site.refuse("attention: the probabilities are used outside")
+        return None
+    logits = logits_of(softmax.x, site, Logits(), finite)
+    if logits is None or logits.product is None:
+        site.refuse("attention: the logits are not a scaled, capped, masked product in this order")
+        return None
+    product = logits.product
+    (q, q_scale), (k, k_scale) = unscaled(product.a), unscaled(product.b)
+    k = k if product.transpose_b.data else _swapped(k, site)
+    v = _swapped(op.b, site) if op.transpose_b.data else op.b
+    shared = unrepeated(k), unrepeated(v)
+    if shared[0] is not None and shared[1] is not None:
+        k, v = shared
+    tq, tk = tensor(product.out).dims[-2:]
+    seen = visibility(logits.conditions, logits.hidden, logits.biases, tq, tk, site, finite=finite)
+    if tensor(q).rank < 3 or not tensor(q).dims[-3].is_static:
+        q, k, v = (with_heads(x, site) for x in (q, k, v))
+        seen = seen.with_heads(lambda x: with_heads(x, site))
+    rank = tensor(q).rank
+    try:
+        out = site.make(
+            AttentionOp,
+            q,
+            k,
+            v,
+            seen.bias(site),
+            seen.valid(site, rank),
+            seen.q_positions,
+            seen.k_positions,
+            scale=logits.scale * q_scale * k_scale,
+            mask=seen.kind,
+            window=seen.window,
+            softcap=logits.softcap,
+        )
+    except IRError as fault:
+        site.refuse(f"attention: {fault.problems[0].text}")
+        return None
+    out = out if tensor(out).dims == tensor(op.out).dims else _as(out, op.out, site)
+    if out.type != op.out.type:
+        site.refuse(f"attention: it would give {tensor(out)}, the product gives {tensor(op.out)}")
+        return None
+    return out
+
+
+def _as(value: SSAValue, like: SSAValue, site: Site) -> SSAValue:
+    """The value in the other's dims, where they hold as many elements."""
+    if tensor(value).elements != tensor(like).elements:
+        return value
+    return site.make(ReshapeOp, value, dims=tensor(like).dims)
+
+
+def _swapped(value: SSAValue, site: Site) -> SSAValue:
+    rank = tensor(value).rank
+    return site.make(TransposeOp, value, permutation=(*range(rank - 2), rank - 1, rank - 2))

@@ -1,0 +1,229 @@
+"""What hides keys from queries: comparisons of counted positions proved causal or sliding, anything else kept as it is.
+
+A mask reaches the logits as a condition (`where(c, logits, -inf)`) or as numbers added to them (0 where a key is seen, a
+large negative number where not). Both are taken apart into conditions that must all hold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from xdsl.ir import SSAValue
+
+from tilewright.ir.dims import Expr
+from tilewright.ir.graph.base import tensor
+from tilewright.ir.graph.elementwise import CastOp, MapOp
+from tilewright.ir.graph.shape import BroadcastOp, ReshapeOp, SliceOp, TransposeOp
+from tilewright.ir.graph.structure import ConstantOp, DimOp, IotaOp, PositionsOp
+from tilewright.passes.rewriting import Site, defined, mapped, splat
+
+HIDING = -1e4  # added to a logit, it makes the exponential vanish: exp(-1e4) is 0 in every float
+INVERSE = {"le": "gt", "lt": "ge", "ge": "lt", "gt": "le"}
+MIRROR = {"le": "ge", "lt": "gt", "ge": "le", "gt": "lt"}
+
+
+@dataclass(frozen=True)
+class Count:
+    """A value that counts along one axis: start + index.
+
+    axis: from the right, -1 the last. positions: what it counts in, where that is not the index itself.
+    """
+
+    axis: int
+    start: Expr
+    positions: SSAValue | None = None
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A condition on keys and queries: key <= query + offset (upper), or key >= query + offset."""
+
+    upper: bool
+    offset: Expr
+    q_positions: SSAValue | None
+    k_positions: SSAValue | None
+
+
+# --- conditions -----------------------------------------------------------------------------------------------------
+
+
+def hides(fill: float) -> bool:
+    """Added to a logit, the number makes its exponential vanish."""
+    return fill <= HIDING
+
+
+def is_hiding(value: SSAValue, scale: float = 1.0, *, finite: bool) -> bool:
+    """The value is a number that hides a key, after a later factor, too. finite: it need not be minus infinity."""
+    fill = splat(value)
+    return fill is not None and scale > 0 and hides(fill * scale) and (finite or fill == -math.inf)
+
+
+def counts_by_one(op: IotaOp) -> bool:
+    """Neighbours differ by 1."""
+    return op.step.data == 1
+
+
+def aligns_the_ends(offset: Expr, tq: Expr, tk: Expr) -> bool:
+    """The last query stands at the last key."""
+    return offset == tk - tq
+
+
+def is_lower_triangle(values: Sequence[float], size: int) -> bool:
+    """A size x size matrix of truths: on and below the diagonal, and nowhere else."""
+    return list(map(bool, values)) == [key <= query for query in range(size) for key in range(size)]
+
+
+# --- taking masks apart ---------------------------------------------------------------------------------------------
+
+
+def condition_of(bias: SSAValue, site: Site, *, finite: bool) -> SSAValue | None:
+    """The i1 value that is true where a bias is 0, which hides keys elsewhere; None where the bias is something else.
+
+    finite: also where the hiding number is finite.
+    """
+    view = bias.owner
+    if isinstance(view, (ReshapeOp, BroadcastOp, SliceOp, TransposeOp)):
+        inner = condition_of(view.x, site, finite=finite)
+        return None if inner is None else site.make(type(view), inner, **view.properties)
+    if (cast := defined(bias, CastOp)) is not None and tensor(cast.x).dtype.is_float:
+        return condition_of(cast.x, site, finite=finite)
+    if (select := mapped(bias, "select")) is not None:
+        condition, yes, no = select.args
+        if tensor(condition).dims != tensor(bias).dims:
+            return None
+        if splat(yes) == 0 and is_hiding(no, finite=finite):
+            return condition
+        return site.map("not", condition) if is_hiding(yes, finite=finite) and splat(no) == 0 else None
+    if (product := mapped(bias, "mul")) is not None and is_hiding(product.args[1], finite=finite):
+        return _is_zero(product.args[0], site)
+    return None
+
+
+def _is_zero(value: SSAValue, site: Site) -> SSAValue | None:
+    """The truth of value == 0, for a value that is 0 or 1: cast(c), or 1 - cast(c)."""
+    cast = defined(value, CastOp)
+    if cast is not None and tensor(cast.x).dtype.kind == "bool":
+        return site.map("not", cast.x)
+    gap = mapped(value, "sub")
+    if gap is None or splat(gap.args[0]) != 1:
+        return None
+    cast = defined(gap.args[1], CastOp)
+    return cast.x if cast is not None and tensor(cast.x).dtype.kind == "bool" else None
+
+
+def conjuncts(condition: SSAValue, site: Site) -> list[SSAValue]:
+    """Conditions that must all hold for this one to hold."""
+    both = mapped(condition, "and")
+    if both is not None and tensor(condition).dtype.kind == "bool":
+        return [part for arg in both.args for part in conjuncts(arg, site)]
+    negated = mapped(condition, "not")
+    either = None if negated is None else mapped(negated.args[0], "or")
+    if either is not None:
+        return [part for arg in either.args for part in conjuncts(site.map("not", arg), site)]
+    return [condition]
+
+
+# --- counted positions ----------------------------------------------------------------------------------------------
+
+
+def count_of(value: SSAValue) -> Count | None:
+    """How a value counts along one axis, if it does."""
+    rank = tensor(value).rank
+    match value.owner:
+        case IotaOp() as op:
+            return Count(op.axis.data - rank, op.start.data[0]) if counts_by_one(op) else None
+        case PositionsOp():
+            return Count(-1, Expr.of(0), value)
+        case ReshapeOp() as op:
+            return _moved(count_of(op.x), tensor(op.x).dims, op.dims.data)
+        case BroadcastOp() | CastOp() as op:
+            return count_of(op.x)
+        case TransposeOp() as op:
+            inner = count_of(op.x)
+            return None if inner is None else _at(inner, list(op.permutation.data).index(inner.axis + rank) - rank)
+        case SliceOp() as op:
+            inner = count_of(op.x)
+            if inner is None or inner.positions is not None or op.strides[inner.axis] != 1:
+                return None
+            return Count(inner.axis, inner.start + op.starts.data[inner.axis])
+        case MapOp() as op if op.fn.data in ("add", "sub"):
+            return _shifted(op)
+        case _:
+            return None
+
+
+def _at(count: Count, axis: int) -> Count:
+    return Count(axis, count.start, count.positions)
+
+
+def _moved(count: Count | None, before: Sequence[Expr], after: Sequence[Expr]) -> Count | None:
+    """The same count after a reshape that only adds or drops axes of size 1."""
+    if count is None or [d for d in before if d.constant != 1] != [d for d in after if d.constant != 1]:
+        return None
+    behind = [d for d in before[len(before) + count.axis :] if d.constant != 1]
+    place, left = len(after), len(behind)
+    while left:
+        place -= 1
+        left -= after[place].constant != 1
+    return _at(count, place - len(after)) if behind else None
+
+
+def size_of(value: SSAValue) -> Expr | None:
+    """A value that is one integer known as a dim expression."""
+    dim, number = defined(value, DimOp), splat(value)
+    if dim is not None:
+        return dim.value.data[0]
+    return Expr.of(number) if isinstance(number, int) else None
+
+
+def _shifted(op: MapOp) -> Count | None:
+    """A count plus or minus a size."""
+    pairs = [(op.args[0], op.args[1])] + ([(op.args[1], op.args[0])] if op.fn.data == "add" else [])
+    for counted, shift in pairs:
+        count, by = count_of(counted), size_of(shift)
+        if count is not None and by is not None:
+            return Count(count.axis, count.start + (by if op.fn.data == "add" else -by), count.positions)
+    return None
+
+
+def bound_of(condition: SSAValue) -> Bound | None:
+    """The condition as a bound on the distance of key and query, if it compares the two by counting both."""
+    negated = mapped(condition, "not")
+    compare = mapped(condition if negated is None else negated.args[0], *INVERSE)
+    if compare is None or tensor(compare.out).rank < 2:
+        return None
+    relation = compare.fn.data if negated is None else INVERSE[compare.fn.data]
+    left, right, extra = count_of(compare.args[0]), count_of(compare.args[1]), Expr.of(0)
+    gap, size = mapped(compare.args[0], "sub"), size_of(compare.args[1])
+    if gap is not None and size is not None:
+        # a - b < c is a < b + c
+        left, right, extra = count_of(gap.args[0]), count_of(gap.args[1]), size
+    if left is None or right is None or {left.axis, right.axis} != {-1, -2}:
+        return None
+    if (left.positions is None) != (right.positions is None):
+        return None
+    offset = right.start + extra - left.start
+    if left.axis == -2:
+        left, right, relation, offset = right, left, MIRROR[relation], -offset
+    if relation in ("lt", "gt"):
+        offset = offset + (-1 if relation == "lt" else 1)
+    return Bound(relation in ("le", "lt"), offset, right.positions, left.positions)
+
+
+def triangle(condition: SSAValue) -> bool:
+    """A stored matrix of truths that is the lower triangle."""
+    constant, dims = defined(condition, ConstantOp), tensor(condition).dims
+    if constant is None or len(dims) < 2 or any(d.constant != 1 for d in dims[:-2]) or dims[-1] != dims[-2]:
+        return False
+    size = dims[-1].constant
+    return size is not None and size > 1 and is_lower_triangle(constant.values.data, size)
+
+
+def all_of(conditions: Iterable[SSAValue], site: Site) -> SSAValue | None:
+    """One condition that holds where all do; None for none."""
+    found: SSAValue | None = None
+    for condition in conditions:
+        found = condition if found is None else site.map("and", found, condition)
+    return found
