@@ -15,8 +15,9 @@ from tilewright.runtime.threads import Driver, ThreadPool
 
 GENERIC = TARGETS["generic"]
 
-# buffers: in, out, int64 [n]; dims: n, pauses. out[i] = in[n - 1 - i] + 1, each thread its part of out. The thread
-# whose turn it is (dims[2]) dawdles first. What a thread reads, mostly another one has written in the step before.
+# buffers: in, out, int64 [n]; dims: n, pauses, turn.
+# out[i] = in[n - 1 - i] + 1, each thread its part of out. The thread
+# whose turn it is dawdles first. What a thread reads, mostly another one has written in the step before.
 RELAY = """
 llvm.func @relay(%buffers: !llvm.ptr, %dims: !llvm.ptr, %tid: i64, %threads: i64) {
   %zero = arith.constant 0 : i64
@@ -88,11 +89,13 @@ def library() -> native.NativeLibrary:
     return native.load([compile_object(text, GENERIC) for text in texts.values()], list(texts))
 
 
-def relay_plan(n: int, steps: int, *, pauses: int = 0, barriers: bool = True) -> StepPlan:
-    """`steps` relays to and fro between bases 0 and 1, a different thread dawdling in each."""
+def relay_plan(n: int, steps: int, *, pauses: int = 0, slow: int | None = None, barriers: bool = True) -> StepPlan:
+    """`steps` relays to and fro between bases 0 and 1; thread `slow` dawdles in each, or (None) all in turn."""
     kernel = library()["relay"]
     there, back = [(0, 0), (1, 0)], [(1, 0), (0, 0)]
-    return StepPlan([Step(kernel, (there, back)[s % 2], [n, pauses, s], barriers) for s in range(steps)])
+    return StepPlan(
+        [Step(kernel, (there, back)[s % 2], [n, pauses, s if slow is None else slow], barriers) for s in range(steps)]
+    )
 
 
 class Relay:

@@ -19,17 +19,9 @@ from tilewright.ir.tile.structure import KernelOp
 from tilewright.ir.tile_interpreter import programs, run_kernel
 
 
-def drawn(case: Case, rng: Any) -> list[dict[str, int]]:
-    """Dims for a case: the smallest, all 1 and the largest it has, and some in between."""
-    low = {name: min(sizes) for name, sizes in case.sizes.items()}
-    one = dict.fromkeys(case.sizes, 1)
-    high = {name: max(sizes) for name, sizes in case.sizes.items()}
-    return [low, one, high, *({n: int(rng.choice(s)) for n, s in case.sizes.items()} for _ in range(3))]
-
-
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_kernels_compute_what_they_should_at_every_size(case: Case, rng: Any) -> None:
-    for dims in drawn(case, rng):
+    for dims in case.dims(rng):
         inputs, outputs, expected = case.buffers(dims, rng)
         run_kernel(case.kernel, [*inputs, *outputs], dims)
         for found, wanted in zip(outputs, expected, strict=True):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -47,7 +46,7 @@ def test_what_was_written_is_read_back_mapped_and_aligned(tmp_path: Path, rng: n
     tensors, dtypes = some(rng)
     write(tmp_path / "w", tensors, dtypes)
     file = SafetensorsFile(tmp_path / "w")
-    assert list(file) == sorted(tensors) or set(file) == set(tensors)
+    assert set(file) == set(tensors)
     for name, tensor in tensors.items():
         buffer = file[name]
         assert (buffer.dtype, buffer.shape) == (dtypes[name], tensor.shape)
@@ -224,4 +223,3 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 3 * 8 << 10, "the file has 24 tensors of 8 MiB"
-    assert resource.getpagesize() > 0

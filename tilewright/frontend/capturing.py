@@ -57,12 +57,13 @@ def _module(
     from tilewright.frontend.assembling import assemble
     from tilewright.frontend.examples import bind, declare
     from tilewright.frontend.exporting import export
+    from tilewright.frontend.preserving import preserved
 
     inspection.require_module(model)
     inspection.require_evaluation(model)
     inspection.require_no_hooks(model)
     notes: list[str] = []
-    with huggingface.switched(model, kwargs, notes):
+    with preserved(model), huggingface.switched(model, kwargs, notes):
         example = declare(bind(model.forward, args, kwargs), dims)
         exported = export(model, example)
     tensors = weights.collect(exported.program)

@@ -112,7 +112,7 @@ def functional(program: ExportedProgram) -> ExportedProgram:
 
     The empty table keeps composite ops (linear, attention, norms) whole.
     """
-    if not any(_mutates(node) for module in program.graph_module.modules() for node in _nodes(module)):
+    if not any(_is_impure(node) for module in program.graph_module.modules() for node in _nodes(module)):
         return program
     try:
         with quiet():
@@ -127,9 +127,11 @@ def _nodes(module: Any) -> list[Any]:
     return list(module.graph.nodes) if hasattr(module, "graph") else []
 
 
-def _mutates(node: Any) -> bool:
+def _is_impure(node: Any) -> bool:
+    """Whether a node writes to its operands, or is a mark of vmap that only another trace resolves."""
     schema = getattr(node.target, "_schema", None)
-    return node.op == "call_function" and bool(getattr(schema, "is_mutable", False))
+    is_mark = str(getattr(node.target, "__module__", "")).startswith("torch._functorch")
+    return node.op == "call_function" and (bool(getattr(schema, "is_mutable", False)) or is_mark)
 
 
 def _capture_error(fault: Exception) -> CaptureError:

@@ -82,10 +82,8 @@ def _shared(by_storage: dict[Any, str], value: torch.Tensor, name: str, aliases:
 
 
 def _storage(value: torch.Tensor) -> Any:
-    """Equal for tensors that are the same elements in the same memory."""
-    if value.device.type == "meta" or value.numel() == 0:
-        return id(value)
-    return value.data_ptr(), tuple(value.shape), value.stride(), value.dtype
+    """Equal for tensors that are the same elements of the same storage, on the meta device too."""
+    return value.untyped_storage()._cdata, value.storage_offset(), tuple(value.shape), value.stride(), value.dtype
 
 
 def _is_structure(value: torch.Tensor, *, lifted: bool) -> bool:

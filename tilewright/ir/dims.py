@@ -372,12 +372,14 @@ class DimSpace:
 
     def _sign_interval(self, difference: Expr) -> Interval:
         """Bounds with the sign of the difference, tighter where its terms share a factor: t*b - t is t * (b - 1)."""
-        shared = _common_factor(difference)
-        rest = None if shared is None else exact_div(difference, shared)
+        plain = self.interval(difference)
+        offset = dict(difference.terms).get((), 0)
+        shared = _common_factor(difference - offset)
+        rest = None if shared is None else exact_div(difference - offset, shared)
         if shared is None or rest is None:
-            return self.interval(difference)
+            return plain
         factored = intervals.multiply(self.interval(shared), self.interval(rest))
-        return intervals.intersect(self.interval(difference), factored)
+        return intervals.intersect(plain, intervals.add(factored, (offset, offset)))
 
     def at_most(self, expr: ExprLike) -> int | None:
         """The largest value the expression can take; None where a dim has no upper bound."""

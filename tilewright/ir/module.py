@@ -116,19 +116,21 @@ def parse_module(text: str, name: str = "<text>") -> ModuleOp:
     # the verifier asks modules the questions defined below, so it imports this file
     from tilewright.ir.verifier import verify
 
-    parser = Parser(new_context(), text, name)
+    parser: Parser | None = None
     try:
+        # the constructor reads the first token already
+        parser = Parser(new_context(), text, name)
         module = parser.parse_module()
     except xdsl_exceptions.ParseError as fault:
         place = fault.span.get_location()
         raise _parse_error(fault.msg, name, place.line, place.col) from None
     except (TilewrightError, xdsl_exceptions.VerifyException, ValueError) as fault:
         # raised by a type, an attribute or an op's constructor while the parser stood behind its text
-        line, column = _place(text, parser.pos)
+        line, column = _place(text, parser)
         reason = fault.problems[0].text if isinstance(fault, TilewrightError) else str(fault)
         raise _parse_error(reason, name, line, column) from fault
     except RecursionError:
-        raise _parse_error("regions are nested too deeply", name, *_place(text, parser.pos)) from None
+        raise _parse_error("regions are nested too deeply", name, *_place(text, parser)) from None
     verify(module)
     return module
 
@@ -139,7 +141,8 @@ def _parse_error(reason: str, name: str, line: int, column: int) -> ParseError:
     )
 
 
-def _place(text: str, position: int) -> tuple[int, int]:
+def _place(text: str, parser: Parser | None) -> tuple[int, int]:
+    position = parser.pos if parser is not None else 0
     before = text[:position]
     return before.count("\n") + 1, position - (before.rfind("\n") + 1) + 1
 

@@ -20,7 +20,7 @@ from tilewright.ir.dims import ExprLike
 from tilewright.ir.dtypes import DType
 from tilewright.ir.graph.base import GraphOp, tensor
 from tilewright.ir.graph.elementwise import MapOp
-from tilewright.ir.graph.structure import ConstantOp, GroupOp
+from tilewright.ir.graph.structure import CallOp, ConstantOp, GroupOp
 from tilewright.ir.operation import TwOperation
 from tilewright.ir.passing import Context
 
@@ -87,16 +87,18 @@ class Rule:
 
 
 class Rules:
-    """A list of rules that functions join with `@rules.on(OpClass, ...)`; a rule is named after its function."""
+    """A list of rules that functions join with `@rules.on(OpClass, ...)`, named after the function or as stated."""
 
     def __init__(self, *parts: Rules) -> None:
         self.listed: list[Rule] = [r for part in parts for r in part.listed]
 
-    def on(self, *ops: type[Operation]) -> Callable[[Callable[[Any, Site], SSAValue | None]], Rule]:
+    def on(
+        self, *ops: type[Operation], name: str | None = None
+    ) -> Callable[[Callable[[Any, Site], SSAValue | None]], Rule]:
         """Adds the decorated function as a rule for these op classes."""
 
         def add(function: Callable[[Any, Site], SSAValue | None]) -> Rule:
-            rule = Rule(function.__name__.replace("_", "-"), ops, function)
+            rule = Rule(name or function.__name__.replace("_", "-"), ops, function)
             self.listed.append(rule)
             return rule
 
@@ -238,3 +240,29 @@ def sole_user(value: SSAValue) -> Operation | None:
 def same_dims(a: SSAValue, b: SSAValue) -> bool:
     """True when two values have equal dims."""
     return tensor(a).dims == tensor(b).dims
+
+
+def order_block(block: Block) -> None:
+    """Sorts a block's ops so that values stand before their uses; ops with effects keep their order.
+
+    Calls count as pure: what layer functions hold is.
+    """
+    position = {op: i for i, op in enumerate(block.ops)}
+    effects = [op for op in block.ops if not is_pure(op) and not isinstance(op, CallOp)]
+    earlier = dict(zip(effects[1:], effects, strict=False))
+    ordered: dict[Operation, None] = {}
+    for op in list(block.ops):
+        pending = [op]
+        while pending:
+            current = pending[-1]
+            needed = [v.owner for v in current.operands if v.owner in position and v.owner not in ordered]
+            if current in earlier and earlier[current] not in ordered:
+                needed.append(earlier[current])
+            if needed:
+                pending.extend(o for o in needed if isinstance(o, Operation))
+                continue
+            pending.pop()
+            ordered.setdefault(current)
+    for op in list(block.ops):
+        block.detach_op(op)
+    block.add_ops(list(ordered))

@@ -60,7 +60,7 @@ def check_tensors(inputs: Sequence[Input], leaves: Sequence[Any]) -> None:
     hollow = [
         f"{leaf.name} is a {type(value).__name__} without memory that kernels can read"
         for leaf, value, d in known
-        if is_torch(value) and _without_memory(value, dense=d.native)
+        if is_torch(value) and _without_memory(value, dense=d.dense)
     ]
     if hollow:
         raise ArgumentError(hollow, step="pass dense tensors that hold data")

@@ -115,6 +115,10 @@ class SafetensorsFile(Mapping[str, Buffer]):
             raise self._fault(f"{self.name}: {name!r} holds {entry.code}, which no program reads")
         return Buffer(dtype, entry.shape, address_of(self._bytes) + self._data + entry.begin, self._bytes)
 
+    def __contains__(self, name: object) -> bool:
+        # Mapping's own would read the tensor, and raise for a dtype that no program reads.
+        return name in self._entries
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
 

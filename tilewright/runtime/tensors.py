@@ -56,22 +56,19 @@ def _raw(address: int, size: int, keep: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What a caller's tensor is. dtype: None where the IR has no such type. native: dense, and in this machine's byte
-    order.
-    """
+    """What a caller's tensor is. dtype: None where the IR has no such type. dense: not one of torch's sparse layouts."""
 
     dtype: DType | None
     dtype_name: str
     shape: tuple[int, ...]
     device: str
-    native: bool
+    dense: bool
 
 
 def describe(value: Any) -> Description | None:
     """A NumPy array's or scalar's or a torch tensor's description; None for anything else."""
     if isinstance(value, (np.ndarray, np.generic)):
-        dtype = value.dtype
-        return Description(from_numpy(dtype), dtype.name, tuple(value.shape), "cpu", dtype.isnative)
+        return Description(from_numpy(value.dtype), value.dtype.name, tuple(value.shape), "cpu", True)
     if is_torch(value):
         dtype = from_torch_name(str(value.dtype))
         name = str(value.dtype).removeprefix("torch.")

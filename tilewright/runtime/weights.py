@@ -47,6 +47,9 @@ class WeightFiles(Mapping[str, Buffer]):
     def __getitem__(self, name: str) -> Buffer:
         return self._files[name][name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._files
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
 
@@ -97,7 +100,7 @@ def check_source(program: Program, source: Source) -> dict[str, str]:
         names[spec.name] = given[0]
         faults = [fault for n in given if (fault := _fault(n, spec, _description(source, n)))]
         problems += faults
-        if not faults:
+        if not faults and len(given) > 1:
             first = as_buffer(source[given[0]])
             problems += [
                 Problem(f"{n} and {given[0]} are one tensor in the program, but their values differ")
@@ -131,7 +134,7 @@ def _fault(name: str, spec: TensorSpec, found: Description | None) -> Problem | 
     shape = spec.shape({})
     if found.dtype != spec.dtype or found.shape != shape:
         return Problem(f"{name} is {found.dtype_name} {list(found.shape)}, in the program {_shown(spec)}")
-    if not found.native and found.dtype_name == spec.dtype.name:
+    if not found.dense:
         return Problem(f"{name} is sparse; the program reads it dense")
     return None
 

@@ -59,15 +59,18 @@ def test_every_step_sees_what_all_threads_wrote_in_the_step_before(pool: ThreadP
         np.testing.assert_array_equal(relay.run(pool, plan), relay.expected(steps))
 
 
-def test_barriers_hold_when_threads_dawdle_in_turn(pool: ThreadPool) -> None:
+@pytest.mark.parametrize("slow", [None, 0, 1])
+def test_barriers_hold_when_threads_dawdle(pool: ThreadPool, slow: int | None) -> None:
     # Far more pauses than a waiter spins for: both ways of waiting take part.
-    plan, relay = relay_plan(64, 61, pauses=12_000), Relay(64)
+    plan, relay = relay_plan(64, 61, pauses=12_000, slow=slow), Relay(64)
     np.testing.assert_array_equal(relay.run(pool, plan), relay.expected(61))
 
 
-def test_without_barriers_the_same_relay_goes_wrong() -> None:
+@pytest.mark.parametrize("slow", [0, 1])
+def test_without_barriers_the_same_relay_goes_wrong(slow: int) -> None:
     pool = ThreadPool(driver(), cores=2)
-    plan, relay = relay_plan(64, 61, pauses=12_000, barriers=False), Relay(64)
+    # The other thread is through with all steps before the slow one is with its first.
+    plan, relay = relay_plan(64, 61, pauses=12_000, slow=slow, barriers=False), Relay(64)
     assert (relay.run(pool, plan) != relay.expected(61)).any()
     pool.close()
 

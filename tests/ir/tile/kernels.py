@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,13 @@ class Case:
     expected: Callable[..., Arrays]
     data_dependent: bool = False
     has_formula: bool = True
+
+    def dims(self, rng: np.random.Generator) -> list[dict[str, int]]:
+        """The smallest dims, all 1, the largest, and some in between."""
+        low = {name: min(sizes) for name, sizes in self.sizes.items()}
+        high = {name: max(sizes) for name, sizes in self.sizes.items()}
+        between = [{name: int(rng.choice(sizes)) for name, sizes in self.sizes.items()} for _ in range(3)]
+        return [low, dict.fromkeys(self.sizes, 1), high, *between]
 
     def buffers(self, dims: Dims, rng: np.random.Generator) -> tuple[Arrays, Arrays, Arrays]:
         """Inputs, outputs to be written, and the expected outputs."""
@@ -258,7 +266,7 @@ def segment_sums() -> Case:
         return [normal(d["n"], 20, rng=rng), np.array([0, *cuts, *ends], np.int32)]
 
     def expected(x: Any, offsets: Any) -> Arrays:
-        parts = [x.astype(np.float64)[lo:hi].sum(0) for lo, hi in zip(offsets, offsets[1:], strict=False)]
+        parts = [x.astype(np.float64)[lo:hi].sum(0) for lo, hi in pairwise(offsets)]
         return [np.array(parts).reshape(len(offsets) - 1, 20)]
 
     return Case("segment sums", b.finish(), {"e": range(6), "n": range(40)}, inputs, expected, True, has_formula=True)
@@ -332,7 +340,7 @@ def convolution(stride: int, dilation: int, padding: int) -> Case:
 
 
 def branches() -> Case:
-    """The first n - n // 2 rows are doubled, the others negated; a third of the columns goes through an inner branch."""
+    """The first n - n // 2 rows are doubled, the others negated, a third of their columns in an inner branch."""
     b = KernelBuilder("branches", ["n"])
     x, y = b.buffer(["n", 24], F32), b.output(["n", 24], F32)
     i, c = b.grid(["n", 24], [1, 8])

@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
-from tests.ir.test_tile_interpreter import drawn
 from tests.ir.tile.kernels import CASES, Case, branch, matmul
 from tilewright.errors import IRError
 from tilewright.ir.dims import Expr
@@ -34,7 +33,7 @@ class TestAgainstTheInterpreter:
     def test_counts_are_exact_at_every_size(self, case: Case, rng: Any) -> None:
         traffic = kernel_traffic(case.kernel)
         assert traffic.data_dependent == case.data_dependent
-        for dims in drawn(case, rng):
+        for dims in case.dims(rng):
             inputs, outputs, _ = case.buffers(dims, rng)
             actual = counted(case.kernel, [*inputs, *outputs], dims)
             if case.data_dependent:
@@ -50,13 +49,13 @@ class TestAgainstTheInterpreter:
         traffic = kernel_traffic(case.kernel)
         assert case.has_formula == all(op.formula is not None for op in traffic.ops)
         for op in traffic.ops:
-            for dims in drawn(case, rng):
+            for dims in case.dims(rng):
                 if op.formula is not None:
                     assert op.formula.evaluate(dims) == op.enumerated(dims), (op.quantity, str(op.formula), dims)
 
     def test_the_lower_bound_is_one(self, case: Case, rng: Any) -> None:
         traffic = kernel_traffic(case.kernel)
-        for dims in drawn(case, rng):
+        for dims in case.dims(rng):
             if all(dims.values()) and case.has_formula and not case.data_dependent:
                 totals = traffic.at(dims)
                 assert traffic.lower_bound.evaluate(dims) <= totals["read"] + totals["write"], dims
@@ -87,7 +86,7 @@ class TestFormulas:
         case = matmul(4, 8, 4, chunk=6)
         traffic = kernel_traffic(case.kernel)
         assert traffic.matrix is None
-        for dims in drawn(case, rng):
+        for dims in case.dims(rng):
             inputs, outputs, _ = case.buffers(dims, rng)
             assert traffic.counts(dims) == counted(case.kernel, [*inputs, *outputs], dims)
 
@@ -235,6 +234,7 @@ def nests(draw: st.DrawFn) -> tuple[KernelOp, list[dict[str, int]]]:
 @given(nests())
 def test_any_nest_of_loops_counts_what_it_moves(nest: tuple[KernelOp, list[dict[str, int]]]) -> None:
     kernel, tuples = nest
+    note(str(kernel))
     traffic = kernel_traffic(kernel)
     for dims in tuples:
         shape = [d.evaluate(dims) for d in kernel.buffers[0].type.dims]  # type: ignore[attr-defined]

@@ -6,15 +6,17 @@ block an element falls into changes nothing about its sum, so any machine's bloc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from xdsl.ir import SSAValue
 
+from tilewright.ir.dims import Expr
+from tilewright.ir.dtypes import DType
 from tilewright.ir.loops import Value
 from tilewright.ir.tile.base import tile
-from tilewright.ir.tile.compute import DotOp
+from tilewright.ir.tile.compute import DotOp, DotScaledOp
 from tilewright.passes.lower_tile_to_loops.context import Lowering
 from tilewright.passes.lower_tile_to_loops.destinations import destination
 from tilewright.passes.lower_tile_to_loops.elementwise import lanes_at
@@ -22,7 +24,6 @@ from tilewright.passes.lower_tile_to_loops.indices import Index
 from tilewright.passes.lower_tile_to_loops.loads import fill_of
 from tilewright.passes.lower_tile_to_loops.materialise import static_axes
 from tilewright.passes.lower_tile_to_loops.operands import loaded_axis
-from tilewright.passes.lower_tile_to_loops.scalar_functions import NARROW
 from tilewright.passes.lower_tile_to_loops.sites import Coord, Position, Site, known
 from tilewright.passes.lower_tile_to_loops.storage import RegisterTile, ScratchTile, Storage
 from tilewright.passes.lower_tile_to_loops.sweeps import Space, sweep
@@ -47,24 +48,24 @@ def lower_dot(cx: Lowering, op: DotOp) -> None:
     home = destination(cx, op.out, op.acc)
     rows, columns = tile(op.out).extents
     cx.sweep += 1
-    with _operands(cx, op) as (left, right):
-        emit = _Blocks(cx, op, home, left, right)
+    with readers(cx, op.a, op.b, op.out, tile(op.acc).dtype) as (left, right):
+        blocks = Blocks(cx, op, home, left, right, tile(op.acc).dtype)
         if isinstance(home, RegisterTile):
-            emit.block(Block(0, rows, 0, -(-columns // home.lanes)))
+            blocks.block(Block(0, rows, 0, -(-columns // home.lanes)))
         else:
-            emit.all()
+            blocks.all()
     cx.tiles[op.out] = home
 
 
-class _Blocks:
-    """Emits the blocks of one dot."""
+class Blocks:
+    """Emits the blocks of one dot; products run in `dtype`, which the readers give."""
 
-    def __init__(self, cx: Lowering, op: DotOp, home: Storage, left: Reader, right: Reader) -> None:
-        self.cx, self.op, self.home, self.left, self.right = cx, op, home, left, right
+    def __init__(
+        self, cx: Lowering, op: DotOp | DotScaledOp, home: Storage, left: Reader, right: Reader, dtype: DType
+    ) -> None:
+        self.cx, self.op, self.home, self.left, self.right, self.dtype = cx, op, home, left, right, dtype
         self.rows, self.columns = tile(op.out).extents
-        self.dtype = tile(op.acc).dtype
         self.lanes = home.lanes if isinstance(home, RegisterTile) else cx.lanes
-        self.limits = _limits_of_k(cx, op)
 
     def all(self) -> None:
         """Covers a result in scratch: columns outside, so that a's rows pass under one strip of b."""
@@ -105,23 +106,29 @@ class _Blocks:
     def block(self, block: Block) -> None:
         """One block: its accumulators start from acc, run over k, and are written."""
         cx, sites = self.cx, self.sites(block)
-        starts = [lanes_at(cx, self.op.acc, site) for site in sites]
-        first, below = sites[: block.vectors], tuple(limit.expr for limit in self.limits)
-        depth = tile(self.op.a).extents[1]
-        end = cx.b.index(depth)
-        for limit in self.limits:
+        limits = _limits_of_k(cx, self.op)
+        end = cx.b.index(tile(self.op.a).extents[1])
+        for limit in limits:
             end = cx.b.max(cx.b.min(limit.value, end), 0)
-        with cx.b.loop(0, end, 1, starts, unroll=_UNROLLED_K, name="k") as loop:
+        starts = [lanes_at(cx, self.op.acc, site) for site in sites]
+        sums = self.products(block, sites, starts, cx.b.index(0), end, tuple(limit.expr for limit in limits))
+        for site, value in zip(sites, sums, strict=True):
+            self.home.write(cx.b, site, value)
+
+    def products(
+        self, block: Block, sites: list[Site], starts: list[Value], first: Value, end: Value, below: tuple[Expr, ...] = ()
+    ) -> Sequence[Value]:
+        """The products of k in first..end added to the starts, one after the other."""
+        with self.cx.b.loop(first, end, 1, starts, unroll=_UNROLLED_K, name="k") as loop:
             k = Coord(loop.index, below=below)
-            right = [self.right(Site((k, site.coords[1]), site.lanes, site.mask)) for site in first]
+            right = [self.right(Site((k, s.coords[1]), s.lanes, s.mask)) for s in sites[: block.vectors]]
             sums: list[Value] = []
             for row in range(block.rows):
                 left = self.left(Site((sites[row * block.vectors].coords[0], k)))
                 for number, value in enumerate(right):
                     sums.append(self.step(left, value, loop.carries[row * block.vectors + number]))
             loop.next(*sums)
-        for site, value in zip(sites, loop.results, strict=True):
-            self.home.write(cx.b, site, value)
+        return loop.results
 
     def step(self, left: Value, right: Value, total: Value) -> Value:
         """total + left * right: rounded once for floats, wrapping for integers."""
@@ -163,33 +170,35 @@ def _moved(cx: Lowering, start: Position, by: int, step: int) -> Coord:
 
 
 @contextmanager
-def _operands(cx: Lowering, op: DotOp) -> Iterator[tuple[Reader, Reader]]:
-    """How a block reads a's elements and b's vectors, in acc's dtype.
+def readers(cx: Lowering, a: SSAValue, b: SSAValue, out: SSAValue, wide: DType) -> Iterator[tuple[Reader, Reader]]:
+    """How a block reads a's elements and b's vectors, in the dtype of the products.
 
-    Narrow elements of a are widened into scratch once, not once a step; so are b's where several rows of blocks use them.
+    Elements of a that need a conversion are converted into scratch once, not once a step; so are b's where several rows
+    of blocks use them.
     """
-    wide = tile(op.acc).dtype
-    rows, columns = tile(op.acc).extents
+    rows, columns = tile(out).extents
     height, _ = register_block(cx, rows, columns)
-    several = rows > height and cx.plan.homes[op.out] == "scratch"
+    several = rows > height and cx.plan.homes[out] == "scratch"
     temporary: list[ScratchTile] = []
 
     def reader(value: SSAValue, *, keep: bool) -> Reader:
-        narrow = tile(value).dtype in NARROW
-        if not narrow or not keep:
-            return lambda site: cx.b.cast(lanes_at(cx, value, site), wide)
+        def convert(site: Site) -> Value:
+            return cx.b.cast(lanes_at(cx, value, site), wide)
+
+        if tile(value).dtype is wide or not keep:
+            return convert
         copy = cx.scratch(tile(value).extents, wide)
         temporary.append(copy)
         space = Space.of(copy.extents, cx.lanes, static_axes(cx, value))
-        sweep(cx, space, lambda site: copy.write(cx.b, site, cx.b.cast(lanes_at(cx, value, site), wide)))
+        sweep(cx, space, lambda site: copy.write(cx.b, site, convert(site)))
         return lambda site: copy.read(cx.b, site)
 
-    yield reader(op.a, keep=True), reader(op.b, keep=several)
+    yield reader(a, keep=True), reader(b, keep=several)
     for made in temporary:
         cx.drop(made)
 
 
-def _limits_of_k(cx: Lowering, op: DotOp) -> list[Index]:
+def _limits_of_k(cx: Lowering, op: DotOp | DotScaledOp) -> list[Index]:
     """Run-time bounds of k: past the end of a view whose load fills zeros, products add nothing."""
     found: list[Index] = []
     for value, axis in ((op.a, 1), (op.b, 0)):

@@ -22,6 +22,9 @@ from tilewright.passes.lower_tile_to_loops.indices import Facts
 from tilewright.passes.lower_tile_to_loops.operands import root_buffer
 from tilewright.passes.lower_tile_to_loops.placement import place
 from tilewright.passes.lower_tile_to_loops.reductions import lower_accumulate, lower_reduce
+from tilewright.passes.lower_tile_to_loops.ordering import lower_sort, lower_topk
+from tilewright.passes.lower_tile_to_loops.scaled_dots import lower_dot_scaled
+from tilewright.passes.lower_tile_to_loops.scans import lower_scan
 from tilewright.passes.lower_tile_to_loops.stores import store
 
 
@@ -75,6 +78,14 @@ def _lower(cx: Lowering, op: Operation) -> None:
             lower_accumulate(cx, op)
         case compute.DotOp():
             lower_dot(cx, op)
+        case compute.DotScaledOp():
+            lower_dot_scaled(cx, op)
+        case compute.ScanOp():
+            lower_scan(cx, op)
+        case compute.SortOp():
+            lower_sort(cx, op)
+        case compute.TopkOp():
+            lower_topk(cx, op)
         case _:
             raise cx.unsupported(op, "no lowering to loops")
 

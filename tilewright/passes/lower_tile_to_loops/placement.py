@@ -94,7 +94,9 @@ class _Placer:
                 if self.keeps(op):
                     self.settle(op.results[0], _VECTORS)
             else:
-                budget = free if isinstance(op, compute.DotOp) else _VECTORS
+                budget = free if isinstance(op, (compute.DotOp, compute.DotScaledOp)) else _VECTORS
+                if isinstance(op, (compute.ScanOp, compute.SortOp, compute.TopkOp)):
+                    budget = 0  # they write at positions of run time
                 for result in op.results:
                     if isinstance(result.type, TileType):
                         self.settle(result, budget)
@@ -189,8 +191,8 @@ class _Placer:
     def settle(self, value: SSAValue, budget: int) -> None:
         """Gives a materialised value its home. What becomes a carry in registers takes the registers of that carry."""
         extents = tile(value).extents
-        fits = vectors(value, self.rules.lanes) <= budget or self.continues(value)
-        if extents and extents[-1] == 1:
+        fits = vectors(value, self.rules.lanes) <= budget or (budget > 0 and self.continues(value))
+        if fits and extents and extents[-1] == 1:
             fits = prod(extents) <= _SCALARS
         self.plan.homes[value] = "registers" if fits and self.aligned(value) else "scratch"
 
@@ -260,17 +262,9 @@ def _repeats(op: Operation, value: SSAValue) -> bool:
 
 
 def _needs_memory(op: Operation, index: int, rules: TileRules) -> bool:
-    """Whether the op reads this operand element by element, many times over."""
-    match op:
-        case compute.DotOp():
-            rows = tile(op.acc).extents[0]
-            return index == 0 or (index == 1 and rows > max(r for _, r, _ in rules.dot))
-        case compute.DotScaledOp():
-            return index in (0, 1, 2)
-        case compute.SortOp() | compute.TopkOp() | compute.ScanOp():
-            return False
-        case _:
-            return False
-
-
-ALIGNED = _ALIGNED
+    """Whether the op reads this operand element by element, many times over. What it converts first lies in memory then."""
+    if isinstance(op, compute.DotScaledOp):
+        return index in (1, 3)
+    if not isinstance(op, compute.DotOp) or tile(op.a).dtype != tile(op.acc).dtype:
+        return False
+    return index == 0 or (index == 1 and tile(op.acc).extents[0] > max(rows for _, rows, _ in rules.dot))

@@ -16,7 +16,8 @@ from tilewright.passes.lower_tile_to_loops.context import Lowering
 from tilewright.passes.lower_tile_to_loops.elementwise import evaluate, lanes_at, operand_site
 from tilewright.passes.lower_tile_to_loops.materialise import static_axes, storage_for
 from tilewright.passes.lower_tile_to_loops.sites import ORIGIN, Coord, Site, known, lane_axis
-from tilewright.passes.lower_tile_to_loops.storage import Storage
+from tilewright.passes.lower_tile_to_loops.spilling import spilled
+from tilewright.passes.lower_tile_to_loops.storage import RegisterTile, Storage
 from tilewright.passes.lower_tile_to_loops.sweeps import Space, columns, outer, sweep
 
 
@@ -55,7 +56,7 @@ class RowFold:
         """Axes that must be unrolled: of what is read, and of register tiles that are written."""
         rows = {axis for axis, n in enumerate(tile(self.op.args[0]).extents) if n > 1 and axis != self.op.axis.data}
         found = frozenset().union(*(static_axes(self.cx, a) for a in self.op.args))
-        held = any(h is not None and not hasattr(h, "memory") for h in self.homes)
+        held = any(isinstance(h, RegisterTile) for h in self.homes)
         return found | frozenset(rows if held else ())
 
     @property
@@ -124,7 +125,7 @@ def lower_accumulate(cx: Lowering, op: AccumulateOp) -> None:
     extents = tile(op.source).extents
     home = storage_for(cx, op.out)
     rows = frozenset(a for a, n in enumerate(extents[:-1]) if n > 1)
-    held = not hasattr(home, "memory")
+    held = isinstance(home, RegisterTile)
     static = static_axes(cx, op.source) | (static_axes(cx, op.acc) & rows) | (rows if held else frozenset())
     space = Space(extents, LANES, len(extents) - 1, static=static)
     cx.sweep += 1
@@ -194,7 +195,7 @@ def _output_space(cx: Lowering, op: ReduceOp, homes: Sequence[Storage | None]) -
     """The sweep over a reduction's results, in the vectors of its source."""
     static = frozenset().union(*(static_axes(cx, a) for a in op.args)) - {op.axis.data}
     extents = tile(op.results[0]).extents
-    held = any(h is not None and not hasattr(h, "memory") for h in homes)
+    held = any(isinstance(h, RegisterTile) for h in homes)
     return Space.of(extents, cx.lanes, frozenset(range(len(extents))) if held else static)
 
 
@@ -209,9 +210,8 @@ def _in_order(cx: Lowering, op: ReduceOp) -> None:
         home = storage_for(cx, result)
         # The running maximum and the denominator are computed again for every vector of O: they are few.
         args = list(op.args[: max(number, 1) + 1] if number < 2 else (op.args[0], op.args[number]))
-        space = Space.of(tile(result).extents, cx.lanes, frozenset(range(len(tile(result).extents))))
-        if hasattr(home, "memory"):
-            space = Space.of(tile(result).extents, cx.lanes, frozenset().union(*(static_axes(cx, a) for a in args)))
+        held = isinstance(home, RegisterTile)
+        space = Space.of(tile(result).extents, cx.lanes, frozenset(range(3 if held else 0)))
 
         def visit(site: Site, args: list[SSAValue] = args, home: Storage = home, number: int = number) -> None:
             def at(position: Coord) -> list[Value]:
@@ -225,6 +225,7 @@ def _in_order(cx: Lowering, op: ReduceOp) -> None:
                 loop.next(*(b.broadcast(v, site.lanes) if v.type.lanes == 1 else v for v in found))
             home.write(b, site, loop.results[min(number, len(loop.results) - 1)])
 
-        sweep(cx, space, visit)
+        with spilled(cx, args):
+            sweep(cx, space, visit)
         homes.append((result, home))
     cx.tiles.update(homes)

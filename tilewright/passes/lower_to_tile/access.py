@@ -87,16 +87,17 @@ def map_group(
 ) -> Space:
     """The maps of every value in a group, walking from its anchor (or last result) to arguments and the other results.
 
-    seed: called once the anchor's result has a map, to map the anchor's operands, which only its skeleton understands.
+    seed: called whenever more values may have a map, to map the operands of anchors, which only their skeleton
+    understands.
     """
     space = Space()
     start = anchor.results[0] if anchor is not None else group.yielded[-1]
     space.maps[start] = tuple(space.axis_for(d) for d in tensor(start).dims)
-    if seed is not None:
-        seed(space)
     ops = [op for op in group.block.ops if not isinstance(op, structure.YieldOp)]
     while True:
         before = len(space.maps)
+        if seed is not None:
+            seed(space)
         for op in reversed(ops):
             if all(r in space.maps for r in op.results):
                 _to_operands(space, op)

@@ -121,7 +121,7 @@ def _key_range(op: attention.AttentionOp, rows: int, segment: int) -> tuple[Expr
 
 def _kernel(group: GroupOp, op: attention.AttentionOp, name: str, machine: Machine, rows: int) -> KernelOp:
     axes = _Axes()
-    space = map_group(group, op, lambda s: _seed(s, op, axes))
+    space = map_group(group, op, lambda s: None if op.q in s.maps else _seed(s, op, axes))
     strides = all_strides(space, group)
     inner = {axes.s, axes.e, *axes.t, *axes.d}
     outer = [a for a in space.order if a not in inner]

@@ -2,12 +2,14 @@
 
 A weight comes in panels (plan-layout): [panels, K, columns] for f32, [panels, K/2, columns, 2] where the machine multiplies
 pairs. Cache blocking is the grid's order: a block of rows that fits the second-level cache meets every panel before the next
-block starts. Variants differ in the rows of the register tile; all of them add k in the same order.
+block starts. Variants differ in the rows of the register tile; all of them add k in the same order. A group may hold several
+matmuls of one left-hand side (gate and up): each sums in registers of its own, one after the other, before the epilogue.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from xdsl.ir import BlockArgument, SSAValue
 
@@ -71,16 +73,31 @@ def lower_matmul(group: GroupOp, name: str, machine: Machine, dims: DimSpace) ->
 
 @dataclass(slots=True)
 class _Axes:
-    n: tuple[int, ...] = ()
     k: int = -1
+    seeded: list[contraction.MatmulOp] = field(default_factory=list)
 
 
-def _seed(space: Space, anchor: contraction.MatmulOp, packed: Panels | None, axes: _Axes) -> None:
-    out = space.maps[anchor.out]
-    k = space.axis_for(anchor.sizes()[3])
-    axes.k = k.axes[0] if k.axes else space.new(Expr.of(1))
+def _seed(space: Space, anchors: Sequence[contraction.MatmulOp], axes: _Axes) -> None:
+    """Maps the operands of every matmul whose result has a map; all of them share one k."""
+    for anchor in anchors:
+        if anchor.out not in space.maps or anchor in axes.seeded:
+            continue
+        axes.seeded.append(anchor)
+        if axes.k < 0:
+            axes.k = space.new(anchor.sizes()[3])
+        _seed_operands(space, anchor, axes)
+
+
+def _seed_operands(space: Space, anchor: contraction.MatmulOp, axes: _Axes) -> None:
+    packed = panels_of(anchor.b)
+    out, size = space.maps[anchor.out], anchor.sizes()[3]
+    if space.extents[axes.k] != size:
+        raise unsupported(anchor, "matmuls of one kernel must share their K")
+    k = UNIT if size.constant == 1 else Axis((axes.k,))
     lead, m, n = out[:-2], out[-2], out[-1]
-    space.maps[anchor.a] = (*broadcast_axes_of(anchor.a, lead), m, k)
+    left = (*broadcast_axes_of(anchor.a, lead), m, k)
+    if space.maps.setdefault(anchor.a, left) != left:
+        raise unsupported(anchor, "matmuls of one kernel must share their left-hand side")
     if packed is not None:
         for value in packed.chain:
             space.maps[value] = (UNIT,) * tensor(value).rank
@@ -103,9 +120,10 @@ def _row_count(group: GroupOp, anchor: contraction.MatmulOp) -> Expr:
 
 
 def _kernel(group: GroupOp, anchor: contraction.MatmulOp, name: str, machine: Machine, tile_rows: int) -> KernelOp:
+    anchors = [op for op in group.block.ops if isinstance(op, contraction.MatmulOp)]
     packed = panels_of(anchor.b)
     axes = _Axes()
-    space = map_group(group, anchor, lambda s: _seed(s, anchor, packed, axes))
+    space = map_group(group, anchor, lambda s: _seed(s, anchors, axes))
     strides = all_strides(space, group)
     n_axes = {a for axis in space.maps[anchor.out][-1:] for a in axis.axes}
     order = [a for a in space.order if a != axes.k and a not in n_axes]
@@ -131,8 +149,9 @@ def _kernel(group: GroupOp, anchor: contraction.MatmulOp, name: str, machine: Ma
     at = dict(zip(grid, b.grid([walk.extents[i] for i in grid], [extent[i] for i in grid], loops), strict=True))
     at[k_at] = b.index(0)
     result = Emitter(b, space, walk, buffers, strides, at, row, column, extent)
-    total = _accumulate(result, anchor, packed, k_at, machine)
-    result.set(anchor.out, b.cast(total, tensor(anchor.out).dtype))
+    for op in anchors:
+        total = _accumulate(result, op, panels_of(op.b), k_at, machine)
+        result.set(op.out, b.cast(total, tensor(op.out).dtype))
     for value, output in zip(group.yielded, outputs, strict=True):
         result.store(value, output, result.tile(value))
     return b.finish()
@@ -178,6 +197,7 @@ def _accumulate(e: Emitter, anchor: contraction.MatmulOp, packed: Panels | None,
 
     if k is not None and step == k:
         return part(zero)
+    start = e.at[k_at]
     with b.loop(0, e.walk.extents[k_at], step, [zero]) as loop:
         e.at[k_at] = loop.at
         with e.scope():
@@ -185,6 +205,7 @@ def _accumulate(e: Emitter, anchor: contraction.MatmulOp, packed: Panels | None,
                 loop.give(part(loop.carried[0]))
             else:
                 loop.give(b.map("add", loop.carried[0], part(b.constant(0.0, (rows, columns), kind))))
+    e.at[k_at] = start
     return loop.out[0]
 
 

@@ -27,12 +27,13 @@ def is_half_of_x_and_xf(root: MapOp, x: SSAValue, f: SSAValue) -> bool:
 
 def is_erf_argument(argument: SSAValue, x: SSAValue) -> bool:
     """x / sqrt(2)."""
-    return is_polynomial(polynomial(argument, [x]), {(1,): math.sqrt(0.5)}, tensor(x).dtype)
+    wanted: Polynomial = {(1,): math.sqrt(0.5)}
+    return is_polynomial(polynomial(argument, [x]), wanted, tensor(x).dtype)
 
 
 def is_tanh_argument(argument: SSAValue, x: SSAValue) -> bool:
     """sqrt(2 / pi) * (x + 0.044715 x^3)."""
-    wanted = {(1,): INNER, (3,): INNER * 0.044715}
+    wanted: Polynomial = {(1,): INNER, (3,): INNER * 0.044715}
     return is_polynomial(polynomial(argument, [x]), wanted, tensor(x).dtype)
 
 

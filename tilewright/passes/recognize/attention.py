@@ -206,7 +206,6 @@ def attention_rules(*, finite: bool) -> Rules:
     def attention(op: MatmulOp, site: Site) -> SSAValue | None:
         return _attention(op, site, finite)
 
-    assert attention.name == "attention"
     return rules
 
 
@@ -230,7 +229,7 @@ def _attention(op: MatmulOp, site: Site, finite: bool) -> SSAValue | None:
     v = _swapped(op.b, site) if op.transpose_b.data else op.b
     shared = unrepeated(k), unrepeated(v)
     if shared[0] is not None and shared[1] is not None:
-        k, v = shared
+        k, v = shared[0], shared[1]
     tq, tk = tensor(product.out).dims[-2:]
     seen = visibility(logits.conditions, logits.hidden, logits.biases, tq, tk, site, finite=finite)
     if tensor(q).rank < 3 or not tensor(q).dims[-3].is_static:

@@ -1,7 +1,7 @@
-"""What hides keys from queries: comparisons of counted positions proved causal or sliding, anything else kept as it is.
+"""What hides keys from queries: comparisons of counted positions, taken apart until each is a bound or stays as it is.
 
-A mask reaches the logits as a condition (`where(c, logits, -inf)`) or as numbers added to them (0 where a key is seen, a
-large negative number where not). Both are taken apart into conditions that must all hold.
+A mask reaches the logits as a condition (`where(c, logits, -inf)`) or as numbers added to them (0 where a key is seen,
+a large negative number where not). Both are taken apart into conditions that must all hold.
 """
 
 from __future__ import annotations

@@ -144,7 +144,7 @@ def norm(op: MapOp, site: Site) -> SSAValue | None:
     return None
 
 
-@NORMS.on(MapOp)
+@NORMS.on(MapOp, name="norm")
 def norm_by_two_means(op: MapOp, site: Site) -> SSAValue | None:
     """(x - mean(x)) / sqrt(mean(x^2) - mean(x)^2 + eps)."""
     parts = divided_by_root(op)

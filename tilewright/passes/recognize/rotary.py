@@ -1,4 +1,4 @@
-"""Rotary position embedding written out: x * cos + rotated(x) * sin, or each half (or member of the pairs) by itself."""
+"""Rotary position embedding written out: x * cos + rotated(x) * sin, or each half (member of the pairs) by itself."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def rotary(op: MapOp, site: Site) -> SSAValue | None:
     return None
 
 
-@ROTARY.on(ConcatOp, ReshapeOp)
+@ROTARY.on(ConcatOp, ReshapeOp, name="rotary")
 def rotary_by_halves(op: ConcatOp | ReshapeOp, site: Site) -> SSAValue | None:
     """(x1 * cos1 - x2 * sin1) beside (x2 * cos2 + x1 * sin2)."""
     parts = joined(op.results[0])

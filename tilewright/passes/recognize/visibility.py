@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from xdsl.ir import SSAValue
 
@@ -17,14 +17,14 @@ from tilewright.passes.rewriting import Site, mapped, splat
 
 @dataclass(frozen=True)
 class Visibility:
-    """The mask kind with its positions, and what stays an operand: conditions that must hold, numbers that are added."""
+    """The mask kind with its positions, and what stays an operand: conditions that must hold, and numbers added."""
 
     kind: str = "none"
     window: int = 0
     q_positions: SSAValue | None = None
     k_positions: SSAValue | None = None
     conditions: tuple[SSAValue, ...] = ()
-    biases: tuple[SSAValue, ...] = field(default=())
+    biases: tuple[SSAValue, ...] = ()
 
     def with_heads(self, add: Callable[[SSAValue], SSAValue]) -> Visibility:
         """The same for logits with one more axis, for heads, before the last two."""
