@@ -41,7 +41,8 @@ def test_scaled_dot_product_attention_in_all_its_forms(rng: np.random.Generator)
     for b, t, s in [(3, 5, 7), (1, 1, 1), (2, 7, 5), (2, 4, 4)]:
         valid = torch.from_numpy(rng.random((b, s)) > 0.4)
         valid[:, 0] = True
-        calls.append((floats(rng, b, 4, t, 8), floats(rng, b, 4, s, 8), floats(rng, b, 4, s, 8), valid, floats(rng, b, 4, t, s)))
+        q, k, v = floats(rng, b, 4, t, 8), floats(rng, b, 4, s, 8), floats(rng, b, 4, s, 8)
+        calls.append((q, k, v, valid, floats(rng, b, 4, t, s)))
     dims = {
         "inputs.0": (B, None, T, None), "inputs.1": (B, None, S, None), "inputs.2": (B, None, S, None),
         "inputs.3": (B, S), "inputs.4": (B, None, T, S),

@@ -27,7 +27,7 @@ class Scores:
 
 
 torch.export.register_dataclass(Scores)
-Pair = namedtuple("Pair", ["left", "right"])  # noqa: PYI024  (the untyped form is what pytrees know)
+Pair = namedtuple("Pair", ["left", "right"])
 
 
 def floats(rng: np.random.Generator, *shape: int) -> torch.Tensor:
@@ -36,7 +36,12 @@ def floats(rng: np.random.Generator, *shape: int) -> torch.Tensor:
 
 class Nested(torch.nn.Module):
     def forward(
-        self, batch: dict[str, Any], *rest: torch.Tensor, scale: float = 2.0, mode: str | None = None, **more: torch.Tensor
+        self,
+        batch: dict[str, Any],
+        *rest: torch.Tensor,
+        scale: float = 2.0,
+        mode: str | None = None,
+        **more: torch.Tensor,
     ) -> Scores:
         x = batch["x"]["inner"] * scale
         total = sum(rest) + sum(batch["list"])

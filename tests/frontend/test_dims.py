@@ -72,7 +72,8 @@ def test_sizes_are_expressions_of_dims(rng: np.random.Generator) -> None:
 
 
 def test_an_equality_the_model_needs_is_a_guard(rng: np.random.Generator) -> None:
-    captured = capture(Apply(lambda x, y: x + y), (floats(rng, 4), floats(rng, 4)), None, {"x": (Dim("a", 1, 9),), "y": (Dim("b", 1, 9),)})
+    dims = {"x": (Dim("a", 1, 9),), "y": (Dim("b", 1, 9),)}
+    captured = capture(Apply(lambda x, y: x + y), (floats(rng, 4), floats(rng, 4)), None, dims)
     assert [str(g) for g in captured.guards] in (["b == a"], ["a == b"])
     assert captured.guards[0].holds({"a": 3, "b": 3})
     assert not captured.guards[0].holds({"a": 3, "b": 4})

@@ -14,13 +14,9 @@ F = torch.nn.functional
 B, T = Dim("batch", 0, 64), Dim("tokens", 0, 256)
 SIZES = [(3, 5), (1, 1), (2, 7), (0, 4), (4, 0)]
 
-UNARY: Table = {
-    name: getattr(torch, name)
-    for name in (
-        "neg abs sqrt rsqrt reciprocal exp exp2 expm1 log log1p log2 log10 sin cos tan sinh cosh tanh erf erfc sigmoid "
-        "square floor ceil trunc round sign isnan isinf isfinite nan_to_num logical_not positive clone"
-    ).split()
-}
+NAMES = """neg abs sqrt rsqrt reciprocal exp exp2 expm1 log log1p log2 log10 sin cos tan sinh cosh tanh erf erfc sigmoid
+    square floor ceil trunc round sign isnan isinf isfinite nan_to_num logical_not positive clone"""
+UNARY: Table = {name: getattr(torch, name) for name in NAMES.split()}
 ACTIVATIONS: Table = {
     "relu": F.relu,
     "relu6": F.relu6,
@@ -55,8 +51,8 @@ BINARY: Table = {
     "floor": lambda x, y: torch.div(x, y, rounding_mode="floor"),
     "trunc": lambda x, y: torch.div(x, y, rounding_mode="trunc"),
     "floordiv": lambda x, y: x // y,
-    "remainder": lambda x, y: torch.remainder(x, y),
-    "fmod": lambda x, y: torch.fmod(x, y),
+    "remainder": torch.remainder,
+    "fmod": torch.fmod,
     "fmod_scalar": lambda x, y: torch.fmod(x, -0.7),
     "maximum": torch.maximum,
     "minimum": torch.minimum,

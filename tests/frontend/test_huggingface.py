@@ -18,11 +18,11 @@ transformers = pytest.importorskip("transformers")
 
 B, T = Dim("batch", 1, 64), Dim("tokens", 1, 256)
 SIZES = [(1, 1), (2, 7), (5, 13)]
-SMALL = dict(
-    hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4, vocab_size=99,
-    max_position_embeddings=256, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-)  # fmt: skip
-DECODER = SMALL | dict(num_key_value_heads=2, head_dim=8)
+SMALL = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 99,
+    "max_position_embeddings": 256, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+DECODER = SMALL | {"num_key_value_heads": 2, "head_dim": 8}
 
 
 def batch(rng: np.random.Generator, b: int, t: int, *, padding: bool = True) -> dict[str, torch.Tensor]:
@@ -36,7 +36,7 @@ def batch(rng: np.random.Generator, b: int, t: int, *, padding: bool = True) -> 
 
 
 def dims_of(call: dict[str, Any]) -> dict[str, Any]:
-    return {name: (B, T) for name in call}
+    return dict.fromkeys(call, (B, T))
 
 
 def attentions(captured: Captured) -> list[AttentionOp]:
@@ -120,7 +120,7 @@ def test_gemma_has_both_masks_and_softcap(rng: np.random.Generator, version: int
     make = transformers.Gemma2Config if version == 2 else transformers.Gemma3TextConfig
     config = make(
         sliding_window=4, query_pre_attn_scalar=8, layer_types=["sliding_attention", "full_attention"],
-        attn_logit_softcapping=5.0 if version == 2 else None, **DECODER | dict(num_hidden_layers=2),
+        attn_logit_softcapping=5.0 if version == 2 else None, **DECODER | {"num_hidden_layers": 2},
     )  # fmt: skip
     config._attn_implementation = "eager"
     model = transformers.Gemma2ForCausalLM if version == 2 else transformers.Gemma3ForCausalLM
@@ -185,8 +185,9 @@ class Chunked(torch.nn.Module):
 
         embeds = self.inner.embed_tokens(input_ids)
         make: Any = create_chunked_causal_mask if self.kind == "chunked" else create_causal_mask
-        extra = {} if self.kind == "chunked" else {"or_mask_function": lambda b, h, q, k: k < 2}
-        mask = make(config=self.config, inputs_embeds=embeds, attention_mask=attention_mask, past_key_values=None, **extra)
+        extra: dict[str, Any] = {} if self.kind == "chunked" else {"or_mask_function": lambda b, h, q, k: k < 2}
+        extra |= {"config": self.config, "attention_mask": attention_mask, "past_key_values": None}
+        mask = make(inputs_embeds=embeds, **extra)
         positions = torch.arange(embeds.shape[1])[None]
         rotary = self.inner.rotary_emb(embeds, position_ids=positions)
         layer = self.inner.layers[0]

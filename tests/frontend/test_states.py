@@ -52,7 +52,8 @@ def test_inputs_written_in_place_are_written_back(rng: np.random.Generator) -> N
             return x * 2
 
     model = InPlace()
-    captured = capture(model, (floats(rng, 5, 3), {"sum": floats(rng, 3), "rows": floats(rng, 4, 3)}), None, {"x": (T, None)})
+    cache = {"sum": floats(rng, 3), "rows": floats(rng, 4, 3)}
+    captured = capture(model, (floats(rng, 5, 3), cache), None, {"x": (T, None)})
     assert [i.name for i in captured.signature.inputs if i.mutated] == ["cache.sum", "cache.rows"]
     for n in (5, 1, 7):
         x, total, rows = floats(rng, n, 3), floats(rng, 3), floats(rng, 4, 3)
@@ -118,7 +119,8 @@ def test_buffers_outside_the_state_dict_are_known_as_such(rng: np.random.Generat
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x * self.scale + self.places[:, : x.shape[0]].T + self.table[: x.shape[0]] + self.kept[0]
 
-    captured = captured_equals_eager(Buffers(), [(floats(rng, n, 3),) for n in (5, 1, 9)], {"x": (Dim("n", 1, 9), None)})
+    calls = [(floats(rng, n, 3),) for n in (5, 1, 9)]
+    captured = captured_equals_eager(Buffers(), calls, {"x": (Dim("n", 1, 9), None)})
     assert set(captured.weights) == {"scale", "kept", "constant.0"}
     assert captured.transient == {"scale", "constant.0"}
 

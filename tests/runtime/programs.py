@@ -1,4 +1,4 @@
-"""Small programs with real kernels: y = (x * p + bias) * scale + bias, where @prepare computes p = scale * scale + bias."""
+"""Small programs with real kernels: y = (x * p + bias) * scale + bias; @prepare computes p = scale * scale + bias."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def executable(program: Program, weights: Mapping[str, Any], path: Path | None =
 
 
 class Addresses:
-    """Code made of Python functions: each takes (buffers, dims, tid, threads) as the kernel ABI has them, as pointers."""
+    """Code made of Python functions: each takes (buffers, dims, tid, threads) as the kernel ABI has them."""
 
     def __init__(self, **kernels: Callable[[Any, Any, int, int], None]) -> None:
         import ctypes

@@ -1,4 +1,4 @@
-"""Artifacts: the same bits after loading, in a process without compilers; what is damaged or foreign is refused or rebuilt."""
+"""Artifacts: the same bits after loading, without compilers; what is damaged or foreign is refused or rebuilt."""
 
 from __future__ import annotations
 

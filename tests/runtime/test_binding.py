@@ -218,9 +218,9 @@ def test_the_dims_line_follows_nested_arguments() -> None:
         '  next: compile with dims={"batch": {"mask": {0: tw.Dim("tokens", 0, 257)}, '
         '"more": ({1: tw.Dim("tokens", 0, 257)},)}}'
     )
-    bound = Binder(nested).bind(({"more": (np.zeros((4, 9), np.float32),), "mask": np.zeros(9, np.float32)},), {
-        "flat": np.zeros(3, np.float32)
-    })
+    bound = Binder(nested).bind(
+        ({"more": (np.zeros((4, 9), np.float32),), "mask": np.zeros(9, np.float32)},), {"flat": np.zeros(3, np.float32)}
+    )
     assert bound.values == (9,)
 
 
@@ -232,7 +232,8 @@ def test_sizes_that_follow_from_others() -> None:
     bound = Binder(derived).bind((np.zeros(3, i64), np.zeros(9, f32), np.zeros(7, f32)), {})
     assert bound.values == (3, 4)
     assert refused(DimMismatchError, derived, np.zeros(3, i64), np.zeros(9, f32), np.zeros(8, f32)) == (
-        "TW005 dim does not match what was compiled: m axis 0 has size 8, but batch + tokens is 7 (batch = 3, tokens = 4)\n"
+        "TW005 dim does not match what was compiled: "
+        "m axis 0 has size 8, but batch + tokens is 7 (batch = 3, tokens = 4)\n"
         "  next: axes that share a dim must be equal: pass equal sizes, or compile with a tw.Dim of its own for each"
     )
     only = program(tensor_argument("x", (T * 2 + 1,)), dims=DIMS[1:])
@@ -283,9 +284,10 @@ def test_read_dims_are_read_at_every_call() -> None:
 def test_read_dims_out_of_range_or_not_there() -> None:
     mask = np.zeros(12, np.float32)
     assert refused(DimRangeError, reading(), np.array([0, 10], np.int32), mask) == (
-        "TW004 dim out of its declared range: start = 10 is outside 0..9 (read from at)\n  next: pass values in this range"
+        "TW004 dim out of its declared range: start = 10 is outside 0..9 (read from at)\n"
+        "  next: pass values in this range"
     )
-    with pytest.raises(DimRangeError, match="tokens = -1 is outside 0..256"):
+    with pytest.raises(DimRangeError, match=r"tokens = -1 is outside 0\.\.256"):
         Binder(reading()).bind((np.array([0, 9], np.int32), np.zeros(8, np.float32)), {})
     short = program(
         tensor_argument("at", (T,), I64), dims=(DIMS[1], Dim("n", 0, 9, "read")), reads=(ReadDim("n", 0, 2),)

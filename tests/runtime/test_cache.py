@@ -67,7 +67,9 @@ def test_keys_depend_on_factors_alone(tmp_path: Path) -> None:
     keys = set()
     for home, seed in (("/nowhere", "1"), (str(tmp_path), "2")):
         environment = {"HOME": home, "PYTHONHASHSEED": seed, "PYTHONPATH": os.getcwd()}
-        done = subprocess.run([sys.executable, "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True
+        )
         keys.add(done.stdout)
     assert len(keys) == 1
     assert len(keys.pop().strip()) == 64
@@ -103,7 +105,9 @@ print(entry.read("data") == b"x" * 1000)
 def test_eight_processes_build_once(tmp_path: Path) -> None:
     log = tmp_path / "log"
     racers = [
-        subprocess.Popen([sys.executable, "-c", RACE, str(tmp_path / "cache"), str(log)], stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", RACE, str(tmp_path / "cache"), str(log)], stdout=subprocess.PIPE, text=True
+        )
         for _ in range(8)
     ]
     assert [racer.communicate()[0].strip() for racer in racers] == ["True"] * 8

@@ -23,7 +23,6 @@ from tests.runtime.programs import (
     T,
     affine,
     affine_program,
-    affine_step,
     code,
     executable,
     memory,
@@ -32,9 +31,9 @@ from tests.runtime.programs import (
     tensor_argument,
     values,
 )
-from tilewright.errors import CapacityError, DimRangeError, OptionError, StateError, TargetError, WeightsError
+from tilewright.errors import CapacityError, DimRangeError, OptionError, TargetError, WeightsError
 from tilewright.ir.dims import Dim, Expr
-from tilewright.ir.dtypes import BF16, F32, I64
+from tilewright.ir.dtypes import BF16, F32
 from tilewright.ir.signature import Output
 from tilewright.ir.trees import LEAF, Tree
 from tilewright.runtime.executor import Executable
@@ -46,7 +45,6 @@ from tilewright.runtime.program import (
     Ref,
     Routine,
     Slot,
-    State,
     Step,
     TensorSpec,
     Variant,
@@ -248,7 +246,10 @@ def test_sizes_beyond_any_memory_are_a_coded_error(rng: np.random.Generator) -> 
 def test_options_are_checked(rng: np.random.Generator) -> None:
     weights = values(rng)
     for options, said in (
-        ({"threads": 0}, "TW008 unknown option value: threads=0 is not a count of threads\n  next: threads=None uses all cores"),
+        (
+            {"threads": 0},
+            "TW008 unknown option value: threads=0 is not a count of threads\n  next: threads=None uses all cores",
+        ),
         (
             {"memory_limit": -1},
             "TW008 unknown option value: memory_limit=-1 is not a number of bytes\n  next: memory_limit=None sets none",
@@ -261,7 +262,9 @@ def test_options_are_checked(rng: np.random.Generator) -> None:
     away = replace(main, steps=(replace(main.steps[0], device="npu"), main.steps[1]))
     with pytest.raises(TargetError) as refused:
         executable(affine_program(main=away), weights)
-    assert str(refused.value) == "TW030 unknown target: steps for npu cannot run on the CPU\n  next: compile with target='cpu'"
+    assert str(refused.value) == (
+        "TW030 unknown target: steps for npu cannot run on the CPU\n  next: compile with target='cpu'"
+    )
 
 
 def test_new_weights_are_taken_whole_or_not_at_all(rng: np.random.Generator) -> None:
@@ -356,82 +359,6 @@ def test_mutated_inputs_are_mutated_alike(rng: np.random.Generator) -> None:
         inference = torch.from_numpy(start.copy()) * 1
     run(inference)
     np.testing.assert_array_equal(inference.numpy(), expected)
-
-
-def stateful() -> Program:
-    """total: y = total * scale + bias, and y becomes the new total; it starts from the weight bias. count: zeros."""
-    total, count = Ref("state", 0), Ref("state", 1)
-    step = affine_step("step", total, Ref("weight", 0), Ref("weight", 1), Ref("output", 0), ONE)
-    return affine_program(
-        dims=(),
-        signature=signature(outputs=(Output(F32, (ONE,), index=0),)),
-        results=(TensorSpec("y", (ONE,), F32),),
-        main=Routine((step,)),
-        packed=(),
-        prepare=(),
-        states=(State(TensorSpec("total", (ONE,), F32), 1), State(TensorSpec("count", (ONE,), I64))),
-        copies=(Copy(Ref("output", 0), total, Expr.of(4)),) if count else (),
-    )
-
-
-def test_states_live_from_call_to_call(rng: np.random.Generator) -> None:
-    weights = values(rng)
-    run = executable(stateful(), weights)
-    total = weights["bias"]
-    for _ in range(3):
-        total = total * weights["scale"] + weights["bias"]
-        np.testing.assert_array_equal(run(), total)
-        np.testing.assert_array_equal(run.state["total"], total)
-    run.reset()
-    np.testing.assert_array_equal(run.state["total"], weights["bias"])
-    run.state["total"] = torch.tensor([2.5])
-    run.state["count"] = np.array([7])
-    assert run() == np.float32(2.5) * weights["scale"] + weights["bias"]
-    new = values(rng)
-    run.update_weights(new)
-    np.testing.assert_array_equal(run.state["total"], new["bias"])
-    assert run.state["count"] == 7
-    assert sorted(run.state) == ["count", "total"]
-
-
-def test_calls_on_a_stateful_program_take_turns(rng: np.random.Generator) -> None:
-    run = executable(stateful(), {"scale": np.ones(1, np.float32), "bias": np.ones(1, np.float32)})
-    threads = [threading.Thread(target=lambda: [run() for _ in range(50)]) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert run.state["total"] == 201
-
-
-def test_state_errors_in_full(rng: np.random.Generator) -> None:
-    state = executable(stateful(), values(rng)).state
-    with pytest.raises(StateError) as raised:
-        state["totals"]
-    assert str(raised.value) == (
-        "TW045 state does not fit: there is no state 'totals'; the program has total, count\n  next: did you mean 'total'?"
-    )
-    with pytest.raises(StateError) as raised:
-        state["x"] = 1
-    assert str(raised.value) == (
-        "TW045 state does not fit: there is no state 'x'; the program has total, count\n  next: use one of these names"
-    )
-    with pytest.raises(StateError) as raised:
-        state["total"] = np.zeros(2, np.float32)
-    assert str(raised.value) == (
-        "TW045 state does not fit: total is f32 [1], not float32 [2]\n  next: set it to a tensor of f32 [1]"
-    )
-    with pytest.raises(StateError) as raised:
-        state["total"] = [1.0]
-    assert str(raised.value) == (
-        "TW045 state does not fit: total is f32 [1], not a list\n  next: set it to an array or a tensor"
-    )
-    with pytest.raises(StateError) as raised:
-        del state["total"]
-    assert str(raised.value) == (
-        "TW045 state does not fit: total belongs to the program and cannot be deleted\n"
-        "  next: reset() gives its first value"
-    )
 
 
 def hosted(callee: str = "flip") -> Program:

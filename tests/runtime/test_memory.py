@@ -110,7 +110,9 @@ def test_one_caller_uses_one_arena() -> None:
     st.lists(st.lists(st.integers(0, 300).map(lambda n: Expr.of(n) * T), max_size=3).map(tuple), max_size=6),
     st.integers(0, 9),
 )
-def test_slots_lie_apart_on_cache_lines_and_hold_their_largest_buffer(sizes: list[tuple[Expr, ...]], tokens: int) -> None:
+def test_slots_lie_apart_on_cache_lines_and_hold_their_largest_buffer(
+    sizes: list[tuple[Expr, ...]], tokens: int
+) -> None:
     routine = Routine((), tuple(Slot(each) for each in sizes))
     value = {e: e.evaluate({"tokens": tokens}) for each in sizes for e in each}
     offsets, end = place_slots(routine, value)

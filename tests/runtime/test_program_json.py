@@ -115,7 +115,10 @@ def test_the_text_is_the_same_in_every_process() -> None:
     )
     texts = {
         subprocess.run(
-            [sys.executable, "-c", script], env={"PYTHONHASHSEED": seed, "PYTHONPATH": "."}, capture_output=True, text=True
+            [sys.executable, "-c", script],
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": "."},
+            capture_output=True,
+            text=True,
         ).stdout.strip()
         for seed in ("0", "17")
     }

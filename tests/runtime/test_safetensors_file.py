@@ -191,9 +191,7 @@ def test_a_writer_wants_every_tensor_once_and_whole(tmp_path: Path) -> None:
     writer.write("b", np.ones(3, ml_dtypes.bfloat16).tobytes())
     with pytest.raises(WeightsError) as raised:
         writer.finish()
-    assert str(raised.value) == (
-        "TW040 weights do not fit: a was not written\n  next: write every declared tensor"
-    )
+    assert str(raised.value) == ("TW040 weights do not fit: a was not written\n  next: write every declared tensor")
     writer.write("a", b"12345678")
     writer.finish()
     back = bytearray(8)

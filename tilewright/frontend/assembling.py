@@ -18,7 +18,7 @@ from tilewright.frontend.operators import ATTENTION
 from tilewright.frontend.registry import Unsupported
 from tilewright.frontend.structures import tree_of_spec
 from tilewright.frontend.weights import Tensors, pattern
-from tilewright.ir.dims import DimSpace, Expr
+from tilewright.ir.dims import Expr
 from tilewright.ir.dtypes import from_torch_name
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.structure import ConstantOp, FuncOp, StateReadOp, StateWriteOp, WeightOp
@@ -29,9 +29,7 @@ from tilewright.ir.types import TensorType
 _ATTENTIONS = (ATTENTION, "aten.scaled_dot_product_attention.default")
 
 
-def assemble(
-    exported: Exported, tensors: Tensors, *, source: str, notes: Sequence[str], fallback: str
-) -> Captured:
+def assemble(exported: Exported, tensors: Tensors, *, source: str, notes: Sequence[str], fallback: str) -> Captured:
     """Lowers an exported program into a captured module. UnsupportedOpError lists what has no lowering."""
     program, symbols = exported.program, exported.symbols
     graph = program.graph_module.graph

@@ -77,7 +77,7 @@ class Builder:
 
         metas = [o.meta["val"] if hasattr(o, "meta") else o for o in operands]
         # a number with a symbolic value promotes like any number of its kind
-        plain = [int(1) if isinstance(m, torch.SymInt) else 1.0 if isinstance(m, torch.SymFloat) else m for m in metas]
+        plain = [1 if isinstance(m, torch.SymInt) else 1.0 if isinstance(m, torch.SymFloat) else m for m in metas]
         return self.dtype(torch.result_type(*plain))
 
     # --- ops ------------------------------------------------------------------------------------------------------

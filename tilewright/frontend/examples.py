@@ -54,9 +54,7 @@ class Example:
 
     def call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments for a call with these values."""
-        values = {
-            entry.name: entry.tree.rebuild(iter([leaf.value for leaf in entry.leaves])) for entry in self.entries
-        }
+        values = {entry.name: entry.tree.rebuild(iter([leaf.value for leaf in entry.leaves])) for entry in self.entries}
         args = tuple(values[entry.name] for entry in self.entries if entry.keyword is None)
         return args, {entry.keyword: values[entry.name] for entry in self.entries if entry.keyword is not None}
 
@@ -127,11 +125,13 @@ def declare(example: Example, dims: Mapping[str, Any] | None) -> Example:
         for entry in example.entries
     )
     if problems:
-        raise DimDeclarationError(problems, step='write dims={"ids": (B, T)} or dims={"ids": {1: T}}, following the arguments')
+        raise DimDeclarationError(
+            problems, step='write dims={"ids": (B, T)} or dims={"ids": {1: T}}, following the arguments'
+        )
     used = {axis.name: axis for entry in entries for leaf in entry.leaves for axis in leaf.axes if axis is not None}
     space = DimSpace(dim for listed in specs.values() for spec in listed for dim in _dims_in(spec))
-    dims = tuple(space.dims.get(name, dim) for name, dim in used.items())
-    return _without_single_sizes(replace(example, entries=entries, dims=dims))
+    known_dims = tuple(space.dims.get(name, dim) for name, dim in used.items())
+    return _without_single_sizes(replace(example, entries=entries, dims=known_dims))
 
 
 def _without_single_sizes(example: Example) -> Example:
@@ -192,7 +192,9 @@ def _axes(leaf: Leaf, spec: Any, named: dict[str, Dim], problems: list[str]) -> 
         axes = list(spec)
     elif spec is not None:
         shape = ", ".join(map(str, leaf.value.shape))
-        problems.append(f"{leaf.name} has {rank} axes ({shape}), dims gives {spec!r}: one entry an axis, None where fixed")
+        problems.append(
+            f"{leaf.name} has {rank} axes ({shape}), dims gives {spec!r}: one entry an axis, None where fixed"
+        )
     return tuple(_axis(leaf, axis, item, named, problems) for axis, item in enumerate(axes))
 
 
@@ -214,7 +216,9 @@ def export_sizes(example: Example, taken: set[int]) -> dict[str, int]:
     """
     sizes: dict[str, int] = {}
     static = taken | {
-        int(n) for leaf in example.leaves for n, dim in zip(leaf.value.shape if leaf.is_tensor else (), leaf.axes, strict=False)
+        int(n)
+        for leaf in example.leaves
+        for n, dim in zip(leaf.value.shape if leaf.is_tensor else (), leaf.axes, strict=False)
         if dim is None
     }
     for dim in example.dims:

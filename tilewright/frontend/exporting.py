@@ -54,7 +54,7 @@ def _attempt(model: torch.nn.Module, example: Example) -> Exported:
 
     args, kwargs = example.call()
     model = with_named_keywords(model, kwargs)
-    shapes = torch.export.ShapesCollection()
+    shapes: Any = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
     for leaf in example.leaves:
         dynamic = {axis: _dynamic(dim) for axis, dim in enumerate(leaf.axes) if dim is not None}
         if dynamic:
@@ -87,7 +87,7 @@ def describe(program: ExportedProgram, example: Example) -> Exported:
     values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"]
     # weights come first among the placeholders, then the leaves of the arguments in order
     inputs = values[len(values) - len(example.leaves) :]
-    shape_env = next((v.fake_mode.shape_env for v in inputs if hasattr(v, "fake_mode")), None)
+    shape_env: Any = next((v.fake_mode.shape_env for v in inputs if hasattr(v, "fake_mode")), None)
     names: dict[Any, Expr] = {}
     standing: list[tuple[Dim, Any]] = []
     for leaf, value in zip(example.leaves, inputs, strict=True):
@@ -116,7 +116,8 @@ def functional(program: ExportedProgram) -> ExportedProgram:
         return program
     try:
         with quiet():
-            return program.run_decompositions({})
+            decomposed: ExportedProgram = program.run_decompositions({})
+            return decomposed
     except TilewrightError:
         raise
     except Exception as fault:

@@ -49,7 +49,8 @@ def _encode(builder: Builder, value: Any, tensors: list[SSAValue]) -> Any:
         return [_encode(builder, item, tensors) for item in value]
     if isinstance(value, (SSAValue, Expr, Weak)):
         kind = "tensor" if isinstance(value, SSAValue) else "size" if isinstance(value, Expr) else "number"
-        tensors.append(builder.operand(value, F64 if kind == "number" else I64) if kind != "tensor" else value)
+        is_tensor = isinstance(value, SSAValue)
+        tensors.append(value if is_tensor else builder.operand(value, F64 if kind == "number" else I64))
         return {kind: len(tensors) - 1}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
@@ -77,5 +78,3 @@ def _runner(target: Any) -> Callable[..., Any]:
         return target(*decode(args), **{key: decode(value) for key, value in kwargs.items()})
 
     return run
-
-

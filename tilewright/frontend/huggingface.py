@@ -172,12 +172,20 @@ def mask(
     offset = not (isinstance(q_offset, int) and isinstance(kv_offset, int) and q_offset == kv_offset == 0)
     if pattern is None or offset:
         return _materialised(
-            batch_size=batch_size, q_length=q_length, kv_length=kv_length, q_offset=q_offset, kv_offset=kv_offset,
-            mask_function=mask_function, attention_mask=attention_mask, use_vmap=use_vmap, device=device, **kwargs,
+            batch_size=batch_size,
+            q_length=q_length,
+            kv_length=kv_length,
+            q_offset=q_offset,
+            kv_offset=kv_offset,
+            mask_function=mask_function,
+            attention_mask=attention_mask,
+            use_vmap=use_vmap,
+            device=device,
+            **kwargs,
         )
     if attention_mask is not None and pattern.valid is not None:
         attention_mask = attention_mask & pattern.valid
-    return torch.ops.tilewright.attention_mask(
+    made: torch.Tensor = torch.ops.tilewright.attention_mask(
         attention_mask if attention_mask is not None else pattern.valid,
         pattern.positions,
         pattern.segments,
@@ -190,12 +198,15 @@ def mask(
         pattern.extent,
         device=torch.device(device),
     )
+    return made
 
 
 def _materialised(**kwargs: Any) -> torch.Tensor | None:
     from transformers.masking_utils import sdpa_mask
 
-    _note(f"a mask is materialised: {_describe(kwargs['mask_function'])} is not causal, sliding, chunked or padding alone")
+    _note(
+        f"a mask is materialised: {_describe(kwargs['mask_function'])} is not causal, sliding, chunked or padding alone"
+    )
     kwargs.pop("allow_is_causal_skip", None)
     built: torch.Tensor | None = sdpa_mask(allow_is_causal_skip=False, allow_is_bidirectional_skip=False, **kwargs)
     return built

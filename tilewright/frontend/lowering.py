@@ -19,7 +19,6 @@ from tilewright.frontend.registry import Unsupported, lowerings
 from tilewright.frontend.symbols import UnknownSizeError
 from tilewright.ir.dtypes import F64
 
-
 # what a node stands for after its operator was refused: lowering goes on, to find the other ones too
 REFUSED: Final = object()
 
@@ -155,8 +154,18 @@ class GraphLowering:
 
 _TRANSPARENT = ("wrap_with_set_grad_enabled", "wrap_with_autocast", "inductor_compiled_code")
 _NUMBER_FUNCTIONS = {
-    "sym_float": "", "truediv": "div", "int_truediv": "div", "mul": "mul", "add": "add", "sub": "sub", "pow": "pow",
-    "_sym_sqrt": "sqrt", "sqrt": "sqrt", "neg": "neg", "_sym_log": "log", "_sym_exp": "exp",
+    "sym_float": "",
+    "truediv": "div",
+    "int_truediv": "div",
+    "mul": "mul",
+    "add": "add",
+    "sub": "sub",
+    "pow": "pow",
+    "_sym_sqrt": "sqrt",
+    "sqrt": "sqrt",
+    "neg": "neg",
+    "_sym_log": "log",
+    "_sym_exp": "exp",
 }
 
 
@@ -170,7 +179,4 @@ def drop_unused(builder: Builder) -> None:
     """Removes ops without effects whose results nobody uses."""
     for op in reversed(list(builder.block.ops)):
         if op.has_trait(Pure) and not any(result.uses for result in op.results):
-            op.detach()
             op.erase()
-
-

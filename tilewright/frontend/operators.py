@@ -27,7 +27,7 @@ def define() -> Any:
     """
     import torch
 
-    library = torch.library.Library("tilewright", "DEF")  # noqa: TOR901
+    library: Any = torch.library.Library("tilewright", "DEF")  # type: ignore[no-untyped-call]
     library.define(
         "attention(Tensor query, Tensor key, Tensor value, Tensor? mask, Tensor? bias, Tensor? sinks, "
         "bool causal, float scale, float softcap) -> Tensor"
@@ -37,14 +37,21 @@ def define() -> Any:
         "SymInt batch, SymInt queries, SymInt keys, str kind, int window, *, Device device) -> Tensor"
     )
 
-    def attention(
-        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any
-    ) -> torch.Tensor:
+    def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any) -> torch.Tensor:
         return query.new_empty((*query.shape[:-1], value.shape[-1]))
 
     def attention_mask(
-        valid: Any, positions: Any, segments: Any, shift: Any, batch: Any, queries: Any, keys: Any,
-        kind: str, window: int, *, device: torch.device,
+        valid: Any,
+        positions: Any,
+        segments: Any,
+        shift: Any,
+        batch: Any,
+        queries: Any,
+        keys: Any,
+        kind: str,
+        window: int,
+        *,
+        device: torch.device,
     ) -> torch.Tensor:
         return torch.empty((batch, 1, queries, keys), dtype=torch.bool, device=device)
 

@@ -13,9 +13,7 @@ from tilewright.ir.dims import Dim
 from tilewright.ir.signature import Parameter
 
 
-def example(
-    program: Any, args: Sequence[Any], kwargs: Mapping[str, Any], dims: Mapping[str, Any] | None
-) -> Example:
+def example(program: Any, args: Sequence[Any], kwargs: Mapping[str, Any], dims: Mapping[str, Any] | None) -> Example:
     """The program's example arguments with its dynamic axes as dims: those declared, else under the exporter's names."""
     if not args and not kwargs:
         if program.example_inputs is None:
@@ -57,9 +55,12 @@ def _dynamic(program: Any, count: int) -> list[list[Any]]:
 
 def _dim(symbol: Any, bounds: Any) -> Dim:
     """A symbol as a dim. The exporter starts ranges at 2 because it treats 0 and 1 apart."""
-    low, high = (getattr(bounds, side, None) for side in ("lower", "upper"))
-    minimum = int(low) if getattr(low, "is_Integer", False) and low > 2 else 1
-    return Dim(str(symbol), minimum, int(high) if getattr(high, "is_Integer", False) else None)
+    low, high = (_finite(getattr(bounds, side, None)) for side in ("lower", "upper"))
+    return Dim(str(symbol), low if low is not None and low > 2 else 1, high)
+
+
+def _finite(bound: Any) -> int | None:
+    return int(bound) if getattr(bound, "is_Integer", False) else None
 
 
 def _named(found: Example, shapes: list[list[Any]], ranges: Mapping[Any, Any]) -> Example:

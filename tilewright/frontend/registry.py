@@ -16,12 +16,21 @@ _Lowering = TypeVar("_Lowering", bound=Lowering)
 
 _LOWERINGS: Final[dict[str, Lowering]] = {}
 _FAMILIES: Final = (
-    "elementwise", "activations", "comparison", "shape", "combining", "indexing", "creation", "contraction",
-    "reduction", "normalisation", "attention",
+    "elementwise",
+    "activations",
+    "comparison",
+    "shape",
+    "combining",
+    "indexing",
+    "creation",
+    "contraction",
+    "reduction",
+    "normalisation",
+    "attention",
 )
 
 
-class Unsupported(Exception):  # noqa: N818  (a verdict on one node, collected into one UnsupportedOpError)
+class Unsupported(Exception):  # noqa: N818  (a verdict on one node; all of them become one UnsupportedOpError)
     """The operator, or this way of calling it, has no form in the graph dialect; the message says which."""
 
 

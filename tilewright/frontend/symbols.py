@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from tilewright.errors import Problem, SpecialisationError
 from tilewright.frontend.captured import Guard
@@ -49,7 +49,8 @@ class Symbols:
         args = [self._convert(arg) for arg in expr.args] if expr.func.__name__ in _FUNCTIONS else []
         match expr.func.__name__:
             case "Add":
-                return sum(args[1:], args[0])
+                total: Expr = sum(args[1:], args[0])
+                return total
             case "Mul":
                 return self._product(args)
             case "Pow" if args[1].constant is not None and args[1].constant >= 0:
@@ -115,7 +116,7 @@ class Symbols:
         if kind.endswith("GreaterThan"):
             a, b = b, a
         # a <= b or a < b from here on
-        relation = "<" if kind.startswith("Strict") else "<="
+        relation: Literal["<", "<="] = "<" if kind.startswith("Strict") else "<="
         excludes_only_small = a.constant is not None and a.constant <= (1 if relation == "<" else 2)
         if excludes_only_small or at_most(self.space, a + 1 if relation == "<" else a, b):
             return None
@@ -213,5 +214,5 @@ def _finite(bound: Any) -> int | None:
 
 def _line(sloc: Any) -> str | None:
     """The user's line of one of torch's symbolic locations."""
-    frame = getattr(sloc, "framework_loc", None)
+    frame: Any = getattr(sloc, "framework_loc", None)
     return innermost([(frame.filename, frame.lineno)]) if hasattr(frame, "filename") else None

@@ -8,16 +8,24 @@ in-bounds lane of a store, or an index.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+from xdsl.dialects.builtin import ModuleOp
+from xdsl.ir import Operation
 
 from tilewright.errors import IRError, KernelStoreError, Problem
+from tilewright.ir.dtypes import BF16
 from tilewright.ir.tile.axes import Memory, Site
 from tilewright.ir.tile.base import Array, buffer
 from tilewright.ir.tile.counting import Counters
 from tilewright.ir.tile.execution import Execution
-from tilewright.ir.tile.structure import KernelOp
+from tilewright.ir.tile.structure import KernelOp, LaunchOp
+from tilewright.ir.types import TensorType
+
+if TYPE_CHECKING:
+    import torch
 
 
 def run_kernel(
@@ -96,3 +104,73 @@ def _memories(kernel: KernelOp, buffers: Sequence[Array], dims: Mapping[str, int
         Memory(number, array.reshape(-1), np.zeros(array.size, np.int32) if number >= first_output else None)
         for number, array in enumerate(buffers)
     ]
+
+
+def run_launch(
+    kernels: Mapping[str, KernelOp],
+    launch: LaunchOp,
+    inputs: Sequence[Array],
+    sizes: Mapping[str, int],
+    counters: MutableMapping[str, Counters] | None = None,
+) -> list[Array]:
+    """The results of a launch, by the variant that its guard picks at these sizes of the program's dims.
+
+    kernels: by name. counters: by kernel name, added to. Raises as `run_kernel`.
+    """
+    dims = [d.evaluate(sizes) for d in launch.dims.data]
+    name = chosen_variant(launch, kernels[launch.callees.data[0]], dims)
+    kernel = kernels[name]
+    types = [r.type for r in launch.outputs if isinstance(r.type, TensorType)]
+    outputs = [np.empty([d.evaluate(sizes) for d in t.dims], t.dtype.numpy()) for t in types]
+    counted = None if counters is None else counters.setdefault(name, Counters())
+    run_kernel(kernel, [*inputs, *outputs], dict(zip(kernel.dims.data, dims, strict=True)), counted)
+    return outputs
+
+
+def chosen_variant(launch: LaunchOp, kernel: KernelOp, dims: Sequence[int]) -> str:
+    """The callee for these values of the formal dims, which all variants of a launch share."""
+    guard = launch.guard.data[0].evaluate(dict(zip(kernel.dims.data, dims, strict=True)))
+    allowed = [name for name, limit in zip(launch.callees.data, launch.limits.data, strict=False) if guard <= limit]
+    return allowed[0] if allowed else launch.callees.data[-1]
+
+
+def run_module(
+    module: ModuleOp,
+    inputs: Mapping[str, torch.Tensor] | Sequence[torch.Tensor],
+    *,
+    name: str = "main",
+    weights: Mapping[str, torch.Tensor] | None = None,
+    states: MutableMapping[str, torch.Tensor] | None = None,
+    counters: MutableMapping[str, Counters] | None = None,
+) -> dict[str, torch.Tensor]:
+    """A function's results by name: launches by their kernels, what is left of the graph by the graph interpreter.
+
+    counters: by kernel name, added to. Raises as the graph interpreter, which quotes a kernel's error.
+    """
+    from tilewright.ir.graph_interpreter import interpret
+
+    kernels = {op.sym_name.data: op for op in module.body.block.ops if isinstance(op, KernelOp)}
+
+    def launch(op: Operation, operands: Sequence[torch.Tensor], sizes: Mapping[str, int]) -> list[torch.Tensor]:
+        if not isinstance(op, LaunchOp):
+            raise IRError(f"{op.name} is neither a graph op nor a launch", step="lower the module to launches")
+        results = run_launch(kernels, op, [_array(t) for t in operands], sizes, counters)
+        return [_tensor(a) for a in results]
+
+    return interpret(module, inputs, name=name, weights=weights, states=states, launch=launch)
+
+
+def _array(tensor: torch.Tensor) -> Array:
+    import torch
+
+    dense = tensor.detach().contiguous()
+    # NumPy knows no bf16 of torch's; the bits are the same
+    return dense.view(torch.uint16).numpy().view(BF16.numpy()) if dense.dtype == torch.bfloat16 else dense.numpy()
+
+
+def _tensor(array: Array) -> torch.Tensor:
+    import torch
+
+    if array.dtype == BF16.numpy():
+        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
+    return torch.from_numpy(array)

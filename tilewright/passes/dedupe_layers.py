@@ -66,7 +66,7 @@ class DedupeLayers(Pass):
                 alone = Match(layer, layer)
                 problem = alone.find()
                 reasons = [f"it is not like the others: {d}" for d in differences[:1]] + ([problem] if problem else [])
-                if reasons and layer.name not in known:
+                if reasons and layer.name not in known and len(layer.ops) >= self.min_ops:
                     known.add(layer.name)
                     ctx.refuse(layer.ops[0], f"layer {layer.name}: {'; '.join(reasons)}")
                 if problem is None and len(alone.ops) >= self.min_ops:
@@ -228,19 +228,17 @@ class Match:
         for root in roots:
             if root in self.values:
                 continue
-            difference: str | None = "nothing that leaves it is like what leaves the sample"
-            for candidate in theirs:
-                if candidate in self.values.values():
-                    continue
+            differences: list[str] = []
+            for candidate in [c for c in theirs if c not in self.values.values()]:
                 before = dict(self.ops), dict(self.values), list(self.arguments)
                 found = self._pair(root, candidate)
                 if found is None:
-                    difference = None
                     break
                 self.ops, self.values, self.arguments = before
-                difference = found
-            if difference is not None:
-                return difference
+                differences.append(found)
+            else:
+                # the last value to leave a layer is most likely the one that should have matched
+                return differences[0] if differences else "less leaves it"
         if not all(is_pure(op) for op in self.ops.values()):
             return "it has effects"
         return None if stands_alone(self) else "an op outside it runs between its parts"
@@ -331,7 +329,7 @@ def _argument_names(values: Sequence[SSAValue], prefix: str) -> list[str]:
     names: list[str] = []
     for i, value in enumerate(values):
         label = value.owner.label.data if isinstance(value.owner, (WeightOp, PackedOp)) else ""
-        short = re.sub(rf"^.*{re.escape(prefix)}\.\d+\.", "", label) or f"x{i}"
+        short = re.sub(rf"^(.*\.)?{re.escape(prefix.rpartition('.')[2])}\.\d+\.", "", label) or f"x{i}"
         names.append(short if short not in names else f"{short}.{i}")
     return names
 

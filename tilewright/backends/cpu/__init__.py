@@ -1,20 +1,16 @@
-"""The CPU backend: tile -> loops -> MLIR text -> object code, for classes of x86 and the generic rung of others."""
+"""The CPU backend: tile -> loops -> MLIR text -> object code, for classes of x86 and the generic rung of others.
 
-from tilewright.backends.cpu.build import build, probe, runtime_objects, toolchain, warm
-from tilewright.backends.cpu.machines import MACHINES, host_class
-from tilewright.ir.backend import API_VERSION, Backend
+The manifest is imported on use: compile workers import modules of this package and need none of it.
+"""
 
-backend = Backend(
-    api=API_VERSION,
-    name="cpu",
-    takes="loops",
-    machines=MACHINES,
-    default_machine=host_class,
-    dtypes=frozenset({"f64", "f32", "bf16", "f16", "i64", "i32", "i16", "i8", "u8", "i1"}),
-    legalize="",
-    build=build,
-    runtime_objects=runtime_objects,
-    toolchain=toolchain,
-    warm=warm,
-    probe=probe,
-)
+from __future__ import annotations
+
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    if name == "backend":
+        from tilewright.backends.cpu.manifest import backend
+
+        return backend
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

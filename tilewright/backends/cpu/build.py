@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 from tilewright.backends.cpu.cpu_class import CPU_CLASSES
 from tilewright.backends.cpu.driver import driver_text
-from tilewright.backends.cpu.mlir import TARGETS, compile_object
+from tilewright.backends.cpu.mlir import TARGETS
 from tilewright.backends.cpu.printer import print_kernel
 from tilewright.backends.cpu.workers import shared_pool
 from tilewright.errors import CapacityError, LoweringError
@@ -53,12 +53,13 @@ def _then(compiled: Future[bytes], symbol: str, text: str, features: tuple[str, 
 
 @cache
 def _driver(name: str) -> bytes:
-    return compile_object(driver_text(TARGETS[name]), TARGETS[name])
+    return shared_pool().submit(driver_text(TARGETS[name]), TARGETS[name]).result()
 
 
 def runtime_objects(machine: Machine) -> Mapping[str, bytes]:
-    """The native driver, for the baseline of the architecture: it must run wherever an artifact is opened."""
-    return {"driver": _driver("generic" if machine.name in TARGETS else machine.name)}
+    """The native driver, for the baseline of the machine's architecture: it runs wherever an artifact is opened."""
+    triple = TARGETS[machine.name].triple
+    return {"driver": _driver(next(t.name for t in TARGETS.values() if t.triple == triple))}
 
 
 def toolchain() -> Mapping[str, str]:

@@ -101,7 +101,7 @@ def glu(c: Builder, self: SSAValue, dim: int = -1) -> SSAValue:
 
 
 @lowers("aten.dropout.default", "aten.feature_dropout.default", "aten.alpha_dropout.default")
-def dropout(c: Builder, input: SSAValue, p: float, train: bool) -> SSAValue:  # noqa: A002
+def dropout(c: Builder, input: SSAValue, p: float, train: bool) -> SSAValue:
     if train and p > 0:
         problem = Problem(f"{module_path(c.node) or 'the model'} drops elements with p={p}", where=of_node(c.node))
         raise TrainingModeError(problem, step="call model.eval() before compiling")
@@ -109,5 +109,5 @@ def dropout(c: Builder, input: SSAValue, p: float, train: bool) -> SSAValue:  # 
 
 
 @lowers("aten.native_dropout.default")
-def native_dropout(c: Builder, input: SSAValue, p: float, train: bool | None) -> tuple[SSAValue, None]:  # noqa: A002
+def native_dropout(c: Builder, input: SSAValue, p: float, train: bool | None) -> tuple[SSAValue, None]:
     return dropout(c, input, p, bool(train)), None

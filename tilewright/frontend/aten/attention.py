@@ -50,16 +50,23 @@ class Rule:
 
 @lowers(MASK)
 def attention_mask(
-    c: Builder, valid: Any, positions: Any, segments: Any, shift: Any, batch: Any, queries: Any, keys: Any,
-    kind: str, window: int, **_: Any,
+    c: Builder,
+    valid: Any,
+    positions: Any,
+    segments: Any,
+    shift: Any,
+    batch: Any,
+    queries: Any,
+    keys: Any,
+    kind: str,
+    window: int,
+    **_: Any,
 ) -> SSAValue:
     """The mask as a tensor, for whoever reads it as one; attention reads the rule itself and leaves this unused."""
     given = c.node.args[1]
     if given is not None and consecutive(given):
         positions = segments = None
-    rule = Rule(
-        kind, window, valid, positions, segments, shift, Expr.of(queries), Expr.of(keys), c.result.dims
-    )
+    rule = Rule(kind, window, valid, positions, segments, shift, Expr.of(queries), Expr.of(keys), c.result.dims)
     made = _materialised(c, rule)
     c.rules[made] = rule
     return made
@@ -145,22 +152,49 @@ def _from_the_front(c: Builder, masking: Masking, queries: Expr, keys: Expr) -> 
 
 
 def _attend(
-    c: Builder, q: SSAValue, k: SSAValue, v: SSAValue, masking: Masking, *, scale: float, softcap: float = 0.0,
+    c: Builder,
+    q: SSAValue,
+    k: SSAValue,
+    v: SSAValue,
+    masking: Masking,
+    *,
+    scale: float,
+    softcap: float = 0.0,
     sinks: SSAValue | None = None,
 ) -> SSAValue:
     """Brings k and v to q's leading dims and dtype and emits the op."""
     lead, dtype = tensor(q).dims[:-3], tensor(q).dtype
     k, v = (c.broadcast(c.cast(x, dtype), [*lead, *tensor(x).dims[-3:]]) for x in (k, v))
     return c.emit(
-        AttentionOp, q, k, v, masking.bias, masking.valid, masking.q_positions, masking.k_positions, sinks,
-        masking.segments, scale=scale, mask=masking.kind, window=masking.window, softcap=softcap,
+        AttentionOp,
+        q,
+        k,
+        v,
+        masking.bias,
+        masking.valid,
+        masking.q_positions,
+        masking.k_positions,
+        sinks,
+        masking.segments,
+        scale=scale,
+        mask=masking.kind,
+        window=masking.window,
+        softcap=softcap,
     )
 
 
 @lowers(ATTENTION)
 def registry_attention(
-    c: Builder, query: SSAValue, key: SSAValue, value: SSAValue, mask: SSAValue | None, bias: SSAValue | None,
-    sinks: SSAValue | None, causal: bool, scale: float, softcap: float,
+    c: Builder,
+    query: SSAValue,
+    key: SSAValue,
+    value: SSAValue,
+    mask: SSAValue | None,
+    bias: SSAValue | None,
+    sinks: SSAValue | None,
+    causal: bool,
+    scale: float,
+    softcap: float,
 ) -> SSAValue:
     masking = _masking(c, mask, tensor(query).rank)
     if bias is not None:
@@ -173,8 +207,16 @@ def registry_attention(
 
 @lowers("aten.scaled_dot_product_attention.default")
 def scaled_dot_product(
-    c: Builder, query: SSAValue, key: SSAValue, value: SSAValue, attn_mask: SSAValue | None = None,
-    dropout_p: float = 0.0, is_causal: bool = False, *, scale: float | None = None, enable_gqa: bool = False,
+    c: Builder,
+    query: SSAValue,
+    key: SSAValue,
+    value: SSAValue,
+    attn_mask: SSAValue | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
 ) -> SSAValue:
     if dropout_p:
         problem = Problem(f"attention drops weights with p={dropout_p}", where=of_node(c.node))
@@ -195,8 +237,15 @@ def scaled_dot_product(
 
 @lowers("aten._scaled_dot_product_flash_attention_for_cpu.default")
 def flash_attention_for_cpu(
-    c: Builder, query: SSAValue, key: SSAValue, value: SSAValue, dropout_p: float = 0.0, is_causal: bool = False, *,
-    attn_mask: SSAValue | None = None, scale: float | None = None,
+    c: Builder,
+    query: SSAValue,
+    key: SSAValue,
+    value: SSAValue,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    attn_mask: SSAValue | None = None,
+    scale: float | None = None,
 ) -> tuple[SSAValue, None]:
     return scaled_dot_product(c, query, key, value, attn_mask, dropout_p, is_causal, scale=scale), None
 

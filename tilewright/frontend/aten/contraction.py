@@ -14,7 +14,7 @@ from tilewright.ir.graph.contraction import ConvolutionOp, MatmulOp
 
 
 @lowers("aten.linear.default")
-def linear(c: Builder, input: SSAValue, weight: SSAValue, bias: SSAValue | None = None) -> SSAValue:  # noqa: A002
+def linear(c: Builder, input: SSAValue, weight: SSAValue, bias: SSAValue | None = None) -> SSAValue:
     x, w = tensor(input), tensor(weight)
     rows = c.reshape(input, [1, *x.dims]) if x.rank == 1 else input
     kernel = c.reshape(weight, [1, *w.dims]) if w.rank == 1 else weight
@@ -100,23 +100,42 @@ def _without(c: Builder, value: SSAValue, labels: str, needed: set[str]) -> tupl
 
 @lowers("aten.conv1d.default", "aten.conv2d.default", "aten.conv3d.default")
 def conv(
-    c: Builder, input: SSAValue, weight: SSAValue, bias: SSAValue | None = None, stride: Any = 1,  # noqa: A002
-    padding: Any = 0, dilation: Any = 1, groups: int = 1,
+    c: Builder,
+    input: SSAValue,
+    weight: SSAValue,
+    bias: SSAValue | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
 ) -> SSAValue:
     x, spatial = tensor(input), tensor(weight).rank - 2
     batched = input if x.rank == spatial + 2 else c.reshape(input, [1, *x.dims])
     low = high = _per_axis(padding, spatial)
     made = c.emit(
-        ConvolutionOp, batched, weight, bias, strides=_per_axis(stride, spatial), padding_low=low, padding_high=high,
-        dilation=_per_axis(dilation, spatial), groups=groups,
+        ConvolutionOp,
+        batched,
+        weight,
+        bias,
+        strides=_per_axis(stride, spatial),
+        padding_low=low,
+        padding_high=high,
+        dilation=_per_axis(dilation, spatial),
+        groups=groups,
     )
     return c.reshape(made, c.result.dims)
 
 
 @lowers("aten.conv1d.padding", "aten.conv2d.padding", "aten.conv3d.padding")
 def conv_padding(
-    c: Builder, input: SSAValue, weight: SSAValue, bias: SSAValue | None = None, stride: Any = 1,  # noqa: A002
-    padding: str = "valid", dilation: Any = 1, groups: int = 1,
+    c: Builder,
+    input: SSAValue,
+    weight: SSAValue,
+    bias: SSAValue | None = None,
+    stride: Any = 1,
+    padding: str = "valid",
+    dilation: Any = 1,
+    groups: int = 1,
 ) -> SSAValue:
     """Padding by name: "same" puts the odd element after, as torch does."""
     spatial = tensor(weight).rank - 2
@@ -126,16 +145,31 @@ def conv_padding(
     x = tensor(input)
     batched = input if x.rank == spatial + 2 else c.reshape(input, [1, *x.dims])
     made = c.emit(
-        ConvolutionOp, batched, weight, bias, strides=_per_axis(stride, spatial),
-        padding_low=[n // 2 for n in total], padding_high=[n - n // 2 for n in total], dilation=spread, groups=groups,
+        ConvolutionOp,
+        batched,
+        weight,
+        bias,
+        strides=_per_axis(stride, spatial),
+        padding_low=[n // 2 for n in total],
+        padding_high=[n - n // 2 for n in total],
+        dilation=spread,
+        groups=groups,
     )
     return c.reshape(made, c.result.dims)
 
 
 @lowers("aten.convolution.default")
 def convolution(
-    c: Builder, input: SSAValue, weight: SSAValue, bias: SSAValue | None, stride: Any, padding: Any,  # noqa: A002
-    dilation: Any, transposed: bool, output_padding: Any, groups: int,
+    c: Builder,
+    input: SSAValue,
+    weight: SSAValue,
+    bias: SSAValue | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
 ) -> SSAValue:
     if transposed:
         raise Unsupported("a transposed convolution")

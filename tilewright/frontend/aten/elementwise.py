@@ -26,9 +26,7 @@ def _register_unary() -> None:
     for operator, fn in _UNARY.items():
         lowers(f"aten.{operator}.default")(lambda c, self, fn=fn: c.map(fn, self))
     for operator, fn in _INTEGER_IDENTITY.items():
-        lowers(f"aten.{operator}.default")(
-            lambda c, self, fn=fn: c.map(fn, self) if c.result.dtype.is_float else self
-        )
+        lowers(f"aten.{operator}.default")(lambda c, self, fn=fn: c.map(fn, self) if c.result.dtype.is_float else self)
 
 
 _register_unary()
@@ -202,7 +200,7 @@ def _ignoring_nan(c: Builder, fn: str, a: SSAValue, b: SSAValue) -> SSAValue:
 
 
 @lowers("aten.clamp.default", "aten.clamp.Tensor", "aten.clip.default", "aten.clip.Tensor", "aten.hardtanh.default")
-def clamp(c: Builder, self: SSAValue, min: Any = None, max: Any = None, **limits: Any) -> SSAValue:  # noqa: A002
+def clamp(c: Builder, self: SSAValue, min: Any = None, max: Any = None, **limits: Any) -> SSAValue:
     low, high = limits.get("min_val", min), limits.get("max_val", max)
     if low is not None:
         self = c.map("max", self, low)
@@ -210,12 +208,12 @@ def clamp(c: Builder, self: SSAValue, min: Any = None, max: Any = None, **limits
 
 
 @lowers("aten.clamp_min.default", "aten.clamp_min.Tensor")
-def clamp_min(c: Builder, self: SSAValue, min: Any) -> SSAValue:  # noqa: A002
+def clamp_min(c: Builder, self: SSAValue, min: Any) -> SSAValue:
     return c.map("max", self, min)
 
 
 @lowers("aten.clamp_max.default", "aten.clamp_max.Tensor")
-def clamp_max(c: Builder, self: SSAValue, max: Any) -> SSAValue:  # noqa: A002
+def clamp_max(c: Builder, self: SSAValue, max: Any) -> SSAValue:
     return c.map("min", self, max)
 
 

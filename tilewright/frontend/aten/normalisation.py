@@ -29,15 +29,24 @@ def _last_axes(
 
 @lowers("aten.layer_norm.default")
 def layer_norm(
-    c: Builder, input: SSAValue, normalized_shape: list[Any], weight: SSAValue | None = None,  # noqa: A002
-    bias: SSAValue | None = None, eps: float = 1e-5, cudnn_enable: bool = True,
+    c: Builder,
+    input: SSAValue,
+    normalized_shape: list[Any],
+    weight: SSAValue | None = None,
+    bias: SSAValue | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
 ) -> SSAValue:
     return _last_axes(c, input, len(normalized_shape), weight, bias, kind="layer", eps=eps)
 
 
 @lowers("aten.native_layer_norm.default")
 def native_layer_norm(
-    c: Builder, input: SSAValue, normalized_shape: list[Any], weight: SSAValue | None, bias: SSAValue | None,  # noqa: A002
+    c: Builder,
+    input: SSAValue,
+    normalized_shape: list[Any],
+    weight: SSAValue | None,
+    bias: SSAValue | None,
     eps: float,
 ) -> tuple[SSAValue, SSAValue, SSAValue]:
     rank = tensor(input).rank
@@ -50,7 +59,10 @@ def native_layer_norm(
 
 @lowers("aten.rms_norm.default", "aten._fused_rms_norm.default")
 def rms_norm(
-    c: Builder, input: SSAValue, normalized_shape: list[Any], weight: SSAValue | None = None,  # noqa: A002
+    c: Builder,
+    input: SSAValue,
+    normalized_shape: list[Any],
+    weight: SSAValue | None = None,
     eps: float | None = None,
 ) -> Any:
     import torch
@@ -72,8 +84,13 @@ def rms_norm(
 
 @lowers("aten.group_norm.default")
 def group_norm(
-    c: Builder, input: SSAValue, num_groups: int, weight: SSAValue | None = None,  # noqa: A002
-    bias: SSAValue | None = None, eps: float = 1e-5, cudnn_enabled: bool = True,
+    c: Builder,
+    input: SSAValue,
+    num_groups: int,
+    weight: SSAValue | None = None,
+    bias: SSAValue | None = None,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
 ) -> SSAValue:
     dims = tensor(input).dims
     rest = product(dims[1:])
@@ -84,8 +101,15 @@ def group_norm(
 
 @lowers("aten.instance_norm.default")
 def instance_norm(
-    c: Builder, input: SSAValue, weight: SSAValue | None, bias: SSAValue | None,  # noqa: A002
-    running_mean: SSAValue | None, running_var: SSAValue | None, use_input_stats: bool, momentum: float, eps: float,
+    c: Builder,
+    input: SSAValue,
+    weight: SSAValue | None,
+    bias: SSAValue | None,
+    running_mean: SSAValue | None,
+    running_var: SSAValue | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
     cudnn_enabled: bool,
 ) -> SSAValue:
     if not use_input_stats and running_mean is not None and running_var is not None:
@@ -97,8 +121,15 @@ def instance_norm(
 
 @lowers("aten.batch_norm.default")
 def batch_norm(
-    c: Builder, input: SSAValue, weight: SSAValue | None, bias: SSAValue | None,  # noqa: A002
-    running_mean: SSAValue | None, running_var: SSAValue | None, training: bool, momentum: float, eps: float,
+    c: Builder,
+    input: SSAValue,
+    weight: SSAValue | None,
+    bias: SSAValue | None,
+    running_mean: SSAValue | None,
+    running_var: SSAValue | None,
+    training: bool,
+    momentum: float,
+    eps: float,
     cudnn_enabled: bool = False,
 ) -> SSAValue:
     if training:
@@ -111,8 +142,14 @@ def batch_norm(
 
 @lowers("aten._native_batch_norm_legit_no_training.default", "aten._batch_norm_no_update.default")
 def native_batch_norm(
-    c: Builder, input: SSAValue, weight: SSAValue | None, bias: SSAValue | None, running_mean: SSAValue,  # noqa: A002
-    running_var: SSAValue, momentum: float, eps: float,
+    c: Builder,
+    input: SSAValue,
+    weight: SSAValue | None,
+    bias: SSAValue | None,
+    running_mean: SSAValue,
+    running_var: SSAValue,
+    momentum: float,
+    eps: float,
 ) -> tuple[Any, ...]:
     out = _by_statistics(c, input, weight, bias, running_mean, running_var, eps)
     return (out, *[None] * (len(c.node.meta["val"]) - 1))
@@ -120,8 +157,15 @@ def native_batch_norm(
 
 @lowers("aten.native_batch_norm.default")
 def native_batch_norm_training(
-    c: Builder, input: SSAValue, weight: SSAValue | None, bias: SSAValue | None,  # noqa: A002
-    running_mean: SSAValue | None, running_var: SSAValue | None, training: bool, momentum: float, eps: float,
+    c: Builder,
+    input: SSAValue,
+    weight: SSAValue | None,
+    bias: SSAValue | None,
+    running_mean: SSAValue | None,
+    running_var: SSAValue | None,
+    training: bool,
+    momentum: float,
+    eps: float,
 ) -> tuple[Any, ...]:
     out = batch_norm(c, input, weight, bias, running_mean, running_var, training, momentum, eps)
     return out, None, None

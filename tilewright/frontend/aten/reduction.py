@@ -162,7 +162,7 @@ def _spread(c: Builder, x: SSAValue, dim: Any, correction: float) -> tuple[SSAVa
 
 @lowers("aten.linalg_vector_norm.default")
 def vector_norm(
-    c: Builder, self: SSAValue, ord: float = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None  # noqa: A002
+    c: Builder, self: SSAValue, ord: float = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
 ) -> SSAValue:
     return _norm(c, self, ord, dim, keepdim)
 
@@ -245,7 +245,11 @@ def _running(c: Builder, fn: str, x: SSAValue, dim: int) -> SSAValue:
 
 @lowers("aten.diff.default")
 def diff(
-    c: Builder, self: SSAValue, n: int = 1, dim: int = -1, prepend: SSAValue | None = None,
+    c: Builder,
+    self: SSAValue,
+    n: int = 1,
+    dim: int = -1,
+    prepend: SSAValue | None = None,
     append: SSAValue | None = None,
 ) -> SSAValue:
     axis = axis_of(dim, tensor(self).rank)
@@ -282,7 +286,7 @@ def _sorted(c: Builder, x: SSAValue, dim: int, descending: bool) -> tuple[SSAVal
 
 @lowers("aten.topk.default")
 def topk(
-    c: Builder, self: SSAValue, k: Any, dim: int = -1, largest: bool = True, sorted: bool = True  # noqa: A002
+    c: Builder, self: SSAValue, k: Any, dim: int = -1, largest: bool = True, sorted: bool = True
 ) -> tuple[SSAValue, ...]:
     x, dtype = tensor(self), tensor(self).dtype
     if not isinstance(k, int) or not x.rank:

@@ -86,9 +86,7 @@ def movedim(c: Builder, self: SSAValue, source: Any, destination: Any) -> SSAVal
 
 
 @lowers("aten.slice.Tensor", "aten.slice_copy.Tensor")
-def slice_(
-    c: Builder, self: SSAValue, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
-) -> SSAValue:
+def slice_(c: Builder, self: SSAValue, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> SSAValue:
     rank = tensor(self).rank
     axis = axis_of(dim, rank)
     size = tensor(self).dims[axis]

@@ -1,0 +1,93 @@
+"""States: they live from call to call, calls take turns, resets and new weights, every refusal in full."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from tests.runtime.programs import ONE, affine_program, affine_step, executable, signature, values
+from tilewright.errors import StateError
+from tilewright.ir.dims import Expr
+from tilewright.ir.dtypes import F32, I64
+from tilewright.ir.signature import Output
+from tilewright.runtime.program import Copy, Program, Ref, Routine, State, TensorSpec
+
+
+def stateful() -> Program:
+    """total: y = total * scale + bias, and y becomes the new total; it starts from the weight bias. count: zeros."""
+    total = Ref("state", 0)
+    step = affine_step("step", total, Ref("weight", 0), Ref("weight", 1), Ref("output", 0), ONE)
+    return affine_program(
+        dims=(),
+        signature=signature(outputs=(Output(F32, (ONE,), index=0),)),
+        results=(TensorSpec("y", (ONE,), F32),),
+        main=Routine((step,)),
+        packed=(),
+        prepare=(),
+        states=(State(TensorSpec("total", (ONE,), F32), 1), State(TensorSpec("count", (ONE,), I64))),
+        copies=(Copy(Ref("output", 0), total, Expr.of(4)),),
+    )
+
+
+def test_states_live_from_call_to_call(rng: np.random.Generator) -> None:
+    weights = values(rng)
+    run = executable(stateful(), weights)
+    total = weights["bias"]
+    for _ in range(3):
+        total = total * weights["scale"] + weights["bias"]
+        np.testing.assert_array_equal(run(), total)
+        np.testing.assert_array_equal(run.state["total"], total)
+    run.reset()
+    np.testing.assert_array_equal(run.state["total"], weights["bias"])
+    run.state["total"] = torch.tensor([2.5])
+    run.state["count"] = np.array([7])
+    assert run() == np.float32(2.5) * weights["scale"] + weights["bias"]
+    new = values(rng)
+    run.update_weights(new)
+    np.testing.assert_array_equal(run.state["total"], new["bias"])
+    assert run.state["count"] == 7
+    assert sorted(run.state) == ["count", "total"]
+
+
+def test_calls_on_a_stateful_program_take_turns(rng: np.random.Generator) -> None:
+    run = executable(stateful(), {"scale": np.ones(1, np.float32), "bias": np.ones(1, np.float32)})
+    threads = [threading.Thread(target=lambda: [run() for _ in range(50)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert run.state["total"] == 201
+
+
+def test_state_errors_in_full(rng: np.random.Generator) -> None:
+    state = executable(stateful(), values(rng)).state
+    with pytest.raises(StateError) as raised:
+        state["totals"]
+    assert str(raised.value) == (
+        "TW045 state does not fit: there is no state 'totals'; the program has total, count\n"
+        "  next: did you mean 'total'?"
+    )
+    with pytest.raises(StateError) as raised:
+        state["x"] = 1
+    assert str(raised.value) == (
+        "TW045 state does not fit: there is no state 'x'; the program has total, count\n  next: use one of these names"
+    )
+    with pytest.raises(StateError) as raised:
+        state["total"] = np.zeros(2, np.float32)
+    assert str(raised.value) == (
+        "TW045 state does not fit: total is f32 [1], not float32 [2]\n  next: set it to a tensor of f32 [1]"
+    )
+    with pytest.raises(StateError) as raised:
+        state["total"] = [1.0]
+    assert str(raised.value) == (
+        "TW045 state does not fit: total is f32 [1], not a list\n  next: set it to an array or a tensor"
+    )
+    with pytest.raises(StateError) as raised:
+        del state["total"]
+    assert str(raised.value) == (
+        "TW045 state does not fit: total belongs to the program and cannot be deleted\n"
+        "  next: reset() gives its first value"
+    )
