@@ -1,4 +1,4 @@
-"""Compile a sentence-embedding model and use it: all-MiniLM-L6-v2 with its real weights, or any model directory like it.
+"""Compile a sentence-embedding model and use it: all-MiniLM-L6-v2 with its weights, or any model directory like it.
 
     python examples/embed.py [--model DIR] [--text FILE]
 
@@ -103,10 +103,10 @@ def main(
     inputs = tokenizer(sentences, padding=True, truncation=True, max_length=256, return_tensors="pt")
     inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
     begin = time.perf_counter()
-    compiled = tw.compile(
-        eager, kwargs=inputs, dims={name: (batch, tokens) for name in inputs}, precision=precision
+    compiled = tw.compile(eager, kwargs=inputs, dims=dict.fromkeys(inputs, (batch, tokens)), precision=precision)
+    console.print(
+        f"Compiled for every batch 1..64 and tokens 1..256 in {time.perf_counter() - begin:.2f} s", style="dim"
     )
-    console.print(f"Compiled for every batch 1..64 and tokens 1..256 in {time.perf_counter() - begin:.2f} s", style="dim")
 
     parts = [{k: v[i : i + 64] for k, v in inputs.items()} for i in range(0, len(sentences), 64)]
     vectors = torch.cat([compiled(**part) for part in parts])

@@ -8,33 +8,23 @@ Grounding comes first in a pass's test; then check the few facts of the text tha
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from xdsl.dialects.builtin import ModuleOp
-from xdsl.ir import Operation, SSAValue
 
-from tilewright.errors import NumericMismatchError, OptionError
-from tilewright.ir.dims import DimSpace
-from tilewright.ir.dtypes import DTYPES, DType
-from tilewright.ir.graph.attention import AttentionOp
-from tilewright.ir.graph.base import GraphOp, tensor
-from tilewright.ir.graph.contraction import ConvolutionOp, MatmulOp
-from tilewright.ir.graph.indexing import GatherOp, PutAlongOp, ScatterOp, TakeAlongOp
-from tilewright.ir.graph.reduction import CumulativeOp, NormOp, ReduceOp, SoftmaxOp
+from tilewright.errors import NumericMismatchError
+from tilewright.ir.dtypes import DTYPES
+from tilewright.ir.equivalence import Sizes, compare, depth, draw_values, narrowest, outcome, size_list, unit_of, width
 from tilewright.ir.graph_interpreter import interpret
 from tilewright.ir.machine import Level, Machine, TileRules
-from tilewright.ir.module import dim_space, function, parse_module, print_module, states, weights
+from tilewright.ir.module import dim_space, parse_module, print_module
 from tilewright.ir.passing import Context, Pass, Pipeline, run_pipeline
-from tilewright.ir.types import TensorType
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
 Passes: TypeAlias = "str | Pass | Sequence[Pass] | Pipeline"
-Sizes: TypeAlias = Mapping[str, int]
 
 MACHINE = Machine(
     name="test",
@@ -111,16 +101,16 @@ def ground(
             "the module after the passes does not print and parse back", step="compare the texts"
         )
     rng = np.random.default_rng(seed)
-    for chosen in _size_list(dim_space(before), sizes, rng):
-        given = _values(before, chosen, rng)
+    for chosen in size_list(dim_space(before), sizes, rng):
+        given = draw_values(before, chosen, rng)
         given["inputs"].update(inputs or {})
         for wide in (True, False):
-            old, new = (_outcome(m, given, wide) for m in (before, after))
-            unit = _unit(DTYPES[rounding] if wide else _narrowest(before, after))
+            old, new = (outcome(m, given, wide) for m in (before, after))
+            unit = unit_of(DTYPES[rounding] if wide else narrowest(before, after))
             bits = exact and not wide
-            slack = 0.0 if bits else unit * _depth(before) * _width(before, chosen)
+            slack = 0.0 if bits else unit * depth(before) * width(before, chosen)
             for name, wanted in old.items():
-                _compare(name, wanted, new[name], slack, bits, f"sizes {dict(chosen)}, seed {seed}, wide {wide}")
+                compare(name, wanted, new[name], slack, bits, f"sizes {dict(chosen)}, seed {seed}, wide {wide}")
     return after
 
 
@@ -132,140 +122,3 @@ def _pipeline(passes: Passes) -> Pipeline:
     if isinstance(passes, Pipeline):
         return passes
     return Pipeline((passes,) if isinstance(passes, Pass) else tuple(passes))
-
-
-def _size_list(space: DimSpace, given: Sizes | Sequence[Sizes] | None, rng: np.random.Generator) -> list[Sizes]:
-    if isinstance(given, Mapping):
-        return [given]
-    if given is not None:
-        return list(given)
-    dims = space.dims.values()
-    least = {d.name: d.min for d in dims}
-    drawn = [
-        {d.name: int(rng.integers(d.min, min(d.min + 9, d.min + 9 if d.max is None else d.max) + 1)) for d in dims}
-        for _ in range(2)
-    ]
-    return [least, *drawn] if least else [least]
-
-
-def _values(module: ModuleOp, sizes: Sizes, rng: np.random.Generator) -> dict[str, dict[str, torch.Tensor]]:
-    """Random inputs, weights and states by name; floats in float64."""
-    index_limit = min([8, *(_index_limit(op, sizes) for op in module.walk())])
-    arguments = {name: tensor(v) for name, v in function(module, "main").arguments.items()}
-
-    def draw(types: Mapping[str, TensorType]) -> dict[str, torch.Tensor]:
-        return {name: _random(t, sizes, rng, index_limit) for name, t in types.items()}
-
-    return {"inputs": draw(arguments), "weights": draw(weights(module)), "states": draw(states(module))}
-
-
-def _random(kind: TensorType, sizes: Sizes, rng: np.random.Generator, index_limit: int) -> torch.Tensor:
-    import torch
-
-    shape = tuple(d.evaluate(sizes) for d in kind.dims)
-    if kind.dtype.is_float:
-        return torch.from_numpy(rng.standard_normal(shape))
-    if kind.dtype.kind == "bool":
-        return torch.from_numpy(rng.random(shape) < 0.7)
-    return torch.from_numpy(rng.integers(0, max(index_limit, 1), shape)).to(getattr(torch, kind.dtype.numpy().name))
-
-
-def _index_limit(op: Operation, sizes: Sizes) -> int:
-    """The size of the axis an op indexes by values; no limit for other ops."""
-    if isinstance(op, (GatherOp, TakeAlongOp, ScatterOp, PutAlongOp)):
-        return tensor(op.x).dims[op.axis.data].evaluate(sizes)
-    return 1 << 30
-
-
-def _outcome(module: ModuleOp, given: Mapping[str, Mapping[str, torch.Tensor]], wide: bool) -> dict[str, torch.Tensor]:
-    """Results and final states, computed in float64 or in the declared dtypes."""
-    import torch
-
-    from tilewright.ir.dtypes import torch_name
-
-    def fit(values: Mapping[str, torch.Tensor], types: Mapping[str, TensorType]) -> dict[str, torch.Tensor]:
-        if wide:
-            return dict(values)
-        return {n: v.to(getattr(torch, torch_name(types[n].dtype))) for n, v in values.items() if n in types}
-
-    arguments = {name: tensor(v) for name, v in function(module, "main").arguments.items()}
-    kept = fit(given["states"], states(module))
-    found = interpret(
-        module,
-        fit(given["inputs"], arguments),
-        weights=fit(given["weights"], weights(module)),
-        states=kept,
-        wide=wide,
-    )
-    return {**found, **{f"state {name}": value for name, value in kept.items()}}
-
-
-def _unit(dtype: DType) -> float:
-    digits = {"f64": 52, "f32": 23, "f16": 10, "bf16": 7}
-    if dtype.name not in digits:
-        raise OptionError(f"rounding {dtype.name!r} is not a float dtype", step=f"use one of {', '.join(digits)}")
-    return 2.0 ** -digits[dtype.name]
-
-
-def _narrowest(*modules: ModuleOp) -> DType:
-    """The float dtype with the fewest digits that any value has."""
-    found = {_element(v) for m in modules for op in m.walk() for v in op.results}
-    found |= {_element(v) for m in modules for f in m.walk() for r in f.regions for b in r.blocks for v in b.args}
-    return next((DTYPES[n] for n in ("bf16", "f16", "f32") if n in found), DTYPES["f64"])
-
-
-def _element(value: SSAValue) -> str:
-    return value.type.dtype.name if isinstance(value.type, TensorType) else ""
-
-
-def _depth(module: ModuleOp) -> int:
-    """The number of ops, which no chain of them exceeds."""
-    return 1 + sum(isinstance(op, GraphOp) for op in module.walk())
-
-
-def _width(module: ModuleOp, sizes: Sizes) -> int:
-    """The most terms that one op adds up."""
-    return max([1, *(_terms(op, sizes) for op in module.walk())])
-
-
-def _terms(op: Operation, sizes: Sizes) -> int:
-    match op:
-        case MatmulOp():
-            return tensor(op.a).dims[-1].evaluate(sizes)
-        case AttentionOp():
-            return tensor(op.q).dims[-1].evaluate(sizes) + tensor(op.k).dims[-2].evaluate(sizes)
-        case ConvolutionOp():
-            return math.prod(d.evaluate(sizes) for d in tensor(op.w).dims[1:])
-        case ReduceOp():
-            return math.prod(tensor(op.x).dims[a].evaluate(sizes) for a in op.axes.data)
-        case SoftmaxOp() | CumulativeOp():
-            return tensor(op.x).dims[op.axis.data].evaluate(sizes)
-        case NormOp():
-            return tensor(op.x).dims[-1].evaluate(sizes)
-        case _:
-            return 1
-
-
-def _compare(name: str, wanted: torch.Tensor, found: torch.Tensor, slack: float, bits: bool, at: str) -> None:
-    """Raises where two results differ: in shape, dtype, in what is not finite, or by more than slack * magnitude."""
-    import torch
-
-    if found.shape != wanted.shape or found.dtype != wanted.dtype:
-        reason = f"is {found.dtype}{list(found.shape)}, was {wanted.dtype}{list(wanted.shape)}"
-    elif not wanted.is_floating_point():
-        wrong = int((wanted != found).sum())
-        reason = f"differs in {wrong} of {wanted.numel()} elements" if wrong else ""
-    elif bits:
-        same = (wanted == found) & (wanted.signbit() == found.signbit()) | (wanted.isnan() & found.isnan())
-        reason = f"differs in the bits of {int((~same).sum())} of {wanted.numel()} elements" if not same.all() else ""
-    else:
-        a, b = wanted.double(), found.double()
-        finite = a.isfinite() & b.isfinite()
-        unlike = ~finite & ~((a == b) | (a.isnan() & b.isnan()))
-        scale = max(1.0, float(torch.where(finite, a.abs(), 0).max()) if a.numel() else 1.0)
-        off = float(torch.where(finite, (a - b).abs(), 0).max()) if a.numel() else 0.0
-        reason = f"has {int(unlike.sum())} NaN or infinite elements that differ" if unlike.any() else ""
-        if not reason and off > slack * scale:
-            reason = f"is off by {off:.3g}, {slack * scale:.3g} is rounding"
-    if reason:
-        raise NumericMismatchError(f"{name} {reason} ({at})", step="run the pass with a limit on ctx to bisect")

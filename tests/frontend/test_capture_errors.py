@@ -9,6 +9,7 @@ from tilewright.errors import (
     ArgumentError,
     CaptureError,
     HookError,
+    MissingDependencyError,
     ModelInputError,
     OptionError,
     TrainingModeError,
@@ -108,6 +109,12 @@ def test_weights_of_a_dtype_without_a_name() -> None:
 
     with pytest.raises(CaptureError, match="phase: the dtype complex64 is not supported"):
         capture(Complex(), (torch.ones(3),))
+
+
+def test_a_missing_torch_is_said_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingDependencyError, match="pip install 'torch"):
+        capture(torch.nn.Linear(3, 3), (torch.ones(3),))
 
 
 def test_importing_the_frontend_loads_no_torch() -> None:

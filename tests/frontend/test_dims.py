@@ -131,6 +131,8 @@ def test_wrong_declarations_come_in_one_error() -> None:
     assert "dims names 'z', the arguments are x, y" in text
     with pytest.raises(DimDeclarationError, match="declared twice"):
         capture(model, (torch.ones(2), torch.ones(4)), None, {"x": (B,), "y": (Dim("batch", 1, 8),)})
+    with pytest.raises(DimDeclarationError, match="batch is 2 at x axis 0 of the example and 4 at y axis 0"):
+        capture(model, (torch.ones(2), torch.ones(4)), None, {"x": (B,), "y": (B,)})
     with pytest.raises(DimDeclarationError, match="x axis 0 is 2, dims gives 3"):
         capture(model, (torch.ones(2), torch.ones(4)), None, {"x": (3,)})
 
@@ -142,7 +144,7 @@ def test_a_branch_on_values_is_a_capture_error_with_the_line() -> None:
     with pytest.raises(CaptureError) as caught:
         capture(Apply(branches), (torch.ones(3),))
     assert "test_dims.py:" in str(caught.value)
-    assert "depends on tensor values" in str(caught.value)
+    assert "replace what depends on tensor values" in str(caught.value)
 
 
 def test_a_forward_that_fails_is_a_capture_error_with_the_line() -> None:

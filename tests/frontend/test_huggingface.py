@@ -218,13 +218,14 @@ def test_chunks_are_recognised_and_unknown_masks_materialised(rng: np.random.Gen
 
 
 def test_the_users_model_reads_as_before_also_after_a_failure(rng: np.random.Generator) -> None:
-    config = transformers.LlamaConfig(**DECODER)
-    model = transformers.LlamaForCausalLM(config).eval()
+    config = transformers.BertConfig(**SMALL, is_decoder=True)
+    model = transformers.BertModel(config, add_pooling_layer=False).eval()
     before = dict(config.__dict__)
     example = batch(rng, 2, 4)
     captured = capture(model, (), example | {"use_cache": True}, dims_of(example))
     assert config.__dict__ == before
-    assert list(run(captured, **example, use_cache=False).keys()) == ["logits"]
+    assert list(run(captured, **example, use_cache=False).keys()) == ["last_hidden_state"]
+    assert [op.mask.data for op in attentions(captured)] == ["causal"]
 
     class Fails(torch.nn.Module):
         def __init__(self) -> None:
@@ -232,11 +233,11 @@ def test_the_users_model_reads_as_before_also_after_a_failure(rng: np.random.Gen
             self.model = model
 
         def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-            return torch.special.digamma(self.model(input_ids).logits)
+            return torch.special.digamma(self.model(input_ids).last_hidden_state)
 
     class Narrows(Fails):
         def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-            return self.model(input_ids).logits + torch.ones(4, 1)
+            return self.model(input_ids).last_hidden_state + torch.ones(4, 1)
 
     with pytest.raises(UnsupportedOpError, match="digamma"):
         capture(Fails(), (example["input_ids"],))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from tests.frontend.against_eager import captured_equals_eager
@@ -67,6 +68,7 @@ def calls(rng: np.random.Generator, sizes: list[tuple[int, int]]) -> list[tuple[
     return [(torch.from_numpy(rng.standard_normal((b, t, 6)).astype(np.float32)),) for b, t in sizes]
 
 
+@pytest.mark.filterwarnings("ignore:.*degrees of freedom")
 def test_reductions(rng: np.random.Generator) -> None:
     captured_equals_eager(Many(REDUCTIONS), calls(rng, SIZES), DIMS)
 

@@ -6,17 +6,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from xdsl.dialects.builtin import ModuleOp
 
 from tests.ir.tile.kernels import CASES, Case, branch, matmul
-from tilewright.errors import IRError, KernelStoreError, PoisonError
-from tilewright.ir.dims import ceildiv
-from tilewright.ir.dtypes import DTYPES, F32, I32, I64, DType
+from tilewright.errors import InterpreterError, IRError, KernelStoreError, PoisonError
+from tilewright.ir.dims import Dim, ceildiv
+from tilewright.ir.dtypes import BF16, DTYPES, F32, I32, I64, DType
+from tilewright.ir.graph.shape import ReshapeOp
+from tilewright.ir.graph.structure import FuncOp, PackedOp, WeightOp
+from tilewright.ir.module import new_module
 from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.counting import Counters, Quantity
 from tilewright.ir.tile.execution import garbage
 from tilewright.ir.tile.memory import ViewSegmentOp, ViewWindowOp
-from tilewright.ir.tile.structure import KernelOp
-from tilewright.ir.tile_interpreter import programs, run_kernel
+from tilewright.ir.tile.structure import KernelOp, LaunchOp
+from tilewright.ir.tile_interpreter import programs, run_kernel, run_module
+from tilewright.ir.types import TensorType
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
@@ -346,3 +352,65 @@ class TestArguments:
         wrong = [right[0].astype(np.float64), np.zeros((3, 4), np.float32).T, np.zeros((2, 4), np.float32)]
         with pytest.raises(IRError, match="3 problems"):
             run_kernel(kernel, wrong, dims)
+
+
+def scaling(name: str, factor: float, *, fill: float | None = 0.0) -> KernelOp:
+    """y = factor * x over n elements of bf16, in tiles of 4; a fill of None lets poison into a sum of all lanes."""
+    b = KernelBuilder(name, ["n"])
+    x, y = b.buffer(["n"], BF16), b.output(["n"], BF16)
+    (i,) = b.grid(["n"], [4])
+    tile = b.map("mul", b.load(b.dense(x), [i], [4], fill), b.constant(factor, [1], BF16))
+    if fill is None:
+        tile = b.map("add", tile, b.map("mul", b.reduce("sum", tile), b.constant(0.0, [1], BF16)))
+    b.store(tile, b.dense(y), [i])
+    return b.finish()
+
+
+def scaled_program(*kernels: KernelOp, limits: list[int]) -> ModuleOp:
+    """main(x[t, 3]): x flattened, scaled by the variant for its size, and back; prepare scales a weight likewise."""
+    module = new_module([Dim("t", 0, 50)])
+    for kernel in kernels:
+        module.body.block.add_op(kernel)
+    stated = {"callees": [k.sym_name.data for k in kernels], "guard": ["2*n"], "limits": limits}
+    prepare = FuncOp.begin("prepare", {}, kind="prepare")
+    weight = WeightOp.make(name="w", result_types=[TensorType.of([5], BF16)])
+    packed = LaunchOp.make([weight.out], dims=[5], result_types=[[TensorType.of([5], BF16)]], **stated)
+    prepare.block.add_ops([weight, packed])
+    module.body.block.add_op(prepare.finish(list(packed.outputs), ["p"]))
+    main = FuncOp.begin("main", {"x": TensorType.of(["t", 3], BF16)})
+    flat = ReshapeOp.make(main.arguments["x"], dims=["3*t"])
+    launch = LaunchOp.make([flat.out], dims=["3*t"], result_types=[[TensorType.of(["3*t"], BF16)]], **stated)
+    back = ReshapeOp.make(launch.outputs[0], dims=["t", 3])
+    kept = PackedOp.make(name="p", result_types=[TensorType.of([5], BF16)])
+    main.block.add_ops([flat, launch, back, kept])
+    module.body.block.add_op(main.finish([back.out, kept.out], ["y", "p"]))
+    return module
+
+
+class TestModules:
+    @pytest.fixture(autouse=True)
+    def torch_seed(self, seed: int) -> None:
+        torch.manual_seed(seed)
+
+    def test_launches_run_the_variant_that_their_guard_picks(self) -> None:
+        module = scaled_program(scaling("small", 2.0), scaling("large", 4.0), scaling("huge", 8.0), limits=[12, 40])
+        w = torch.arange(5).bfloat16()
+        for t, factor in ((0, 2), (1, 2), (2, 2), (3, 4), (6, 4), (7, 8), (50, 8)):
+            x, counters = torch.randn(t, 3).bfloat16(), dict[str, Counters]()
+            found = run_module(module, {"x": x}, weights={"w": w}, counters=counters)
+            assert torch.equal(found["y"], x * factor)
+            assert torch.equal(found["p"], w * 2)
+            name = {2: "small", 4: "large", 8: "huge"}[factor]
+            assert counters[name].elements.write == 3 * t + (5 if name == "small" else 0)
+
+    def test_inputs_need_not_be_contiguous(self) -> None:
+        module = scaled_program(scaling("only", 2.0), limits=[])
+        x = torch.randn(3, 9).bfloat16().T
+        assert torch.equal(run_module(module, [x], weights={"w": torch.ones(5).bfloat16()})["y"], x * 2)
+
+    def test_a_kernels_fault_names_the_launch(self) -> None:
+        module = scaled_program(scaling("leaky", 2.0, fill=None), limits=[])
+        with pytest.raises(
+            InterpreterError, match=r"tile\.launch: stores a lane that was never loaded, in @leaky at \(4\)"
+        ):
+            run_module(module, [torch.zeros(4, 3).bfloat16()], weights={"w": torch.ones(5).bfloat16()})

@@ -101,7 +101,8 @@ from tilewright.runtime.executor import Executable
 from tilewright.runtime.threads import Driver, ThreadPool
 
 artifact = load_artifact(sys.argv[1])
-run = Executable(artifact.program, artifact.native.link(artifact.program), artifact.weights, ThreadPool(Driver(artifact.native.driver)))
+pool = ThreadPool(Driver(artifact.native.driver))
+run = Executable(artifact.program, artifact.native.link(artifact.program), artifact.weights, pool)
 x = np.load(sys.argv[2])
 first = run(x)
 run.update_weights({"scale": np.ones(1, np.float32), "bias": np.ones(1, np.float32)})

@@ -130,6 +130,8 @@ def test_tensors_without_dense_memory() -> None:
         fake = torch.zeros(2, 5, dtype=torch.int64)
     binder = Binder(two_inputs())
     binder.bind((torch.zeros(2, 5, dtype=torch.int64), torch.zeros(2, 5, 3)), {})
+    with pytest.raises(ArgumentError, match="ids is a FakeTensor"):
+        binder.bind((fake, torch.zeros(2, 5, 3)), {})
     with pytest.raises(ArgumentError) as raised:
         binder.bind((fake, sparse), {})
     assert str(raised.value) == (

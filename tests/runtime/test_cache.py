@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 from tilewright.errors import CacheError
 from tilewright.runtime.cache import ENVIRONMENT, Cache, default_root
 from tilewright.runtime.cache_entry import FACTORS, SEAL
+from tilewright.runtime.canonical import key_of
 
 
 def factors(**more: Any) -> dict[str, Any]:
@@ -63,7 +65,7 @@ def test_nothing_is_created_before_the_first_entry(tmp_path: Path) -> None:
 
 
 def test_keys_depend_on_factors_alone(tmp_path: Path) -> None:
-    script = "from tilewright.runtime.canonical import key_of; print(key_of({'kind': 'kernel', 'b': [1, {'x': 2.5}], 'a': None}))"
+    script = "from tilewright.runtime.canonical import key_of; print(key_of({'b': [1, {'x': 2.5}], 'a': None}))"
     keys = set()
     for home, seed in (("/nowhere", "1"), (str(tmp_path), "2")):
         environment = {"HOME": home, "PYTHONHASHSEED": seed, "PYTHONPATH": os.getcwd()}
@@ -175,6 +177,43 @@ def test_what_a_dead_builder_left_is_swept_by_others(tmp_path: Path) -> None:
     builder.wait()
     cache.clear()
     assert not any(building.iterdir())
+
+
+def test_a_lock_whose_file_was_removed_excludes_nobody(tmp_path: Path) -> None:
+    cache, built = Cache(tmp_path), []
+    path = tmp_path / "v1" / "building" / f"kernel.{key_of(factors())}.lock"
+    path.parent.mkdir(parents=True)
+    first = os.open(path, os.O_CREAT)
+    fcntl.flock(first, fcntl.LOCK_EX)
+    waiting = threading.Thread(target=lambda: cache.get_or_build(factors(), lambda _: built.append(1)))
+    waiting.start()
+    time.sleep(0.2)
+    # The first holder finishes, which removes the file; before the waiter wakes up, another one is building.
+    path.unlink()
+    second = os.open(path, os.O_CREAT)
+    fcntl.flock(second, fcntl.LOCK_EX)
+    os.close(first)
+    time.sleep(0.2)
+    assert not built
+    os.close(second)
+    waiting.join(10)
+    assert built
+
+
+def test_an_entry_removed_while_it_was_waited_for_is_a_miss(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    cache.get_or_build(factors(), writing(b"x")).close()
+    folder = entry_folder(cache)
+    found: list[Any] = []
+    with open(folder / SEAL) as remover:
+        fcntl.flock(remover, fcntl.LOCK_EX)
+        waiting = threading.Thread(target=lambda: found.append(cache.get(factors())))
+        waiting.start()
+        time.sleep(0.2)
+        assert not found
+        folder.rename(tmp_path / "gone")
+    waiting.join(10)
+    assert found == [None]
 
 
 def test_a_build_that_raises_leaves_nothing(tmp_path: Path) -> None:

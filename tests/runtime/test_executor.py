@@ -99,9 +99,13 @@ def test_torch_tensors_that_are_not_dense_are_copied(rng: np.random.Generator) -
     weights = values(rng)
     plain = rng.standard_normal((5, 7), np.float32)
     run = executable(affine_program(), weights)
-    negated = torch.complex(torch.zeros(5, 7), torch.from_numpy(-plain)).conj().imag
+    dense = torch.from_numpy(plain)
+    negated = torch.complex(torch.zeros(5, 7), -dense).conj().imag
+    densely_negated = torch._neg_view(-dense)
     assert negated.is_neg()
-    for x in (torch.from_numpy(plain.T.copy()).T, torch.from_numpy(plain)[:1].expand(5, 7), negated):
+    assert densely_negated.is_neg()
+    assert densely_negated.is_contiguous()
+    for x in (dense, dense.T.clone().T, dense[:1].expand(5, 7), negated, densely_negated):
         for _ in range(2):
             np.testing.assert_array_equal(run(x).numpy(), affine(x.resolve_neg().numpy(), weights))
 

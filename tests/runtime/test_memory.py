@@ -45,7 +45,8 @@ def test_what_the_machine_has_not_got_is_a_coded_error() -> None:
         with pytest.raises(CapacityError) as raised:
             Arena(size)
         assert str(raised.value).startswith(
-            f"TW028 does not fit in memory: a call needs {shown(size)} of scratch memory, which this machine does not give:"
+            f"TW028 does not fit in memory: a call needs {shown(size)} of scratch memory, "
+            "which this machine does not give: "
         )
         assert str(raised.value).endswith("\n  next: call it with smaller dims, or free memory")
 

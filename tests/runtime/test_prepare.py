@@ -1,4 +1,4 @@
-"""@prepare: routines one after another, each with what the last one packed, a file with one tensor in memory at a time."""
+"""@prepare: routines one after another, each with what the last one packed, one tensor in memory at a time."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tilewright.runtime.safetensors_file import SafetensorsFile
 
 
 def chained() -> Program:
-    """power = scale * scale + bias as ever; then, in a routine of its own, last = (power * bias + bias) * power + bias."""
-    scale, bias, power, last = Ref("weight", 0), Ref("weight", 1), Ref("packed", 0), Ref("packed", 1)
+    """power as ever; then, in a routine of its own, last = (power * bias + bias) * power + bias."""
+    bias, power, last = Ref("weight", 1), Ref("packed", 0), Ref("packed", 1)
     second = Routine(
         (
             affine_step("third", power, bias, bias, Ref("slot", 0), ONE),

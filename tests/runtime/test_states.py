@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from tests.runtime.programs import ONE, affine_program, affine_step, executable, signature, values
+from tests.runtime.programs import (
+    ONE,
+    Addresses,
+    affine_program,
+    affine_step,
+    executable,
+    pool,
+    signature,
+    values,
+)
 from tilewright.errors import StateError
 from tilewright.ir.dims import Expr
 from tilewright.ir.dtypes import F32, I64
 from tilewright.ir.signature import Output
-from tilewright.runtime.program import Copy, Program, Ref, Routine, State, TensorSpec
+from tilewright.runtime.executor import Executable
+from tilewright.runtime.prepare import prepare_weights
+from tilewright.runtime.program import Copy, Program, Ref, Routine, State, Step, TensorSpec, Variant
 
 
 def stateful() -> Program:
@@ -60,6 +75,32 @@ def test_calls_on_a_stateful_program_take_turns(rng: np.random.Generator) -> Non
     for thread in threads:
         thread.join()
     assert run.state["total"] == 201
+
+
+def test_a_child_forked_during_a_call_can_call(rng: np.random.Generator) -> None:
+    inside, leave = threading.Event(), threading.Event()
+
+    def wait(buffers: Any, dims: Any, tid: int, threads: int) -> None:
+        if tid == 0 and os.getpid() == parent:
+            inside.set()
+            leave.wait(10)
+
+    parent = os.getpid()
+    program = replace(stateful(), main=Routine((Step("wait", (Variant("wait"),)),)), kernels=())
+    waiting = Addresses(wait=wait)
+    weights = {"scale": np.ones(1, np.float32), "bias": np.ones(1, np.float32)}
+    run = Executable(program, waiting, prepare_weights(program, waiting, pool(), weights), pool())
+    caller = threading.Thread(target=run)
+    caller.start()
+    assert inside.wait(10)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(10)
+        run()
+        os._exit(0 if run.state["count"] == 0 else 1)
+    leave.set()
+    caller.join()
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_state_errors_in_full(rng: np.random.Generator) -> None:

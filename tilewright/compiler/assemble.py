@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from xdsl.dialects.builtin import ModuleOp
-from xdsl.ir import BlockArgument, Operation, SSAValue
+from xdsl.ir import Block, BlockArgument, Operation, OpResult, SSAValue
 
 from tilewright.errors import LoweringError, Problem
 from tilewright.frontend.captured import Captured
@@ -14,6 +15,7 @@ from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.shape import ReshapeOp
 from tilewright.ir.graph.structure import FuncOp, PackedOp, ReturnOp, StateReadOp, StateWriteOp, WeightOp
 from tilewright.ir.operation import TwOperation
+from tilewright.ir.signature import Signature
 from tilewright.ir.tile.structure import LaunchOp
 from tilewright.passes.plan_memory import plan_function, slots_of, storage_of
 from tilewright.runtime.program import (
@@ -31,8 +33,45 @@ from tilewright.runtime.program import (
 )
 
 
+@dataclass(frozen=True)
+class Interface:
+    """What a program says of itself beyond its module: how it is called, and by which names its weights come.
+
+    tied, transient: as in Program. names: of every tensor of the model, read by the module or not.
+    """
+
+    signature: Signature
+    guards: tuple[Guard, ...]
+    tied: tuple[tuple[str, str], ...]
+    transient: frozenset[str]
+    names: frozenset[str]
+
+    @staticmethod
+    def of(captured: Captured) -> Interface:
+        """Of a captured model."""
+        return Interface(
+            captured.signature,
+            tuple(Guard(g.left, g.relation, g.right, str(g)) for g in captured.guards),
+            tuple(sorted(captured.aliases.items())),
+            frozenset(captured.transient),
+            frozenset({*captured.weights, *captured.states}),
+        )
+
+    @staticmethod
+    def again(program: Program) -> Interface:
+        """Of a program that was assembled before."""
+        names = frozenset({*(spec.name for spec in program.weights), *program.ignored})
+        return Interface(program.signature, program.guards, program.tied, frozenset(program.transient), names)
+
+
 def assemble(
-    module: ModuleOp, captured: Captured, symbols: Mapping[str, str], kernels: Sequence[KernelInfo], *, target: str, dims: DimSpace
+    module: ModuleOp,
+    interface: Interface,
+    symbols: Mapping[str, str],
+    kernels: Sequence[KernelInfo],
+    *,
+    target: str,
+    dims: DimSpace,
 ) -> Program:
     """The program of a module whose @main is planned.
 
@@ -40,15 +79,13 @@ def assemble(
     """
     functions = {f.kind.data: f for f in module.body.block.ops if isinstance(f, FuncOp)}
     main = functions["main"]
-    table = _Table(main, functions.get("prepare"), captured, symbols)
-    results = tuple(
-        TensorSpec(name, tensor(v).dims, tensor(v).dtype) for name, v in main.returned.items()
-    )
+    table = _Table(main, functions.get("prepare"), symbols)
+    results = tuple(TensorSpec(name, tensor(v).dims, tensor(v).dtype) for name, v in main.returned.items())
     routine, copies = table.main()
     prepare = tuple(table.prepare(dims))
     return Program(
         dims=tuple(dims.dims.values()),
-        signature=captured.signature,
+        signature=interface.signature,
         main=routine,
         results=results,
         weights=tuple(table.weights.values()),
@@ -56,10 +93,11 @@ def assemble(
         states=tuple(table.states.values()),
         prepare=prepare,
         copies=tuple(copies),
-        guards=tuple(Guard(g.left, g.relation, g.right, str(g)) for g in captured.guards),
+        guards=interface.guards,
         kernels=tuple(kernels),
-        tied=tuple(sorted(captured.aliases.items())),
-        ignored=tuple(sorted(captured.transient)),
+        tied=interface.tied,
+        transient=tuple(sorted(interface.transient & set(table.weights))),
+        ignored=tuple(sorted(interface.names - set(table.weights))),
         target=target,
     )
 
@@ -67,10 +105,8 @@ def assemble(
 class _Table:
     """Numbers weights, packed tensors and states as they are first met, and turns ops into steps."""
 
-    def __init__(
-        self, main: FuncOp, prepare: FuncOp | None, captured: Captured, symbols: Mapping[str, str]
-    ) -> None:
-        self.function, self.preparing, self.captured, self.symbols = main, prepare, captured, symbols
+    def __init__(self, main: FuncOp, prepare: FuncOp | None, symbols: Mapping[str, str]) -> None:
+        self.function, self.preparing, self.symbols = main, prepare, symbols
         self.weights: dict[str, TensorSpec] = {}
         self.states: dict[str, State] = {}
         self.packed: dict[str, TensorSpec] = {}
@@ -90,7 +126,9 @@ class _Table:
             if isinstance(op, StateWriteOp):
                 index = self._state(op.label.data, op)
                 copies.append(Copy(self._ref(op.value), Ref("state", index), tensor(op.value).bytes))
-        return Routine(tuple(steps), tuple(Slot(tuple(dict.fromkeys(s.sizes))) for s in slots_of(self.function))), copies
+        return Routine(
+            tuple(steps), tuple(Slot(tuple(dict.fromkeys(s.sizes))) for s in slots_of(self.function))
+        ), copies
 
     def prepare(self, dims: DimSpace) -> list[Routine]:
         """One routine a packed tensor, each computing it from weights alone, so that one at a time is in memory."""
@@ -152,7 +190,7 @@ class _Table:
         op = source.owner
         match op:
             case LaunchOp():
-                return self._place(op.slots.data[list(op.outputs).index(source)], None)
+                return self._place(op.slots.data[source.index if isinstance(source, OpResult) else 0], None)
             case WeightOp():
                 return Ref("weight", self._weight(op))
             case PackedOp():
@@ -176,10 +214,11 @@ class _Table:
         return list(self.states).index(name)
 
 
-def _left(op: Operation) -> LoweringError:
+def _left(op: Operation | Block) -> LoweringError:
+    name = op.name if isinstance(op, Operation) else "block"
     where = op.loc if isinstance(op, TwOperation) else None
     return LoweringError(
-        Problem("this op is not part of any kernel", op=op.name, where=where),
+        Problem("this op is not part of any kernel", op=name, where=where),
         step="its group was not formed: run `tilewright opt --print-after=fuse` on the module",
     )
 

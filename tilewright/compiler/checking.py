@@ -51,7 +51,9 @@ class FirstCall:
             if not worst <= bound and not torch.equal(want.isnan(), got.isnan() & want.isnan()):
                 faults.append(f"output {i}: largest difference {worst:.3g}, bound {bound:.3g}")
         if faults:
-            raise NumericMismatchError(faults, step="tilewright check names the first op that differs; report the model")
+            raise NumericMismatchError(
+                faults, step="tilewright check names the first op that differs; report the model"
+            )
 
 
 def tolerance(expected: Any) -> float:
@@ -62,4 +64,6 @@ def tolerance(expected: Any) -> float:
         return 0.0
     finite = expected[expected.isfinite()]
     size = finite.abs().max().item() if finite.numel() else 0.0
-    return 4096 * torch.finfo(expected.dtype if expected.dtype != torch.float64 else torch.float32).eps * max(size, 1e-30)
+    return (
+        4096 * torch.finfo(expected.dtype if expected.dtype != torch.float64 else torch.float32).eps * max(size, 1e-30)
+    )

@@ -13,9 +13,11 @@ class Code:
     """A program with its object code by symbol (and "driver"), kernel sources by name, and IR texts by stage.
 
     texts: "captured" (the graph as captured), "graph" (grouped, before lowering) and "tile" (kernels and launches).
+    features: of the CPU, by LLVM's names, that the objects use.
     """
 
     program: Program
     objects: Mapping[str, bytes]
     sources: Mapping[str, str]
     texts: Mapping[str, str]
+    features: tuple[str, ...] = ()

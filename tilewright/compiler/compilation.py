@@ -1,7 +1,7 @@
 """compile(): capture, passes, kernels, program, weights, in that order, each stage timed.
 
-    model --capture--> graph --passes--> groups --lower-to-tile--> kernels + launches --lower-tile-to-loops, backend--> objects
-                                                                  launches --plan-memory, assemble--> step table
+    model --capture--> graph --passes--> groups --lower-to-tile--> kernels + launches
+    kernels --lower-tile-to-loops, backend--> objects        launches --plan-memory, assemble--> step table
     weights --@prepare--> packed file (mapped)
 
 What passes and backend produce is cached under the *code key*; packed tensors under the *weights key*.
@@ -10,6 +10,7 @@ What passes and backend produce is cached under the *code key*; packed tensors u
 from __future__ import annotations
 
 import hashlib
+import inspect
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -21,9 +22,10 @@ from typing import Any
 
 from xdsl.dialects.builtin import ModuleOp
 
-from tilewright.compiler.assemble import assemble
+from tilewright.compiler.assemble import Interface, assemble
 from tilewright.compiler.code import Code
 from tilewright.compiler.options import Options
+from tilewright.errors import PassOptionError
 from tilewright.frontend.captured import Captured
 from tilewright.ir.backend import Backend, Source, content_of, kernels_of, resolve_target
 from tilewright.ir.dims import DimSpace
@@ -96,6 +98,22 @@ def sources_hash() -> str:
     return digest.hexdigest()
 
 
+def plugins_of(pipeline: Pipeline) -> dict[str, str]:
+    """For each pass from outside this package, the hash of the file that defines it."""
+    found = {}
+    for p in pipeline.passes:
+        if type(p).__module__.partition(".")[0] != "tilewright":
+            try:
+                content = Path(inspect.getfile(type(p))).read_bytes()
+            except (OSError, TypeError) as fault:
+                raise PassOptionError(
+                    f"the source of pass {p.name} cannot be read, so nothing made with it can be cached: {fault}",
+                    step="define the pass in a file, or compile with cache=False",
+                ) from fault
+            found[p.name] = hashlib.sha256(content).hexdigest()
+    return found
+
+
 def code_factors(captured: Captured, target: Target, options: Options) -> dict[str, Any]:
     """Everything that decides the program and its objects: graph, dims, machine, pipeline, options, toolchain."""
     return {
@@ -105,10 +123,12 @@ def code_factors(captured: Captured, target: Target, options: Options) -> dict[s
         "guards": [str(g) for g in captured.guards],
         "aliases": dict(sorted(captured.aliases.items())),
         "transient": sorted(captured.transient),
+        "names": sorted({*captured.weights, *captured.states}),
         "dims": [[d.name, d.min, d.max, d.kind] for d in captured.dims],
         "machine": target.machine.key(),
         "backend": target.backend.name,
         "pipeline": str(target.pipeline),
+        "plugins": plugins_of(target.pipeline),
         "options": options.key(),
         "toolchain": dict(target.backend.toolchain()),
         "tilewright": sources_hash(),
@@ -123,7 +143,7 @@ def generate(
     ctx = Context(
         machine=target.machine,
         dims=space,
-        options={"precision": options.precision, "determinism": options.order, "threads": options.threads},
+        options={"precision": options.precision, "determinism": options.order},
     )
     texts: dict[str, str] = {}
     with watch.stage("passes"):
@@ -131,12 +151,14 @@ def generate(
         run_pipeline(target.pipeline, module, ctx, instruments=(*instruments, _Texts(texts)))
         texts["tile"] = print_module(module)
     with watch.stage("kernels"):
-        symbols, objects, sources = build_kernels(kernels_of(module), target)
+        built = build_kernels(kernels_of(module), target.backend, target.machine)
     with watch.stage("assemble"):
-        infos = [KernelInfo(symbols[name], symbols[name], {"name": name}) for name in sorted(symbols)]
-        program = assemble(module, captured, symbols, _unique(infos), target=target.name, dims=space)
-        objects = {**objects, **target.backend.runtime_objects(target.machine)}
-    return Code(program, objects, sources, texts), facts_of(ctx)
+        program = assemble(
+            module, Interface.of(captured), built.symbols, built.infos, target=target.name, dims=space
+        )
+        objects = {**built.objects, **target.backend.runtime_objects(target.machine)}
+    facts = {**facts_of(ctx), "pipeline": str(target.pipeline), "options": dict(ctx.options)}
+    return Code(program, objects, built.sources, texts, built.features), facts
 
 
 def facts_of(ctx: Context) -> dict[str, Any]:
@@ -145,8 +167,7 @@ def facts_of(ctx: Context) -> dict[str, Any]:
         "applied": dict(sorted(Counter(a.pass_name for a in ctx.applied).items())),
         "patterns": dict(sorted(Counter(a.what for a in ctx.applied if a.pass_name == "recognize").items())),
         "refused": [
-            {"pass": r.pass_name, "op": r.op, "reason": r.reason, "where": r.where}
-            for r in dict.fromkeys(ctx.refused)
+            {"pass": r.pass_name, "op": r.op, "reason": r.reason, "where": r.where} for r in dict.fromkeys(ctx.refused)
         ],
     }
 
@@ -164,14 +185,25 @@ class _Texts:
         yield
 
 
-def _unique(infos: list[KernelInfo]) -> list[KernelInfo]:
-    return list({info.symbol: info for info in infos}.values())
+@dataclass(frozen=True)
+class Kernels:
+    """Built kernels. symbols, sources: by the kernel's name. objects: by symbol. features: of the CPU that they use."""
+
+    symbols: Mapping[str, str]
+    objects: Mapping[str, bytes]
+    sources: Mapping[str, str]
+    features: tuple[str, ...]
+
+    @property
+    def infos(self) -> list[KernelInfo]:
+        """An entry for each symbol, with one of its kernels' names."""
+        return [KernelInfo(s, s, {"name": n}) for s, n in {self.symbols[n]: n for n in sorted(self.symbols)}.items()]
 
 
 def build_kernels(
-    kernels: Mapping[str, KernelOp], target: Target, *, instrument: bool = False
-) -> tuple[dict[str, str], dict[str, bytes], dict[str, str]]:
-    """Kernels to objects: (symbol by kernel name, object by symbol, source by kernel name). Equal kernels compile once."""
+    kernels: Mapping[str, KernelOp], backend: Backend, machine: Machine, *, instrument: bool = False
+) -> Kernels:
+    """Kernels to objects; equal kernels compile once. instrument: with counters, see `instrumented`."""
     symbols: dict[str, str] = {}
     unique: dict[str, KernelOp] = {}
     for name, kernel in kernels.items():
@@ -182,11 +214,15 @@ def build_kernels(
         for symbol, kernel in unique.items():
             renamed = kernel.clone()
             renamed.properties["sym_name"] = type(kernel.sym_name)(symbol)
-            if target.backend.takes == "loops":
-                yield symbol, lower_kernel(renamed, target.machine, instrument=instrument)
+            if backend.takes == "loops":
+                yield symbol, lower_kernel(renamed, machine, instrument=instrument)
             else:
                 yield symbol, renamed
 
-    built = {symbol: future.result() for symbol, future in target.backend.build(lowered(), target.machine).items()}
-    sources = {name: built[symbol].source for name, symbol in symbols.items()}
-    return symbols, {symbol: b.object for symbol, b in built.items()}, sources
+    built = {symbol: future.result() for symbol, future in backend.build(lowered(), machine).items()}
+    return Kernels(
+        symbols,
+        {symbol: b.object for symbol, b in built.items()},
+        {name: built[symbol].source for name, symbol in symbols.items()},
+        tuple(sorted({feature for b in built.values() for feature in b.features})),
+    )

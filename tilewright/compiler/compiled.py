@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +11,6 @@ from tilewright.compiler.checking import FirstCall
 from tilewright.compiler.code import Code
 from tilewright.compiler.report import Report
 from tilewright.errors import OptionError
-from tilewright.ir.machine import Machine
 from tilewright.runtime.executor import Executable, Profile
 from tilewright.runtime.memory import Footprint
 from tilewright.runtime.states import StateStore
@@ -26,8 +25,6 @@ class Compiled:
     code: Code
     executable: Executable
     facts: Mapping[str, Any]
-    machine: Machine
-    transient: Mapping[str, Any] = field(default_factory=dict)
     first_call: FirstCall | None = None
     _profile: Profile | None = None
 
@@ -41,7 +38,7 @@ class Compiled:
     @property
     def report(self) -> Report:
         """What ran where and why, what moves, and what it costs; `.at(batch=8)` for numbers."""
-        return Report(self.code, self.facts, self.machine, self._profile)
+        return Report(self.code, self.facts, self._profile)
 
     def profile(self, *args: Any, **kwargs: Any) -> Report:
         """Runs once with a clock around every step; the report then has a measured column."""
@@ -70,9 +67,12 @@ class Compiled:
         return self.executable.footprint(dims)
 
     def update_weights(self, state_dict: Mapping[str, Any]) -> None:
-        """Takes new values for all weights; WeightsError lists everything that does not fit."""
-        # buffers that no state dict holds keep their values
-        self.executable.update_weights({**self.transient, **state_dict})
+        """Takes new values for all weights; WeightsError lists everything that does not fit.
+
+        state_dict: the model's own, whole: names that the program does not read are allowed. Buffers that no state dict
+        holds keep their values. Calls that are running finish with the old values.
+        """
+        self.executable.update_weights(state_dict)
 
     @property
     def state(self) -> StateStore:
@@ -88,5 +88,3 @@ class Compiled:
         from tilewright.compiler.artifacts import save
 
         save(self, Path(path))
-
-

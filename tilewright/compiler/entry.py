@@ -13,6 +13,7 @@ from tilewright.compiler.store import Store
 from tilewright.frontend.capturing import capture
 from tilewright.runtime.executor import Executable
 from tilewright.runtime.native import load as load_objects
+from tilewright.runtime.native import require_features
 from tilewright.runtime.threads import thread_pool
 
 
@@ -32,6 +33,7 @@ def compile_model(
     code, facts, origin = store.code(factors, lambda: generate(captured, target, options, watch))
     check_expected(options.expect, facts)
     with watch.stage("load"):
+        require_features(code.features)
         library = load_objects([o for name, o in code.objects.items() if name != "driver"], code.program.symbols)
         pool = thread_pool(lambda: code.objects["driver"])
     with watch.stage("weights"):
@@ -43,8 +45,8 @@ def compile_model(
         host=captured.externs,
     )  # fmt: skip
     told = {
-        **facts, "seconds": dict(watch.seconds), "cache": origin, "notes": list(captured.notes), "model": captured.source.model
+        **facts, "seconds": dict(watch.seconds), "cache": origin, "notes": list(captured.notes), "model":
+        captured.source.model
     }  # fmt: skip
-    transient = {n: t for n, t in tensors.items() if n in wanted and n in captured.transient}
     first = FirstCall(model) if options.check == "first" else None
-    return Compiled(code, executable, told, target.machine, transient, first)
+    return Compiled(code, executable, told, first)

@@ -38,7 +38,10 @@ class Options:
     def __post_init__(self) -> None:
         faults = []
         for name, allowed in (
-            ("precision", PRECISIONS), ("fallback", FALLBACKS), ("check", CHECKS), ("verify_each", (None, "numeric")),
+            ("precision", PRECISIONS),
+            ("fallback", FALLBACKS),
+            ("check", CHECKS),
+            ("verify_each", (None, "numeric")),
             ("determinism", (None, *DETERMINISM)),
         ):
             value = getattr(self, name)

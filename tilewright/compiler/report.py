@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import html
+import io
 import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from tilewright.compiler.code import Code
-from tilewright.compiler.counting import KernelCounts, counts_of
-from tilewright.errors import OptionError
+from tilewright.errors import MissingDependencyError, OptionError, TargetError
 from tilewright.ir.dims import Expr
 from tilewright.ir.machine import Machine
 from tilewright.runtime.executor import Profile
 from tilewright.runtime.resolve import footprint
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tilewright.compiler.counting import KernelCounts
 
 
 @dataclass(frozen=True)
@@ -46,16 +48,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """See the module's docstring. `str()` is the screen; `.at(batch=8, tokens=82)` puts numbers in place of formulas."""
+    """See the module's docstring. `str()` is the screen; `.at(batch=8, tokens=82)` puts numbers for formulas."""
 
     code: Code
     facts: Mapping[str, Any]
-    machine: Machine
     profile: Profile | None = None
     dims: Mapping[str, int] | None = None
 
     def at(self, **dims: int) -> Report:
-        """The report at given sizes. OptionError names a dim without a value, one that does not exist, or one out of range."""
+        """The report at given sizes. OptionError names dims without a value, unknown, or out of range."""
         known = {d.name: d for d in self.code.program.dims}
         faults = [f"the program has no dim {n!r}" for n in dims if n not in known]
         faults += [f"{n} has no value" for n in known if n not in dims]
@@ -70,17 +71,33 @@ class Report:
 
     @cached_property
     def counts(self) -> Mapping[str, KernelCounts]:
-        """What each kernel counts, by name, from the tile IR."""
+        """What each kernel counts, by name, from the tile IR. MissingDependencyError where its library is absent."""
+        try:
+            from tilewright.compiler.counting import counts_of
+        except ImportError as fault:
+            raise _needs(fault) from fault
         return counts_of(self.code)
+
+    @cached_property
+    def machine(self) -> Machine:
+        """The machine the program was compiled for, by its target's name."""
+        try:
+            from tilewright.ir.backend import backends
+        except ImportError as fault:
+            raise _needs(fault) from fault
+        name, _, machine = self.code.program.target.partition(":")
+        backend = backends().get(name)
+        if backend is None or machine not in backend.machines:
+            raise TargetError(f"no installed backend knows {self.code.program.target}", step="see `tilewright targets`")
+        return backend.machines[machine]()
 
     @cached_property
     def rows(self) -> list[Row]:
         """A row per kernel family (the variants of one launch), in the order of first use."""
         rows = []
-        measured: Counter[str] = Counter()
-        if self.profile is not None:
-            for step in self.profile.steps:
-                measured[step.name] += step.seconds
+        measured: dict[str, float] = {}
+        for timed in self.profile.steps if self.profile is not None else ():
+            measured[timed.name] = measured.get(timed.name, 0.0) + timed.seconds
         launches = Counter(step.name for step in self.code.program.main.steps)
         names = {k.symbol: (k.facts or {}).get("name", k.symbol) for k in self.code.program.kernels}
         seen: set[str] = set()
@@ -110,8 +127,8 @@ class Report:
                     predicted=self.machine.seconds(matrix=figures.matrix, vector=figures.vector, moved=figures.bound)
                     if figures
                     else None,
-                    measured=measured[step.name] if self.profile is not None else None,
-                    where=step.location or step.path,
+                    measured=measured.get(step.name) if self.profile is not None else None,
+                    where=(step.location or step.path).rsplit("/", 1)[-1],
                 )
             )
         return rows
@@ -141,11 +158,17 @@ class Report:
         return {"at": dict(dims), "bytes": found.total}
 
     def __str__(self) -> str:
-        console = Console(width=118, record=True, file=_Null(), highlight=False, color_system=None)
+        try:
+            from rich.console import Console
+        except ImportError as fault:
+            raise _needs(fault) from fault
+        console = Console(width=118, record=True, file=io.StringIO(), highlight=False, color_system=None)
         self._print(console)
         return console.export_text()
 
     def _print(self, console: Console) -> None:
+        from rich.table import Table
+
         data = self.to_dict()
         at = f" at {', '.join(f'{n}={v}' for n, v in self.dims.items())}" if self.dims else ""
         console.print(f"{data['model']} on {data['target']}, dims {'; '.join(data['dims']) or 'none'}{at}")
@@ -154,14 +177,20 @@ class Report:
             f"{steps} launches of {len(self.rows)} kernels; fallbacks: {', '.join(data['fallbacks']) or 'none'}; "
             f"cache: {data['cache'] or 'off'}"
         )
-        table = Table(show_edge=False, pad_edge=False)
-        for heading in ("kernel", "x", "FLOPs", "reads B", "writes B", "bound B", "ratio", "predicted", "measured", "where"):
-            table.add_column(heading, justify="left" if heading in ("kernel", "where") else "right", overflow="fold")
+        measured = ("measured",) if self.profile is not None else ()
+        predicted = ("ratio", "predicted") if self.dims is not None else ()
+        table = Table(box=None, pad_edge=False)
+        headings = ("kernel", "x", "FLOPs", "reads B", "writes B", "bound B", *predicted, *measured, "where")
+        for heading in headings:
+            names = heading in ("kernel", "where")
+            table.add_column(heading, justify="left" if names else "right", overflow="fold", no_wrap=names)
         for row in self.rows:
-            table.add_row(
-                row.kernel, str(row.launches), row.flops, row.read, row.write, row.bound,
-                f"{row.ratio:.2f}" if row.ratio else "", _time(row.predicted), _time(row.measured), row.where,
-            )
+            cells = [row.kernel, str(row.launches), row.flops, row.read, row.write, row.bound]
+            if predicted:
+                cells += [f"{row.ratio:.2f}" if row.ratio else "", _time(row.predicted)]
+            if measured:
+                cells.append(_time(row.measured))
+            table.add_row(*cells, row.where)
         console.print(table)
         if data["applied"]:
             console.print("applied: " + "; ".join(f"{name} {count}" for name, count in data["applied"].items()))
@@ -187,14 +216,10 @@ class Report:
         )
 
 
-class _Null:
-    """A file that keeps nothing: the console records what it prints."""
-
-    def write(self, text: str) -> int:
-        return len(text)
-
-    def flush(self) -> None:
-        return None
+def _needs(fault: ImportError) -> MissingDependencyError:
+    return MissingDependencyError(
+        f"the report needs {fault.name}, which loading and calling do not", step=f"pip install {fault.name}"
+    )
 
 
 def _shown(value: int | Expr | None) -> str:

@@ -83,12 +83,11 @@ def write_code(folder: Path, code: Code, facts: Mapping[str, Any]) -> None:
     (folder / _SOURCES).write_text(json.dumps(dict(code.sources)), encoding="utf-8")
     (folder / _TEXTS).write_text(json.dumps(dict(code.texts)), encoding="utf-8")
     names = sorted(code.objects)
-    index = [[name, len(code.objects[name])] for name in names]
+    index = {"features": list(code.features), "objects": [[name, len(code.objects[name])] for name in names]}
     head = canonical_json(index).encode()
     with open(folder / _OBJECTS, "wb") as file:
         file.write(len(head).to_bytes(8, "little") + head)
-        for name in names:
-            file.write(code.objects[name])
+        file.writelines(code.objects[name] for name in names)
 
 
 def read_code(entry: Entry) -> tuple[Code, dict[str, Any]]:
@@ -97,7 +96,8 @@ def read_code(entry: Entry) -> tuple[Code, dict[str, Any]]:
     data = (folder / _OBJECTS).read_bytes()
     size = int.from_bytes(data[:8], "little")
     at, objects = 8 + size, {}
-    for name, length in json.loads(data[8:at]):
+    head = json.loads(data[8:at])
+    for name, length in head["objects"]:
         objects[name] = data[at : at + length]
         at += length
     code = Code(
@@ -105,5 +105,6 @@ def read_code(entry: Entry) -> tuple[Code, dict[str, Any]]:
         objects,
         json.loads((folder / _SOURCES).read_text(encoding="utf-8")),
         json.loads((folder / _TEXTS).read_text(encoding="utf-8")),
+        tuple(head["features"]),
     )
     return code, json.loads((folder / _FACTS).read_text(encoding="utf-8"))

@@ -27,10 +27,10 @@ def capture(
 ) -> Captured:
     """Captures a model as graph IR.
 
-    model: a torch.nn.Module, a torch ExportedProgram or the path of a .pt2 file. args, kwargs: example inputs (tensors or
-    arrays, nested as forward takes them). dims: the axes that may vary, by argument: `{"ids": (B, T)}`, `{"ids": {1: T}}`,
-    nested as the argument is; the same Dim or name means equal. fallback: "error", or "torch" to keep operators without
-    a lowering in torch.
+    model: a torch.nn.Module, a torch ExportedProgram or the path of a .pt2 file. args, kwargs: example inputs (tensors
+    or arrays, nested as forward takes them). dims: the axes that may vary, by argument: `{"ids": (B, T)}` or
+    `{"ids": {1: T}}`, nested as the argument is; the same Dim or name means equal. fallback: "error", or "torch" to
+    keep operators without a lowering in torch.
 
     Raises ModelInputError, MissingDependencyError, ArgumentError, DimDeclarationError, TrainingModeError, HookError,
     CaptureError, SpecialisationError, UnsupportedOpError. The model is neither changed nor kept alive: only its tensors
@@ -55,7 +55,8 @@ def _module(
 ) -> Captured:
     from tilewright.frontend import huggingface, inspection, weights
     from tilewright.frontend.assembling import assemble
-    from tilewright.frontend.examples import bind, declare
+    from tilewright.frontend.declaring import declare
+    from tilewright.frontend.examples import bind
     from tilewright.frontend.exporting import export
     from tilewright.frontend.preserving import preserved
 

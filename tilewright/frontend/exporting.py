@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from tilewright.errors import CaptureError, Problem, TilewrightError
 from tilewright.frontend.captured import Guard
-from tilewright.frontend.examples import Example, export_sizes, own_sizes
+from tilewright.frontend.examples import Example
 from tilewright.frontend.keywords import with_named_keywords
 from tilewright.frontend.locations import of_node, of_traceback
 from tilewright.frontend.quiet import quiet
+from tilewright.frontend.sizing import export_sizes, own_sizes
 from tilewright.frontend.symbols import Symbols, admitted, require_admitted
 from tilewright.ir.dims import Dim, DimSpace, Expr
 
@@ -144,7 +145,7 @@ def _capture_error(fault: Exception) -> CaptureError:
     if where is None and node is not None:
         where = of_node(node)
     if "data-dependent" in text or "DataDependent" in name or "GuardOnDataDependent" in text:
-        step = "replace the branch or size that depends on tensor values (.item(), if tensor:, nonzero) by tensor arithmetic"
+        step = "replace what depends on tensor values (.item(), if tensor:, nonzero) by tensor arithmetic"
     elif "Constraint" in text or "Constraint" in name:
         step = "narrow the dims that the message names, or leave them out of dims"
     else:

@@ -47,10 +47,12 @@ class Externs:
 def _encode(builder: Builder, value: Any, tensors: list[SSAValue]) -> Any:
     if isinstance(value, (list, tuple)):
         return [_encode(builder, item, tensors) for item in value]
-    if isinstance(value, (SSAValue, Expr, Weak)):
-        kind = "tensor" if isinstance(value, SSAValue) else "size" if isinstance(value, Expr) else "number"
-        is_tensor = isinstance(value, SSAValue)
-        tensors.append(value if is_tensor else builder.operand(value, F64 if kind == "number" else I64))
+    if isinstance(value, SSAValue):
+        tensors.append(value)
+        return {"tensor": len(tensors) - 1}
+    if isinstance(value, (Expr, Weak)):
+        kind = "size" if isinstance(value, Expr) else "number"
+        tensors.append(builder.operand(value, I64 if kind == "size" else F64))
         return {kind: len(tensors) - 1}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value

@@ -163,7 +163,7 @@ def mask(
     device: Any = "cpu",
     **kwargs: Any,
 ) -> torch.Tensor | None:
-    """A mask's construction, as transformers' own implementations take it: one operator, or the mask itself if unknown."""
+    """A mask's construction, as transformers' own take it: one operator, or the mask itself for an unknown rule."""
     import torch
 
     pattern = recognise(mask_function)
@@ -204,9 +204,8 @@ def mask(
 def _materialised(**kwargs: Any) -> torch.Tensor | None:
     from transformers.masking_utils import sdpa_mask
 
-    _note(
-        f"a mask is materialised: {_describe(kwargs['mask_function'])} is not causal, sliding, chunked or padding alone"
-    )
+    rules = _describe(kwargs["mask_function"])
+    _note(f"a mask is materialised: {rules} is not causal, sliding, chunked or padding alone")
     kwargs.pop("allow_is_causal_skip", None)
     built: torch.Tensor | None = sdpa_mask(allow_is_causal_skip=False, allow_is_bidirectional_skip=False, **kwargs)
     return built

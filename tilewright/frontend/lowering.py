@@ -179,4 +179,4 @@ def drop_unused(builder: Builder) -> None:
     """Removes ops without effects whose results nobody uses."""
     for op in reversed(list(builder.block.ops)):
         if op.has_trait(Pure) and not any(result.uses for result in op.results):
-            op.erase()
+            builder.block.erase_op(op)

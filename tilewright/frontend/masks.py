@@ -1,7 +1,7 @@
 """Transformers' mask functions, read back: which rule a composed mask function states.
 
-Transformers describes a mask by a function of (batch, head, query, key) indices, composed from a handful of its own. The
-composition is recognised by identity and closure; whatever is not recognised is materialised and reported.
+Transformers describes a mask by a function of (batch, head, query, key) indices, composed from a handful of its own.
+The composition is recognised by identity and closure; whatever is not recognised is materialised and reported.
 """
 
 from __future__ import annotations

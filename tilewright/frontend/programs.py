@@ -7,14 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 from tilewright.errors import ArgumentError, DimDeclarationError
-from tilewright.frontend.examples import Entry, Example, Leaf, declare
+from tilewright.frontend.declaring import declare
+from tilewright.frontend.examples import Entry, Example, Leaf
 from tilewright.frontend.structures import tree_of
 from tilewright.ir.dims import Dim
 from tilewright.ir.signature import Parameter
 
 
 def example(program: Any, args: Sequence[Any], kwargs: Mapping[str, Any], dims: Mapping[str, Any] | None) -> Example:
-    """The program's example arguments with its dynamic axes as dims: those declared, else under the exporter's names."""
+    """The program's example arguments with its dynamic axes as dims: as declared, else named by their symbols."""
     if not args and not kwargs:
         if program.example_inputs is None:
             raise ArgumentError("the program carries no example inputs", step="pass args=(...) as it was exported with")

@@ -1,7 +1,7 @@
 """The table from operators of an exported graph to functions that build graph ops.
 
-A lowering is a function of the builder and the operator's own arguments, under the names of its schema: tensors arrive as
-SSA values, sizes as `Expr`, everything else as Python values. It returns one value, or a tuple for several results.
+A lowering is a function of the builder and the operator's own arguments, under the names of its schema: tensors arrive
+as SSA values, sizes as `Expr`, everything else as Python values. It returns one value, or a tuple for several results.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ _FAMILIES: Final = (
     "creation",
     "contraction",
     "reduction",
+    "ordering",
     "normalisation",
     "attention",
 )

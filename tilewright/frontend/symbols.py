@@ -23,7 +23,7 @@ class Symbols:
     def __init__(self, shape_env: Any, dims: DimSpace, names: Mapping[Any, Expr]) -> None:
         self.shape_env = shape_env
         self.space = dims
-        self.names = dict(names)
+        self.names: dict[Any, Expr] = dict(names)
 
     def size(self, value: Any) -> Expr:
         """The expression of an int, a SymInt or a sympy expression; UnknownSizeError where data decides it."""
@@ -40,24 +40,21 @@ class Symbols:
         if expr.is_Integer:
             return Expr.of(int(expr))
         if expr.is_Symbol:
-            if expr in self.names:
-                return self.names[expr]
+            known = self.names.get(expr)
+            if known is not None:
+                return known
             replaced = self.shape_env.replacements.get(expr) if self.shape_env is not None else None
             if replaced is None:
                 raise UnknownSizeError(str(expr))
             return self._convert(replaced)
-        args = [self._convert(arg) for arg in expr.args] if expr.func.__name__ in _FUNCTIONS else []
+        args: list[Expr] = [self._convert(arg) for arg in expr.args] if expr.func.__name__ in _FUNCTIONS else []
         match expr.func.__name__:
             case "Add":
-                total: Expr = sum(args[1:], args[0])
-                return total
+                return sum(args[1:], start=args[0])
             case "Mul":
                 return self._product(args)
             case "Pow" if args[1].constant is not None and args[1].constant >= 0:
-                power = Expr.of(1)
-                for _ in range(args[1].constant):
-                    power = power * args[0]
-                return power
+                return self._product([args[0]] * args[1].constant)
             case "FloorDiv" | "CleanDiv":
                 return floordiv(args[0], args[1])
             case "Mod" | "PythonMod":
@@ -91,8 +88,8 @@ class Symbols:
     def guards(self) -> list[Guard]:
         """The relations that the exporter relied on and that the declared bounds do not prove.
 
-        Inequalities that only exclude the sizes 0 and 1 are left out: the exporter adds them for every symbol because it
-        treats those sizes apart, and what they decide (strides, broadcasting) means the same in the graph dialect.
+        Inequalities that only exclude the sizes 0 and 1 are left out: the exporter adds them for every symbol because
+        it treats those sizes apart, and what they decide (strides, broadcasting) means the same in the graph dialect.
         """
         found: dict[str, Guard] = {}
         for item in getattr(self.shape_env, "guards", ()):

@@ -18,8 +18,8 @@ SMALL: Final = 64
 class Tensors:
     """The tensors of one program.
 
-    roles: for each placeholder that is not an argument, its name and kind ("weight", "state", "inline", "iota", "splat").
-    transient: names that no state dict holds.
+    roles: for each placeholder that is not an argument, its kind ("weight", "state" or "inline") and its name. inline:
+    tensors whose numbers go into the graph. transient: names of weights that no state dict holds.
     """
 
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -50,6 +50,8 @@ def collect(program: ExportedProgram) -> Tensors:
         if target in mutated:
             role = "state"
             tensors.states[name] = value.clone()
+            if not persistent:
+                tensors.transient.add(name)
         elif not persistent and _is_structure(value, lifted=kind == "CONSTANT_TENSOR"):
             role = "inline"
             tensors.inline[name] = value
@@ -87,7 +89,7 @@ def _storage(value: torch.Tensor) -> Any:
 
 
 def _is_structure(value: torch.Tensor, *, lifted: bool) -> bool:
-    """Whether a tensor outside the state dict is part of the model's code: a few numbers, a count, one integer repeated."""
+    """Whether a tensor outside the state dict is the model's code: few numbers, a count, one repeated integer."""
     if value.device.type == "meta":
         return False
     small = value.numel() <= SMALL

@@ -1,7 +1,8 @@
 """What a backend is: one frozen manifest, validated when registered, found by entry point.
 
-A backend takes kernels at the level it names and gives each one's object, source and symbol. One that takes "loops" gets
-them lowered by the shared lowering from tiles to loops. Supported ops follow from its printer, not from a second table.
+A backend takes kernels at the level it names and gives each one's object, source and symbol. One that takes "loops"
+gets them lowered by the shared lowering from tiles to loops. Supported ops follow from its printer, not from a second
+table.
 """
 
 from __future__ import annotations
@@ -52,10 +53,10 @@ class KernelBuilder(Protocol):
 class Backend:
     """A backend's manifest.
 
-    takes: the level it accepts. machines: machine name -> description, built when asked. legalize: pipeline text run after
-    the default pipeline. build: kernels to objects. runtime_objects: native code its programs need besides kernels
-    (a driver), by name. toolchain: what decides the objects besides the kernels, for cache keys. warm: starts what takes
-    long to start, without waiting. probe: says what is missing to use it, or None when it is ready.
+    takes: the level it accepts. machines: machine name -> description, built when asked. legalize: pipeline text run
+    after the default pipeline. build: kernels to objects. runtime_objects: native code its programs need besides
+    kernels (a driver), by name. toolchain: what decides the objects besides the kernels, for cache keys. warm: starts
+    what takes long to start, without waiting. probe: says what is missing to use it, or None when it is ready.
     """
 
     api: int
@@ -150,4 +151,3 @@ def content_of(kernel: KernelOp) -> str:
 def kernels_of(module: ModuleOp) -> dict[str, KernelOp]:
     """Every kernel of a module by name."""
     return {op.sym_name.data: op for op in module.walk() if isinstance(op, KernelOp)}
-

@@ -1,7 +1,8 @@
 """A machine as data: what passes may know about hardware, and all that they may know.
 
-A CPU's machine is a *class* (vector features, cache sizes, cores, bandwidth class), never a measurement: measured figures
-scale predicted times and must not decide code or cache keys, so that the same inputs give the same artifact anywhere.
+A CPU's machine is a *class* (vector features, cache sizes, cores, bandwidth class), never a measurement: measured
+figures scale predicted times and must not decide code or cache keys, so that the same inputs give the same artifact
+anywhere.
 """
 
 from __future__ import annotations
@@ -33,11 +34,12 @@ class Level:
 class TileRules:
     """What shapes tiles may take on a machine, and which ops it has natively.
 
-    lanes: f32 elements of one vector. registers: vectors a program may hold. extent: "any" or "power-of-two".
-    dot: (rows, vectors) register tiles by the number of rows a kernel has, ascending: ((4, 4, 2), (16, 8, 2), (None, 14, 2))
+    lanes: f32 elements of one vector. registers: vectors a program may hold. extent: "any" or "power-of-two". dot:
+    (rows, vectors) register tiles by the number of rows a kernel has, ascending: ((4, 4, 2), (16, 8, 2), (None, 14, 2))
     reads "up to 4 rows: 4 by 2 vectors; up to 16: 8 by 2; more: 14 by 2". panel: columns of a packed matrix operand.
-    reduction_chunk: k elements accumulated before a chunk's sum joins the total. key_segment: keys of one attention segment.
-    query_block: query rows of one attention program. rows, columns: extents of elementwise and row-reduction tiles.
+    reduction_chunk: k elements accumulated before a chunk's sum joins the total. key_segment: keys of one attention
+    segment. query_block: query rows of one attention program. rows, columns: extents of elementwise and row-reduction
+    tiles.
     """
 
     lanes: int
@@ -57,8 +59,8 @@ class TileRules:
 class Machine:
     """Frozen facts about a target: units, levels, costs and tile rules.
 
-    peak: FLOP/s by unit and dtype of one core, {("matrix", "f32"): 1.2e11}. launch and sync: seconds a kernel start and a
-    barrier take. family: machines of one family share reduction orders. features: what the code generator may assume.
+    peak: FLOP/s by unit and dtype of one core, {("matrix", "f32"): 1.2e11}. launch and sync: seconds a kernel start and
+    a barrier take. family: machines of one family share reduction orders. features: what the code generator may assume.
     """
 
     name: str

@@ -55,8 +55,8 @@ class WeightReader(Protocol):
 class Context:
     """What a pass may ask and must tell.
 
-    options: compile options that passes read ("precision", "determinism", "threads"). limit: applications allowed before
-    `apply` starts to refuse, for bisecting a wrong rewrite (None: no limit).
+    options: compile options that passes read ("precision", "determinism"). limit: applications allowed
+    before `apply` starts to refuse, for bisecting a wrong rewrite (None: no limit).
     """
 
     machine: Machine
@@ -131,7 +131,7 @@ class Pass:
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
             if value != f.default:
-                given.append(f"{f.name.replace('_', '-')}={_option_text(value)}")
+                given.append(f"{f.name.replace('_', '-')}={option_text(value)}")
         return self.name + (f"{{{' '.join(given)}}}" if given else "")
 
     @classmethod
@@ -148,7 +148,8 @@ class Pass:
         return cls(**{fields[n]: _option_value(cls.name, n, text, hints[fields[n]]) for n, text in options.items()})
 
 
-def _option_text(value: Any) -> str:
+def option_text(value: Any) -> str:
+    """A pass option's value as pipelines write it."""
     if isinstance(value, bool):
         return "true" if value else "false"
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
@@ -203,7 +204,10 @@ class Pipeline:
                     f"no pass is called {name!r}",
                     step=f"did you mean {near[0]!r}?" if near else "see `tilewright passes`",
                 )
-            pairs = dict(part.split("=", 1) if "=" in part else (part, "true") for part in (options or "").split())
+            pairs = {}
+            for part in (options or "").split():
+                option, _, value = part.partition("=")
+                pairs[option] = value or "true"
             passes.append(known[name]().from_options(pairs))
             position = match.end()
         return Pipeline(tuple(passes))

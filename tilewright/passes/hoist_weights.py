@@ -1,4 +1,4 @@
-"""hoist-weights: whatever depends on weights and constants alone moves to @prepare, which runs once, when weights are set."""
+"""hoist-weights: what depends on weights and constants alone moves to @prepare, which runs when weights are set."""
 
 from __future__ import annotations
 
@@ -9,9 +9,20 @@ from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import Operation, SSAValue
 
 from tilewright.ir.graph.base import GraphOp
-from tilewright.ir.graph.structure import CallOp, ConstantOp, DimOp, FuncOp, IotaOp, PackedOp, PositionsOp, ReturnOp, WeightOp
+from tilewright.ir.graph.structure import (
+    CallOp,
+    ConstantOp,
+    DimOp,
+    FuncOp,
+    IotaOp,
+    PackedOp,
+    PositionsOp,
+    ReturnOp,
+    WeightOp,
+)
 from tilewright.ir.passing import Context, Pass
 from tilewright.passes.prepare import Prepare
+from tilewright.passes.rewriting import erase_dead, is_pure
 
 
 @dataclass(frozen=True)
@@ -38,10 +49,7 @@ class HoistWeights(Pass):
                         for use in list(result.uses):
                             if not _moves(use.operation, fixed):
                                 use.operation.operands[use.index] = packed.out
-            for op in reversed(list(function.block.ops)):
-                if op.results and not any(r.uses for r in op.results) and getattr(op, "PURE", False):
-                    op.detach()
-                    op.erase()
+            erase_dead(function.block)
 
 
 def _several(op: Operation) -> bool:
@@ -54,10 +62,12 @@ def _fixed_values(function: FuncOp) -> set[SSAValue]:
     fixed: set[SSAValue] = set()
     weighty: set[SSAValue] = set()
     for op in function.block.ops:
-        if isinstance(op, (CallOp, ReturnOp, DimOp, PositionsOp)) or not getattr(op, "PURE", False):
+        if isinstance(op, (CallOp, ReturnOp, DimOp, PositionsOp)) or not is_pure(op):
             continue
-        static = all(d.is_static for r in op.results for d in r.type.dims)  # type: ignore[attr-defined]
-        if isinstance(op, (WeightOp, PackedOp)) or (isinstance(op, GraphOp) and static and all(o in fixed for o in op.operands)):
+        static = all(d.is_static for r in op.results for d in r.type.dims)
+        if isinstance(op, (WeightOp, PackedOp)) or (
+            isinstance(op, GraphOp) and static and all(o in fixed for o in op.operands)
+        ):
             fixed.update(op.results)
             if isinstance(op, (WeightOp, PackedOp)) or _several(op) or any(o in weighty for o in op.operands):
                 weighty.update(op.results)

@@ -14,6 +14,7 @@ from xdsl.ir import SSAValue
 from tilewright.errors import IRError
 from tilewright.ir.graph.structure import CallOp, FuncOp, ReturnOp
 from tilewright.ir.passing import Context, Pass
+from tilewright.passes.rewriting import erase
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,15 @@ class InlineLayers(Pass):
                     _inline(call, functions)
         for function in list(functions.values()):
             if function.kind.data == "layer":
-                function.detach()
-                function.erase()
+                erase(function)
 
 
 def _inline(call: CallOp, functions: dict[str, FuncOp]) -> None:
     callee = functions.get(call.callee.data)
     if callee is None:
-        raise IRError(f"graph.call of @{call.callee.data}, which the module does not define", step="define the function")
+        raise IRError(
+            f"graph.call of @{call.callee.data}, which the module does not define", step="define the function"
+        )
     values: dict[SSAValue, SSAValue] = dict(zip(callee.block.args, call.args, strict=True))
     block = call.parent_block()
     assert block is not None  # a call stands in a function's block
@@ -47,5 +49,4 @@ def _inline(call: CallOp, functions: dict[str, FuncOp]) -> None:
                 result.replace_all_uses_with(values.get(value, value))
         else:
             block.insert_op_before(op.clone(values), call)
-    call.detach()
-    call.erase()
+    erase(call)

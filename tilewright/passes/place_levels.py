@@ -1,7 +1,8 @@
 """place-levels: on machines with scratchpads, loaded tiles are staged through the levels they must pass.
 
-A machine whose levels are all caches keeps its tiles where the lowering puts them (registers, thread-private scratch): there
-is nothing to name, and nothing is inserted. Capacity is checked either way: a kernel's loaded tiles must fit the level.
+A machine whose levels are all caches keeps its tiles where the lowering puts them (registers, thread-private scratch):
+there is nothing to name, and nothing is inserted. Capacity is checked either way: a kernel's loaded tiles must fit the
+level.
 """
 
 from __future__ import annotations
@@ -57,8 +58,10 @@ def _check_fits(kernel: KernelOp, loads: list[LoadOp], level: Level) -> None:
     sizes = {load: (tile(load.out).bytes.constant or 0) for load in loads}
     needed = sum(sizes.values())
     if level.size is not None and needed > level.size:
-        rows = "\n".join(f"    {tile(load.out)}: {size} bytes" for load, size in sorted(sizes.items(), key=lambda p: -p[1]))
+        rows = "\n".join(
+            f"    {tile(load.out)}: {size} bytes" for load, size in sorted(sizes.items(), key=lambda p: -p[1])
+        )
         raise CapacityError(
-            f"kernel @{kernel.sym_name.data} loads {needed} bytes a program; level {level.name} holds {level.size}\n{rows}",
+            f"kernel @{kernel.sym_name.data} loads {needed} bytes a program; {level.name} holds {level.size}\n{rows}",
             step=f"use smaller tiles: at most {level.size * 100 // needed}% of these extents fit",
         )

@@ -1,8 +1,8 @@
 """plan-layout: weights that a matmul multiplies by are laid out in panels, in @prepare, once.
 
-A panel is what a register tile streams: [panels, K, columns], so that consecutive k are consecutive in memory; where the
-machine multiplies pairs of bf16, [panels, K/2, columns, 2]. Padding columns are zero. The group reads the panels back to
-[K, N] by transpose, reshape and slice, which the matmul skeleton turns into the panel's own addresses.
+A panel is what a register tile streams: [panels, K, columns], so that consecutive k are consecutive in memory; where
+the machine multiplies pairs of bf16, [panels, K/2, columns, 2]. Padding columns are zero. The group reads the panels
+back to [K, N] by transpose, reshape and slice, which the matmul skeleton turns into the panel's own addresses.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from tilewright.ir.graph.structure import FuncOp, GroupOp, PackedOp, WeightOp, Y
 from tilewright.ir.machine import Machine
 from tilewright.ir.passing import Context, Pass
 from tilewright.passes.prepare import Prepare
+from tilewright.passes.rewriting import erase_dead
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,16 @@ class PlanLayout(Pass):
             for group in [g for g in function.block.ops if isinstance(g, GroupOp) and g.kind.data == "matmul"]:
                 for op in [o for o in group.block.ops if isinstance(o, MatmulOp)]:
                     self._pack(group, op, prepare, packed, columns, ctx)
-            for op in reversed(list(function.block.ops)):
-                if isinstance(op, (WeightOp, PackedOp)) and not op.out.uses:
-                    op.detach()
-                    op.erase()
+            erase_dead(function.block)
 
     def _pack(
-        self, group: GroupOp, op: MatmulOp, prepare: Prepare, packed: dict[tuple[str, str], str], columns: int, ctx: Context
+        self,
+        group: GroupOp,
+        op: MatmulOp,
+        prepare: Prepare,
+        packed: dict[tuple[str, str], str],
+        columns: int,
+        ctx: Context,
     ) -> None:
         weight = _weight_operand(group, op)
         if weight is None:
@@ -93,7 +97,9 @@ def is_matrix(value: SSAValue) -> bool:
 def pairs_of(machine: Machine, op: MatmulOp) -> int:
     """Elements of k that lie side by side: 2 where bf16 pairs are multiplied in one instruction and K is even."""
     k = op.sizes()[3].constant
-    return 2 if tensor(op.b).dtype == BF16 and "dot2-bf16" in machine.rules.native and k is not None and k % 2 == 0 else 1
+    return (
+        2 if tensor(op.b).dtype == BF16 and "dot2-bf16" in machine.rules.native and k is not None and k % 2 == 0 else 1
+    )
 
 
 def _weight_operand(group: GroupOp, op: MatmulOp) -> tuple[BlockArgument, WeightOp | PackedOp] | None:

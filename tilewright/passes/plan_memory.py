@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from xdsl.dialects.builtin import ModuleOp
-from xdsl.ir import Operation, SSAValue
+from xdsl.ir import Operation, OpResult, SSAValue
 
 from tilewright.errors import MemoryPlanError
 from tilewright.ir.attributes import Bool, Ints
@@ -23,6 +23,7 @@ from tilewright.ir.graph.shape import ReshapeOp
 from tilewright.ir.graph.structure import FuncOp, PackedOp, ReturnOp, StateReadOp, StateWriteOp, WeightOp
 from tilewright.ir.passing import Context, Pass
 from tilewright.ir.tile.structure import LaunchOp
+from tilewright.passes.rewriting import erase
 
 
 @dataclass(frozen=True)
@@ -47,18 +48,16 @@ def plan_function(function: FuncOp, dims: DimSpace, *, reuse: bool) -> None:
 
 
 def _forward_states(function: FuncOp) -> None:
-    """Reads after a write become the written value, and of several writes the last one stays: states change at the end."""
+    """Reads after a write become the written value; of several writes the last stays: states change at the end."""
     written: dict[str, StateWriteOp] = {}
     for op in list(function.block.ops):
         if isinstance(op, StateReadOp) and op.label.data in written:
             op.out.replace_all_uses_with(written[op.label.data].value)
-            op.detach()
-            op.erase()
+            erase(op)
         elif isinstance(op, StateWriteOp):
             before = written.get(op.label.data)
             if before is not None:
-                before.detach()
-                before.erase()
+                erase(before)
             written[op.label.data] = op
 
 
@@ -74,6 +73,11 @@ def storage_of(value: SSAValue) -> SSAValue:
     while isinstance(value.owner, ReshapeOp):
         value = value.owner.x
     return value
+
+
+def _position(value: SSAValue) -> int:
+    """Which result of its launch a value is."""
+    return value.index if isinstance(value, OpResult) else 0
 
 
 def slots_of(function: FuncOp) -> list[Slot]:
@@ -150,7 +154,7 @@ def _places(op: Operation) -> tuple[set[object], set[object]]:
     for operand in op.operands:
         source = storage_of(operand)
         if isinstance(source.owner, LaunchOp):
-            reads.add(source.owner.slots.data[list(source.owner.outputs).index(source)])
+            reads.add(source.owner.slots.data[_position(source)])
     writes: set[object] = set(op.slots.data) if isinstance(op, LaunchOp) else set()
     return reads, writes
 
@@ -195,11 +199,11 @@ def check_memory_plan(module: ModuleOp, dims: DimSpace) -> None:
                 source = storage_of(operand)
                 if not isinstance(source.owner, LaunchOp):
                     continue
-                slot = source.owner.slots.data[list(source.owner.outputs).index(source)]
+                slot = source.owner.slots.data[_position(source)]
                 if holds.get(slot) is not source:
                     faults.append(f"{function.symbol}: {name} reads slot {slot}, which no longer holds its operand")
                 if slot in unmet_writes and isinstance(op, LaunchOp):
-                    faults.append(f"{function.symbol}: {name} reads slot {slot} before all threads wrote it ({unmet_writes[slot]})")
+                    faults.append(f"{function.symbol}: {name} reads slot {slot} before all threads wrote it")
                 read_now[slot] = name
             if isinstance(op, ReturnOp) or not isinstance(op, LaunchOp):
                 continue
@@ -211,9 +215,13 @@ def check_memory_plan(module: ModuleOp, dims: DimSpace) -> None:
                 if slot in read_now:
                     faults.append(f"{function.symbol}: {name} writes slot {slot} while it reads it")
                 if slot in unmet_reads:
-                    faults.append(f"{function.symbol}: {name} overwrites slot {slot} while {unmet_reads[slot]} may still read it")
+                    faults.append(
+                        f"{function.symbol}: {name} overwrites slot {slot} while {unmet_reads[slot]} may still read it"
+                    )
                 if slot in unmet_writes:
-                    faults.append(f"{function.symbol}: {name} and {unmet_writes[slot]} both write slot {slot} without a barrier")
+                    faults.append(
+                        f"{function.symbol}: {name} and {unmet_writes[slot]} both write slot {slot} without a barrier"
+                    )
                 holds[slot] = result
             if op.barrier.data:
                 unmet_reads, unmet_writes = {}, {}
@@ -222,7 +230,9 @@ def check_memory_plan(module: ModuleOp, dims: DimSpace) -> None:
                 unmet_writes.update(dict.fromkeys(numbers, name))
         for number, slot_ in enumerate(slots_of(function)):
             for size in slot_.sizes:
-                if dims.at_most(size) is None and not all(dims.dims[s].max is None for s in size.symbols if s in dims.dims):
+                if dims.at_most(size) is None and not all(
+                    dims.dims[s].max is None for s in size.symbols if s in dims.dims
+                ):
                     faults.append(f"{function.symbol}: slot {number} holds a buffer of unbounded size {size}")
     if faults:
         raise MemoryPlanError(faults, step="report the module: tilewright opt --print-after=lower-to-tile shows it")

@@ -7,6 +7,7 @@ from xdsl.ir import Operation, SSAValue
 
 from tilewright.errors import IRError
 from tilewright.ir.graph.structure import FuncOp, PackedOp
+from tilewright.passes.rewriting import erase
 
 
 class Prepare:
@@ -39,8 +40,7 @@ class Prepare:
             unique, n = f"{name}.{n}", n + 1
         last = function.terminator
         returned = [*last.values, cloned]
-        last.detach()
-        last.erase()
+        erase(last)
         function.finish(returned, (*function.result_names.data, unique))
         return unique
 
@@ -72,5 +72,3 @@ class Prepare:
             self.function = FuncOp.begin("prepare", {}, kind="prepare").finish([], [])
             self.module.body.block.insert_op_before(self.function, next(iter(self.module.body.block.ops)))
         return self.function
-
-

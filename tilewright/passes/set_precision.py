@@ -1,4 +1,4 @@
-"""set-precision: operands of matrix products are rounded to a dtype; sums, results and everything between stay as they were."""
+"""set-precision: operands of matrix products are rounded to a dtype; sums, results and the rest stay as they were."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.contraction import MatmulOp
 from tilewright.ir.graph.elementwise import CastOp
 from tilewright.ir.passing import Context, Pass
+from tilewright.passes.rewriting import erase
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,9 @@ class SetPrecision(Pass):
     def run(self, module: ModuleOp, ctx: Context) -> None:
         wanted = DTYPES.get(self.dtype)
         if wanted is None or not wanted.is_float:
-            raise PassOptionError(f"set-precision: {self.dtype!r} is not a float dtype", step="use dtype=bf16 or dtype=f32")
+            raise PassOptionError(
+                f"set-precision: {self.dtype!r} is not a float dtype", step="use dtype=bf16 or dtype=f32"
+            )
         for op in [o for o in module.walk() if isinstance(o, MatmulOp)]:
             before = tensor(op.a).dtype
             block = op.parent_block()
@@ -40,5 +43,4 @@ class SetPrecision(Pass):
             )
             block.insert_op_before(made, op)
             op.out.replace_all_uses_with(made.out)
-            op.detach()
-            op.erase()
+            erase(op)

@@ -127,12 +127,13 @@ class Executable:
         return self._weights
 
     def update_weights(self, source: Source) -> None:
-        """Takes other values for all weights; WeightsError lists everything that does not fit, and nothing has changed
-        then.
+        """Takes other values for all weights but the transient; WeightsError lists everything that does not fit, and
+        nothing has changed then.
 
         Calls that are running finish with the old values. States that start from a weight take its new value.
         """
-        self.set_weights(prepare_weights(self.program, self._code, self._pool, source))
+        kept = {name: self._weights.weight(name) for name in self.program.transient if name not in source}
+        self.set_weights(prepare_weights(self.program, self._code, self._pool, {**source, **kept} if kept else source))
 
     def set_weights(self, weights: WeightSet) -> None:
         """Takes weights that have been prepared already, as `update_weights` does."""

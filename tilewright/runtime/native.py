@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tilewright.errors import MissingDependencyError, ToolchainError
+from tilewright.errors import CpuFeatureError, MissingDependencyError, ToolchainError
 
 # Held around every use of llvmlite, and across fork(): a child never starts with a lock of LLVM's taken for good.
 _lock = threading.RLock()
@@ -73,6 +73,15 @@ def cpu_features() -> frozenset[str]:
     llvm = _llvm()
     with _lock:
         return frozenset(name for name, present in llvm.get_host_cpu_features().items() if present)
+
+
+def require_features(needed: Iterable[str]) -> None:
+    """CpuFeatureError unless this machine has every feature that code was compiled for."""
+    missing = sorted(set(needed) - cpu_features())
+    if missing:
+        raise CpuFeatureError(
+            f"the kernels need {', '.join(missing)}, which this CPU does not have", step="compile with target='cpu'"
+        )
 
 
 @functools.cache

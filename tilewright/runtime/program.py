@@ -192,8 +192,9 @@ class Program:
     dims: every named dim, in the order of the tuples that resolved plans are kept by. results: of @main, by number, as
     `signature.outputs` and `signature.mutations` count them. weights: what @prepare and @main read, by the state dict's
     names. packed: results of @prepare; its routines run one after another, each by itself, and touch only weights,
-    packed tensors and slots. tied: (other name, name) of weights that are one tensor. ignored: names a state dict may
-    hold beyond these. guards: checked at every call. copies: after the steps of @main.
+    packed tensors and slots. tied: (other name, name) of weights that are one tensor. transient: weights that no state
+    dict holds; they are stored as they are, and keep their values when the others change. ignored: names a state dict
+    may hold beyond these. guards: checked at every call. copies: after the steps of @main.
     """
 
     dims: tuple[Dim, ...]
@@ -209,6 +210,7 @@ class Program:
     reads: tuple[ReadDim, ...] = ()
     kernels: tuple[KernelInfo, ...] = ()
     tied: tuple[tuple[str, str], ...] = ()
+    transient: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     target: str = "cpu"
     report: Json = None
@@ -225,12 +227,13 @@ class Program:
 
     @cached_property
     def resident(self) -> tuple[int, ...]:
-        """The weights that @main reads as they are, or a state starts from, by number: they are stored beside the
-        packed.
+        """The weights that @main reads as they are, a state starts from, or no state dict holds, by number: they are
+        stored beside the packed.
         """
         used = {ref.index for step in self.main.steps for ref in step.buffers if ref.space == "weight"}
         used |= {copy.source.index for copy in self.copies if copy.source.space == "weight"}
         used |= {state.initial for state in self.states if state.initial is not None}
+        used |= {index for index, spec in enumerate(self.weights) if spec.name in self.transient}
         return tuple(sorted(used))
 
     @cached_property

@@ -49,6 +49,8 @@ def _faults(program: Program) -> Iterator[Problem]:
         if any(not d.is_static for d in spec.dims):
             yield Problem(f"{spec}: weights, packed tensors and states have static sizes")
     yield from _duplicates("weight", program.weights)
+    for name in sorted(set(program.transient) - {spec.name for spec in program.weights}):
+        yield Problem(f"{name} is transient, but no weight")
     yield from _duplicates("packed tensor", program.packed)
     yield from _duplicates("state", [s.spec for s in program.states])
     for state in program.states:

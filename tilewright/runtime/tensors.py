@@ -56,7 +56,7 @@ def _raw(address: int, size: int, keep: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What a caller's tensor is. dtype: None where the IR has no such type. dense: not one of torch's sparse layouts."""
+    """What a caller's tensor is. dtype: None where the IR has no such type. dense: not in a sparse layout of torch."""
 
     dtype: DType | None
     dtype_name: str

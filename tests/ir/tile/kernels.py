@@ -272,15 +272,15 @@ def segment_sums() -> Case:
     return Case("segment sums", b.finish(), {"e": range(6), "n": range(40)}, inputs, expected, True, has_formula=True)
 
 
-def paged_read(block: int, page: int) -> Case:
-    """A paged sequence made contiguous, zero from its length on."""
+def paged_read(block: int, page: int, shift: int = 0) -> Case:
+    """A paged sequence from position `shift` on made contiguous, zero from its length on."""
     b = KernelBuilder("pages", ["p", "s"])
     cache, table, length = b.buffer(["p", page, 8], F32), b.buffer(["s"], I32), b.buffer([1], I64)
     y = b.output([f"{page}*s", 8], F32)
     (i,) = b.grid([f"{page}*s"], [block])
     size = b.scalar(b.dense(length), [0])
     paged = b.add(ViewPagesOp.make(b.dense(cache), b.dense(table), size, page=page, extent=[f"{page}*s"]))
-    b.store(b.load(paged, [i, 0], [block, 8], 0.0), b.dense(y), [i, 0])
+    b.store(b.load(paged, [b.index(f"a0 + {shift}", i), 0], [block, 8], 0.0), b.dense(y), [i, 0])
 
     def inputs(d: Dims, rng: np.random.Generator) -> Arrays:
         length = int(rng.integers(0, page * d["s"] + 1)) if d["p"] else 0
@@ -291,18 +291,18 @@ def paged_read(block: int, page: int) -> Case:
 
     def expected(cache: Any, table: Any, length: Any) -> Arrays:
         out = np.zeros((page * len(table), 8))
-        for s in range(int(length[0])):
-            out[s] = cache[table[s // page], s % page]
+        for s in range(shift, int(length[0])):
+            out[s - shift] = cache[table[s // page], s % page]
         return [out]
 
     return Case(
-        f"paged read {block} of {page}",
+        f"paged read {block} of {page} from {shift}",
         b.finish(),
         {"p": range(1, 6), "s": range(8)},
         inputs,
         expected,
         data_dependent=True,
-        has_formula=block % page == 0 or page % block == 0,
+        has_formula=not shift and (block % page == 0 or page % block == 0),
     )
 
 
@@ -408,6 +408,7 @@ CASES = [
     paged_read(8, 4),
     paged_read(2, 6),
     paged_read(5, 4),
+    paged_read(4, 4, shift=3),
     convolution(1, 1, 1),
     convolution(2, 3, 2),
     branches(),

@@ -6,19 +6,26 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
 from tests.ir.tile.kernels import CASES, Case, branch, matmul
+from tests.passes.encoder_text import ENCODER
+from tilewright.backends.cpu.machines import MACHINES
 from tilewright.errors import IRError
 from tilewright.ir.dims import Expr
 from tilewright.ir.dtypes import F32, I32
+from tilewright.ir.module import dim_space, function, parse_module, weights
+from tilewright.ir.passing import Context, run_pipeline
 from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.counting import Counters, Counts
 from tilewright.ir.tile.memory import ViewWindowOp
-from tilewright.ir.tile.structure import KernelOp
+from tilewright.ir.tile.structure import KernelOp, LaunchOp
 from tilewright.ir.tile.traffic import kernel_traffic
-from tilewright.ir.tile_interpreter import run_kernel
+from tilewright.ir.tile_interpreter import chosen_variant, run_kernel, run_module
+from tilewright.ir.types import TensorType
+from tilewright.passes.pipeline import default_pipeline
 
 
 def counted(kernel: KernelOp, buffers: list[Any], dims: dict[str, int]) -> Counts:
@@ -168,6 +175,117 @@ class TestFormulas:
         b.store(loop.out[1], b.dense(y), [0])
         with pytest.raises(IRError, match="does not grow by the same amount"):
             kernel_traffic(b.finish())
+
+
+class TestRules:
+    """Where a closed form must look twice; each kernel only loads, and n runs through the tail cases."""
+
+    def agree(self, b: KernelBuilder, formula: str | None) -> None:
+        kernel = b.finish()
+        traffic = kernel_traffic(kernel)
+        for n in range(14):
+            shape = [d.evaluate({"n": n}) for d in kernel.buffers[0].type.dims]  # type: ignore[attr-defined]
+            assert traffic.counts({"n": n}) == counted(kernel, [np.zeros(shape, np.float32)], {"n": n}), n
+        assert traffic.read == (None if formula is None else Expr.of(formula))
+
+    def test_blocks_that_reach_beyond_their_grid_read_what_is_there(self) -> None:
+        b = KernelBuilder("beyond", ["n"])
+        x = b.buffer(["n + 1"], F32)
+        (i,) = b.grid(["n"], [4])
+        b.load(b.dense(x), [i], [4], 0.0)
+        self.agree(b, "4*min(4*floordiv(n + 3, 4), n + 1)")
+
+    def test_a_coordinate_modulo_more_than_the_view_clips(self) -> None:
+        for heads, formula in ((3, "4*n"), (2, None)):
+            b = KernelBuilder("modulo", ["n"])
+            x = b.buffer([heads], F32)
+            (i,) = b.grid(["n"], [1])
+            b.load(b.dense(x), [b.index("mod(a0, 3)", i)], [1], 0.0)
+            self.agree(b, formula)
+
+    def test_a_quotient_of_the_grid_stays_in_its_view(self) -> None:
+        b = KernelBuilder("quotient", ["n"])
+        x = b.buffer(["n", 5], F32)
+        (i,) = b.grid(["3*n"], [1])
+        b.load(b.dense(x), [b.index("floordiv(a0, 3)", i), 0], [1, 5], 0.0)
+        self.agree(b, "60*n")
+
+    def test_a_loop_that_crosses_zero_reads_what_exists(self) -> None:
+        b = KernelBuilder("crossing", ["n"])
+        x = b.buffer(["n"], F32)
+        b.grid([], [])
+        with b.loop(-6, "n", 4) as loop:
+            b.load(b.dense(x), [loop.at], [4], 0.0)
+        self.agree(b, "4*n")
+
+    def test_chunks_whose_start_places_a_load_are_not_one_loop(self) -> None:
+        b = KernelBuilder("chunks", ["n"])
+        x = b.buffer(["n", "n"], F32)
+        b.grid([], [])
+        with b.loop(0, "n", 8) as outer, b.loop(outer.at, b.index("min(a0 + 8, n)", outer.at), 4) as inner:
+            b.load(b.dense(x), [outer.at, inner.at], [3, 4], 0.0)
+        self.agree(b, None)
+
+    def test_blocks_with_gaps_or_overlaps_have_no_formula(self) -> None:
+        for extent in (3, 5):
+            b = KernelBuilder("gaps", ["n"])
+            x = b.buffer(["n"], F32)
+            (i,) = b.grid(["n"], [4])
+            b.load(b.dense(x), [i], [extent], 0.0)
+            self.agree(b, None)
+
+    def test_a_coordinate_that_falls_as_the_grid_rises(self) -> None:
+        b = KernelBuilder("falling", ["n"])
+        x = b.buffer(["n"], F32)
+        (i,) = b.grid(["n"], [1])
+        b.load(b.dense(x), [b.index("n - 1 - a0", i)], [1], 0.0)
+        self.agree(b, "4*n")
+
+    def test_a_scaled_coordinate_that_lays_blocks_end_to_end(self) -> None:
+        b = KernelBuilder("scaled", ["n"])
+        x = b.buffer(["16*n + 5"], F32)
+        (i,) = b.grid(["n"], [1])
+        b.load(b.dense(x), [b.index("16*a0", i)], [16], 0.0)
+        b.load(b.dense(x), [b.index("16*a0 + 8", i)], [16], 0.0)
+        self.agree(b, "64*n + 4*max(16*n - 3, 0)")
+
+    def test_a_loop_that_never_runs_reads_nothing(self) -> None:
+        b = KernelBuilder("backwards", ["n"])
+        x = b.buffer([9], F32)
+        b.grid([], [])
+        with b.loop(b.index(9), "n", 2) as loop:
+            b.load(b.dense(x), [0], [9], 0.0)
+            b.load(b.dense(x), [b.index("a0 - 9", loop.at)], [2], 0.0)
+        trips = "floordiv(max(n - 9, 0) + 1, 2)"
+        self.agree(b, f"36*{trips} + 4*min(2*{trips}, 9)")
+
+
+def test_the_kernels_of_a_lowered_encoder_count_what_they_move(seed: int) -> None:
+    module = parse_module(ENCODER)
+    run_pipeline(default_pipeline(), module, Context(MACHINES["avx512"](), dim_space(module)))
+    kernels = {op.sym_name.data: op for op in module.walk() if isinstance(op, KernelOp)}
+    traffic = {name: kernel_traffic(kernel) for name, kernel in kernels.items()}
+    assert all(op.formula is not None for t in traffic.values() for op in t.ops)
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(value: TensorType, sizes: dict[str, int]) -> torch.Tensor:
+        shape = [d.evaluate(sizes) for d in value.dims]
+        if value.dtype.is_float:
+            return torch.randn(shape, generator=generator)
+        return torch.randint(0, 2, shape, generator=generator)
+
+    given = {name: drawn(kind, {}) for name, kind in weights(module).items()}
+    for sizes in ({"b": 1, "t": 1}, {"b": 3, "t": 7}, {"b": 5, "t": 9}, {"b": 0, "t": 4}):
+        arguments = function(module, "main").arguments
+        counters: dict[str, Counters] = {}
+        run_module(module, {n: drawn(a.type, sizes) for n, a in arguments.items()}, weights=given, counters=counters)  # type: ignore[arg-type]
+        expected: dict[str, Counts] = {}
+        for launch in (op for op in module.walk() if isinstance(op, LaunchOp)):
+            formal = [d.evaluate(sizes) for d in launch.dims.data]
+            name = chosen_variant(launch, kernels[launch.callees.data[0]], formal)
+            dims = dict(zip(kernels[name].dims.data, formal, strict=True))
+            expected.setdefault(name, Counts()).update(traffic[name].counts(dims))
+        assert {name: c.bytes for name, c in counters.items()} == expected, sizes
 
 
 @st.composite

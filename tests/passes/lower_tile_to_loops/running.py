@@ -12,9 +12,11 @@ from tilewright.ir.dtypes import DType
 from tilewright.ir.loops_interpreter import run_kernel as run_loops
 from tilewright.ir.machine import Machine
 from tilewright.ir.tile.base import buffer
+from tilewright.ir.tile.counting import Counters, Counts
 from tilewright.ir.tile.structure import KernelOp
 from tilewright.ir.tile_interpreter import run_kernel as run_tiles
 from tilewright.passes.lower_tile_to_loops import lower_kernel
+from tilewright.passes.lower_tile_to_loops.counters import quantities
 
 CLASSES = list(MACHINES)
 
@@ -113,3 +115,24 @@ def same(have: np.ndarray, want: np.ndarray, tolerance: float, what: str) -> Non
         assert error <= tolerance * scale, f"{what}: error {error:.3g} with values up to {scale:.3g}"
     else:
         assert np.array_equal(have, want), f"{what}: {np.flatnonzero(have != want)[:8]} differ"
+
+
+def counted(
+    kernel: KernelOp, given: Sequence[np.ndarray], dims: Mapping[str, int], name: str, *, nthreads: int = 2
+) -> Counts:
+    """What the instrumented loops count, summed over the threads."""
+    columns = quantities(kernel)
+    made = outputs(kernel, dims)
+    rows = np.zeros((nthreads, len(columns)), np.int64)
+    lowered = lower_kernel(kernel, machine(name), instrument=True)
+    run_loops(lowered, [*given, *made, rows], dims, nthreads=nthreads, fused=name != "generic")
+    return Counts(dict(zip(columns, map(int, rows.sum(0)), strict=True)))
+
+
+def check_counts(kernel: KernelOp, dims: Mapping[str, int], given: Sequence[np.ndarray], name: str = "avx512") -> Counts:
+    """Holds the counters of the loops against the tile interpreter's."""
+    counters = Counters()
+    run_tiles(kernel, [*given, *outputs(kernel, dims)], dims, counters, complete=False)
+    got = counted(kernel, given, dims, name)
+    assert got == counters.elements
+    return got

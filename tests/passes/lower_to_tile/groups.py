@@ -45,7 +45,11 @@ def group(kind: str, types: Sequence[TensorType], build: Callable[..., Sequence[
     body.block.add_op(YieldOp.make(results))
     source = TestOp(result_types=list(types))
     return GroupOp.make(
-        list(source.results), result_types=[[r.type for r in results]], kind=kind, name=kind, regions=[Region(body.block)]
+        list(source.results),
+        result_types=[[r.type for r in results]],
+        kind=kind,
+        name=kind,
+        regions=[Region(body.block)],
     )
 
 
@@ -68,8 +72,7 @@ def reference(made: GroupOp, inputs: Sequence[torch.Tensor], sizes: Mapping[str,
             return [values[v] for v in op.values]
         operands = [None if slot is None else values[slot] for slot in op.slots()]
         found = op.evaluate(setting, *operands)
-        for result, value in zip(op.results, found if isinstance(found, tuple) else (found,), strict=True):
-            values[result] = value
+        values.update(zip(op.results, found if isinstance(found, tuple) else (found,), strict=True))
     raise AssertionError("a group ends in a yield")
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tests.passes.lower_to_tile.groups import draw, group, lower, reference, run_lowered
 
+from tests.passes.lower_to_tile.groups import draw, group, lower, reference, run_lowered
 from tilewright.ir.dims import ExprLike
 from tilewright.ir.dtypes import BF16, F32, I1, I64, DType
 from tilewright.ir.graph.attention import AttentionOp, RotaryOp
@@ -35,7 +36,9 @@ SIZES = [{"b": 1, "t": 1, "s": 1}, {"b": 3, "t": 7, "s": 5}, {"b": 2, "t": 67, "
 EMPTY = {"b": 2, "t": 0, "s": 3}
 
 
-def check(made: GroupOp, sizes: dict[str, int], rng: np.random.Generator, *, tolerance: float = 1e-4, high: int = 5) -> None:
+def check(
+    made: GroupOp, sizes: dict[str, int], rng: np.random.Generator, *, tolerance: float = 1e-4, high: int = 5
+) -> None:
     """Every variant equals the float64 reference."""
     inputs = draw(made, sizes, rng, high)
     wanted = reference(made, inputs, sizes)
@@ -77,7 +80,9 @@ def sliced() -> GroupOp:
     return group(
         "map",
         [f32("b", "t", 20)],
-        lambda g, x: [g.add(MapOp.make(g.add(SliceOp.make(x, starts=[0, 0, 3], stops=["b", "t", 17], steps=[1, 1, 2])), fn="neg"))],
+        lambda g, x: [
+            g.add(MapOp.make(g.add(SliceOp.make(x, starts=[0, 0, 3], stops=["b", "t", 17], steps=[1, 1, 2])), fn="neg"))
+        ],
     )
 
 
@@ -125,9 +130,7 @@ def rms_norm() -> GroupOp:
 
 
 def softmax(columns: ExprLike) -> Callable[[], GroupOp]:
-    return lambda: group(
-        "row-reduction", [f32("b", "t", columns)], lambda g, x: [g.add(SoftmaxOp.make(x, axis=2))]
-    )
+    return lambda: group("row-reduction", [f32("b", "t", columns)], lambda g, x: [g.add(SoftmaxOp.make(x, axis=2))])
 
 
 def reduced(fn: str, axes: Sequence[int], columns: ExprLike = 33) -> Callable[[], GroupOp]:
@@ -155,7 +158,9 @@ def unit_length() -> GroupOp:
 def linear(n: int, k: int) -> Callable[[], GroupOp]:
     def build(g, x, w, bias, residual):  # type: ignore[no-untyped-def]
         y = g.add(MatmulOp.make(x, w, transpose_b=True))
-        return [g.add(MapOp.make(g.add(MapOp.make(g.add(MapOp.make(y, bias, fn="add")), fn="silu")), residual, fn="add"))]
+        return [
+            g.add(MapOp.make(g.add(MapOp.make(g.add(MapOp.make(y, bias, fn="add")), fn="silu")), residual, fn="add"))
+        ]
 
     return lambda: group("matmul", [f32("b", "t", k), f32(n, k), f32(n), f32("b", "t", n)], build)
 
@@ -209,12 +214,21 @@ def joined() -> GroupOp:
 
 
 def repeated() -> GroupOp:
-    return group(
-        "map", [f32("b", 1, 5)], lambda g, x: [g.add(BroadcastOp.make(x, dims=["b", "t", 5]))]
-    )
+    return group("map", [f32("b", 1, 5)], lambda g, x: [g.add(BroadcastOp.make(x, dims=["b", "t", 5]))])
 
 
-POINTWISE = [bias_gelu, permuted, split_heads, sliced, causal_mask, embedding, rotary("half"), rotary("interleaved"), repeated, joined]
+POINTWISE = [
+    bias_gelu,
+    permuted,
+    split_heads,
+    sliced,
+    causal_mask,
+    embedding,
+    rotary("half"),
+    rotary("interleaved"),
+    repeated,
+    joined,
+]
 REDUCTIONS = [
     layer_norm(50), layer_norm(64), layer_norm(4200), rms_norm, softmax("s"), softmax(37), pooled, unit_length,
     *(reduced(fn, axes) for fn in ("sum", "max", "mean", "min") for axes in ([2], [1], [1, 2])),
@@ -225,19 +239,25 @@ MATMULS = [linear(70, 33), linear(32, 5000), batched_matmul, scores, packed_line
 
 @pytest.mark.parametrize("sizes", [*SIZES, EMPTY], ids=str)
 @pytest.mark.parametrize("build", POINTWISE, ids=lambda f: getattr(f, "__name__", "case"))
-def test_pointwise_kernels_equal_the_reference(build: Callable[[], GroupOp], sizes: dict[str, int], rng: np.random.Generator) -> None:
+def test_pointwise_kernels_equal_the_reference(
+    build: Callable[[], GroupOp], sizes: dict[str, int], rng: np.random.Generator
+) -> None:
     check(build(), sizes, rng)
 
 
 @pytest.mark.parametrize("sizes", SIZES[:2], ids=str)
 @pytest.mark.parametrize("build", REDUCTIONS, ids=lambda f: getattr(f, "__name__", "case"))
-def test_reduction_kernels_equal_the_reference(build: Callable[[], GroupOp], sizes: dict[str, int], rng: np.random.Generator) -> None:
+def test_reduction_kernels_equal_the_reference(
+    build: Callable[[], GroupOp], sizes: dict[str, int], rng: np.random.Generator
+) -> None:
     check(build(), sizes, rng, tolerance=2e-4)
 
 
 @pytest.mark.parametrize("sizes", [*SIZES[:2], EMPTY], ids=str)
 @pytest.mark.parametrize("build", MATMULS, ids=lambda f: getattr(f, "__name__", "case"))
-def test_matmul_kernels_equal_the_reference(build: Callable[[], GroupOp], sizes: dict[str, int], rng: np.random.Generator) -> None:
+def test_matmul_kernels_equal_the_reference(
+    build: Callable[[], GroupOp], sizes: dict[str, int], rng: np.random.Generator
+) -> None:
     check(build(), sizes, rng, tolerance=1e-3)
 
 
@@ -275,26 +295,49 @@ def attention(
     return group("attention", types, build)
 
 
-ATTENTIONS = [
-    dict(), dict(valid=True), dict(heads=4, groups=4, bias=True), dict(heads=3, groups=1, lse=True, sinks=True),
-    dict(mask="causal", keys="t"), dict(mask="causal", keys="t", positions=True), dict(mask="causal"),
-    dict(mask="sliding", window=5, keys="t"), dict(mask="chunked", window=6, keys="t", valid=True), dict(softcap=3.0),
-]  # fmt: skip
+ATTENTIONS: list[dict[str, Any]] = [
+    {},
+    {"valid": True},
+    {"heads": 4, "groups": 4, "bias": True},
+    {"heads": 3, "groups": 1, "lse": True, "sinks": True},
+    {"mask": "causal", "keys": "t"},
+    {"mask": "causal", "keys": "t", "positions": True},
+    {"mask": "causal"},
+    {"mask": "sliding", "window": 5, "keys": "t"},
+    {"mask": "chunked", "window": 6, "keys": "t", "valid": True},
+    {"softcap": 3.0},
+]
 
 
-@pytest.mark.parametrize("sizes", [{"b": 1, "t": 1, "s": 1}, {"b": 2, "t": 70, "s": 131}, {"b": 1, "t": 9, "s": 0}], ids=str)
+@pytest.mark.parametrize(
+    "sizes", [{"b": 1, "t": 1, "s": 1}, {"b": 2, "t": 70, "s": 131}, {"b": 1, "t": 9, "s": 0}], ids=str
+)
 @pytest.mark.parametrize("case", ATTENTIONS, ids=str)
-def test_attention_kernels_equal_the_reference(case: dict[str, object], sizes: dict[str, int], rng: np.random.Generator) -> None:
+def test_attention_kernels_equal_the_reference(
+    case: dict[str, object], sizes: dict[str, int], rng: np.random.Generator
+) -> None:
     check(attention(**case), sizes, rng)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("sizes", [{"b": 1, "t": 1, "s": 1}, {"b": 2, "t": 13, "s": 70}, {"b": 3, "t": 66, "s": 5}], ids=str)
+@pytest.mark.parametrize(
+    "sizes", [{"b": 1, "t": 1, "s": 1}, {"b": 2, "t": 13, "s": 70}, {"b": 3, "t": 66, "s": 5}], ids=str
+)
 @pytest.mark.parametrize(
     "build",
-    [bias_gelu, causal_mask, layer_norm(50), softmax("s"), pooled, linear(70, 33), lambda: attention(mask="causal", keys="t")],
+    [
+        bias_gelu,
+        causal_mask,
+        layer_norm(50),
+        softmax("s"),
+        pooled,
+        linear(70, 33),
+        lambda: attention(mask="causal", keys="t"),
+    ],
     ids=["map", "mask", "norm", "softmax", "pool", "linear", "attention"],
 )
-def test_formulas_equal_counters_in_every_variant(build: Callable[[], GroupOp], sizes: dict[str, int], rng: np.random.Generator) -> None:
+def test_formulas_equal_counters_in_every_variant(
+    build: Callable[[], GroupOp], sizes: dict[str, int], rng: np.random.Generator
+) -> None:
     made = build()
     lowered = lower(made)
     inputs = draw(made, sizes, rng)

@@ -25,7 +25,9 @@ def build(kernels: Iterable[tuple[str, Source]], machine: Machine) -> Mapping[st
     built: dict[str, Future[BuiltKernel]] = {}
     for name, kernel in kernels:
         if not isinstance(kernel, LoopKernel):
-            raise LoweringError(f"kernel {name} comes as tiles; the CPU takes loops", step="lower it by lower_kernel first")
+            raise LoweringError(
+                f"kernel {name} comes as tiles; the CPU takes loops", step="lower it by lower_kernel first"
+            )
         printed = print_kernel(kernel, cpu)
         if printed.thread_scratch:
             raise CapacityError(

@@ -1,4 +1,4 @@
-"""The CPU classes: vector features, cache sizes and tile rules. Classes, not measurements (see tilewright/ir/machine.py)."""
+"""The CPU classes: vector features, cache sizes and tile rules. Classes, not measurements (see ir/machine.py)."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from xdsl.ir import SSAValue
 from tilewright.frontend.builder import Builder, Weak
 from tilewright.frontend.registry import Unsupported, lowers
 from tilewright.ir.dims import Expr
-from tilewright.ir.dtypes import F32, I1
+from tilewright.ir.dtypes import F32, F64, I1
 from tilewright.ir.graph.base import tensor
 
 _UNARY = {
@@ -278,8 +278,6 @@ def masked_fill(c: Builder, self: SSAValue, mask: SSAValue, value: Any) -> SSAVa
 @lowers("aten.erfc.default", "aten.special_erfc.default")
 def erfc(c: Builder, self: SSAValue) -> SSAValue:
     # for large arguments 1 - erf cancels; f64 keeps torch's f32 digits up to where erfc itself is below 1e-9
-    if c.result.dtype not in (F32,):
+    if c.result.dtype != F32:
         raise Unsupported(f"erfc in {c.result.dtype}")
-    from tilewright.ir.dtypes import F64
-
     return c.cast(c.map("sub", 1.0, c.map("erf", c.cast(self, F64), dtype=F64), dtype=F64), F32)

@@ -72,7 +72,7 @@ def index(c: Builder, self: SSAValue, indices: list[SSAValue | None]) -> SSAValu
     if len(given) == 1:
         axis, at = given[0]
         return rows(c, self, wrapped(c, at, tensor(self).dims[axis]), axis)
-    x, flat = _flattened(c, self, axes)
+    x, _ = _flattened(c, self, axes)
     at = _linear(c, [at for _, at in given], [tensor(self).dims[axis] for axis in axes])
     found = rows(c, x, at, 0)
     return c.transpose(found, _places(axes, tensor(at).rank, tensor(found).rank))

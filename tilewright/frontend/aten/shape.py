@@ -19,7 +19,7 @@ _END = 2**62  # torch writes "to the end" as the largest i64
 
 
 @lowers(
-    "aten.alias.default", "aten.detach.default", "aten.detach_.default", "aten.clone.default", "aten.contiguous.default",
+    "aten.alias.default", "aten.detach.default", "aten.clone.default", "aten.contiguous.default",
     "aten.lift_fresh.default", "aten.lift_fresh_copy.default", "aten.lift.default", "aten.positive.default",
     "aten.alias_copy.default", "aten.resolve_conj.default", "aten.resolve_neg.default", "aten.pin_memory.default",
 )  # fmt: skip

@@ -1,10 +1,10 @@
 """Builds a `tile.kernel` op by op: the one builder that the compiler's skeletons and user kernels share.
 
-    b = KernelBuilder("scale", dims=["n"])
-    x, y = b.buffer(["n", 384], F32), b.output(["n", 384], F32)
-    i, j = b.grid(["n", 384], [1, 64])
-    b.store(b.map("mul", b.load(b.dense(x), [i, j], [1, 64]), b.constant(2.0)), b.dense(y), [i, j])
-    kernel = b.finish()
+b = KernelBuilder("scale", dims=["n"])
+x, y = b.buffer(["n", 384], F32), b.output(["n", 384], F32)
+i, j = b.grid(["n", 384], [1, 64])
+b.store(b.map("mul", b.load(b.dense(x), [i, j], [1, 64]), b.constant(2.0)), b.dense(y), [i, j])
+kernel = b.finish()
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class KernelBuilder:
     def grid(
         self, extents: Sequence[ExprLike], tiles: Sequence[int], order: Sequence[tuple[int, int]] | None = None
     ) -> list[SSAValue]:
-        """The grid's axes (extent by tile); order as (axis, programs a step) loops, outermost first. Gives the coordinates."""
+        """The grid's axes (extent by tile); order as (axis, programs a step), outermost first. Gives coordinates."""
         loops = order if order is not None else [(axis, 1) for axis in range(len(extents))]
         self._grid = (tuple(Expr.of(e) for e in extents), tuple(tiles), tuple(v for pair in loops for v in pair))
         return [self._block.insert_arg(IndexType(), len(self._block.args)) for _ in extents]
@@ -64,12 +64,21 @@ class KernelBuilder:
     def finish(self) -> structure.KernelOp:
         """The kernel, verified."""
         if self._grid is None or len(self._blocks) != 1:
-            raise IRError(f"kernel {self.name}: it has no grid or a loop is open", step="call grid() and close every loop")
+            raise IRError(
+                f"kernel {self.name}: it has no grid or a loop is open", step="call grid() and close every loop"
+            )
         extents, tiles, order = self._grid
         self._block.add_op(structure.YieldOp.make([], result_types=[]))
         return structure.KernelOp.make(
-            result_types=[], regions=[Region(self._block)], sym_name=self.name, dims=self.dims, extents=extents,
-            tiles=tiles, order=order, outputs=self._outputs, like=self._like,
+            result_types=[],
+            regions=[Region(self._block)],
+            sym_name=self.name,
+            dims=self.dims,
+            extents=extents,
+            tiles=tiles,
+            order=order,
+            outputs=self._outputs,
+            like=self._like,
         )
 
     # --- indices --------------------------------------------------------------------------------------------------
@@ -111,9 +120,7 @@ class KernelBuilder:
         """Rows of a view picked by an integer view."""
         return self._add(memory.ViewRowsOp.make(view, indices, axis=axis))
 
-    def load(
-        self, view: SSAValue, at: Sequence[Index], extents: Sequence[int], fill: float | None = None
-    ) -> SSAValue:
+    def load(self, view: SSAValue, at: Sequence[Index], extents: Sequence[int], fill: float | None = None) -> SSAValue:
         """The region at the coordinates; `fill` for lanes outside the view (None: poison)."""
         where = [self.index(i) for i in at]
         if fill is None:
@@ -186,7 +193,7 @@ class KernelBuilder:
     # --- control --------------------------------------------------------------------------------------------------
 
     def loop(self, lo: Index, hi: Index, step: int, carries: Sequence[SSAValue] = ()) -> Loop:
-        """`with b.loop(0, "n", 64, [acc]) as loop:`; read loop.at and loop.carried, end with loop.give(...); loop.out after."""
+        """`with b.loop(0, "n", 64, [acc]) as loop:`; read loop.at, loop.carried; end by loop.give(...); loop.out after."""
         return Loop(self, self.index(lo), self.index(hi), step, carries)
 
     def add(self, op: TwOperation) -> Any:
@@ -231,7 +238,9 @@ class Loop:
         self._builder._blocks.append(self._block)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._builder._blocks.pop()
         if kind is not None:
             return
@@ -240,7 +249,11 @@ class Loop:
             raise IRError("a loop must give as many values of the same types as it carries", step="call loop.give(...)")
         self._block.add_op(structure.YieldOp.make(given, result_types=[]))
         op = structure.ForOp.make(
-            self._lo, self._hi, self._carries, step=self._step, regions=[Region(self._block)],
+            self._lo,
+            self._hi,
+            self._carries,
+            step=self._step,
+            regions=[Region(self._block)],
             result_types=[[c.type for c in self._carries]],
         )
         self._builder._append(op)

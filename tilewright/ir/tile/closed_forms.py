@@ -32,7 +32,9 @@ def closed_distinct(term: Term, symbols: Symbols) -> Expr | None:
 def _product(term: Term, symbols: Symbols, *, distinct: bool) -> Expr | None:
     if symbols.depends_on_data(*(e for p in (*term.path, *term.factors) for e in exprs_of(p))):
         return None
-    settled = _merge_chunks(replace(term, factors=tuple(_settled(f, term.loops) for f in term.factors)), symbols)
+    names = {loop.name for loop in term.loops}
+    factors = tuple(f if distinct and _moves(f, names) else _settled(f, term.loops) for f in term.factors)
+    settled = _merge_chunks(replace(term, factors=factors), symbols)
     parts = []
     for group in groups(settled, symbols):
         if distinct and group.loops and not group.factors:
@@ -104,6 +106,11 @@ def _tiled_pages(span: PageSpan, loop: Loop) -> Expr | None:
 
 
 # --- clips that never clip --------------------------------------------------------------------------------------------
+
+
+def _moves(factor: Factor, names: set[str]) -> bool:
+    """Whether a clip lies elsewhere from one step of a loop to the next: then each step touches other elements."""
+    return isinstance(factor, Clip) and not factor.start.symbols.isdisjoint(names)
 
 
 def _settled(factor: Factor, loops: Sequence[Loop]) -> Factor:

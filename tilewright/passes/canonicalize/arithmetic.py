@@ -13,7 +13,6 @@ from xdsl.ir import SSAValue
 from tilewright.ir.dtypes import DType
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.elementwise import CastOp, MapOp
-from tilewright.ir.graph.reduction import NormOp, SoftmaxOp
 from tilewright.ir.graph.shape import BroadcastOp
 from tilewright.passes.rewriting import Rules, Site, defined, mapped, same_dims, splat
 
@@ -229,29 +228,3 @@ def cast_to_truth(op: CastOp, site: Site) -> SSAValue | None:
     if inner is None or not is_boolean(op.out) or not is_boolean(inner.x):
         return None
     return inner.x
-
-
-# --- rows of one element --------------------------------------------------------------------------------------------
-
-
-@ARITHMETIC.on(SoftmaxOp)
-def softmax_of_one_element(op: SoftmaxOp, site: Site) -> SSAValue | None:
-    """x - x, then exp: 1 where x is finite, NaN where it is not."""
-    if tensor(op.x).dims[op.axis.data].constant != 1:
-        return None
-    gap = site.map("sub", op.x, op.x)
-    return gap if op.log.data else site.map("exp", gap)
-
-
-@ARITHMETIC.on(NormOp)
-def norm_of_one_element(op: NormOp, site: Site) -> SSAValue | None:
-    """A norm over one element, spelled out: no axis is left to reduce."""
-    x = tensor(op.x)
-    if x.dims[-1].constant != 1 or x.dtype.bits < 32:
-        return None
-    y = site.map("sub", op.x, op.x) if op.kind.data == "layer" else op.x
-    spread = site.map("add", site.map("mul", y, y), site.constant(op.eps.data, x.dtype))
-    y = site.map("div", y, site.map("sqrt", spread))
-    if op.weight is not None:
-        y = site.map("mul", y, op.weight)
-    return y if op.bias is None else site.map("add", y, op.bias)

@@ -6,19 +6,18 @@ The condition of each rule is a predicate of its own, so that a test can disable
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from xdsl.ir import SSAValue
 
 from tilewright.ir.dims import Expr
 from tilewright.ir.dtypes import DType
-from tilewright.ir.graph.base import GraphOp, broadcast_dims, tensor
+from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.contraction import MatmulOp
-from tilewright.ir.graph.elementwise import CastOp, MapOp
-from tilewright.ir.graph.indexing import GatherOp
+from tilewright.ir.graph.elementwise import CastOp
 from tilewright.ir.graph.reduction import ReduceOp
 from tilewright.ir.graph.shape import BroadcastOp, ConcatOp, PadOp, ReshapeOp, SliceOp, TransposeOp
-from tilewright.ir.graph.structure import IotaOp
-from tilewright.passes.rewriting import Rules, Site, defined, splat
+from tilewright.passes.rewriting import Rules, Site, defined
 
 SHAPES = Rules()
 
@@ -82,31 +81,19 @@ def takes_all(op: SliceOp) -> bool:
     return all(s == zero for s in op.starts.data) and op.stops.data == dims and all(step == 1 for step in op.strides)
 
 
-def stretches_none(x: SSAValue, others: Sequence[SSAValue], dims: Sequence[Expr], op: GraphOp) -> bool:
-    """With x unstretched, the operands still broadcast to the same dims."""
-    return broadcast_dims(op, tensor(x).dims, *(tensor(o).dims for o in others)) == tuple(dims)
-
-
-def stretched_axes(op: BroadcastOp) -> set[int]:
-    """The axes of the result along which x repeats, new leading ones among them."""
-    x, dims = tensor(op.x).dims, op.dims.data
-    lead = len(dims) - len(x)
-    return {axis for axis, dim in enumerate(dims) if axis < lead or x[axis - lead] != dim}
-
-
-def reduces_none_of(axes: Sequence[int], stretched: set[int]) -> bool:
-    """No reduced axis is one that a broadcast repeats."""
-    return not stretched & set(axes)
-
-
-def stays_inside(site: Site, stop: Expr, size: Expr) -> bool:
-    """The last element read is proved to lie in the axis."""
-    return site.ctx.dims.compare(stop, "<=", size) is True
-
-
-def is_unit(dim: Expr) -> bool:
-    """The size is 1 whatever the call."""
-    return dim.constant == 1
+def follow_one_another(cuts: Sequence[SliceOp], axis: int) -> bool:
+    """Slices of one tensor, each starting where the one before stops, and alike along the other axes."""
+    for a, b in pairwise(cuts):
+        same = [
+            a.starts.data[i] == b.starts.data[i] and a.stops.data[i] == b.stops.data[i]
+            for i in range(len(a.starts.data))
+            if i != axis
+        ]
+        if a.x is not b.x or a.strides != b.strides or a.strides[axis] != 1 or not all(same):
+            return False
+        if a.stops.data[axis] != b.starts.data[axis]:
+            return False
+    return True
 
 
 # --- identities and chains ------------------------------------------------------------------------------------------
@@ -219,91 +206,15 @@ def concat_of_one(op: ConcatOp, site: Site) -> SSAValue | None:
     return site.make(ConcatOp, kept, axis=op.axis) if kept and len(kept) < len(op.xs) else None
 
 
-# --- constants ------------------------------------------------------------------------------------------------------
-
-
-@SHAPES.on(ReshapeOp, TransposeOp, BroadcastOp, SliceOp)
-def splat_stays_splat(op: ReshapeOp, site: Site) -> SSAValue | None:
-    """Moving equal elements around gives equal elements."""
-    value = splat(op.x)
-    return None if value is None else site.constant(value, tensor(op.out).dtype, tensor(op.out).dims)
-
-
-@SHAPES.on(MapOp)
-def splat_operands_are_scalars(op: MapOp, site: Site) -> SSAValue | None:
-    """A splat of many elements beside another operand is one number."""
-    for i, arg in enumerate(op.args):
-        value, others = splat(arg), [a for j, a in enumerate(op.args) if j != i]
-        if value is None or not tensor(arg).rank or not stretches_none_without(others, tensor(op.out).dims, op):
-            continue
-        return site.map(op.fn.data, *op.args[:i], site.constant(value, tensor(arg).dtype), *op.args[i + 1 :])
-    return None
-
-
-def stretches_none_without(others: Sequence[SSAValue], dims: Sequence[Expr], op: GraphOp) -> bool:
-    """The other operands alone broadcast to the same dims."""
-    return bool(others) and broadcast_dims(op, *(tensor(o).dims for o in others)) == tuple(dims)
-
-
-# --- broadcasts -----------------------------------------------------------------------------------------------------
-
-
-@SHAPES.on(MapOp)
-def map_broadcasts_itself(op: MapOp, site: Site) -> SSAValue | None:
-    """A broadcast operand goes in unstretched where the other operands give the result its dims."""
-    for i, arg in enumerate(op.args):
-        inner = defined(arg, BroadcastOp) or leading_units(arg)
-        others = [a for j, a in enumerate(op.args) if j != i]
-        if inner is not None and stretches_none(inner.x, others, tensor(op.out).dims, op):
-            return site.map(op.fn.data, *op.args[:i], inner.x, *op.args[i + 1 :])
-    return None
-
-
-def leading_units(value: SSAValue) -> ReshapeOp | None:
-    """The reshape behind a value that only puts axes of size 1 in front, which broadcasting does by itself."""
-    op = defined(value, ReshapeOp)
-    if op is None:
+@SHAPES.on(ConcatOp)
+def concat_of_neighbours(op: ConcatOp, site: Site) -> SSAValue | None:
+    """Slices that follow one another in one tensor, put one after another again."""
+    cuts = [c for x in op.xs if (c := defined(x, SliceOp)) is not None]
+    if len(cuts) < max(len(op.xs), 2) or not follow_one_another(cuts, op.axis.data):
         return None
-    dims, x = op.dims.data, tensor(op.x).dims
-    lead = len(dims) - len(x)
-    return op if lead > 0 and dims[lead:] == x and all(is_unit(d) for d in dims[:lead]) else None
-
-
-@SHAPES.on(BroadcastOp)
-def broadcast_adds_leading_axes_itself(op: BroadcastOp, site: Site) -> SSAValue | None:
-    """Leading axes of size 1 need no reshape before a broadcast."""
-    inner = leading_units(op.x)
-    return None if inner is None else site.make(BroadcastOp, inner.x, dims=op.dims)
-
-
-@SHAPES.on(MapOp, CastOp)
-def broadcast_sinks(op: MapOp | CastOp, site: Site) -> SSAValue | None:
-    """A function of one stretched value and numbers is computed before stretching."""
-    wide = [a for a in op.operands if tensor(a).rank or splat(a) is None]
-    inner = defined(wide[0], BroadcastOp) if wide and all(a is wide[0] for a in wide) else None
-    if inner is None:
-        return None
-    if isinstance(op, CastOp):
-        early = site.make(CastOp, inner.x, dtype=op.dtype)
-    else:
-        early = site.map(op.fn.data, *(inner.x if a is wide[0] else a for a in op.args))
-    return site.make(BroadcastOp, early, dims=inner.dims)
-
-
-@SHAPES.on(ReduceOp)
-def reduce_before_broadcast(op: ReduceOp, site: Site) -> SSAValue | None:
-    """Axes that a broadcast repeats and the reduction keeps are stretched after it."""
-    inner = defined(op.x, BroadcastOp)
-    if inner is None:
-        return None
-    stretched, lead = stretched_axes(inner), tensor(inner.out).rank - tensor(inner.x).rank
-    if any(axis < lead for axis in op.axes.data) or not stretched or not reduces_none_of(op.axes.data, stretched):
-        return None
-    early = site.make(ReduceOp, inner.x, fn=op.fn, axes=[a - lead for a in op.axes.data], keepdims=op.keepdims)
-    return site.make(BroadcastOp, early, dims=tensor(op.out).dims)
-
-
-# --- what other ops do by themselves --------------------------------------------------------------------------------
+    first, axis = cuts[0], op.axis.data
+    stops = [cuts[-1].stops.data[i] if i == axis else stop for i, stop in enumerate(first.stops.data)]
+    return site.make(SliceOp, first.x, starts=first.starts, stops=stops, steps=first.steps)
 
 
 @SHAPES.on(MatmulOp)
@@ -313,62 +224,3 @@ def transpose_into_matmul(op: MatmulOp, site: Site) -> SSAValue | None:
     if inner is None or not swaps_last_two(inner.permutation.data):
         return None
     return site.make(MatmulOp, op.a, inner.x, transpose_b=not op.transpose_b.data)
-
-
-@SHAPES.on(MatmulOp)
-def matmul_of_one_term(op: MatmulOp, site: Site) -> SSAValue | None:
-    """A contraction over one element is a product that broadcasts."""
-    _, _, _, k = op.sizes()
-    if not is_unit(k):
-        return None
-    row = op.b
-    if op.transpose_b.data:
-        dims = tensor(op.b).dims
-        row = site.make(ReshapeOp, op.b, dims=(*dims[:-2], dims[-1], dims[-2]))
-    return site.map("mul", op.a, row)
-
-
-@SHAPES.on(ReduceOp)
-def reduce_of_one_element(op: ReduceOp, site: Site) -> SSAValue | None:
-    """Reducing axes of size 1 keeps every element; the index of the only one is 0."""
-    x, out = tensor(op.x), tensor(op.out)
-    if not all(is_unit(x.dims[axis]) for axis in op.axes.data):
-        return None
-    if op.fn.data in ("argmax", "argmin"):
-        return site.constant(0, out.dtype, out.dims)
-    return site.make(ReshapeOp, op.x, dims=out.dims)
-
-
-@SHAPES.on(GatherOp)
-def gather_of_one_place(op: GatherOp, site: Site) -> SSAValue | None:
-    """The same index everywhere: one slice, repeated."""
-    place, x, axis = splat(op.indices), tensor(op.x), op.axis.data
-    if place is None or place < 0 or not stays_inside(site, Expr.of(int(place)) + 1, x.dims[axis]):
-        return None
-    starts = [Expr.of(int(place)) if i == axis else Expr.of(0) for i in range(x.rank)]
-    stops = [Expr.of(int(place)) + 1 if i == axis else d for i, d in enumerate(x.dims)]
-    one = site.make(SliceOp, op.x, starts=starts, stops=stops)
-    units = [Expr.of(1)] * tensor(op.indices).rank
-    flat = site.make(ReshapeOp, one, dims=(*x.dims[:axis], *units, *x.dims[axis + 1 :]))
-    return site.make(BroadcastOp, flat, dims=tensor(op.out).dims)
-
-
-@SHAPES.on(GatherOp)
-def gather_of_a_range(op: GatherOp, site: Site) -> SSAValue | None:
-    """Neighbouring indices in order: a slice."""
-    iota, x, axis = defined(op.indices, IotaOp), tensor(op.x), op.axis.data
-    if iota is None or tensor(iota.out).rank != 1 or iota.step.data != 1:
-        return None
-    start, stop = iota.start.data[0], iota.start.data[0] + tensor(iota.out).dims[0]
-    if not stays_inside(site, stop, x.dims[axis]) or not stays_inside(site, Expr.of(0), start):
-        return None
-    starts = [start if i == axis else Expr.of(0) for i in range(x.rank)]
-    stops = [stop if i == axis else d for i, d in enumerate(x.dims)]
-    return site.make(SliceOp, op.x, starts=starts, stops=stops)
-
-
-@SHAPES.on(IotaOp)
-def iota_of_one_element(op: IotaOp, site: Site) -> SSAValue | None:
-    """Counting along an axis of size 1 gives the start."""
-    out, start = tensor(op.out), op.start.data[0].constant
-    return site.constant(start, out.dtype, out.dims) if start is not None and is_unit(out.dims[op.axis.data]) else None

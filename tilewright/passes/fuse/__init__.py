@@ -90,16 +90,16 @@ def _record_refusals(plan: Plan, growth: Growth, ctx: Context) -> None:
             other = plan.of.get(producer) if producer is not None else None
             if producer is None or other is None or other is cluster or other.kind == OUTSIDE:
                 continue
-            reason = growth.refusals.get((producer, consumer)) or why_apart(producer, consumer, cluster)
+            reason = growth.refusals.get((producer, consumer)) or why_apart(producer, other, consumer)
             ctx.refuse(consumer, f"not joined with {producer.name}: {reason}")
 
 
-def why_apart(producer: Operation, consumer: Operation, cluster: Cluster) -> str:
+def why_apart(producer: Operation, other: Cluster, consumer: Operation) -> str:
     """Why two ops are in two kernels though neither was asked to join the other."""
+    if isinstance(consumer, (MatmulOp, AttentionOp)):
+        return f"{consumer.name} reads its operands many times: they are computed once, before it"
     if not any(v.owner is producer for v in consumer.operands):
         return "a view of the result lies between them"
-    if isinstance(consumer, (MatmulOp, AttentionOp)):
-        return f"{cluster.kind} reads its operands many times: they are computed once, before it"
     if len({use.operation for r in producer.results for use in r.uses}) > 1:
         return "several kernels read the result: it is stored once"
-    return f"a {cluster.kind} kernel takes no such producer"
+    return f"its operand is stored by a {other.kind} kernel"

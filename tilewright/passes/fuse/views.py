@@ -9,18 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from xdsl.ir import SSAValue
+from xdsl.ir import Operation, SSAValue
 
 from tilewright.ir.dims import Expr, exact_div, product
+from tilewright.ir.graph.attention import RotaryOp
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.contraction import MatmulOp
 from tilewright.ir.graph.elementwise import CastOp, MapOp
+from tilewright.ir.graph.indexing import GatherOp
 from tilewright.ir.graph.reduction import NormOp, SoftmaxOp
-from tilewright.ir.graph.shape import ReshapeOp, SliceOp, TransposeOp
-from tilewright.passes.canonicalize.shapes import SHAPES
-from tilewright.passes.rewriting import Rules, Site, defined, splat
+from tilewright.ir.graph.shape import ConcatOp, ReshapeOp, SliceOp, TransposeOp
+from tilewright.ir.graph.structure import PositionsOp
+from tilewright.passes.canonicalize.broadcasts import BROADCASTS
+from tilewright.passes.canonicalize.shapes import SHAPES, moves_only_units
+from tilewright.passes.fuse.plan import keeps_row_major
+from tilewright.passes.rewriting import Rules, Site, defined, same_dims, splat
 
-VIEWS = Rules(SHAPES)
+VIEWS = Rules(SHAPES, BROADCASTS)
 
 
 def keeps_last_axis(before: Sequence[Expr], after: Sequence[Expr]) -> bool:
@@ -36,6 +41,21 @@ def is_vector(value: SSAValue, dims: Sequence[Expr]) -> bool:
     return len(given) == 1 and given[-1] == dims[-1]
 
 
+def rests_on_memory(value: SSAValue) -> bool:
+    """Elementwise ops alone lie between the value and what is in memory, or counted: no kernel's own result does."""
+    owner = value.owner
+    if isinstance(owner, (MapOp, CastOp)):
+        return value.has_one_use() and all(rests_on_memory(v) for v in owner.operands)
+    if isinstance(owner, (ReshapeOp, TransposeOp, SliceOp)):
+        return rests_on_memory(owner.x)
+    return not isinstance(owner, Operation) or not owner.operands
+
+
+def covers_axis(site: Site, count: Expr, size: Expr) -> bool:
+    """That many places from the start are proved to lie in the axis."""
+    return site.ctx.dims.compare(count, "<=", size) is True
+
+
 def varies(value: SSAValue) -> bool:
     """The value has elements that may differ."""
     return splat(value) is None
@@ -49,7 +69,7 @@ def elementwise_before_view(op: MapOp | CastOp, site: Site) -> SSAValue | None:
     if len(viewed) != 1 or value is None or any(tensor(v).rank for v in op.operands if not varies(v)):
         return None
     view = defined(value, ReshapeOp) or defined(value, TransposeOp)
-    if view is None:
+    if view is None or (keeps_row_major(view) and rests_on_memory(value)):
         return None
     if isinstance(op, CastOp):
         early = site.make(CastOp, view.x, dtype=op.dtype)
@@ -62,6 +82,46 @@ def _same_view(view: ReshapeOp | TransposeOp, x: SSAValue, site: Site) -> SSAVal
     if isinstance(view, ReshapeOp):
         return site.make(ReshapeOp, x, dims=view.dims)
     return site.make(TransposeOp, x, permutation=view.permutation)
+
+
+@VIEWS.on(ReshapeOp)
+def units_before_elementwise(op: ReshapeOp, site: Site) -> SSAValue | None:
+    """Axes of size 1 are added before elementwise ops, which can then join what broadcasts their result."""
+    inner = defined(op.x, MapOp) or defined(op.x, CastOp)
+    if inner is None or not keeps_row_major(op) or not rests_on_memory(op.x):
+        return None
+    if any(tensor(v).dims != tensor(op.x).dims and (varies(v) or tensor(v).rank) for v in inner.operands):
+        return None
+    wide = [site.make(ReshapeOp, v, dims=op.dims) if varies(v) else v for v in inner.operands]
+    if isinstance(inner, CastOp):
+        return site.make(CastOp, wide[0], dtype=inner.dtype)
+    return site.map(inner.fn.data, *wide)
+
+
+@VIEWS.on(MapOp)
+def elementwise_before_repetition(op: MapOp, site: Site) -> SSAValue | None:
+    """f of a value beside itself is computed once."""
+    joined = defined(op.args[0], ConcatOp) if len(op.args) == 1 else None
+    if joined is None or len(joined.xs) < 2 or not all(x is joined.xs[0] for x in joined.xs):
+        return None
+    early = site.map(op.fn.data, joined.xs[0])
+    return site.make(ConcatOp, [early] * len(joined.xs), axis=joined.axis)
+
+
+@VIEWS.on(GatherOp)
+def gather_by_position(op: GatherOp, site: Site) -> SSAValue | None:
+    """Rows looked up by positions that count from zero are the first rows."""
+    places, x, axis = op.indices, tensor(op.x), op.axis.data
+    while isinstance(places.owner, ReshapeOp) and keeps_row_major(places.owner):
+        places = places.owner.x
+    if defined(places, PositionsOp) is None:
+        return None
+    count = tensor(places).dims[0]
+    if not covers_axis(site, count, x.dims[axis]):
+        return None
+    starts = [Expr.of(0)] * x.rank
+    first = site.make(SliceOp, op.x, starts=starts, stops=[count if i == axis else d for i, d in enumerate(x.dims)])
+    return site.make(ReshapeOp, first, dims=tensor(op.out).dims)
 
 
 @VIEWS.on(MapOp)
@@ -79,6 +139,64 @@ def columns_before_reshape(op: MapOp, site: Site) -> SSAValue | None:
         if rest and all(is_vector(a, source) for a in rest) and any(varies(a) for a in rest):
             return site.make(ReshapeOp, site.map(op.fn.data, *others), dims=view.dims)
     return None
+
+
+@VIEWS.on(MapOp)
+def residual_before_reshape(op: MapOp, site: Site) -> SSAValue | None:
+    """What is added to a product whose rows are regrouped can be regrouped instead: that is another name for it."""
+    if len(op.args) != 2:
+        return None
+    for i, arg in enumerate(op.args):
+        view, other = defined(arg, ReshapeOp), op.args[1 - i]
+        if view is None or other is arg or not same_dims(arg, op.out) or not same_dims(other, op.out):
+            continue
+        back = defined(other, ReshapeOp)
+        if back is not None and not same_dims(back.x, view.x):
+            continue
+        if not arg.has_one_use() or not comes_from_product(view.x):
+            continue
+        if keeps_last_axis(tensor(view.x).dims, view.dims.data):
+            regrouped = site.make(ReshapeOp, other, dims=tensor(view.x).dims)
+            pair = (view.x, regrouped) if i == 0 else (regrouped, view.x)
+            return site.make(ReshapeOp, site.map(op.fn.data, *pair), dims=view.dims)
+    return None
+
+
+def comes_from_product(value: SSAValue) -> bool:
+    """A product with nothing but elementwise ops on it, each read once: what follows may run in its registers."""
+    while value.has_one_use() and isinstance(value.owner, (MapOp, CastOp)):
+        value = next(
+            (v for v in value.owner.operands if v.has_one_use() and comes_from_product(v)), value.owner.operands[0]
+        )
+    return value.has_one_use() and isinstance(value.owner, MatmulOp)
+
+
+@VIEWS.on(RotaryOp)
+def rotary_before_transpose(op: RotaryOp, site: Site) -> SSAValue | None:
+    """Turning features does not care where heads and tokens stand: the transpose goes to whoever reads the result."""
+    view = defined(op.x, TransposeOp)
+    if view is None or not keeps_last_place(view.permutation.data):
+        return None
+    order, rank = view.permutation.data, tensor(op.x).rank
+    back = [order.index(axis) for axis in range(rank)]
+    tables = [_transposed(table, back, site) for table in (op.cos, op.sin)]
+    if tables[0] is None or tables[1] is None:
+        return None
+    return site.make(TransposeOp, site.make(RotaryOp, view.x, *tables, style=op.style), permutation=order)
+
+
+def keeps_last_place(permutation: Sequence[int]) -> bool:
+    """The last axis stays last."""
+    return permutation[-1] == len(permutation) - 1
+
+
+def _transposed(table: SSAValue, permutation: Sequence[int], site: Site) -> SSAValue | None:
+    """A table that broadcasts, with its axes permuted; None where that would move elements."""
+    given = tensor(table).dims
+    dims = (*[Expr.of(1)] * (len(permutation) - len(given)), *given)
+    if not moves_only_units(dims, permutation):
+        return None
+    return site.make(ReshapeOp, table, dims=[dims[axis] for axis in permutation])
 
 
 @VIEWS.on(MatmulOp)

@@ -29,6 +29,7 @@ from tilewright.passes.lower_tile_to_loops.storage import RegisterTile, ScratchT
 from tilewright.passes.lower_tile_to_loops.sweeps import Space, sweep
 
 _UNROLLED_K = 4  # steps of k that one turn of the innermost loop takes
+_EVEN = 0.6  # how much of the register tile's height a block must keep to avoid a rest of rows
 
 Reader = Callable[[Site], Value]
 
@@ -157,10 +158,15 @@ class _Range:
 
 
 def register_block(cx: Lowering, rows: int, columns: int) -> tuple[int, int]:
-    """Rows and vectors of the blocks of a result: the machine's register tile, taller where the result is narrow."""
+    """Rows and vectors of the blocks of a result: the machine's register tile, taller where the result is narrow.
+
+    A somewhat lower block that divides the rows is taken instead of one that leaves a rest, which would be code of its own.
+    """
     _, height, width = next(entry for entry in cx.machine.rules.dot if entry[0] is None or rows <= entry[0])
     vectors = min(width, -(-columns // cx.lanes))
-    return min(rows, height * width // vectors), vectors
+    tallest = min(rows, height * width // vectors)
+    even = next((h for h in range(tallest, 0, -1) if rows % h == 0), 1)
+    return (even if even >= _EVEN * tallest else tallest), vectors
 
 
 def _moved(cx: Lowering, start: Position, by: int, step: int) -> Coord:

@@ -88,7 +88,7 @@ class Facts:
         if newest is not None:
             bounded = self._eliminate(expr, newest)
             return bounded is not None and self._nonnegative(bounded, depth)
-        low, _ = expr.interval({name: (None, None) for name in self._opaque})
+        low, _ = expr.interval(dict.fromkeys(self._opaque, (None, None)))
         if low is not None and low >= 0:
             return True
         return any(self._nonnegative(weaker, depth - 1) for weaker in _weaker(expr))

@@ -36,7 +36,7 @@ def load(cx: Lowering, op: LoadOp, site: Site) -> Value:
     spans = spans_of(cx, list(op.at), tile(op.out).extents, site)
     varies = any(c.varies for c in site.coords)
     # A scalar load under a condition is a branch, so scalars are clamped where that is possible even if they are filled.
-    place = cx.views[op.source].place(spans, site.lanes, clamp=fill is None or not varies)
+    place = cx.views[op.source].place(spans, site.lanes, clamp=fill is None or not varies, counts=site.mask)
     lanes = site.lanes if varies else 1
     mask = all_of(b, place.conditions, lanes)
     if varies and site.mask is not None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from xdsl.ir import Block, Operation, SSAValue
+from xdsl.ir import Block, Operation
 
+from tilewright.ir.dtypes import I64
 from tilewright.ir.loops import LoopKernel
 from tilewright.ir.machine import Machine
 from tilewright.ir.tile import compute
 from tilewright.ir.tile.base import buffer
-from tilewright.ir.tile.memory import LoadOp, StageOp, StoreOp
+from tilewright.ir.tile.memory import StoreOp, root
 from tilewright.ir.tile.structure import ForOp, IfOp, KernelOp, YieldOp
 from tilewright.passes.lower_tile_to_loops.context import Lowering
 from tilewright.passes.lower_tile_to_loops.control import lower_for, lower_if
+from tilewright.passes.lower_tile_to_loops.counters import CounterRow
 from tilewright.passes.lower_tile_to_loops.definitions import materialise
 from tilewright.passes.lower_tile_to_loops.dots import lower_dot
 from tilewright.passes.lower_tile_to_loops.elementwise import INLINE
@@ -19,10 +21,9 @@ from tilewright.passes.lower_tile_to_loops.emission import Emission
 from tilewright.passes.lower_tile_to_loops.grid import over_programs
 from tilewright.passes.lower_tile_to_loops.index_ops import lower_index_op
 from tilewright.passes.lower_tile_to_loops.indices import Facts
-from tilewright.passes.lower_tile_to_loops.operands import root_buffer
+from tilewright.passes.lower_tile_to_loops.ordering import lower_sort, lower_topk
 from tilewright.passes.lower_tile_to_loops.placement import place
 from tilewright.passes.lower_tile_to_loops.reductions import lower_accumulate, lower_reduce
-from tilewright.passes.lower_tile_to_loops.ordering import lower_sort, lower_topk
 from tilewright.passes.lower_tile_to_loops.scaled_dots import lower_dot_scaled
 from tilewright.passes.lower_tile_to_loops.scans import lower_scan
 from tilewright.passes.lower_tile_to_loops.stores import store
@@ -38,11 +39,13 @@ def lower_kernel(kernel: KernelOp, machine: Machine, *, instrument: bool = False
     cx = Lowering(kernel, machine, b, Facts(), place(kernel, machine.rules))
     for name in kernel.dims.data:
         b.dim(name)
-    written = {root_buffer(op.target) for op in kernel.walk() if isinstance(op, StoreOp)}
+    written = {root(op.target) for op in kernel.walk() if isinstance(op, StoreOp)}
     first_output = len(kernel.buffers) - kernel.outputs.data
     for number, value in enumerate(kernel.buffers):
         writable = number >= first_output or value in written
         cx.buffers[value] = b.buffer(f"arg{number}", buffer(value).dtype, writable=writable)
+    if instrument:
+        cx.counters = CounterRow(cx, b.buffer("counters", I64, writable=True))
     over_programs(cx, lambda: lower_block(cx, kernel.block))
     return b.finish()
 
@@ -54,6 +57,8 @@ def lower_block(cx: Lowering, block: Block) -> None:
             break
         if op not in cx.done:
             _lower(cx, op)
+        if cx.counters is not None:
+            cx.counters.op(op)
         cx.release(cx.plan.dies.get(op, ()))
 
 
@@ -89,5 +94,3 @@ def _lower(cx: Lowering, op: Operation) -> None:
         case _:
             raise cx.unsupported(op, "no lowering to loops")
 
-
-__all__ = ["LoadOp", "SSAValue", "StageOp", "lower_kernel"]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from math import prod
 
 from xdsl.ir import Operation, SSAValue
 
-from tilewright.ir.loops import Value
 from tilewright.ir.tile import compute
 from tilewright.ir.tile.base import tile
 from tilewright.ir.tile.compute import LANES

@@ -1,32 +1,12 @@
-"""Questions about tile values that need no code: which memory is behind one, and whether it can be read in place."""
+"""Questions about tile values that need no code: what lies behind one, and whether it can be read in place."""
 
 from __future__ import annotations
 
 from xdsl.ir import Operation, SSAValue
 
-from tilewright.errors import IRError
 from tilewright.ir.tile import compute
 from tilewright.ir.tile.base import tile
-from tilewright.ir.tile.memory import (
-    LoadOp,
-    StageOp,
-    ViewOp,
-    ViewPagesOp,
-    ViewRowsOp,
-    ViewSegmentOp,
-    ViewWindowOp,
-)
-
-
-def root_buffer(view: SSAValue) -> SSAValue:
-    """The buffer behind a view."""
-    op = view.owner
-    match op:
-        case ViewOp():
-            return op.source
-        case ViewWindowOp() | ViewRowsOp() | ViewPagesOp() | ViewSegmentOp():
-            return root_buffer(op.source)
-    raise IRError(f"{view.type} is not made by a view op", step="make views inside the kernel")
+from tilewright.ir.tile.memory import LoadOp, StageOp
 
 
 def leaf(value: SSAValue) -> Operation | None:

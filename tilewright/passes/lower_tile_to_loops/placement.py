@@ -18,10 +18,10 @@ from tilewright.ir.machine import TileRules
 from tilewright.ir.scalars import SCALARS
 from tilewright.ir.tile import compute
 from tilewright.ir.tile.base import tile
-from tilewright.ir.tile.memory import LoadOp, StageOp, StoreOp
+from tilewright.ir.tile.memory import LoadOp, StageOp, StoreOp, root
 from tilewright.ir.tile.structure import ForOp, IfOp, KernelOp, YieldOp
 from tilewright.ir.types import TileType
-from tilewright.passes.lower_tile_to_loops.operands import is_direct, root_buffer, unit_reshape
+from tilewright.passes.lower_tile_to_loops.operands import is_direct, unit_reshape
 from tilewright.passes.lower_tile_to_loops.sites import lane_axis
 from tilewright.passes.lower_tile_to_loops.transposes import turns_lanes
 
@@ -70,7 +70,7 @@ class _Placer:
     def __init__(self, kernel: KernelOp, rules: TileRules) -> None:
         self.kernel, self.rules, self.plan = kernel, rules, Placement()
         self.expanded: dict[SSAValue, bool] = {}
-        self.stored = {root_buffer(op.target) for op in kernel.walk() if isinstance(op, StoreOp)}
+        self.stored = {root(op.target) for op in kernel.walk() if isinstance(op, StoreOp)}
 
     def run(self) -> Placement:
         self.block(self.kernel.block, self.rules.registers - _SPARE)
@@ -116,7 +116,7 @@ class _Placer:
         for argument, result in sorted(tiles, key=lambda pair: vectors(pair[0], self.rules.lanes)):
             # A body with an inner loop has been decided, so its roots are known; else they are traced when it is.
             size = vectors(argument, self.rules.lanes)
-            fits = size <= left and self.aligned(argument) and self.aligned(result)
+            fits = size <= left and _compact(argument) and self.aligned(argument) and self.aligned(result)
             self.plan.homes[argument] = self.plan.homes[result] = "registers" if fits else "scratch"
             left -= size if fits else 0
         if not nested:
@@ -154,7 +154,7 @@ class _Placer:
         if not roots:
             return False
         if isinstance(op, LoadOp):
-            if root_buffer(op.source) in self.stored:
+            if root(op.source) in self.stored:
                 return True  # a store might come between the load and its evaluation
         if any(_needs_memory(use.operation, use.index, self.rules) for use in value.uses) and not is_direct(value):
             return True
@@ -169,7 +169,7 @@ class _Placer:
     def column(self, value: SSAValue) -> bool:
         """A few scalars, one a row."""
         extents = tile(value).extents
-        return (not extents or extents[-1] == 1) and prod(extents) <= _SCALARS and self.aligned(value)
+        return (not extents or extents[-1] == 1) and _compact(value) and self.aligned(value)
 
     def cost(self, value: SSAValue, seen: set[SSAValue]) -> int:
         """FLOPs of evaluating a value again, down to what has a home or is a root itself."""
@@ -190,11 +190,9 @@ class _Placer:
 
     def settle(self, value: SSAValue, budget: int) -> None:
         """Gives a materialised value its home. What becomes a carry in registers takes the registers of that carry."""
-        extents = tile(value).extents
         fits = vectors(value, self.rules.lanes) <= budget or (budget > 0 and self.continues(value))
-        if fits and extents and extents[-1] == 1:
-            fits = prod(extents) <= _SCALARS
-        self.plan.homes[value] = "registers" if fits and self.aligned(value) else "scratch"
+        fits = fits and _compact(value) and self.aligned(value)
+        self.plan.homes[value] = "registers" if fits else "scratch"
 
     def continues(self, value: SSAValue) -> bool:
         """Whether a value is yielded to a carry that lives in registers."""
@@ -239,6 +237,12 @@ class _Placer:
             readers = [a for root in self.plan.roots.get(value, ()) for a in _ancestors(root) if a in order]
             last = max(readers, key=lambda op: order[op], default=owner)
             self.plan.dies.setdefault(last, []).append(value)
+
+
+def _compact(value: SSAValue) -> bool:
+    """Whether a tile fits registers by shape: columns are kept as scalars, so only short ones do."""
+    extents = tile(value).extents
+    return not extents or extents[-1] != 1 or prod(extents) <= _SCALARS
 
 
 def _ancestors(op: Operation) -> Iterator[Operation]:

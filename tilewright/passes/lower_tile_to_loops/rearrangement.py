@@ -124,7 +124,7 @@ def concatenated(
     starts = [0]
     for part in op.args:
         starts.append(starts[-1] + tile(part).extents[axis])
-    pieces = [(part, lo, hi) for part, lo, hi in zip(op.args, starts, starts[1:], strict=True) if lo < hi]
+    pieces = [(part, lo, hi) for part, lo, hi in zip(op.args, starts[:-1], starts[1:], strict=True) if lo < hi]
 
     def at(c: Coord) -> Site:
         return site.moved((*site.coords[:axis], c, *site.coords[axis + 1 :]))

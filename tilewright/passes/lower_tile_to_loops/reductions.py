@@ -14,7 +14,7 @@ from tilewright.ir.tile.compute import LANES, AccumulateOp, ReduceOp
 from tilewright.passes.lower_tile_to_loops.combines import UNORDERED, Parts, across, combine, identity
 from tilewright.passes.lower_tile_to_loops.context import Lowering
 from tilewright.passes.lower_tile_to_loops.elementwise import evaluate, lanes_at, operand_site
-from tilewright.passes.lower_tile_to_loops.materialise import static_axes, storage_for
+from tilewright.passes.lower_tile_to_loops.materialise import space_of, static_axes, storage_for
 from tilewright.passes.lower_tile_to_loops.sites import ORIGIN, Coord, Site, known, lane_axis
 from tilewright.passes.lower_tile_to_loops.spilling import spilled
 from tilewright.passes.lower_tile_to_loops.storage import RegisterTile, Storage
@@ -193,10 +193,11 @@ def _down_columns(cx: Lowering, op: ReduceOp) -> None:
 
 def _output_space(cx: Lowering, op: ReduceOp, homes: Sequence[Storage | None]) -> Space:
     """The sweep over a reduction's results, in the vectors of its source."""
+    held = next((h for h in homes if isinstance(h, RegisterTile)), None)
+    if held is not None:
+        return space_of(held, cx.lanes)
     static = frozenset().union(*(static_axes(cx, a) for a in op.args)) - {op.axis.data}
-    extents = tile(op.results[0]).extents
-    held = any(isinstance(h, RegisterTile) for h in homes)
-    return Space.of(extents, cx.lanes, frozenset(range(len(extents))) if held else static)
+    return Space.of(tile(op.results[0]).extents, cx.lanes, static)
 
 
 def _in_order(cx: Lowering, op: ReduceOp) -> None:
@@ -210,8 +211,7 @@ def _in_order(cx: Lowering, op: ReduceOp) -> None:
         home = storage_for(cx, result)
         # The running maximum and the denominator are computed again for every vector of O: they are few.
         args = list(op.args[: max(number, 1) + 1] if number < 2 else (op.args[0], op.args[number]))
-        held = isinstance(home, RegisterTile)
-        space = Space.of(tile(result).extents, cx.lanes, frozenset(range(3 if held else 0)))
+        space = space_of(home, cx.lanes)
 
         def visit(site: Site, args: list[SSAValue] = args, home: Storage = home, number: int = number) -> None:
             def at(position: Coord) -> list[Value]:

@@ -69,7 +69,7 @@ def available(cx: Lowering, op: StoreOp) -> dict[int, Index]:
 def _write(cx: Lowering, op: StoreOp, site: Site) -> None:
     b = cx.b
     place = cx.views[op.target].place(
-        spans_of(cx, list(op.at), tile(op.source).extents, site), site.lanes, clamp=False
+        spans_of(cx, list(op.at), tile(op.source).extents, site), site.lanes, clamp=False, counts=site.mask
     )
     mask = all_of(b, place.conditions, site.lanes)
     if site.mask is not None:

@@ -107,7 +107,7 @@ def columns(
         coord = known(at, 1) if isinstance(at, int) else Coord(at, 1, align=lanes)
         return Site((*coords[:axis], replace(coord, below=below), *coords[axis + 1 :]), lanes, mask)
 
-    static = axis in space.static or extent <= UNROLLED_COLUMNS * lanes and limit is None
+    static = axis in space.static or (extent <= UNROLLED_COLUMNS * lanes and limit is None)
     if static:
         for at in range(0, extent, lanes):
             mask = b.tail_mask(extent - at, lanes) if at + lanes > extent else None

@@ -58,6 +58,38 @@ class Place:
     outside: list[Value] = field(default_factory=list)
 
 
+@dataclass(slots=True)
+class Run:
+    """The coordinates base + i * step for i in lo..hi-1 along one axis, clipped on the way down a chain of views.
+
+    reads: what addressing them reads of integer buffers, and how many elements.
+    """
+
+    base: Value
+    step: int
+    lo: Value
+    hi: Value
+    reads: list[tuple[BufferArg, Value]] = field(default_factory=list)
+    inside: Value = field(init=False)
+
+    @staticmethod
+    def of(view: View, axis: int, start: Index, count: int) -> Run:
+        """The part of a region along an axis that lies inside the view."""
+        b = view.b
+        run = Run(start.value, 1, b.index(0), b.index(count))
+        view.clip(axis, run)
+        run.inside = b.max(b.sub(run.hi, run.lo), 0)
+        return run
+
+    def within(self, b: Emission, extent: Value) -> None:
+        """Keeps the coordinates in 0..extent-1."""
+        self.lo = b.max(self.lo, b.ceildiv(b.sub(0, self.base), self.step))
+        self.hi = b.min(self.hi, b.ceildiv(b.sub(extent, self.base), self.step))
+
+    def count(self, b: Emission) -> Value:
+        return b.max(b.sub(self.hi, self.lo), 0)
+
+
 class View(ABC):
     """What every resolved view answers."""
 
@@ -65,8 +97,21 @@ class View(ABC):
         self.b, self.facts, self.dtype, self.extents = b, facts, dtype, list(extents)
 
     @abstractmethod
-    def place(self, spans: Sequence[Span], lanes: int, *, clamp: bool) -> Place:
-        """The memory under the spans. clamp: whether scalar coordinates outside may be moved inside (loads only)."""
+    def place(self, spans: Sequence[Span], lanes: int, *, clamp: bool, counts: Value | None = None) -> Place:
+        """The memory under the spans.
+
+        clamp: whether scalar coordinates outside may be moved inside (loads only). counts: the lanes that count, where
+        not all do; indices of the others are not read.
+        """
+
+    @abstractmethod
+    def clip(self, axis: int, run: Run) -> None:
+        """Clips a run of coordinates along an axis to the view, and notes the integers that addressing it reads."""
+
+    @property
+    @abstractmethod
+    def root(self) -> BufferArg:
+        """The buffer behind the view."""
 
     def conditions(self, span: Span, extent: Index, lanes: int) -> list[Value]:
         """What must hold for the span to be inside 0..extent; nothing where it is proved."""
@@ -91,7 +136,14 @@ class AffineView(View):
         super().__init__(b, facts, memory.dtype, extents)
         self.memory, self.strides, self.offset = memory, list(strides), offset
 
-    def place(self, spans: Sequence[Span], lanes: int, *, clamp: bool) -> Place:
+    @property
+    def root(self) -> BufferArg:
+        return self.memory
+
+    def clip(self, axis: int, run: Run) -> None:
+        run.within(self.b, self.extents[axis].value)
+
+    def place(self, spans: Sequence[Span], lanes: int, *, clamp: bool, counts: Value | None = None) -> Place:
         b = self.b
         fixed, moving = b.expr(self.offset), b.index(0)
         place = Place(self.memory, fixed)
@@ -136,7 +188,18 @@ class WindowView(View):
         super().__init__(source.b, source.facts, source.dtype, extents)
         self.source, self.offsets, self.steps = source, list(offsets), list(steps)
 
-    def place(self, spans: Sequence[Span], lanes: int, *, clamp: bool) -> Place:
+    @property
+    def root(self) -> BufferArg:
+        return self.source.root
+
+    def clip(self, axis: int, run: Run) -> None:
+        b = self.b
+        run.within(b, self.extents[axis].value)
+        run.base = b.add(self.offsets[axis].value, b.mul(run.base, self.steps[axis]))
+        run.step *= self.steps[axis]
+        self.source.clip(axis, run)
+
+    def place(self, spans: Sequence[Span], lanes: int, *, clamp: bool, counts: Value | None = None) -> Place:
         b, needed, inner = self.b, [], []
         for span, extent, offset, step in zip(spans, self.extents, self.offsets, self.steps, strict=True):
             needed += self.conditions(span, extent, lanes)
@@ -144,7 +207,7 @@ class WindowView(View):
                 b.add(offset.value, b.mul(span.origin.value, step)), offset.expr + span.origin.expr * step
             )
             inner.append(replace(span, origin=origin, scale=span.scale * step))
-        place = self.source.place(inner, lanes, clamp=clamp)
+        place = self.source.place(inner, lanes, clamp=clamp, counts=counts)
         place.conditions += needed
         return place
 
@@ -158,11 +221,23 @@ class RowsView(View):
         super().__init__(source.b, source.facts, source.dtype, extents)
         self.source, self.indices, self.axis = source, indices, axis
 
-    def place(self, spans: Sequence[Span], lanes: int, *, clamp: bool) -> Place:
-        found, checks = read_integers(self.indices, [spans[self.axis]], lanes)
+    @property
+    def root(self) -> BufferArg:
+        return self.source.root
+
+    def clip(self, axis: int, run: Run) -> None:
+        if axis != self.axis:
+            self.source.clip(axis, run)
+            return
+        run.within(self.b, self.extents[axis].value)
+        self.indices.clip(0, run)
+        run.reads.append((self.indices.root, run.count(self.b)))
+
+    def place(self, spans: Sequence[Span], lanes: int, *, clamp: bool, counts: Value | None = None) -> Place:
+        found, checks = read_integers(self.indices, [spans[self.axis]], lanes, counts)
         inner = list(spans)
         inner[self.axis] = opaque_span(self.b, self.facts, found)
-        place = self.source.place(inner, lanes, clamp=clamp)
+        place = self.source.place(inner, lanes, clamp=clamp, counts=counts)
         place.conditions += checks
         return place
 
@@ -176,16 +251,32 @@ class PagesView(View):
         super().__init__(b, source.facts, source.dtype, [reach, *source.extents[2:]])
         self.source, self.table, self.page = source, table, page
 
-    def place(self, spans: Sequence[Span], lanes: int, *, clamp: bool) -> Place:
+    @property
+    def root(self) -> BufferArg:
+        return self.source.root
+
+    def clip(self, axis: int, run: Run) -> None:
+        b = self.b
+        if axis:
+            self.source.clip(axis + 1, run)
+            return
+        run.within(b, self.extents[0].value)
+        first = b.floordiv(b.add(run.base, b.mul(run.lo, run.step)), self.page)
+        last = b.floordiv(b.add(run.base, b.mul(b.sub(run.hi, 1), run.step)), self.page)
+        touched = b.select(b.compare("lt", run.lo, run.hi), b.add(b.sub(last, first), 1), 0)
+        # With steps above a page, pages between two coordinates are passed over.
+        run.reads.append((self.table.root, b.min(touched, run.count(b))))
+
+    def place(self, spans: Sequence[Span], lanes: int, *, clamp: bool, counts: Value | None = None) -> Place:
         b, span = self.b, spans[0]
         needed = self.conditions(span, self.extents[0], lanes)
         where = span.lanes(b, lanes) if span.local.varies else span.first(b)
         number = opaque_span(b, self.facts, b.floordiv(where, self.page))
         # The table has an entry for every page below the length, so what the condition lets through is inside it.
-        entry, checks = read_integers(self.table, [number], lanes)
+        entry, checks = read_integers(self.table, [number], lanes, counts)
         within = opaque_span(b, self.facts, b.mod(where, self.page))
         inner = [opaque_span(b, self.facts, entry), replace(within, origin=replace(within.origin)), *spans[1:]]
-        place = self.source.place(inner, lanes, clamp=clamp)
+        place = self.source.place(inner, lanes, clamp=clamp, counts=counts)
         place.conditions += needed + checks
         return place
 
@@ -199,13 +290,23 @@ class SegmentView(View):
         super().__init__(source.b, source.facts, source.dtype, extents)
         self.source, self.start, self.axis = source, start, axis
 
-    def place(self, spans: Sequence[Span], lanes: int, *, clamp: bool) -> Place:
+    @property
+    def root(self) -> BufferArg:
+        return self.source.root
+
+    def clip(self, axis: int, run: Run) -> None:
+        if axis == self.axis:
+            run.within(self.b, self.extents[axis].value)
+        else:
+            self.source.clip(axis, run)
+
+    def place(self, spans: Sequence[Span], lanes: int, *, clamp: bool, counts: Value | None = None) -> Place:
         b, span = self.b, spans[self.axis]
         needed = self.conditions(span, self.extents[self.axis], lanes)
         origin = Index(b.add(self.start.value, span.origin.value), self.start.expr + span.origin.expr)
         inner = list(spans)
         inner[self.axis] = replace(span, origin=origin)
-        place = self.source.place(inner, lanes, clamp=clamp)
+        place = self.source.place(inner, lanes, clamp=clamp, counts=counts)
         place.conditions += needed
         return place
 
@@ -217,12 +318,15 @@ def opaque_span(b: Emission, facts: Facts, found: Value) -> Span:
     return Span(Index(b.index(0), facts.opaque()), Coord(0, spread=found), 1)
 
 
-def read_integers(view: View, spans: Sequence[Span], lanes: int) -> tuple[Value, list[Value]]:
+def read_integers(
+    view: View, spans: Sequence[Span], lanes: int, counts: Value | None = None
+) -> tuple[Value, list[Value]]:
     """Integers of a view as i64, read once a block, and the conditions under which they have a meaning."""
     b = view.b
     varies = any(s.local.varies for s in spans)
-    place = view.place(spans, lanes, clamp=True)
-    mask = all_of(b, place.conditions, lanes if varies else 1)
+    place = view.place(spans, lanes, clamp=True, counts=counts)
+    needed = [*place.conditions, *([counts] if varies and counts is not None else [])]
+    mask = all_of(b, needed, lanes if varies else 1)
     key = ("integers", view, id(place.offset), id(place.spread), place.step, id(mask))
 
     def read() -> Value:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from xdsl.ir import Operation, SSAValue
+from xdsl.ir import Block, Operation, SSAValue
 
 from tilewright.errors import LoweringError, Problem
 from tilewright.ir.dims import Expr, exact_div, product
@@ -19,10 +19,13 @@ from tilewright.ir.graph.base import tensor
 from tilewright.ir.operation import TwOperation
 
 
-def unsupported(op: Operation, reason: str) -> LoweringError:
+def unsupported(op: Operation | Block, reason: str) -> LoweringError:
     """The error for a group that no skeleton lowers."""
     where = op.loc if isinstance(op, TwOperation) else None
-    return LoweringError(Problem(reason, op=op.name, where=where), step="report the model; `tilewright ops` lists what lowers")
+    name = op.name if isinstance(op, Operation) else "block"
+    return LoweringError(
+        Problem(reason, op=name, where=where), step="report the model; `tilewright ops` lists what lowers"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +125,10 @@ def _known(space: Space, value: SSAValue, axes: Sequence[Axis]) -> None:
     """Sets a value's map, or checks that the one it has is the same."""
     found = space.maps.setdefault(value, tuple(axes))
     if found != tuple(axes):
-        raise unsupported(value.owner if isinstance(value.owner, Operation) else next(iter(value.uses)).operation,
-                          f"two uses address {value.type} differently")
+        raise unsupported(
+            next(iter(value.uses)).operation,
+            f"two uses address {value.type} differently",
+        )
 
 
 def _to_operands(space: Space, op: Operation) -> None:
@@ -154,9 +159,7 @@ def _to_operands(space: Space, op: Operation) -> None:
             for a, start, step, dim in zip(out, op.starts.data, steps, tensor(op.x).dims, strict=True):
                 if len(a.axes) > 1 and (start != Expr.of(0) or step != 1):
                     raise unsupported(op, "a slice of a merged axis")
-                axes.append(
-                    UNIT if dim.constant == 1 else Axis(a.axes, a.offset * step + start, a.step * step)
-                )
+                axes.append(UNIT if dim.constant == 1 else Axis(a.axes, a.offset * step + start, a.step * step))
             _known(space, op.x, axes)
         case shape.ReshapeOp():
             if op.x not in space.maps:
@@ -176,7 +179,13 @@ def _to_operands(space: Space, op: Operation) -> None:
 def _to_result(space: Space, op: Operation) -> None:
     result = op.results[0]
     match op:
-        case elementwise.MapOp() | elementwise.CastOp() | shape.BroadcastOp() | reduction.NormOp() | reduction.SoftmaxOp():
+        case (
+            elementwise.MapOp()
+            | elementwise.CastOp()
+            | shape.BroadcastOp()
+            | reduction.NormOp()
+            | reduction.SoftmaxOp()
+        ):
             axes: list[Axis | None] = []
             dims = tensor(result).dims
             for position, dim in enumerate(dims):
@@ -241,7 +250,7 @@ def _reduce_operand(space: Space, op: reduction.ReduceOp, out: Sequence[Axis]) -
 
 
 def _regroup(space: Space, op: Operation, known: SSAValue, wanted: SSAValue) -> list[Axis]:
-    """The map of one side of a reshape from the other's: runs of dims with equal products, split where one side is finer."""
+    """The map of one side of a reshape from the other's: runs of dims with equal products, split where one is finer."""
     source, target = list(tensor(known).dims), list(tensor(wanted).dims)
     result: list[Axis] = [UNIT] * len(target)
     i = j = 0
@@ -280,7 +289,7 @@ def _regroup(space: Space, op: Operation, known: SSAValue, wanted: SSAValue) -> 
 def _deal(
     space: Space, op: Operation, known: SSAValue, run: tuple[int, int], dims: Sequence[Expr]
 ) -> list[tuple[int, ...]]:
-    """Deals the axes of a run of dims out to other dims of the same product, splitting an axis that spans two of them."""
+    """Deals the axes of a run of dims out to other dims of the same product, splitting an axis that spans two."""
     dealt: list[tuple[int, ...]] = []
     used = 0
     for dim in dims:

@@ -1,8 +1,9 @@
 """The attention skeleton: a block of queries stays on chip while key and value blocks stream past (query-outer).
 
 State per query row: running maximum m, denominator l, unnormalised output o. Keys come in absolute segments of a fixed
-size, merged left to right, so a row's bits do not depend on how many queries share the program. Key blocks that a causal,
-sliding or chunked mask makes empty for the whole program are not visited, where positions are known to count from zero.
+size, merged left to right, so a row's bits do not depend on how many queries share the program. Key blocks that a
+causal, sliding or chunked mask makes empty for the whole program are not visited, where positions are known to count
+from zero.
 """
 
 from __future__ import annotations
@@ -255,7 +256,8 @@ def _visible(
         k_at = key_index
         if op.k_positions is not None:
             k_at = b.cast(
-                e.load(op.k_positions, 0.0) if isinstance(op.k_positions, BlockArgument) else e.tile(op.k_positions), I32
+                e.load(op.k_positions, 0.0) if isinstance(op.k_positions, BlockArgument) else e.tile(op.k_positions),
+                I32,
             )
         seen = both(seen, b.map("le", k_at, q_at))
         if op.mask.data == "sliding":

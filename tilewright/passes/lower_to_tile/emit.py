@@ -66,7 +66,8 @@ class Emitter:
         if value in self.formulas:
             made = self.formulas[value]()
         else:
-            made = self.load(value) if isinstance(value, BlockArgument) else self._compute(value.owner)
+            owner = value.owner
+            made = self._compute(owner) if isinstance(owner, Operation) else self.load(value)
         self.set(value, made)
         return made
 
@@ -179,7 +180,9 @@ class Emitter:
         index_view: SSAValue
         if len(index_axes) == 1:
             axis = index_axes[0]
-            index_view = b.view(self.buffers[indices], [self.walk.extents[axis]], index_steps, self.strides[indices].offset)
+            index_view = b.view(
+                self.buffers[indices], [self.walk.extents[axis]], index_steps, self.strides[indices].offset
+            )
             at: SSAValue = self.at[axis]
         elif wide:
             raise unsupported(op, "indices along several axes need rows of extent 1")
@@ -197,7 +200,10 @@ class Emitter:
         for d in dims[op.axis.data + 1 :]:
             row_step = row_step * d
         view = b.view(
-            self.buffers[table], [dims[op.axis.data], *(self.walk.extents[a] for a in axes)], [row_step, *steps], gathered.offset
+            self.buffers[table],
+            [dims[op.axis.data], *(self.walk.extents[a] for a in axes)],
+            [row_step, *steps],
+            gathered.offset,
         )
         rows = b.rows(view, index_view)
         extent = self.extent[index_axes[0]] if len(index_axes) == 1 else 1

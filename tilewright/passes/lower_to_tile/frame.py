@@ -1,4 +1,4 @@
-"""What every skeleton starts with: a kernel's buffers, its merged axes and its emitter; and the finished launch's parts."""
+"""What every skeleton starts with: a kernel's buffers and merged axes; and the finished launch's parts."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def dims_of(group: GroupOp) -> tuple[str, ...]:
 def begin(group: GroupOp, name: str) -> tuple[KernelBuilder, dict[SSAValue, SSAValue], list[SSAValue]]:
     """A builder with the group's arguments as buffers and its results as outputs."""
     b = KernelBuilder(name, dims_of(group), like=group)
-    buffers = {arg: b.buffer(tensor(arg).dims, tensor(arg).dtype) for arg in group.block.args}
+    buffers: dict[SSAValue, SSAValue] = {arg: b.buffer(tensor(arg).dims, tensor(arg).dtype) for arg in group.block.args}
     outputs = [b.output(tensor(v).dims, tensor(v).dtype) for v in group.yielded]
     return b, buffers, outputs
 

@@ -55,8 +55,11 @@ def merge_axes(
     members: list[tuple[int, ...]] = []
     for axis in axes:
         extent = space.extents[axis]
-        if members and axis not in apart and members[-1][-1] not in apart and all(
-            _continues(b, members[-1][-1], axis, extent) for b in buffers.values()
+        if (
+            members
+            and axis not in apart
+            and members[-1][-1] not in apart
+            and all(_continues(b, members[-1][-1], axis, extent) for b in buffers.values())
         ):
             extents[-1] = extents[-1] * extent
             members[-1] = (*members[-1], axis)

@@ -22,6 +22,7 @@ from tilewright.passes.lower_to_tile.matmul import lower_matmul
 from tilewright.passes.lower_to_tile.packing import lower_pack
 from tilewright.passes.lower_to_tile.pointwise import lower_map
 from tilewright.passes.lower_to_tile.reductions import lower_reduction
+from tilewright.passes.rewriting import erase
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,7 @@ class LowerToTile(Pass):
                 function.block.insert_op_before(launch, group)
                 for old, new in zip(group.outs, launch.outputs, strict=True):
                     old.replace_all_uses_with(new)
-                group.detach()
-                group.erase()
+                erase(group)
 
 
 class _Kernels:

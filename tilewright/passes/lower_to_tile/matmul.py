@@ -1,9 +1,10 @@
-"""The matmul skeleton: a register tile of the result per program, the whole of K inside it, then the epilogue on registers.
+"""The matmul skeleton: a register tile of the result per program, all of K inside it, then the epilogue on registers.
 
-A weight comes in panels (plan-layout): [panels, K, columns] for f32, [panels, K/2, columns, 2] where the machine multiplies
-pairs. Cache blocking is the grid's order: a block of rows that fits the second-level cache meets every panel before the next
-block starts. Variants differ in the rows of the register tile; all of them add k in the same order. A group may hold several
-matmuls of one left-hand side (gate and up): each sums in registers of its own, one after the other, before the epilogue.
+A weight comes in panels (plan-layout): [panels, K, columns] for f32, [panels, K/2, columns, 2] where the machine
+multiplies pairs. Cache blocking is the grid's order: a block of rows that fits the second-level cache meets every panel
+before the next block starts. Variants differ in the rows of the register tile; all of them add k in the same order. A
+group may hold several matmuls of one left-hand side (gate and up): each sums in registers of its own, one after the
+other, before the epilogue.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ DYNAMIC_K = 64  # a K known only at run time is walked in steps of this
 
 @dataclass(frozen=True, slots=True)
 class Panels:
-    """A packed right-hand side: the group argument that holds it, its panel width, and k's per innermost element pair."""
+    """A packed right-hand side: the group argument that holds it, its panel width, and the k's side by side."""
 
     argument: BlockArgument
     columns: int
@@ -129,11 +130,15 @@ def _kernel(group: GroupOp, anchor: contraction.MatmulOp, name: str, machine: Ma
     order = [a for a in space.order if a != axes.k and a not in n_axes]
     order += [a for a in space.order if a in n_axes]
     inner = frozenset(n_axes)
-    walk = merge_axes(space, [*order, axes.k], strides, axes_apart(space, group) | {axes.k} | (inner if len(inner) == 1 else set()))
+    walk = merge_axes(
+        space, [*order, axes.k], strides, axes_apart(space, group) | {axes.k} | (inner if len(inner) == 1 else set())
+    )
     k_at = len(walk.members) - 1
     column = k_at - 1
     if column < 0 or not set(walk.members[column]) <= n_axes:
-        walk = Walk([*walk.extents[:k_at], Expr.of(1), walk.extents[k_at]], [*walk.members[:k_at], (), walk.members[k_at]])
+        walk = Walk(
+            [*walk.extents[:k_at], Expr.of(1), walk.extents[k_at]], [*walk.members[:k_at], (), walk.members[k_at]]
+        )
         column, k_at = k_at, k_at + 1
     elif sum(bool(set(m) & n_axes) for m in walk.members) > 1:
         raise unsupported(group, "the result's columns are stored in pieces that no single stride walks")
@@ -177,7 +182,9 @@ def _chunk(k: int, most: int) -> int:
     return next((d for d in range(most, most // 4, -1) if k % d == 0), k)
 
 
-def _accumulate(e: Emitter, anchor: contraction.MatmulOp, packed: Panels | None, k_at: int, machine: Machine) -> SSAValue:
+def _accumulate(
+    e: Emitter, anchor: contraction.MatmulOp, packed: Panels | None, k_at: int, machine: Machine
+) -> SSAValue:
     """The register tile's sum over K: chunks of k in order, each accumulated from zero and then added to the total."""
     b: KernelBuilder = e.b
     rows = e.extent[e.row] if e.row is not None else 1
@@ -247,5 +254,3 @@ def _right(
     if k_first:
         return b.broadcast(b.reshape(loaded, (k_rows, n_rows)), (step, e.extent[e.column]))
     return b.broadcast(b.transpose(b.reshape(loaded, (n_rows, k_rows)), (1, 0)), (step, e.extent[e.column]))
-
-

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from xdsl.ir import SSAValue
 
+from tilewright.ir.dims import Expr
 from tilewright.ir.graph import attention, indexing, structure
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.structure import GroupOp
@@ -13,7 +14,6 @@ from tilewright.passes.lower_to_tile.access import Space, map_group, unsupported
 from tilewright.passes.lower_to_tile.emit import Emitter
 from tilewright.passes.lower_to_tile.frame import Lowered, Variant, all_strides, begin, padded
 from tilewright.passes.lower_to_tile.layout import Walk, merge_axes
-from tilewright.ir.dims import Expr
 
 STATIC_COLUMNS = 1024  # a longer row is cut into tiles
 DYNAMIC_COLUMNS = 256

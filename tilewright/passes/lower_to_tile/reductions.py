@@ -1,8 +1,8 @@
 """The reduction skeletons: norms, softmax and reductions over rows or over other axes, with pointwise work around them.
 
 Row form (the innermost axis is reduced). A short static row is one tile: it is read once and stays on chip. A longer or
-dynamic row is walked in column tiles, once for every reduction that feeds another and once for the results. Sums go to 16
-canonical lanes in both forms, so the bits do not depend on which one a machine picks.
+dynamic row is walked in column tiles, once for every reduction that feeds another and once for the results. Sums go to
+16 canonical lanes in both forms, so the bits do not depend on which one a machine picks.
 
 Column form (the innermost axis is kept). The reduced axes are loops with the accumulator carried, first to last.
 """
@@ -36,7 +36,9 @@ COMBINE = {"sum": "add", "prod": "mul", "max": "max", "min": "min"}
 
 def lower_reduction(group: GroupOp, name: str, machine: Machine) -> Lowered:
     """Lowers a group of kind row-reduction or reduction."""
-    anchors = [op for op in group.block.ops if isinstance(op, (reduction.NormOp, reduction.SoftmaxOp, reduction.ReduceOp))]
+    anchors = [
+        op for op in group.block.ops if isinstance(op, (reduction.NormOp, reduction.SoftmaxOp, reduction.ReduceOp))
+    ]
     if not anchors:
         raise unsupported(group, "a reduction group without a reduction")
     space = map_group(group)
@@ -66,7 +68,7 @@ def lower_reduction(group: GroupOp, name: str, machine: Machine) -> Lowered:
     size = walk.extents[column].constant
     whole = in_rows and size is not None and padded(size, LANES) <= WHOLE_ROW
     extent[column] = padded(max(size, 1), LANES) if whole and size is not None else column_tile(walk.extents[column])
-    grid = kept if kept else []
+    grid = kept or []
     coordinates = b.grid([walk.extents[i] for i in grid] or [1], [extent[i] for i in grid] or [1])
     at = dict(zip(grid, coordinates, strict=False))
     for i in folded:
@@ -100,6 +102,7 @@ class _Reducer:
             if not self._varies(value):
                 self.e.store(value, output, self.e.tile(value))
         if wide:
+
             def store_all() -> None:
                 for value, output in wide:
                     self.e.store(value, output, self.e.tile(value))
@@ -200,7 +203,9 @@ class _Reducer:
         count = self._count(kind)
         if op.kind.data == "layer":
             mean = b.map("div", self._fold("sum", kind, lambda: self._wide(op.x)), count)
-            variance = b.map("div", self._fold("sum", kind, lambda: self._square(b.map("sub", self._wide(op.x), mean))), count)
+            variance = b.map(
+                "div", self._fold("sum", kind, lambda: self._square(b.map("sub", self._wide(op.x), mean))), count
+            )
         else:
             mean = None
             variance = b.map("div", self._fold("sum", kind, lambda: self._square(self._wide(op.x))), count)
@@ -225,7 +230,11 @@ class _Reducer:
 
         def soft() -> SSAValue:
             shifted = b.map("sub", self._wide(op.x), top)
-            y = b.map("sub", shifted, b.map("log", total)) if op.log.data else b.map("div", b.map("exp", shifted), total)
+            y = (
+                b.map("sub", shifted, b.map("log", total))
+                if op.log.data
+                else b.map("div", b.map("exp", shifted), total)
+            )
             return b.cast(y, tensor(op.out).dtype)
 
         self._later(op, soft)
@@ -245,12 +254,17 @@ class _Reducer:
                 return b.cast(self._arg(op), result)
             case "any" | "all":
                 as_int = self._fold(
-                    "max" if fn == "any" else "min", I32, lambda: b.cast(self._truth(op.x), I32), 0.0 if fn == "any" else 1.0
+                    "max" if fn == "any" else "min",
+                    I32,
+                    lambda: b.cast(self._truth(op.x), I32),
+                    0.0 if fn == "any" else 1.0,
                 )
                 return b.map("ne", as_int, b.constant(0.0, (1, 1), I32))
             case "mean":
                 kind = F32 if source.dtype.bits < 32 else source.dtype
-                return b.cast(b.map("div", self._fold("sum", kind, lambda: self._wide(op.x)), self._count(kind)), result)
+                return b.cast(
+                    b.map("div", self._fold("sum", kind, lambda: self._wide(op.x)), self._count(kind)), result
+                )
             case _:
                 kind = _accumulator(fn, source.dtype, result)
                 neutral = IDENTITY[fn]
@@ -278,7 +292,9 @@ class _Reducer:
 
         def block() -> tuple[SSAValue, SSAValue]:
             values = self._masked(self._full(e.tile(op.x)), neutral)
-            places = b.broadcast(b.coordinates(e.at[self.column], 1, (1, e.extent[self.column])), tile_type(values).extents)
+            places = b.broadcast(
+                b.coordinates(e.at[self.column], 1, (1, e.extent[self.column])), tile_type(values).extents
+            )
             made = TileReduceOp.make([values, places], fn=fn, axis=1)
             b.add(made)
             return made.results[0], made.results[1]

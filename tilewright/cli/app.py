@@ -1,0 +1,51 @@
+"""The verbs by name. Their modules import nothing heavy."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tilewright import __version__
+from tilewright.cli.cache import cache
+from tilewright.cli.check import check
+from tilewright.cli.compile import compile_model
+from tilewright.cli.env import env
+from tilewright.cli.explain import explain
+from tilewright.cli.ops import ops
+from tilewright.cli.opt import OptCommand, opt
+from tilewright.cli.passes import passes
+from tilewright.cli.profile import profile
+from tilewright.cli.report import report
+from tilewright.cli.run import run
+from tilewright.cli.targets import targets
+
+# Plain help text: rich's takes as long to import as all the rest.
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)  # fmt: skip
+
+
+@app.callback()
+def _top(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    """Compiles models into kernels it wrote itself: says what moves, then moves less."""
+    if version:
+        print(f"tilewright {__version__}")
+        raise typer.Exit
+
+
+app.command("compile")(compile_model)
+app.command("run")(run)
+app.command("check")(check)
+app.command("report")(report)
+app.command("profile")(profile)
+app.command("opt", cls=OptCommand)(opt)
+app.command("ops")(ops)
+app.command("passes")(passes)
+app.command("targets")(targets)
+app.add_typer(cache, name="cache")
+app.command("env")(env)
+app.command("explain")(explain)

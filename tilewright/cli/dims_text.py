@@ -1,0 +1,99 @@
+"""Dims and sizes as the command line writes them: `--dims "ids=batch:1..64,tokens:1..256"` and `--at batch=8,tokens=82`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from tilewright.errors import DimDeclarationError, ParseError
+
+if TYPE_CHECKING:
+    from tilewright.ir.dims import Dim
+
+_AXIS: Final = re.compile(r"(?P<name>[A-Za-z_]\w*)(?::(?P<low>\d+)\.\.(?P<high>\d*))?|(?P<size>\d+)")
+_SIZE: Final = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<value>\d+)")
+_DIMS_STEP: Final = 'write --dims "ids=batch:1..64,tokens:1..256": an entry an axis, _ or its size where it is fixed'
+_SIZES_STEP: Final = "write batch=8,tokens=82"
+
+
+def parse_dims(texts: Sequence[str]) -> dict[str, Any] | None:
+    """What compile() takes as `dims`, or None when nothing was given.
+
+    A text is NAME=AXIS,AXIS,... with an axis being `batch:1..64`, `batch:1..` (no upper bound), `batch` (bounds stand
+    elsewhere on the line), `_` (fixed) or a number (fixed at this size). A nested argument is named by its path:
+    `batch.mask=...`. ParseError for other texts, DimDeclarationError for a dim with two ranges or with none.
+    """
+    axes = {name: _axes(rest, text) for text in texts for name, rest in [_entry(text)]}
+    named = _named([axis for listed in axes.values() for axis in listed if not isinstance(axis, int)])
+    result: dict[str, Any] = {}
+    for path, listed in axes.items():
+        spec = tuple(_meaning(axis, named) for axis in listed)
+        *parents, last = [int(p) if p.isdigit() else p for p in path.split(".")]
+        inside: dict[Any, Any] = result
+        for part in parents:
+            inside = inside.setdefault(part, {})
+        inside[last] = spec
+    return result or None
+
+
+def parse_sizes(text: str | None) -> dict[str, int]:
+    """`batch=8,tokens=82` as a mapping; empty for no text. ParseError otherwise."""
+    sizes: dict[str, int] = {}
+    for part in filter(None, (text or "").replace(" ", "").split(",")):
+        found = _SIZE.fullmatch(part)
+        if found is None:
+            raise ParseError(f"{part!r} in {text!r} is not a size of a dim", step=_SIZES_STEP)
+        sizes[found["name"]] = int(found["value"])
+    return sizes
+
+
+def dims_options(entries: Iterable[tuple[str, Sequence[str]]]) -> str:
+    """The command line's form of declared dims, to paste: `--dims "ids=batch:1..64,tokens:1..256"`."""
+    return " ".join(f'--dims "{name}={",".join(axes)}"' for name, axes in entries)
+
+
+def _entry(text: str) -> tuple[str, str]:
+    name, equals, rest = text.replace(" ", "").partition("=")
+    if not equals or not name or not rest:
+        raise ParseError(f"--dims {text!r} does not name an argument and its axes", step=_DIMS_STEP)
+    return name, rest
+
+
+def _axes(rest: str, text: str) -> list[re.Match[str] | int | None]:
+    found: list[re.Match[str] | int | None] = []
+    for part in rest.split(","):
+        match = _AXIS.fullmatch(part)
+        if match is None:
+            raise ParseError(f"--dims {text!r}: {part!r} is not an axis", step=_DIMS_STEP)
+        if part == "_":
+            found.append(None)
+        else:
+            found.append(int(match["size"]) if match["size"] else match)
+    return found
+
+
+def _named(axes: Iterable[re.Match[str] | None]) -> dict[str, Dim]:
+    """Every dim by its name, with the range that one of its mentions states."""
+    from tilewright.ir.dims import Dim
+
+    ranges: dict[str, set[tuple[int, int | None]]] = {}
+    for axis in axes:
+        if axis is not None:
+            stated = ranges.setdefault(axis["name"], set())
+            if axis["low"] is not None:
+                stated.add((int(axis["low"]), int(axis["high"]) if axis["high"] else None))
+    faults = []
+    for name, stated in ranges.items():
+        if len(stated) > 1:
+            listed = " and ".join(f"{low}..{'' if high is None else high}" for low, high in sorted(stated, key=str))
+            faults.append(f"{name} is declared with two ranges: {listed}")
+        elif not stated:
+            faults.append(f"{name} has no range")
+    if faults:
+        raise DimDeclarationError(faults, step="give each dim one range, where it is first named: batch:1..64")
+    return {name: Dim(name, *next(iter(stated))) for name, stated in ranges.items()}
+
+
+def _meaning(axis: re.Match[str] | int | None, named: dict[str, Dim]) -> Any:
+    return named[axis["name"]] if isinstance(axis, re.Match) else axis

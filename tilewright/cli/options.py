@@ -1,0 +1,93 @@
+"""The options that several verbs share, each declared once, and the compiled object they lead to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tilewright.errors import OptionError
+
+if TYPE_CHECKING:
+    from tilewright.cli.models import Model
+    from tilewright.compiler.compiled import Compiled
+
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A .pt2 file, a model directory, or module:callable.", show_default=False)
+]
+SourceArgument = Annotated[
+    str, typer.Argument(metavar="MODEL|ARTIFACT", help="What `compile` takes, or what it wrote.", show_default=False)
+]
+Dims = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=AXES", help='Which axes vary: "ids=batch:1..64,tokens:1..256". May be repeated.', show_default=False),
+]
+Target = Annotated[str, typer.Option(help="cpu, cpu:avx2, ..., or a list in order of preference: npu:x,cpu.")]
+Precision = Annotated[str, typer.Option(help="model, f32 or bf16: what operands of matrix products are rounded to.")]
+Passes = Annotated[str | None, typer.Option(metavar="PIPELINE", help="A pipeline in place of the default one.", show_default=False)]
+Determinism = Annotated[str | None, typer.Option(help="free, run or batch.", show_default=False)]
+Fallback = Annotated[str, typer.Option(help="error, or torch: operators without a lowering run in torch.")]
+Threads = Annotated[int | None, typer.Option(help="At most so many threads a call.", show_default="all cores")]
+MemoryLimit = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Bytes that one call may need: 500000000, 512MiB, 2GiB.", show_default=False)
+]
+Cache = Annotated[str | None, typer.Option(metavar="DIR|off", help="The cache's folder, or off.", show_default="the user's")]
+At = Annotated[str | None, typer.Option(metavar="SIZES", help="Sizes of the dims: batch=8,tokens=82.", show_default=False)]
+Random = Annotated[int | None, typer.Option(metavar="SEED", help="Draw the inputs that are not given.", show_default=False)]
+Inputs = Annotated[
+    list[str] | None, typer.Option("--input", metavar="NAME=FILE.npy", help="An input's value. May be repeated.", show_default=False)
+]
+
+
+def compile_options(**given: Any) -> dict[str, Any]:
+    """compile()'s options from the command line's: those not given are left out."""
+    options = {name: value for name, value in given.items() if value is not None}
+    if "target" in options and "," in options["target"]:
+        options["target"] = [part.strip() for part in options["target"].split(",")]
+    if "memory_limit" in options:
+        options["memory_limit"] = parse_bytes(options["memory_limit"])
+    if "cache" in options:
+        options["cache"] = False if options["cache"] == "off" else options["cache"]
+    return options
+
+
+def parse_bytes(text: str) -> int:
+    """`1000`, `512MiB`, `2GiB` in bytes. OptionError otherwise."""
+    units = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+    number = text.rstrip("BKMGTi")
+    try:
+        return int(float(number) * units[text[len(number) :]])
+    except (KeyError, ValueError, OverflowError):
+        raise OptionError(f"{text!r} is not a number of bytes", step="write 500000000, 512MiB or 2GiB") from None
+
+
+def compile_given(model: Model, dims: Sequence[str] | None, options: dict[str, Any]) -> Compiled:
+    """Compiles an opened model for the dims given, or those assumed, which are then said; progress on a terminal."""
+    from tilewright.cli.dims_text import parse_dims
+    from tilewright.cli.progress import say, watching
+    from tilewright.compiler import entry
+
+    declared = parse_dims(dims or [])
+    if model.note:
+        say(model.note)
+    with watching() as progress:
+        return entry.compile_model(
+            model.model, model.args, model.kwargs, declared or model.dims, progress=progress, **options
+        )
+
+
+def open_source(text: str, dims: Sequence[str] | None, options: dict[str, Any]) -> Compiled:
+    """A compiled model from an artifact, or from a model that is compiled now."""
+    from tilewright.cli.models import is_artifact, open_model
+
+    if is_artifact(text):
+        if dims:
+            raise OptionError(
+                f"{text} is an artifact: its dims were declared when it was compiled",
+                step="leave --dims out, or give the model it was compiled from",
+            )
+        import tilewright
+
+        return tilewright.load(text, threads=options.get("threads"))
+    return compile_given(open_model(text), dims, options)

@@ -1,0 +1,92 @@
+"""`tilewright profile MODEL|ARTIFACT`: the report with a measured column, at one tuple of sizes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tilewright.cli.options import (
+    At,
+    Cache,
+    Determinism,
+    Dims,
+    Inputs,
+    Passes,
+    Precision,
+    SourceArgument,
+    Target,
+    Threads,
+    compile_options,
+    open_source,
+)
+
+if TYPE_CHECKING:
+    from tilewright.runtime.executor import Profile
+
+Seed = Annotated[int, typer.Option("--random", metavar="SEED", help="Of the inputs that are not given.")]
+Warmup = Annotated[int, typer.Option(min=0, help="Calls before the timed one.")]
+Trace = Annotated[
+    Path | None, typer.Option(metavar="FILE.json", help="Also write the steps for chrome://tracing or Perfetto.", show_default=False)
+]
+Html = Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the report as one page.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
+
+
+def profile(
+    source: SourceArgument,
+    at: At = None,
+    inputs: Inputs = None,
+    random: Seed = 0,
+    warmup: Warmup = 3,
+    trace: Trace = None,
+    html: Html = None,
+    as_json: Json = False,
+    dims: Dims = None,
+    target: Target = "cpu",
+    precision: Precision = "model",
+    passes: Passes = None,
+    determinism: Determinism = None,
+    threads: Threads = None,
+    cache: Cache = None,
+) -> None:
+    """Runs once with a clock around every step, and prints the report with what was measured."""
+    from tilewright.cli.inputs import read_arrays
+    from tilewright.cli.progress import say
+    from tilewright.cli.run import call_for
+
+    arrays = read_arrays(inputs or [])
+    compiled = open_source(
+        source, dims,
+        compile_options(
+            target=target, precision=precision, passes=passes, determinism=determinism, threads=threads, cache=cache
+        ),
+    )  # fmt: skip
+    args, kwargs, sizes = call_for(compiled, arrays, at, random)
+    for _ in range(warmup):
+        compiled(*args, **kwargs)
+    measured = compiled.profile(*args, **kwargs)
+    found = measured.at(**sizes) if sizes else measured
+    print(json.dumps(found.to_dict(), default=str, indent=2) if as_json else str(found).rstrip())
+    if found.profile is not None:
+        say(f"the timed call took {found.profile.seconds * 1e3:.2f} ms on {found.profile.threads} threads")
+        if trace is not None:
+            trace.write_text(json.dumps(trace_events(found.profile)), encoding="utf-8")
+            say(f"wrote {trace}")
+    if html is not None:
+        found.save_html(html)
+        say(f"wrote {html}")
+
+
+def trace_events(measured: Profile) -> dict[str, Any]:
+    """The steps in Chrome's trace event format, in microseconds from the first step's begin."""
+    events = [
+        {
+            "name": step.name, "ph": "X", "pid": 0, "tid": 0, "ts": step.start * 1e6, "dur": step.seconds * 1e6,
+            "args": {"symbol": step.symbol, "busy_us": step.busy * 1e6, "threads": measured.threads},
+        }
+        for step in measured.steps
+    ]  # fmt: skip
+    return {"traceEvents": events, "displayTimeUnit": "ms"}

@@ -1,0 +1,170 @@
+"""Whether two modules compute the same: random values for what a module reads, its outcome, and the bound of rounding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+from xdsl.dialects.builtin import ModuleOp
+from xdsl.ir import Operation, SSAValue
+
+from tilewright.errors import NumericMismatchError, OptionError
+from tilewright.ir.dims import DimSpace
+from tilewright.ir.dtypes import DTYPES, DType
+from tilewright.ir.graph.attention import AttentionOp
+from tilewright.ir.graph.base import GraphOp, tensor
+from tilewright.ir.graph.contraction import ConvolutionOp, MatmulOp
+from tilewright.ir.graph.indexing import GatherOp, PutAlongOp, ScatterOp, TakeAlongOp
+from tilewright.ir.graph.reduction import CumulativeOp, NormOp, ReduceOp, SoftmaxOp
+from tilewright.ir.graph_interpreter import interpret
+from tilewright.ir.module import function, states, weights
+from tilewright.ir.tile_launch import tile_launcher
+from tilewright.ir.types import TensorType
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+Sizes: TypeAlias = Mapping[str, int]
+Values: TypeAlias = "Mapping[str, Mapping[str, torch.Tensor]]"
+
+
+def size_list(space: DimSpace, given: Sizes | Sequence[Sizes] | None, rng: np.random.Generator) -> list[Sizes]:
+    """The sizes given, or the least of every dim and two draws near them."""
+    if isinstance(given, Mapping):
+        return [given]
+    if given is not None:
+        return list(given)
+    dims = space.dims.values()
+    least = {d.name: d.min for d in dims}
+    drawn = [
+        {d.name: int(rng.integers(d.min, min(d.min + 9, d.min + 9 if d.max is None else d.max) + 1)) for d in dims}
+        for _ in range(2)
+    ]
+    return [least, *drawn] if least else [least]
+
+
+def draw_values(module: ModuleOp, sizes: Sizes, rng: np.random.Generator) -> dict[str, dict[str, torch.Tensor]]:
+    """Random "inputs", "weights" and "states", each by name; floats in float64, integers fit to index every gathered axis."""
+    index_limit = min([8, *(_index_limit(op, sizes) for op in module.walk())])
+    arguments = {name: tensor(v) for name, v in function(module, "main").arguments.items()}
+
+    def draw(types: Mapping[str, TensorType]) -> dict[str, torch.Tensor]:
+        return {name: _random(t, sizes, rng, index_limit) for name, t in types.items()}
+
+    return {"inputs": draw(arguments), "weights": draw(weights(module)), "states": draw(states(module))}
+
+
+def _random(kind: TensorType, sizes: Sizes, rng: np.random.Generator, index_limit: int) -> torch.Tensor:
+    import torch
+
+    shape = tuple(d.evaluate(sizes) for d in kind.dims)
+    if kind.dtype.is_float:
+        return torch.from_numpy(rng.standard_normal(shape))
+    if kind.dtype.kind == "bool":
+        return torch.from_numpy(rng.random(shape) < 0.7)
+    return torch.from_numpy(rng.integers(0, max(index_limit, 1), shape)).to(getattr(torch, kind.dtype.numpy().name))
+
+
+def _index_limit(op: Operation, sizes: Sizes) -> int:
+    """The size of the axis an op indexes by values; no limit for other ops."""
+    if isinstance(op, (GatherOp, TakeAlongOp, ScatterOp, PutAlongOp)):
+        return tensor(op.x).dims[op.axis.data].evaluate(sizes)
+    return 1 << 30
+
+
+def outcome(module: ModuleOp, given: Values, wide: bool) -> dict[str, torch.Tensor]:
+    """Results and final states by name, computed in float64 or in the declared dtypes; kernels run in the tile interpreter."""
+    import torch
+
+    from tilewright.ir.dtypes import torch_name
+
+    def fit(values: Mapping[str, torch.Tensor], types: Mapping[str, TensorType]) -> dict[str, torch.Tensor]:
+        if wide:
+            return dict(values)
+        return {n: v.to(getattr(torch, torch_name(types[n].dtype))) for n, v in values.items() if n in types}
+
+    arguments = {name: tensor(v) for name, v in function(module, "main").arguments.items()}
+    kept = fit(given["states"], states(module))
+    found = interpret(
+        module,
+        fit(given["inputs"], arguments),
+        weights=fit(given["weights"], weights(module)),
+        states=kept,
+        wide=wide,
+        launch=tile_launcher(module),
+    )
+    return {**found, **{f"state {name}": value for name, value in kept.items()}}
+
+
+def unit_of(dtype: DType) -> float:
+    """The distance from 1 to the next number of a float dtype."""
+    digits = {"f64": 52, "f32": 23, "f16": 10, "bf16": 7}
+    if dtype.name not in digits:
+        raise OptionError(f"rounding {dtype.name!r} is not a float dtype", step=f"use one of {', '.join(digits)}")
+    return 2.0 ** -digits[dtype.name]
+
+
+def narrowest(*modules: ModuleOp) -> DType:
+    """The float dtype with the fewest digits that any value has."""
+    found = {_element(v) for m in modules for op in m.walk() for v in op.results}
+    found |= {_element(v) for m in modules for f in m.walk() for r in f.regions for b in r.blocks for v in b.args}
+    return next((DTYPES[n] for n in ("bf16", "f16", "f32") if n in found), DTYPES["f64"])
+
+
+def _element(value: SSAValue) -> str:
+    return value.type.dtype.name if isinstance(value.type, TensorType) else ""
+
+
+def depth(module: ModuleOp) -> int:
+    """The number of ops, which no chain of them exceeds."""
+    return 1 + sum(isinstance(op, GraphOp) for op in module.walk())
+
+
+def width(module: ModuleOp, sizes: Sizes) -> int:
+    """The most terms that one op adds up."""
+    return max([1, *(_terms(op, sizes) for op in module.walk())])
+
+
+def _terms(op: Operation, sizes: Sizes) -> int:
+    match op:
+        case MatmulOp():
+            return tensor(op.a).dims[-1].evaluate(sizes)
+        case AttentionOp():
+            return tensor(op.q).dims[-1].evaluate(sizes) + tensor(op.k).dims[-2].evaluate(sizes)
+        case ConvolutionOp():
+            return math.prod(d.evaluate(sizes) for d in tensor(op.w).dims[1:])
+        case ReduceOp():
+            return math.prod(tensor(op.x).dims[a].evaluate(sizes) for a in op.axes.data)
+        case SoftmaxOp() | CumulativeOp():
+            return tensor(op.x).dims[op.axis.data].evaluate(sizes)
+        case NormOp():
+            return tensor(op.x).dims[-1].evaluate(sizes)
+        case _:
+            return 1
+
+
+def compare(name: str, wanted: torch.Tensor, found: torch.Tensor, slack: float, bits: bool, at: str) -> None:
+    """Raises where two results differ: in shape, dtype, in what is not finite, or by more than slack * magnitude."""
+    import torch
+
+    if found.shape != wanted.shape or found.dtype != wanted.dtype:
+        reason = f"is {found.dtype}{list(found.shape)}, was {wanted.dtype}{list(wanted.shape)}"
+    elif not wanted.is_floating_point():
+        wrong = int((wanted != found).sum())
+        reason = f"differs in {wrong} of {wanted.numel()} elements" if wrong else ""
+    elif bits:
+        same = (wanted == found) & (wanted.signbit() == found.signbit()) | (wanted.isnan() & found.isnan())
+        reason = f"differs in the bits of {int((~same).sum())} of {wanted.numel()} elements" if not same.all() else ""
+    else:
+        a, b = wanted.double(), found.double()
+        finite = a.isfinite() & b.isfinite()
+        unlike = ~finite & ~((a == b) | (a.isnan() & b.isnan()))
+        scale = max(1.0, float(torch.where(finite, a.abs(), 0).max()) if a.numel() else 1.0)
+        off = float(torch.where(finite, (a - b).abs(), 0).max()) if a.numel() else 0.0
+        reason = f"has {int(unlike.sum())} NaN or infinite elements that differ" if unlike.any() else ""
+        if not reason and off > slack * scale:
+            reason = f"is off by {off:.3g}, {slack * scale:.3g} is rounding"
+    if reason:
+        raise NumericMismatchError(f"{name} {reason} ({at})", step="run the pass with a limit on ctx to bisect")
