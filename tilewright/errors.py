@@ -105,7 +105,7 @@ class DeviceError(TilewrightError):
 class OptionError(TilewrightError):
     """An option of compile() or of the command line has a value that is not one of those it takes."""
 
-    code, title = "TW008", "unknown option value"
+    code, title = "TW008", "wrong option"
 
 
 class ModelInputError(TilewrightError):

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +247,28 @@ def test_the_users_model_reads_as_before_also_after_a_failure(rng: np.random.Gen
     with pytest.raises(SpecialisationError):
         capture(Narrows(), (torch.ones(3, 4, dtype=torch.long),), None, {"input_ids": (B, T)})
     assert config.__dict__ == before
+
+
+def test_equal_models_give_equal_programs_in_every_process() -> None:
+    # this family's forward iterates over a set of strings, so processes trace its ops in different orders
+    code = """
+import hashlib, torch, transformers
+from tilewright.frontend import capture
+config = transformers.Gemma3TextConfig(
+    hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=1, num_key_value_heads=1,
+    head_dim=16, vocab_size=9, layer_types=["sliding_attention", "full_attention"], pad_token_id=0,
+)
+torch.manual_seed(0)
+captured = capture(transformers.Gemma3TextModel(config).eval(), (torch.zeros(2, 4, dtype=torch.long),))
+print(hashlib.sha256(str(captured.module).encode()).hexdigest())
+"""
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, check=True, env=os.environ | {"PYTHONHASHSEED": seed}
+        ).stdout
+        for seed in ("1", "77")
+    }
+    assert len(found) == 1
 
 
 def test_attention_weights_as_output_keep_the_models_own_attention(rng: np.random.Generator) -> None:

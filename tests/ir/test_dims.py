@@ -243,6 +243,11 @@ def test_deep_nesting_is_an_error_not_a_recursion_limit() -> None:
             parse_expr(text)
 
 
+def test_a_product_that_would_fill_the_memory_is_an_error() -> None:
+    with pytest.raises(ParseError, match="fewer than 1024 terms"):
+        parse_expr("*".join(f"(a{i} + b{i})" for i in range(64)))
+
+
 @pytest.mark.parametrize("divisor", [0, -2])
 def test_dividing_by_nothing_or_less_is_an_error(divisor: int) -> None:
     with pytest.raises(IRError, match="divided by"):

@@ -136,6 +136,12 @@ def test_a_broken_dim_space_is_an_error(dim: str) -> None:
         parse_module(f'builtin.module attributes {{tw.dims = #tw.dim_space<["{dim}"]>}} {{\n}}\n')
 
 
+def test_a_string_without_end_is_refused_at_once() -> None:
+    for broken in ('"' + "a" * 5000, '"' + "a" * 5000 + '\\q"'):
+        with pytest.raises(ParseError, match=r"no closing quote.*at net:2:12\)"):
+            parse_module(f'builtin.module {{ // "\n  "test.op"{broken}\n}}', "net")
+
+
 def test_nesting_without_end_is_an_error() -> None:
     with pytest.raises(ParseError, match="nested too deeply"):
         parse_module("builtin.module {" * 3000)

@@ -173,6 +173,22 @@ class TestPoison:
         run_kernel(b.finish(), [np.arange(5, dtype=np.float32), found], {})
         assert found.tolist() == [-1, 0, 2, 4, -1, -1]
 
+    def test_a_window_clips_at_its_own_extent_too(self) -> None:
+        def found(start: int, *, rows: bool) -> list[float]:
+            b = KernelBuilder("window", [])
+            x, ids, y = b.buffer([9], F32), b.buffer([9], I32), b.output([6], F32)
+            b.grid([], [])
+            source = b.rows(b.dense(x), b.dense(ids)) if rows else b.dense(x)
+            window = b.add(ViewWindowOp.make(source, [b.index(3)], extents=[4], steps=[1]))
+            b.store(b.load(window, [start], [6], -1.0), b.dense(y), [0])
+            out = np.zeros(6, np.float32)
+            run_kernel(b.finish(), [np.arange(9, dtype=np.float32), np.arange(9, dtype=np.int32), out], {})
+            return list(out)
+
+        for rows in (False, True):
+            assert found(0, rows=rows) == [3, 4, 5, 6, -1, -1]
+            assert found(-2, rows=rows) == [-1, -1, 3, 4, 5, 6]
+
 
 def store_at(extents: list[Any], strides: list[Any], tile: list[int], grid: int = 1) -> KernelOp:
     """Stores ones through a view of an output of 8."""

@@ -124,6 +124,10 @@ class Graph:
     def dim(self, size: ExprLike) -> SSAValue:
         return self.op(DimOp, value=[_expr(size)])
 
+    def sized(self, *dims: ExprLike) -> None:
+        """An input that is there for its sizes alone."""
+        self.input(f"sized{len(self.names)}", dims)
+
     def done(self, *values: SSAValue) -> ModuleOp:
         """The module, with these results."""
         self.function.arg_names = type(self.function.arg_names)(tuple(self.names))

@@ -202,9 +202,7 @@ def test_code_alone_can_be_verified(tmp_path: Path, rng: np.random.Generator) ->
         load_artifact(saved)
     with pytest.raises(OptionError) as raised:
         load_artifact(saved, verify="none")  # type: ignore[arg-type]
-    assert str(raised.value) == (
-        "TW008 unknown option value: verify='none' is neither 'all' nor 'code'\n  next: verify='all'"
-    )
+    assert str(raised.value) == ("TW008 wrong option: verify='none' is neither 'all' nor 'code'\n  next: verify='all'")
 
 
 def test_kernels_for_another_cpu_are_a_coded_error(tmp_path: Path, rng: np.random.Generator) -> None:

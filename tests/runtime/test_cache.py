@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -200,7 +201,8 @@ def test_a_lock_whose_file_was_removed_excludes_nobody(tmp_path: Path) -> None:
     assert built
 
 
-def test_an_entry_removed_while_it_was_waited_for_is_a_miss(tmp_path: Path) -> None:
+@pytest.mark.parametrize("replaced", [True, False])
+def test_an_entry_removed_or_replaced_while_it_was_waited_for(replaced: bool, tmp_path: Path) -> None:
     cache = Cache(tmp_path)
     cache.get_or_build(factors(), writing(b"x")).close()
     folder = entry_folder(cache)
@@ -212,8 +214,14 @@ def test_an_entry_removed_while_it_was_waited_for_is_a_miss(tmp_path: Path) -> N
         time.sleep(0.2)
         assert not found
         folder.rename(tmp_path / "gone")
+        if replaced:
+            shutil.copytree(tmp_path / "gone", folder)
     waiting.join(10)
-    assert found == [None]
+    if replaced:
+        assert found[0].read("data") == b"x"
+        assert cache.clear() == (0, 1), "it holds the new one"
+    else:
+        assert found == [None]
 
 
 def test_a_build_that_raises_leaves_nothing(tmp_path: Path) -> None:
@@ -286,8 +294,6 @@ def test_users_of_a_damaged_entry_do_not_block_its_replacement(tmp_path: Path) -
 
 
 def test_a_moved_cache_is_checked_once_and_kept(tmp_path: Path) -> None:
-    import shutil
-
     Cache(tmp_path / "a").get_or_build(factors(), writing(b"a" * (5 << 20))).close()
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     seal = next((tmp_path / "b").rglob(SEAL))

@@ -229,7 +229,7 @@ def test_footprint_wants_every_dim(rng: np.random.Generator) -> None:
     with pytest.raises(OptionError) as raised:
         executable(affine_program(), values(rng)).footprint({"batch": 4, "token": 3})
     assert str(raised.value) == (
-        "TW008 unknown option value: 2 problems\n  - tokens has no value\n  - the program has no dim token\n"
+        "TW008 wrong option: 2 problems\n  - tokens has no value\n  - the program has no dim token\n"
         "  next: give a value to each dim: batch=64, tokens=256"
     )
 
@@ -252,11 +252,11 @@ def test_options_are_checked(rng: np.random.Generator) -> None:
     for options, said in (
         (
             {"threads": 0},
-            "TW008 unknown option value: threads=0 is not a count of threads\n  next: threads=None uses all cores",
+            "TW008 wrong option: threads=0 is not a count of threads\n  next: threads=None uses all cores",
         ),
         (
             {"memory_limit": -1},
-            "TW008 unknown option value: memory_limit=-1 is not a number of bytes\n  next: memory_limit=None sets none",
+            "TW008 wrong option: memory_limit=-1 is not a number of bytes\n  next: memory_limit=None sets none",
         ),
     ):
         with pytest.raises(OptionError) as raised:
@@ -282,6 +282,20 @@ def test_new_weights_are_taken_whole_or_not_at_all(rng: np.random.Generator) -> 
     np.testing.assert_array_equal(run(x), affine(x, new))
     new["scale"][:] = np.nan  # edits after the update are not seen
     assert not np.isnan(run(x)).any()
+
+
+def test_transient_weights_keep_their_values(rng: np.random.Generator) -> None:
+    old, new = values(rng), values(rng)
+    program = affine_program(transient=("scale",))
+    run = executable(program, old)
+    x = rng.standard_normal((3, 5), np.float32)
+    run.update_weights({"bias": new["bias"]})
+    np.testing.assert_array_equal(run(x), affine(x, {**old, "bias": new["bias"]}))
+    run.update_weights(new)
+    np.testing.assert_array_equal(run(x), affine(x, new))
+    first = affine_program().main.steps[0]
+    unread = affine_program(transient=("scale",), main=Routine((first,), affine_program().main.slots))
+    assert unread.resident == (0, 1), "kept although only @prepare reads it"
 
 
 def test_nan_and_inf_weights_pass_through(rng: np.random.Generator) -> None:
@@ -394,7 +408,7 @@ def test_a_host_function_must_exist(rng: np.random.Generator) -> None:
     with pytest.raises(OptionError) as raised:
         executable(hosted(), values(rng))
     assert str(raised.value) == (
-        "TW008 unknown option value: the program calls flip on the host, which was not given\n"
+        "TW008 wrong option: the program calls flip on the host, which was not given\n"
         "  next: load it with the functions it was compiled with"
     )
 

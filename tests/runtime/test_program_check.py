@@ -68,6 +68,7 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"packed": (SCALE, SCALE)}, "no routine of prepare touches packed tensor scale"),
     ({"states": (State(SCALE), State(SCALE))}, "two states are called 'scale'"),
     ({"states": (State(SCALE, 2),)}, "state scale starts from weight 2: there is none"),
+    ({"transient": ("scale", "other")}, "other is transient, but no weight"),
     ({"guards": (Guard(N, "<=", B),)}, "guard nowhere <= batch uses unknown dims nowhere"),
     (
         {"signature": signature(X, outputs=(Y,), mutations=(("z", 0),))},
@@ -88,7 +89,7 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     (stepped(variants=(Variant("a"), Variant("b"))), "first: main: exactly the last variant must have no limit"),
     (
         stepped(variants=(Variant("a", 3), Variant("b", 3), Variant("c"))),
-        "first: main: the variants' limits [3, 3, None] do not ascend",
+        "first: main: the variants' limits [3, 3, None] do not increase",
     ),
     (stepped(guard=B), "first: main: its guard uses batch, which are no formal dims of it"),
     (stepped(dims=(N,)), "first: main: unknown dims nowhere"),

@@ -93,6 +93,7 @@ programs = st.builds(
     kernels=tuples(st.builds(KernelInfo, names, names, plain), 2),
     tied=tuples(st.tuples(names, names), 2),
     ignored=tuples(names),
+    transient=tuples(names),
     target=names,
     report=plain,
 )

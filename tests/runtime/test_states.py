@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +20,7 @@ from tests.runtime.programs import (
     affine_program,
     affine_step,
     executable,
+    memory,
     pool,
     signature,
     values,
@@ -67,17 +70,33 @@ def test_states_live_from_call_to_call(rng: np.random.Generator) -> None:
     assert sorted(run.state) == ["count", "total"]
 
 
-def test_calls_on_a_stateful_program_take_turns(rng: np.random.Generator) -> None:
-    run = executable(stateful(), {"scale": np.ones(1, np.float32), "bias": np.ones(1, np.float32)})
-    threads = [threading.Thread(target=lambda: [run() for _ in range(50)]) for _ in range(4)]
+def python_kernel(kernel: Callable[[Any, Any, int, int], None]) -> Executable:
+    """The stateful program with one step, in Python, that gets the buffers of both states."""
+    step = Step("step", (Variant("step"),), (Ref("state", 0), Ref("state", 1)))
+    program = replace(stateful(), main=Routine((step,)), kernels=(), copies=())
+    addresses = Addresses(step=kernel)
+    weights = {"scale": np.ones(1, np.float32), "bias": np.ones(1, np.float32)}
+    return Executable(program, addresses, prepare_weights(program, addresses, pool(), weights), pool())
+
+
+def test_calls_on_a_stateful_program_take_turns() -> None:
+    def bump(buffers: Any, dims: Any, tid: int, threads: int) -> None:
+        if tid == 0:
+            count = memory(buffers[1], (1,), np.int64)
+            seen = count[0]
+            time.sleep(0.002)
+            count[0] = seen + 1
+
+    run = python_kernel(bump)
+    threads = [threading.Thread(target=lambda: [run() for _ in range(5)]) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert run.state["total"] == 201
+    assert run.state["count"] == 20
 
 
-def test_a_child_forked_during_a_call_can_call(rng: np.random.Generator) -> None:
+def test_a_child_forked_during_a_call_can_call() -> None:
     inside, leave = threading.Event(), threading.Event()
 
     def wait(buffers: Any, dims: Any, tid: int, threads: int) -> None:
@@ -86,10 +105,7 @@ def test_a_child_forked_during_a_call_can_call(rng: np.random.Generator) -> None
             leave.wait(10)
 
     parent = os.getpid()
-    program = replace(stateful(), main=Routine((Step("wait", (Variant("wait"),)),)), kernels=())
-    waiting = Addresses(wait=wait)
-    weights = {"scale": np.ones(1, np.float32), "bias": np.ones(1, np.float32)}
-    run = Executable(program, waiting, prepare_weights(program, waiting, pool(), weights), pool())
+    run = python_kernel(wait)
     caller = threading.Thread(target=run)
     caller.start()
     assert inside.wait(10)

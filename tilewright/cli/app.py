@@ -27,14 +27,17 @@ app = typer.Typer(
 )  # fmt: skip
 
 
-@app.callback()
-def _top(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
-) -> None:
-    """Compiles models into kernels it wrote itself: says what moves, then moves less."""
-    if version:
+def _version(wanted: bool) -> None:
+    if wanted:
         print(f"tilewright {__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_version)] = False,
+) -> None:
+    """Compiles models into kernels it wrote itself: says what moves, then moves less."""
 
 
 app.command("compile")(compile_model)

@@ -13,7 +13,7 @@ from tilewright.errors import OptionError
 if TYPE_CHECKING:
     from tilewright.runtime.cache import Cache, Item
 
-cache = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Looks into the cache of compiled code and packed weights.")
+cache = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Looks into what was compiled before, and why not.")
 Folder = Annotated[str | None, typer.Option("--cache", metavar="DIR", help="The cache's folder.", show_default="the user's")]
 Key = Annotated[str, typer.Argument(metavar="KEY", help="An entry's key, or its first digits: see `cache ls`.", show_default=False)]
 

@@ -45,7 +45,7 @@ def compile_model(
     memory_limit: MemoryLimit = None,
     cache: Cache = None,
 ) -> None:
-    """Compiles a model into an artifact, which `tilewright run` and tw.load open."""
+    """Compiles a model into an artifact for `run` and tw.load."""
     from tilewright.cli.models import open_model
     from tilewright.runtime.memory import shown
 

@@ -17,7 +17,7 @@ _LIBRARIES: Final = (
 
 
 def env() -> None:
-    """Prints versions, the CPU class, and every setting with its origin."""
+    """Prints versions, the CPU, and every setting with its origin."""
     from tilewright import __version__
     from tilewright.cli.tables import show
 

@@ -55,7 +55,7 @@ def opt(
     remarks: Remarks = False,
     target: Target = "cpu",
 ) -> None:
-    """Parses IR text, runs passes on it, verifies it and prints it."""
+    """Runs passes on IR text and prints the result."""
     from tilewright.cli.instruments import Clock, Printer
     from tilewright.ir.backend import resolve_target
     from tilewright.ir.module import dim_space, parse_module, print_module
@@ -72,7 +72,7 @@ def opt(
     module = parse_module(text, name)
     ctx = Context(machine=resolve_target(target)[1], dims=dim_space(module))
     clock = Clock()
-    instruments: list[Instrument] = [clock]
+    instruments: list[Instrument] = []
     if print_after is not None:
         instruments.append(Printer(print_after, sys.stderr))
     if verify_each == "numeric":
@@ -80,7 +80,8 @@ def opt(
 
         instruments.append(NumericCheck())
     try:
-        run_pipeline(parsed, module, ctx, instruments=instruments, verify=verify_each is not None)
+        # the clock last, that is innermost: it times passes, not those who watch them
+        run_pipeline(parsed, module, ctx, instruments=(*instruments, clock), verify=verify_each is not None)
         verify(module)
     finally:
         if timed:
@@ -120,6 +121,10 @@ def show_remarks(ctx: Any) -> None:
     """What the passes did and what they left, on stderr."""
     for done in ctx.applied:
         saved = f", saves {done.saves} bytes" if str(done.saves) != "0" else ""
-        print(f"{done.where or '?'}: {done.pass_name}: {done.op}: {done.what}{saved}", file=sys.stderr)
+        print(f"{_place(done.where)}{done.pass_name}: {done.op}: {done.what}{saved}", file=sys.stderr)
     for left in ctx.refused:
-        print(f"{left.where or '?'}: {left.pass_name}: {left.op}: refused: {left.reason}", file=sys.stderr)
+        print(f"{_place(left.where)}{left.pass_name}: {left.op}: refused: {left.reason}", file=sys.stderr)
+
+
+def _place(where: str | None) -> str:
+    return f"{where}: " if where else ""

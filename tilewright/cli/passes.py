@@ -18,7 +18,7 @@ Name = Annotated[str | None, typer.Argument(metavar="[NAME]", help="A pass.", sh
 
 
 def passes(name: Name = None) -> None:
-    """Lists the passes and the default pipeline, or explains one pass."""
+    """Lists the passes and the default pipeline, or explains one."""
     from tilewright.cli.tables import show
     from tilewright.passes.pipeline import PASSES, default_pipeline
 

@@ -52,7 +52,7 @@ def profile(
     threads: Threads = None,
     cache: Cache = None,
 ) -> None:
-    """Runs once with a clock around every step, and prints the report with what was measured."""
+    """Prints the report with a clock around every step."""
     from tilewright.cli.inputs import read_arrays
     from tilewright.cli.progress import say
     from tilewright.cli.run import call_for

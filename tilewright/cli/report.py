@@ -39,7 +39,7 @@ def report(
     fallback: Fallback = "error",
     cache: Cache = None,
 ) -> None:
-    """Prints a compiled model's report: formulas in its dims, or numbers at given sizes."""
+    """Prints what runs, what moves, what it costs, and what was refused."""
     from tilewright.cli.dims_text import parse_sizes
     from tilewright.cli.progress import say
 

@@ -40,7 +40,7 @@ def run(
     memory_limit: MemoryLimit = None,
     rebuild: Rebuild = False,
 ) -> None:
-    """Runs an artifact once, and prints its outputs' shapes and statistics."""
+    """Runs an artifact once and describes its outputs."""
     import tilewright
     from tilewright.cli.inputs import named_outputs, read_arrays
     from tilewright.cli.progress import say

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tilewright.ir.backend import Backend
+    from tilewright.ir.machine import Machine
+
 
 def targets() -> None:
-    """Lists the machines that kernels can be compiled for, and whether each backend is ready here."""
+    """Lists the machines that kernels can be compiled for."""
     from tilewright.cli.tables import show
     from tilewright.ir.backend import backends
 
     rows = []
     for backend in backends().values():
-        missing = backend.probe()
-        default = backend.default_machine() if missing is None else None
         for name, describe in backend.machines.items():
             machine = describe()
-            state = f"not ready: {missing}" if missing else "the default here" if name == default else "ready"
             rows.append((
-                f"{backend.name}:{name}", state, machine.rules.lanes, ", ".join(machine.features) or "none",
-                ", ".join(sorted(backend.dtypes)),
+                f"{backend.name}:{name}", _state(backend, machine), machine.rules.lanes, ", ".join(sorted(backend.dtypes)),
+                ", ".join(machine.features) or "none",
             ))  # fmt: skip
-    show(("target", "state", "f32 lanes", "features", "dtypes"), rows, numbers=(2,))
+    show(("target", "state", "f32 lanes", "dtypes", "features"), rows, numbers=(2,))
+
+
+def _state(backend: Backend, machine: Machine) -> str:
+    """Whether kernels for a machine can be compiled here, and run here."""
+    from tilewright.runtime.native import cpu_features
+
+    missing = backend.probe()
+    if missing is not None:
+        return f"not ready: {missing}"
+    lacking = sorted(set(machine.features) - cpu_features()) if machine.family == "cpu" else []
+    if lacking:
+        return f"this CPU lacks {', '.join(lacking[:3])}" + (", ..." if len(lacking) > 3 else "")
+    return "the default here" if backend.default_machine() == machine.name else "ready"

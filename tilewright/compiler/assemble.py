@@ -10,13 +10,14 @@ from xdsl.ir import Block, BlockArgument, Operation, OpResult, SSAValue
 
 from tilewright.errors import LoweringError, Problem
 from tilewright.frontend.captured import Captured
+from tilewright.ir.backend import kernels_of
 from tilewright.ir.dims import DimSpace
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.shape import ReshapeOp
 from tilewright.ir.graph.structure import FuncOp, PackedOp, ReturnOp, StateReadOp, StateWriteOp, WeightOp
 from tilewright.ir.operation import TwOperation
 from tilewright.ir.signature import Signature
-from tilewright.ir.tile.structure import LaunchOp
+from tilewright.ir.tile.structure import KernelOp, LaunchOp
 from tilewright.passes.plan_memory import plan_function, slots_of, storage_of
 from tilewright.runtime.program import (
     Copy,
@@ -79,7 +80,7 @@ def assemble(
     """
     functions = {f.kind.data: f for f in module.body.block.ops if isinstance(f, FuncOp)}
     main = functions["main"]
-    table = _Table(main, functions.get("prepare"), symbols)
+    table = _Table(main, functions.get("prepare"), kernels_of(module), symbols)
     results = tuple(TensorSpec(name, tensor(v).dims, tensor(v).dtype) for name, v in main.returned.items())
     routine, copies = table.main()
     prepare = tuple(table.prepare(dims))
@@ -105,8 +106,10 @@ def assemble(
 class _Table:
     """Numbers weights, packed tensors and states as they are first met, and turns ops into steps."""
 
-    def __init__(self, main: FuncOp, prepare: FuncOp | None, symbols: Mapping[str, str]) -> None:
-        self.function, self.preparing, self.symbols = main, prepare, symbols
+    def __init__(
+        self, main: FuncOp, prepare: FuncOp | None, kernels: Mapping[str, KernelOp], symbols: Mapping[str, str]
+    ) -> None:
+        self.function, self.preparing, self.kernels, self.symbols = main, prepare, kernels, symbols
         self.weights: dict[str, TensorSpec] = {}
         self.states: dict[str, State] = {}
         self.packed: dict[str, TensorSpec] = {}
@@ -161,12 +164,11 @@ class _Table:
         )
         written = [self._place(number, output) for number in op.slots.data]
         kernel = op.callees.data[0]
-        formal = tuple(str(d) for d in op.dims.data)
         return Step(
             name=kernel,
             variants=variants,
             buffers=(*(self._ref(v) for v in op.inputs), *written),
-            formal_dims=formal,
+            formal_dims=self.kernels[kernel].dims.data,
             dims=op.dims.data,
             guard=op.guard.data[0],
             barrier_after=op.barrier.data,

@@ -29,41 +29,63 @@ def check_expected(expected: Mapping[str, int] | None, facts: Mapping[str, Any])
 
 @dataclass
 class FirstCall:
-    """Compares the first call of a compiled program with the original model, then lets the model go."""
+    """Compares the first call of a compiled program with the original model, then lets the model go.
+
+    tensors: the model's own, by the names they were captured under.
+    """
 
     model: Any
+    tensors: Mapping[str, Any]
 
-    def __call__(self, compiled: Compiled, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Raises NumericMismatchError when results differ by more than f32 rounding of their magnitude explains."""
+    def __call__(self, compiled: Compiled, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """The call's output. Raises NumericMismatchError when results differ by more than rounding of their magnitude
+        explains, naming the first op that does.
+        """
         import torch
         from torch.utils import _pytree as pytree
 
-        copied = pytree.tree_map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, (args, dict(kwargs)))
+        from tilewright.compiler.diverging import differs, first_difference
+
+        model = self.model.module() if isinstance(self.model, torch.export.ExportedProgram) else self.model
+
+        def fresh() -> tuple[tuple[Any, ...], dict[str, Any]]:
+            # a model may write to its arguments
+            copied: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map(_copied, (args, dict(kwargs)))
+            return copied
+
+        buffers = [(b, b.clone()) for b in model.buffers()]
+        given, named = fresh()
         with torch.inference_mode():
-            expected = pytree.tree_leaves(self.model(*copied[0], **copied[1]))
-        actual = pytree.tree_leaves(compiled.executable(*args, **kwargs))
-        faults = []
-        for i, (want, got) in enumerate(zip(expected, actual, strict=False)):
-            if not isinstance(want, torch.Tensor) or not isinstance(got, torch.Tensor):
-                continue
-            bound = tolerance(want)
-            worst = (want.double() - got.double()).abs().max().item() if want.numel() else 0.0
-            if not worst <= bound and not torch.equal(want.isnan(), got.isnan() & want.isnan()):
-                faults.append(f"output {i}: largest difference {worst:.3g}, bound {bound:.3g}")
+            expected = pytree.tree_leaves(model(*given, **named))
+            _restore(buffers)
+        given, named = fresh()
+        output = compiled.executable(*args, **kwargs)
+        faults: list[Problem] = []
+        for i, (want, got) in enumerate(zip(expected, pytree.tree_leaves(output), strict=True)):
+            if isinstance(want, torch.Tensor) and (fault := differs(want, torch.as_tensor(got))):
+                faults.append(Problem(f"output {i}: {fault}"))
         if faults:
+            # the kernels are run again from where the first call began
+            compiled.reset()
+            found = first_difference(compiled, model, self.tensors, given, named)
+            with torch.inference_mode():
+                _restore(buffers)
             raise NumericMismatchError(
-                faults, step="tilewright check names the first op that differs; report the model"
+                [*faults, *([found] if found is not None else [])],
+                step="compile with verify_each='numeric' to see which pass is at fault, and report the lines above",
             )
+        return output
 
 
-def tolerance(expected: Any) -> float:
-    """The largest difference that rounding explains: 4096 units in the last place of the largest magnitude."""
+def _copied(value: Any) -> Any:
+    import numpy as np
     import torch
 
-    if not expected.is_floating_point():
-        return 0.0
-    finite = expected[expected.isfinite()]
-    size = finite.abs().max().item() if finite.numel() else 0.0
-    return (
-        4096 * torch.finfo(expected.dtype if expected.dtype != torch.float64 else torch.float32).eps * max(size, 1e-30)
-    )
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value.copy())
+    return value.clone() if isinstance(value, torch.Tensor) else value
+
+
+def _restore(buffers: list[tuple[Any, Any]]) -> None:
+    for buffer, value in buffers:
+        buffer.copy_(value)

@@ -13,12 +13,12 @@ import hashlib
 import inspect
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from xdsl.dialects.builtin import ModuleOp
 
@@ -40,15 +40,26 @@ from tilewright.runtime.canonical import key_of
 from tilewright.runtime.program import KernelInfo
 
 
+Progress: TypeAlias = Callable[[str, int, int], None]
+"""Told a stage's name, how much of it is done and of how much in all (0 where that is not known)."""
+
+
 @dataclass
 class Stopwatch:
-    """Seconds by stage, in the order stages ran."""
+    """Seconds by stage, in the order stages ran; `progress` is told what runs."""
 
+    progress: Progress | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def tell(self, stage: str, done: int = 0, total: int = 0) -> None:
+        """Passes news on to whoever watches."""
+        if self.progress is not None:
+            self.progress(stage, done, total)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Adds the time of a block to a stage."""
+        self.tell(name)
         begin = time.perf_counter()
         try:
             yield
@@ -123,7 +134,7 @@ def code_factors(captured: Captured, target: Target, options: Options) -> dict[s
         "guards": [str(g) for g in captured.guards],
         "aliases": dict(sorted(captured.aliases.items())),
         "transient": sorted(captured.transient),
-        "names": sorted({*captured.weights, *captured.states}),
+        "names": key_of(sorted({*captured.weights, *captured.states})),
         "dims": [[d.name, d.min, d.max, d.kind] for d in captured.dims],
         "machine": target.machine.key(),
         "backend": target.backend.name,
@@ -151,7 +162,7 @@ def generate(
         run_pipeline(target.pipeline, module, ctx, instruments=(*instruments, _Texts(texts)))
         texts["tile"] = print_module(module)
     with watch.stage("kernels"):
-        built = build_kernels(kernels_of(module), target.backend, target.machine)
+        built = build_kernels(kernels_of(module), target.backend, target.machine, watch=watch)
     with watch.stage("assemble"):
         program = assemble(
             module, Interface.of(captured), built.symbols, built.infos, target=target.name, dims=space
@@ -201,7 +212,12 @@ class Kernels:
 
 
 def build_kernels(
-    kernels: Mapping[str, KernelOp], backend: Backend, machine: Machine, *, instrument: bool = False
+    kernels: Mapping[str, KernelOp],
+    backend: Backend,
+    machine: Machine,
+    *,
+    instrument: bool = False,
+    watch: Stopwatch | None = None,
 ) -> Kernels:
     """Kernels to objects; equal kernels compile once. instrument: with counters, see `instrumented`."""
     symbols: dict[str, str] = {}
@@ -219,7 +235,11 @@ def build_kernels(
             else:
                 yield symbol, renamed
 
-    built = {symbol: future.result() for symbol, future in backend.build(lowered(), machine).items()}
+    built = {}
+    for symbol, future in backend.build(lowered(), machine).items():
+        built[symbol] = future.result()
+        if watch is not None:
+            watch.tell("kernels", len(built), len(unique))
     return Kernels(
         symbols,
         {symbol: b.object for symbol, b in built.items()},

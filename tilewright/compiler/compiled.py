@@ -32,7 +32,7 @@ class Compiled:
         """Runs the program; raises coded errors for arguments outside what was compiled."""
         if self.first_call is not None:
             check, self.first_call = self.first_call, None
-            check(self, args, kwargs)
+            return check(self, args, kwargs)
         return self.executable(*args, **kwargs)
 
     @property

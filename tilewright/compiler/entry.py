@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from tilewright.compiler.checking import FirstCall, check_expected
-from tilewright.compiler.compilation import Stopwatch, Target, code_factors, generate
+from tilewright.compiler.compilation import Progress, Stopwatch, Target, code_factors, generate
 from tilewright.compiler.compiled import Compiled
 from tilewright.compiler.options import Options
 from tilewright.compiler.store import Store
+from tilewright.compiler.verify_each import NumericCheck
 from tilewright.frontend.capturing import capture
 from tilewright.runtime.executor import Executable
 from tilewright.runtime.native import load as load_objects
@@ -18,11 +19,17 @@ from tilewright.runtime.threads import thread_pool
 
 
 def compile_model(
-    model: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None, dims: Any = None, **given: Any
+    model: Any,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    dims: Any = None,
+    *,
+    progress: Progress | None = None,
+    **given: Any,
 ) -> Compiled:
-    """See tilewright.compile."""
+    """See tilewright.compile. progress: told what runs, see `Progress`."""
     options = Options.of(given)
-    watch = Stopwatch()
+    watch = Stopwatch(progress)
     target = Target.of(options)
     store = Store.of(options)
     target.backend.warm()
@@ -30,7 +37,11 @@ def compile_model(
         captured = capture(model, args, dict(kwargs or {}), dims, fallback=options.fallback)
     with watch.stage("key"):
         factors = code_factors(captured, target, options)
-    code, facts, origin = store.code(factors, lambda: generate(captured, target, options, watch))
+    if options.verify_each == "numeric":
+        # what is found in the cache has run no pass that could be verified
+        (code, facts), origin = generate(captured, target, options, watch, (NumericCheck(),)), "off (verify_each)"
+    else:
+        code, facts, origin = store.code(factors, lambda: generate(captured, target, options, watch))
     check_expected(options.expect, facts)
     with watch.stage("load"):
         require_features(code.features)
@@ -48,5 +59,5 @@ def compile_model(
         **facts, "seconds": dict(watch.seconds), "cache": origin, "notes": list(captured.notes), "model":
         captured.source.model
     }  # fmt: skip
-    first = FirstCall(model) if options.check == "first" else None
+    first = FirstCall(model, tensors) if options.check == "first" else None
     return Compiled(code, executable, told, first)

@@ -108,12 +108,13 @@ class Report:
             variants = tuple(str(names[v.symbol]) for v in step.variants)
             chosen = variants[-1]
             if self.dims is not None:
-                guard = step.guard.evaluate(self.dims)
+                formal = {n: e.evaluate(self.dims) for n, e in zip(step.formal_dims, step.dims, strict=True)}
+                guard = step.guard.evaluate(formal)
                 chosen = next(
                     name for name, v in zip(variants, step.variants, strict=True) if v.limit is None or guard <= v.limit
                 )
             counts = self.counts[chosen]
-            figures = counts.at(self.dims) if self.dims is not None else None
+            figures = counts.at(formal) if self.dims is not None else None
             rows.append(
                 Row(
                     kernel=chosen if self.dims is not None else step.name,

@@ -13,7 +13,7 @@ from tilewright.frontend.captured import Captured, Source
 from tilewright.frontend.exporting import Exported
 from tilewright.frontend.externs import Externs
 from tilewright.frontend.liveness import live_nodes
-from tilewright.frontend.lowering import GraphLowering, drop_unused
+from tilewright.frontend.lowering import GraphLowering, arrange
 from tilewright.frontend.operators import ATTENTION
 from tilewright.frontend.registry import Unsupported
 from tilewright.frontend.structures import tree_of_spec
@@ -44,11 +44,11 @@ def assemble(exported: Exported, tensors: Tensors, *, source: str, notes: Sequen
     lowered = lowering.run(program.graph_module)
     lowering.require_supported()
     results, outputs, mutations, states = _results(program, _placeholder_names(exported), lowered)
+    arrange(main.block, [*results, *(value for _, value in states)])
     for name, value in states:
         builder.add(StateWriteOp.make(value, name=name))
     names = [*_result_names(program, outputs), *[f"mutated.{name}" for name, _ in mutations]]
     main.finish(results, names)
-    drop_unused(builder)
 
     module = new_module(exported.example.dims)
     module.body.block.add_op(main)

@@ -100,7 +100,10 @@ class Builder:
         key = (repr(value), dtype.name)
         if key not in self._constants:
             number = bool(value) if dtype == I1 else float(value) if dtype.is_float else int(value)
-            self._constants[key] = self.add(ConstantOp.of(number, (), dtype)).results[0]
+            # shared between places, so it belongs to none
+            made = ConstantOp.of(number, (), dtype)
+            self.block.add_op(made)
+            self._constants[key] = made.results[0]
         return self._constants[key]
 
     def full(self, value: Any, dims: Sequence[Expr], dtype: DType) -> SSAValue:

@@ -43,7 +43,7 @@ def capture(
     import torch
 
     if isinstance(model, (str, os.PathLike)):
-        model = _load(Path(model))
+        model = load_program(Path(model))
     with _LOCK:
         if isinstance(model, torch.export.ExportedProgram):
             return _program(model, args, dict(kwargs or {}), dims, fallback)
@@ -86,7 +86,8 @@ def _program(
     return assemble(exported, tensors, source="ExportedProgram", notes=[], fallback=fallback)
 
 
-def _load(path: Path) -> Any:
+def load_program(path: Path) -> Any:
+    """The program of a .pt2 file. Raises ModelInputError saying what the path is instead."""
     import torch
 
     from tilewright.frontend.quiet import quiet

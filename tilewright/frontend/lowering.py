@@ -7,8 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Final
 
-from xdsl.ir import SSAValue
-from xdsl.traits import Pure
+from xdsl.ir import Block, Operation, SSAValue
 
 from tilewright.errors import IRError, Problem, UnsupportedOpError
 from tilewright.frontend.builder import Builder, Weak
@@ -175,8 +174,28 @@ def _flat(value: Any) -> list[Any]:
     return [value]
 
 
-def drop_unused(builder: Builder) -> None:
-    """Removes ops without effects whose results nobody uses."""
-    for op in reversed(list(builder.block.ops)):
-        if op.has_trait(Pure) and not any(result.uses for result in op.results):
-            builder.block.erase_op(op)
+def arrange(block: Block, results: Iterable[SSAValue]) -> None:
+    """Keeps the ops that the results depend on, each operand just before its first user.
+
+    The order follows from the results alone: a forward that iterates over a set traces differently in every process,
+    and equal models must give equal programs.
+    """
+    order: dict[Operation, None] = {}
+    for result in results:
+        pending = [(result.owner, False)]
+        while pending:
+            op, operands_done = pending.pop()
+            if not isinstance(op, Operation) or op in order:
+                continue
+            if operands_done:
+                order[op] = None
+            else:
+                pending.append((op, True))
+                pending += [(operand.owner, False) for operand in reversed(op.operands)]
+    found = list(block.ops)
+    for op in found:
+        block.detach_op(op)
+    for op in reversed(found):
+        if op not in order:
+            op.erase()
+    block.add_ops(order)

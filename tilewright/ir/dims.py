@@ -38,6 +38,8 @@ class Dim:
         faults = []
         if not _is_name(self.name):
             faults.append(f"{self.name!r} is not a name a dim can have")
+        if re.fullmatch(r"a\d+", self.name):
+            faults.append(f"{self.name!r} is a name that kernels use for index values: call the dim something else")
         if self.min < 0:
             faults.append(f"{self.name}: the lower bound {self.min} is negative")
         if self.max is not None and self.max < self.min:
@@ -404,8 +406,9 @@ def _common_factor(expr: Expr) -> Expr | None:
 
 _NAME: Final = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _TOKEN: Final = re.compile(r"\s*(?:([0-9]+)|([A-Za-z_]\w*)|(.))", re.ASCII | re.DOTALL)
-# a stranger's file must end in an error, not in Python's recursion limit
+# a stranger's file must end in an error, not in Python's recursion limit or a full memory
 _MAX_DEPTH: Final = 64
+_MAX_TERMS: Final = 1024
 
 
 def _is_name(text: str) -> bool:
@@ -468,7 +471,10 @@ def parse_expr(text: str) -> Expr:
         value = factor()
         while position < len(tokens) and tokens[position] == "*":
             position += 1
-            value = value * factor()
+            other = factor()
+            if len(value.terms) * len(other.terms) > _MAX_TERMS:
+                raise fail(f"a product of fewer than {_MAX_TERMS} terms")
+            value = value * other
         return value
 
     def total() -> Expr:

@@ -32,6 +32,10 @@ DIMS: Final = "tw.dims"
 _DIM: Final = re.compile(r"(?P<name>[A-Za-z_]\w*): (?P<low>\d+)\.\.(?P<high>\d*)(?: (?P<kind>\w+))?")
 
 
+# Comments, string literals, and a quote that opens no literal.
+_QUOTES: Final = re.compile(r'//[^\n]*|"(?:[^"\\\n\v\f]|\\(?:["nt\\]|[0-9A-Fa-f]{2}))*"|(?P<open>")')
+
+
 @irdl_attr_definition
 class DimSpaceAttr(BareData[tuple[Dim, ...]]):
     """The named dims of a program, in declared order: `["batch: 1..64", "experts_hit: 0..128 runtime"]`."""
@@ -116,6 +120,7 @@ def parse_module(text: str, name: str = "<text>") -> ModuleOp:
     # the verifier asks modules the questions defined below, so it imports this file
     from tilewright.ir.verifier import verify
 
+    _check_strings(text, name)
     parser: Parser | None = None
     try:
         # the constructor reads the first token already
@@ -124,13 +129,12 @@ def parse_module(text: str, name: str = "<text>") -> ModuleOp:
     except xdsl_exceptions.ParseError as fault:
         place = fault.span.get_location()
         raise _parse_error(fault.msg, name, place.line, place.col) from None
-    except (TilewrightError, xdsl_exceptions.VerifyException, ValueError) as fault:
+    except (TilewrightError, xdsl_exceptions.VerifyException, ValueError, RecursionError) as fault:
         # raised by a type, an attribute or an op's constructor while the parser stood behind its text
-        line, column = _place(text, parser)
         reason = fault.problems[0].text if isinstance(fault, TilewrightError) else str(fault)
-        raise _parse_error(reason, name, line, column) from fault
-    except RecursionError:
-        raise _parse_error("regions are nested too deeply", name, *_place(text, parser)) from None
+        if isinstance(fault, RecursionError):
+            reason = "regions are nested too deeply"
+        raise _parse_error(reason, name, *_place(text, parser.pos if parser is not None else 0)) from fault
     verify(module)
     return module
 
@@ -141,8 +145,15 @@ def _parse_error(reason: str, name: str, line: int, column: int) -> ParseError:
     )
 
 
-def _place(text: str, parser: Parser | None) -> tuple[int, int]:
-    position = parser.pos if parser is not None else 0
+def _check_strings(text: str, name: str) -> None:
+    """Refuses a string that does not end on its line: xDSL's lexer takes exponential time to find that out."""
+    for found in _QUOTES.finditer(text):
+        if found["open"]:
+            place = _place(text, found.start())
+            raise _parse_error("a string has no closing quote, or an escape that is none", name, *place)
+
+
+def _place(text: str, position: int) -> tuple[int, int]:
     before = text[:position]
     return before.count("\n") + 1, position - (before.rfind("\n") + 1) + 1
 

@@ -119,13 +119,14 @@ def _div(a: Array, b: Array) -> Array:
 
 def _sign(x: Array) -> Array:
     zero, one = x.dtype.type(0), x.dtype.type(1)
-    negative = np.where(x < zero, np.negative(one), zero)
-    return np.where(x > zero, one, negative)
+    negative: Array = np.where(x < zero, np.negative(one), zero)
+    result: Array = np.where(x > zero, one, negative)
+    return result
 
 
 def _gelu_tanh64(x: Array) -> Array:
-    tanh: Array = np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
-    return 0.5 * x * (1 + tanh)
+    result: Array = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    return result
 
 
 _TABLE: Final = [

@@ -27,6 +27,8 @@ from tilewright.ir.types import TensorType
 if TYPE_CHECKING:
     import torch
 
+    from tilewright.ir.graph_interpreter import Launcher
+
 
 def run_kernel(
     kernel: KernelOp,
@@ -134,6 +136,19 @@ def chosen_variant(launch: LaunchOp, kernel: KernelOp, dims: Sequence[int]) -> s
     return allowed[0] if allowed else launch.callees.data[-1]
 
 
+def tile_launcher(module: ModuleOp, counters: MutableMapping[str, Counters] | None = None) -> Launcher:
+    """What the graph interpreter runs a module's launches by; counters are by kernel name, and added to."""
+    kernels = {op.sym_name.data: op for op in module.body.block.ops if isinstance(op, KernelOp)}
+
+    def launch(op: Operation, operands: Sequence[torch.Tensor], sizes: Mapping[str, int]) -> list[torch.Tensor]:
+        if not isinstance(op, LaunchOp):
+            raise IRError(f"{op.name} is neither a graph op nor a launch", step="lower the module to launches")
+        results = run_launch(kernels, op, [_array(t) for t in operands], sizes, counters)
+        return [_tensor(a) for a in results]
+
+    return launch
+
+
 def run_module(
     module: ModuleOp,
     inputs: Mapping[str, torch.Tensor] | Sequence[torch.Tensor],
@@ -149,14 +164,7 @@ def run_module(
     """
     from tilewright.ir.graph_interpreter import interpret
 
-    kernels = {op.sym_name.data: op for op in module.body.block.ops if isinstance(op, KernelOp)}
-
-    def launch(op: Operation, operands: Sequence[torch.Tensor], sizes: Mapping[str, int]) -> list[torch.Tensor]:
-        if not isinstance(op, LaunchOp):
-            raise IRError(f"{op.name} is neither a graph op nor a launch", step="lower the module to launches")
-        results = run_launch(kernels, op, [_array(t) for t in operands], sizes, counters)
-        return [_tensor(a) for a in results]
-
+    launch = tile_launcher(module, counters)
     return interpret(module, inputs, name=name, weights=weights, states=states, launch=launch)
 
 

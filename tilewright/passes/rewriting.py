@@ -16,10 +16,11 @@ from xdsl.ir import Block, Operation, SSAValue
 from xdsl.traits import Pure
 
 from tilewright.errors import IRError
-from tilewright.ir.dims import ExprLike
+from tilewright.ir.dims import Expr, ExprLike
 from tilewright.ir.dtypes import DType
 from tilewright.ir.graph.base import GraphOp, tensor
 from tilewright.ir.graph.elementwise import MapOp
+from tilewright.ir.graph.shape import ReshapeOp
 from tilewright.ir.graph.structure import CallOp, ConstantOp, GroupOp
 from tilewright.ir.operation import TwOperation
 from tilewright.ir.passing import Context
@@ -127,9 +128,7 @@ def run_rules(block: Block, rules: Rules, ctx: Context) -> None:
         if op.parent is not block:
             continue
         if is_dead(op):
-            owners = [v.owner for v in op.operands]
-            erase(op)
-            enqueue(owners)
+            enqueue(erase_with_dead_producers(op))
             continue
         for rule in rules.for_op(op):
             site = Site(op, ctx, said=said)
@@ -146,19 +145,37 @@ def run_rules(block: Block, rules: Rules, ctx: Context) -> None:
                 site.undo()
                 continue
             users = [use.operation for use in op.results[0].uses]
-            owners = [v.owner for v in op.operands]
-            replace(op, [value])
-            enqueue([*owners, *site.made, *users])
+            # the dead go at once: rules ask how often a value is used
+            alive = erase_with_dead_producers(*replace(op, [value]))
+            enqueue([*alive, *(made for made in site.made if made.parent is block), *users])
             break
 
 
-def replace(op: Operation, values: Sequence[SSAValue]) -> None:
-    """Has every user of an op's results use these values instead, and erases the op."""
+def erase_with_dead_producers(*ops: Operation) -> list[Operation]:
+    """Erases those ops that are dead and what is dead without them; gives the producers that stay."""
+    stay: list[Operation] = []
+    pending = list(ops)
+    while pending:
+        op = pending.pop()
+        if op.parent is None:
+            continue
+        if not is_dead(op):
+            stay.append(op)
+            continue
+        pending.extend(v.owner for v in op.operands if isinstance(v.owner, Operation))
+        erase(op)
+    return [op for op in stay if op.parent is not None]
+
+
+def replace(op: Operation, values: Sequence[SSAValue]) -> list[Operation]:
+    """Has every user of an op's results use these values instead, and erases the op; gives its operands' producers."""
+    producers = [v.owner for v in op.operands if isinstance(v.owner, Operation)]
     for old, new in zip(op.results, values, strict=True):
         if new.name_hint is None:
             new.name_hint = old.name_hint
         old.replace_all_uses_with(new)
     erase(op)
+    return producers
 
 
 def erase(op: Operation) -> None:
@@ -235,6 +252,16 @@ def sole_user(value: SSAValue) -> Operation | None:
     """The one op that uses a value; None when there are none or several."""
     found = users(value)
     return found[0] if len(found) == 1 else None
+
+
+def only_adds_units(op: object) -> bool:
+    """A reshape that adds or drops axes of size 1 and does nothing else."""
+    return isinstance(op, ReshapeOp) and wide_dims(tensor(op.x).dims) == wide_dims(op.dims.data)
+
+
+def wide_dims(dims: Sequence[Expr]) -> list[Expr]:
+    """The dims that are not 1."""
+    return [d for d in dims if d.constant != 1]
 
 
 def same_dims(a: SSAValue, b: SSAValue) -> bool:

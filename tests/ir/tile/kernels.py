@@ -247,6 +247,29 @@ def gather_rows() -> Case:
     )
 
 
+def gather_window() -> Case:
+    """table[ids] for ids 1, 3, 5, ... through a window of the rows, then zeros."""
+    b = KernelBuilder("window_of_rows", ["n"])
+    table, ids = b.buffer([11, 8], F32), b.buffer(["n"], I64)
+    y = b.output(["n", 8], F32)
+    (i,) = b.grid(["n"], [4])
+    rows = b.rows(b.dense(table), b.dense(ids))
+    window = ViewWindowOp.make(rows, [b.index(1), b.index(0)], extents=["floordiv(n, 2)", 8], steps=[2, 1])
+    b.store(b.load(b.add(window), [i, 0], [4, 8], 0.0), b.dense(y), [i, 0])
+
+    def expected(table: Any, ids: Any) -> Arrays:
+        picked = table.astype(np.float64)[ids[1::2][: len(ids) // 2]]
+        return [np.concatenate([picked, np.zeros((len(ids) - len(picked), 8))])]
+
+    return Case(
+        "window of rows",
+        b.finish(),
+        {"n": range(24)},
+        lambda d, rng: [normal(11, 8, rng=rng), rng.integers(0, 11, d["n"])],
+        expected,
+    )
+
+
 def segment_sums() -> Case:
     """The sum of each of e ragged segments of rows; the loop ends with the segment."""
     b = KernelBuilder("segments", ["e", "n"])
@@ -371,22 +394,21 @@ def branches() -> Case:
 
 
 def carried_index() -> Case:
-    """Rows summed from the end, through an index that the loop carries and steps down."""
+    """Every second row summed from the end through an index that the loop carries, and the last of them once more."""
     b = KernelBuilder("carried", ["n"])
     x, y = b.buffer(["n", 8], F32), b.output([1, 8], F32)
     (c,) = b.grid([8], [8])
     with b.loop(0, "n", 2, [b.index("n - 1"), b.constant(0.0, [1, 8])]) as loop:
         at, total = loop.carried
         loop.give(b.index("a0 - 2", at), b.map("add", total, b.load(b.dense(x), [at, c], [1, 8], 0.0)))
-    after = b.compare(loop.out[0], "<", 0)
-    (result,) = branch(b, after, lambda: [loop.out[1]], lambda: [b.constant(7.0, [1, 8])])
-    b.store(result, b.dense(y), [0, c])
+    again = b.load(b.dense(x), [b.index("a0 + 2", loop.out[0]), c], [1, 8], 0.0)
+    b.store(b.map("add", loop.out[1], again), b.dense(y), [0, c])
     return Case(
         "carried index",
         b.finish(),
         {"n": range(12)},
         lambda d, rng: [normal(d["n"], 8, rng=rng)],
-        lambda x: [x.astype(np.float64)[::-1][::2].sum(0, keepdims=True)],
+        lambda x: [x[::-1][::2].sum(0, keepdims=True, dtype=np.float64) + (x[::-1][::2][-1] if len(x) else 0)],
         has_formula=False,
     )
 
@@ -403,6 +425,7 @@ CASES = [
     map_3d(),
     split_heads(),
     gather_rows(),
+    gather_window(),
     segment_sums(),
     paged_read(4, 4),
     paged_read(8, 4),

@@ -49,6 +49,12 @@ class TestDot:
         acc = (rng.standard_normal((4, 4)) * 2.0**-140).astype(np.float32)
         assert run(DotOp, a, b, acc).tobytes() == fused_dot(a, b, acc).tobytes()
 
+    def test_a_subnormal_sum_just_below_a_tie_stays_below(self) -> None:
+        unit = 2.0**-149
+        a, b = np.array([[2.0**-75 * (1 + 2.0**-23)]], np.float32), np.array([[2.0**-75 * (1 - 2.0**-23)]], np.float32)
+        acc = np.array([[2.0**-130 + unit]], np.float32)
+        assert run(DotOp, a, b, acc)[0, 0] == acc[0, 0]
+
     def test_infinities_and_nan_pass_through(self) -> None:
         a = np.array([[np.inf, 1.0], [np.inf, -np.inf], [np.nan, 0.0], [1e38, 1e38]], np.float32)
         found = run(DotOp, a, np.array([[10.0], [10.0]], np.float32), np.zeros((4, 1), np.float32))[:, 0]

@@ -126,6 +126,20 @@ class TestVerifier:
         kernel.properties["order"] = type(kernel.order)((0, 8, 1, 1))
         self.refused(kernel, "order must end with step 1 for every grid axis")
 
+    def test_a_kernel_speaks_of_its_own_dims_alone(self) -> None:
+        for build in (lambda b: b.index("a0 + k", b.index(0)), lambda b: b.view(b._block.args[0], ["k"], [1])):
+            b = KernelBuilder("k", ["n"])
+            b.buffer(["n"], F32)
+            b.grid([], [])
+            build(b)
+            self.refused(b.finish(), "unknown dims k")
+
+    def test_a_dim_is_not_called_as_an_operand_of_expr(self) -> None:
+        b = KernelBuilder("k", ["a1"])
+        b.buffer(["a1"], F32)
+        b.grid([], [])
+        self.refused(b.finish(), "a1: a0, a1, ... are the operands of tile.expr")
+
     def test_a_stored_tile_fits_its_view(self) -> None:
         b = KernelBuilder("k", [])
         y = b.output([4], F32)

@@ -152,6 +152,20 @@ class TestFormulas:
         assert traffic.counts(dims, buffers) == actual
         assert traffic.at(dims)["vector"] == 16 * 3 * 3 + 16 * 3 > actual.vector
 
+    def test_what_data_subtracts_is_bounded_by_nothing_subtracted(self) -> None:
+        b = KernelBuilder("rest", ["n"])
+        x, skip, y = b.buffer(["n"], F32), b.buffer([1], I32), b.output([1], F32)
+        b.grid([], [])
+        left = b.index("n - a0", b.scalar(b.dense(skip), [0]))
+        with b.loop(0, left, 1, [b.constant(0.0, [1])]) as loop:
+            loop.give(b.map("add", loop.carried[0], b.load(b.dense(x), [loop.at], [1])))
+        b.store(loop.out[0], b.dense(y), [0])
+        traffic = kernel_traffic(b.finish())
+        assert traffic.vector == Expr.of("n")
+        assert traffic.of("read", buffer=0) == Expr.of("4*n")
+        buffers = [np.ones(9, np.float32), np.array([4], np.int32), np.zeros(1, np.float32)]
+        assert traffic.at({"n": 9}, buffers)["vector"] == 5
+
     def test_data_without_a_bound_needs_the_buffers(self) -> None:
         b = KernelBuilder("unbounded", [])
         times, y = b.buffer([1], I32), b.output([1], F32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -89,10 +90,18 @@ class KernelOp(TileOp):
         if sorted(last) != list(range(axes)) or any(step != 1 for step in last.values()):
             raise VerifyException(f"{self.name} @{self.sym_name.data}: order must end with step 1 for every grid axis")
         known = set(self.dims.data)
-        for value in self.buffers:
-            unknown = {s for d in buffer(value).dims for s in d.symbols} - known
-            if unknown:
-                raise VerifyException(f"{self.name} @{self.sym_name.data}: unknown dims {', '.join(sorted(unknown))}")
+        clash = sorted(d for d in known if re.fullmatch(r"a\d+", d))
+        if clash:
+            raise VerifyException(
+                f"{self.name} @{self.sym_name.data}: {', '.join(clash)}: a0, a1, ... are the operands of tile.expr"
+            )
+        unknown = {s for value in self.buffers for d in buffer(value).dims for s in d.symbols} - known
+        for op in self.walk():
+            operands = {f"a{i}" for i in range(len(op.operands))} if isinstance(op, ExprOp) else set()
+            stated = [e for a in op.properties.values() if isinstance(a, Dims) for e in a.data]
+            unknown |= {s for e in stated for s in e.symbols} - known - operands
+        if unknown:
+            raise VerifyException(f"{self.name} @{self.sym_name.data}: unknown dims {', '.join(sorted(unknown))}")
 
 
 @irdl_op_definition

@@ -12,7 +12,7 @@ from tilewright.ir.graph.indexing import GatherOp
 from tilewright.ir.graph.reduction import NormOp, ReduceOp, SoftmaxOp
 from tilewright.ir.graph.shape import BroadcastOp, ReshapeOp, SliceOp
 from tilewright.ir.graph.structure import IotaOp
-from tilewright.passes.rewriting import Rules, Site, defined, splat
+from tilewright.passes.rewriting import Rules, Site, defined, only_adds_units, splat
 
 SINGLES = Rules()
 
@@ -106,7 +106,10 @@ def gather_of_one_place(op: GatherOp, site: Site) -> SSAValue | None:
 @SINGLES.on(GatherOp)
 def gather_of_a_range(op: GatherOp, site: Site) -> SSAValue | None:
     """Neighbouring indices in order: a slice."""
-    iota, x, axis = defined(op.indices, IotaOp), tensor(op.x), op.axis.data
+    places, x, axis = op.indices, tensor(op.x), op.axis.data
+    while isinstance(places.owner, ReshapeOp) and only_adds_units(places.owner):
+        places = places.owner.x
+    iota = defined(places, IotaOp)
     if iota is None or tensor(iota.out).rank != 1 or iota.step.data != 1:
         return None
     start, stop = iota.start.data[0], iota.start.data[0] + tensor(iota.out).dims[0]
@@ -114,4 +117,5 @@ def gather_of_a_range(op: GatherOp, site: Site) -> SSAValue | None:
         return None
     starts = [start if i == axis else Expr.of(0) for i in range(x.rank)]
     stops = [stop if i == axis else d for i, d in enumerate(x.dims)]
-    return site.make(SliceOp, op.x, starts=starts, stops=stops)
+    cut = site.make(SliceOp, op.x, starts=starts, stops=stops)
+    return cut if places is op.indices else site.make(ReshapeOp, cut, dims=tensor(op.out).dims)

@@ -15,7 +15,8 @@ from tilewright.ir.graph.reduction import NormOp, ReduceOp, SoftmaxOp
 from tilewright.ir.graph.shape import ReshapeOp, TransposeOp
 from tilewright.ir.graph.structure import CallOp, ExternOp, GroupOp, ReturnOp, YieldOp
 from tilewright.ir.operation import TwOperation
-from tilewright.passes.fuse.plan import OUTSIDE, Cluster, Plan, is_leaf, is_view, keeps_row_major, root
+from tilewright.passes.fuse.plan import OUTSIDE, Cluster, Plan, is_leaf, is_view, root
+from tilewright.passes.rewriting import only_adds_units
 
 ANCHORS = (MatmulOp, AttentionOp, NormOp, SoftmaxOp, ReduceOp)
 ELEMENTWISE = (MapOp, CastOp, RotaryOp, NormOp, SoftmaxOp, ReduceOp)
@@ -247,7 +248,7 @@ class Builder:
 
 def _readable_in_place(op: object) -> bool:
     """A view that an affine map of coordinates describes."""
-    return is_view(op) and (not isinstance(op, ReshapeOp) or keeps_row_major(op))
+    return is_view(op) and (not isinstance(op, ReshapeOp) or only_adds_units(op))
 
 
 def label(ops: Sequence[Operation]) -> str:

@@ -118,7 +118,7 @@ class Growth:
         if legality.reduces_rows(op):
             same = legality.row_dims(op) == cluster.dims
             return None if same else f"it reduces rows of another shape, {tensor(op.operands[0])}"
-        if not legality.is_pointwise(op):
+        if not legality.is_pointwise(op) and not legality.turns_whole_rows(op, cluster.dims):
             return f"{op.name} is not pointwise"
         shapes = [legality.reduced_dims(o) for o in cluster.ops if isinstance(o, ReduceOp)]
         if legality.is_row_shape(op.results[0], cluster.dims) or tensor(op.results[0]).dims in shapes:

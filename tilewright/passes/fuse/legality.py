@@ -19,10 +19,12 @@ from tilewright.ir.graph.elementwise import CastOp, MapOp
 from tilewright.ir.graph.indexing import GatherOp
 from tilewright.ir.graph.reduction import NormOp, ReduceOp, SoftmaxOp
 from tilewright.ir.passing import Context
+from tilewright.ir.tile.reduction import LANES
 from tilewright.passes.fuse.plan import Cluster, Plan, is_leaf, root
 from tilewright.passes.rewriting import splat
 
 CHEAP_FLOPS = 4  # per element: what a kernel may compute again instead of loading
+LONGEST_TILE = 4096  # elements of a row that a row kernel keeps whole
 
 
 def is_pointwise(op: Operation) -> bool:
@@ -120,6 +122,12 @@ def is_pair(first: MatmulOp, second: MatmulOp) -> bool:
 
 
 # --- rows and elements ----------------------------------------------------------------------------------------------
+
+
+def turns_whole_rows(op: Operation, dims: Sequence[Expr]) -> bool:
+    """A rotary turn of rows that lie in one tile without padding: the partner of every feature is in it."""
+    features = dims[-1].constant
+    return isinstance(op, RotaryOp) and features is not None and features <= LONGEST_TILE and features % LANES == 0
 
 
 def is_row_shape(value: SSAValue, dims: Sequence[Expr]) -> bool:

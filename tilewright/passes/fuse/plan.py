@@ -7,7 +7,7 @@ calls, weights and constants of several values stay outside kernels; they are no
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from xdsl.ir import Block, Operation, SSAValue
@@ -46,18 +46,6 @@ def is_leaf(op: object) -> bool:
     if isinstance(op, ConstantOp):
         return op.splat is not None
     return isinstance(op, (DimOp, IotaOp, PositionsOp))
-
-
-def keeps_row_major(op: object) -> bool:
-    """A reshape that only adds or drops axes of size 1."""
-    if not isinstance(op, ReshapeOp):
-        return False
-    return wide_dims(tensor(op.x).dims) == wide_dims(op.dims.data)
-
-
-def wide_dims(dims: Sequence[Expr]) -> list[Expr]:
-    """The dims that are not 1."""
-    return [d for d in dims if d.constant != 1]
 
 
 def root(value: SSAValue) -> SSAValue:

@@ -22,8 +22,7 @@ from tilewright.ir.graph.shape import ConcatOp, ReshapeOp, SliceOp, TransposeOp
 from tilewright.ir.graph.structure import PositionsOp
 from tilewright.passes.canonicalize.broadcasts import BROADCASTS
 from tilewright.passes.canonicalize.shapes import SHAPES, moves_only_units
-from tilewright.passes.fuse.plan import keeps_row_major
-from tilewright.passes.rewriting import Rules, Site, defined, same_dims, splat
+from tilewright.passes.rewriting import Rules, Site, defined, only_adds_units, same_dims, splat
 
 VIEWS = Rules(SHAPES, BROADCASTS)
 
@@ -69,7 +68,7 @@ def elementwise_before_view(op: MapOp | CastOp, site: Site) -> SSAValue | None:
     if len(viewed) != 1 or value is None or any(tensor(v).rank for v in op.operands if not varies(v)):
         return None
     view = defined(value, ReshapeOp) or defined(value, TransposeOp)
-    if view is None or (keeps_row_major(view) and rests_on_memory(value)):
+    if view is None or (only_adds_units(view) and rests_on_memory(value)):
         return None
     if isinstance(op, CastOp):
         early = site.make(CastOp, view.x, dtype=op.dtype)
@@ -88,7 +87,7 @@ def _same_view(view: ReshapeOp | TransposeOp, x: SSAValue, site: Site) -> SSAVal
 def units_before_elementwise(op: ReshapeOp, site: Site) -> SSAValue | None:
     """Axes of size 1 are added before elementwise ops, which can then join what broadcasts their result."""
     inner = defined(op.x, MapOp) or defined(op.x, CastOp)
-    if inner is None or not keeps_row_major(op) or not rests_on_memory(op.x):
+    if inner is None or not only_adds_units(op) or not rests_on_memory(op.x):
         return None
     if any(tensor(v).dims != tensor(op.x).dims and (varies(v) or tensor(v).rank) for v in inner.operands):
         return None
@@ -112,7 +111,7 @@ def elementwise_before_repetition(op: MapOp, site: Site) -> SSAValue | None:
 def gather_by_position(op: GatherOp, site: Site) -> SSAValue | None:
     """Rows looked up by positions that count from zero are the first rows."""
     places, x, axis = op.indices, tensor(op.x), op.axis.data
-    while isinstance(places.owner, ReshapeOp) and keeps_row_major(places.owner):
+    while isinstance(places.owner, ReshapeOp) and only_adds_units(places.owner):
         places = places.owner.x
     if defined(places, PositionsOp) is None:
         return None
@@ -164,11 +163,11 @@ def residual_before_reshape(op: MapOp, site: Site) -> SSAValue | None:
 
 def comes_from_product(value: SSAValue) -> bool:
     """A product with nothing but elementwise ops on it, each read once: what follows may run in its registers."""
-    while value.has_one_use() and isinstance(value.owner, (MapOp, CastOp)):
-        value = next(
-            (v for v in value.owner.operands if v.has_one_use() and comes_from_product(v)), value.owner.operands[0]
-        )
-    return value.has_one_use() and isinstance(value.owner, MatmulOp)
+    if not value.has_one_use():
+        return False
+    if isinstance(value.owner, (MapOp, CastOp)):
+        return any(comes_from_product(v) for v in value.owner.operands)
+    return isinstance(value.owner, MatmulOp)
 
 
 @VIEWS.on(RotaryOp)

@@ -17,7 +17,7 @@ from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.elementwise import CastOp, MapOp
 from tilewright.ir.graph.shape import BroadcastOp, ReshapeOp, SliceOp, TransposeOp
 from tilewright.ir.graph.structure import ConstantOp, DimOp, IotaOp, PositionsOp
-from tilewright.passes.rewriting import Site, defined, mapped, splat
+from tilewright.passes.rewriting import Site, defined, mapped, splat, wide_dims
 
 HIDING = -1e4  # added to a logit, it makes the exponential vanish: exp(-1e4) is 0 in every float
 INVERSE = {"le": "gt", "lt": "ge", "ge": "lt", "gt": "le"}
@@ -160,9 +160,9 @@ def _at(count: Count, axis: int) -> Count:
 
 def _moved(count: Count | None, before: Sequence[Expr], after: Sequence[Expr]) -> Count | None:
     """The same count after a reshape that only adds or drops axes of size 1."""
-    if count is None or [d for d in before if d.constant != 1] != [d for d in after if d.constant != 1]:
+    if count is None or wide_dims(before) != wide_dims(after):
         return None
-    behind = [d for d in before[len(before) + count.axis :] if d.constant != 1]
+    behind = wide_dims(before[len(before) + count.axis :])
     place, left = len(after), len(behind)
     while left:
         place -= 1

@@ -1,0 +1,194 @@
+"""Where a compiled model leaves the original: the first stage, and in it the first op, whose numbers differ.
+
+Four questions in the order of the data's way, each answered by running something obviously right beside it:
+
+1. Is the captured graph the model?         the graph interpreter against the model's own outputs
+2. Does every graph pass keep the meaning?  the interpreter in float64 before and after each; then the rewrite, by bisection
+3. Is every kernel its group?               each kernel's result against the group's reference on the operands it was given
+4. Which op is it, inside a kernel?         the same with the materialising pipeline, where every op is a kernel
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from xdsl.dialects.builtin import ModuleOp
+
+from tilewright.compiler.compilation import Target
+from tilewright.compiler.intermediates import Exposed, kernel_results
+from tilewright.frontend.captured import Captured
+from tilewright.ir.dims import DimSpace
+from tilewright.ir.graph.base import GraphOp, Setting, tensor
+from tilewright.ir.graph.structure import GroupOp, YieldOp
+from tilewright.ir.graph_interpreter import interpret
+from tilewright.ir.passing import Context, Pass, Pipeline, run_pipeline
+from tilewright.passes.pipeline import materialising_pipeline
+
+if TYPE_CHECKING:
+    import torch
+    from xdsl.ir import SSAValue
+
+# Below it, kernels; above it, graphs that the interpreter runs.
+_LOWERING = "lower-to-tile"
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """The first thing that differs. stage: "capture", "pass" or "kernel". worst, bound: absolute."""
+
+    stage: str
+    name: str
+    detail: str
+    where: str | None
+    worst: float
+    bound: float
+
+    def __str__(self) -> str:
+        at = f"  (at {self.where})" if self.where else ""
+        return f"{self.stage} {self.name}: {self.detail}; off by {self.worst:.3g}, rounding explains {self.bound:.3g}{at}"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A capture that can be repeated (passes consume it), its tensors in the order of @main, and the expected results."""
+
+    capture: Callable[[], Captured]
+    tensors: Sequence[torch.Tensor]
+    expected: Sequence[torch.Tensor]
+    target: Target
+    options: Mapping[str, object]
+
+    def context(self, captured: Captured, limit: int | None = None) -> Context:
+        """What the passes see, as in compile()."""
+        return Context(self.target.machine, DimSpace(captured.dims), dict(self.options), limit=limit)
+
+
+def first_difference(case: Case, tolerance: Callable[[torch.Tensor], float]) -> Difference | None:
+    """The first difference, or None where every step by itself is right and only rounding adds up.
+
+    tolerance: of a result as a whole, by its magnitude.
+    """
+    captured = case.capture()
+    found = _interpreted(captured.module, captured, case.tensors, wide=False)
+    for i, (wanted, got) in enumerate(zip(case.expected, found, strict=False)):
+        if (fault := _off(wanted, got, tolerance(wanted))) is not None:
+            return Difference("capture", captured.source.model, f"output {i} of the captured graph", None, *fault)
+    return (
+        _in_passes(case, tolerance)
+        or _in_kernels(case, case.target.pipeline, detail=True)
+    )  # fmt: skip
+
+
+def _interpreted(
+    module: ModuleOp, captured: Captured, tensors: Sequence[torch.Tensor], *, wide: bool
+) -> list[torch.Tensor]:
+    """The results of @main that are outputs of the model, in order."""
+    states = {name: value.clone() for name, value in captured.states.items()}
+    results = list(interpret(module, list(tensors), weights=captured.weights, states=states, wide=wide).values())
+    return [results[out.index] for out in captured.signature.outputs if out.index is not None]
+
+
+def _off(wanted: torch.Tensor, got: torch.Tensor, bound: float) -> tuple[float, float] | None:
+    """(largest difference, bound) where two tensors differ by more than the bound; NaN equals NaN."""
+    import torch
+
+    a, b = wanted.detach().double(), got.detach().double()
+    if a.shape != b.shape:
+        return float("inf"), bound
+    same = (a == b) | (a.isnan() & b.isnan())
+    worst = float(torch.where(same, 0.0, (a - b).abs().nan_to_num(float("inf"))).max()) if a.numel() else 0.0
+    return (worst, bound) if worst > bound else None
+
+
+def _graph_passes(pipeline: Pipeline) -> tuple[Pass, ...]:
+    names = [p.name for p in pipeline.passes]
+    return pipeline.passes[: names.index(_LOWERING)] if _LOWERING in names else pipeline.passes
+
+
+def _in_passes(case: Case, tolerance: Callable[[torch.Tensor], float]) -> Difference | None:
+    """The first graph pass after which the module computes something else, with the rewrite that did it."""
+    captured = case.capture()
+    before = _interpreted(captured.module, captured, case.tensors, wide=True)
+    ctx = case.context(captured)
+    for number, p in enumerate(_graph_passes(case.target.pipeline)):
+        run_pipeline(Pipeline((p,)), captured.module, ctx)
+        after = _interpreted(captured.module, captured, case.tensors, wide=True)
+        for i, (wanted, got) in enumerate(zip(before, after, strict=True)):
+            # in float64 a pass may move the last digits of f32 constants, no more
+            if (fault := _off(wanted, got, tolerance(wanted.float()))) is not None:
+                what, where = _bisected(case, number + 1, before, tolerance, len(ctx.applied))
+                return Difference("pass", p.name, f"output {i} after {what}", where, *fault)
+    return None
+
+
+def _bisected(
+    case: Case, passes: int, wanted: Sequence[torch.Tensor], tolerance: Callable[[torch.Tensor], float], applied: int
+) -> tuple[str, str | None]:
+    """The first application among all, by halving: what it did and where."""
+
+    def wrong(limit: int) -> tuple[bool, Context]:
+        captured = case.capture()
+        ctx = case.context(captured, limit)
+        run_pipeline(Pipeline(case.target.pipeline.passes[:passes]), captured.module, ctx)
+        found = _interpreted(captured.module, captured, case.tensors, wide=True)
+        pairs = zip(wanted, found, strict=True)
+        return any(_off(w, f, tolerance(w.float())) is not None for w, f in pairs), ctx
+
+    low, high = 0, applied
+    if wrong(0)[0]:
+        return "a rewrite that no application names", None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if wrong(middle)[0] else (middle, high)
+    last = wrong(high)[1].applied[high - 1]
+    return f"{last.op}: {last.what}", last.where
+
+
+def _in_kernels(case: Case, pipeline: Pipeline, *, detail: bool) -> Difference | None:
+    """The first kernel that differs from its group's reference; detail: then the op inside it, by a plan without fusion."""
+    captured = case.capture()
+    exposed = kernel_results(captured, replace(case.target, pipeline=pipeline), case.context(captured), case.tensors)
+    for group in exposed.groups:
+        fault = _group_fault(group, exposed)
+        if fault is None:
+            continue
+        ops = [op for op in group.block.ops if not isinstance(op, YieldOp)]
+        inner = _in_kernels(case, materialising_pipeline(), detail=False) if detail and len(ops) > 1 else None
+        names = ", ".join(op.name for op in ops)
+        described = f"a {group.kind.data} kernel of {names}" if len(ops) > 1 else f"the kernel of {names}"
+        if inner is not None:
+            described += f"; by itself, {inner.name} differs, too ({inner.detail})"
+        return Difference("kernel", group.label.data or names, described, group.loc, *fault)
+    return None
+
+
+def _group_fault(group: GroupOp, exposed: Exposed) -> tuple[float, float] | None:
+    """How far a kernel's results are from its group's reference in float64, on the operands that the kernel read."""
+    values: dict[SSAValue, torch.Tensor] = {}
+    setting = Setting(exposed.sizes, wide=True)
+    for inside, outside in zip(group.block.args, group.args, strict=True):
+        given = exposed.value(outside)
+        values[inside] = given.double() if given.is_floating_point() else given
+    terms = 1
+    for op in group.block.ops:
+        if isinstance(op, YieldOp) or not isinstance(op, GraphOp):
+            continue
+        found = op.evaluate(setting, *[None if slot is None else values[slot] for slot in op.slots()])
+        results = found if isinstance(found, tuple) else (found,)
+        values.update(zip(op.results, results, strict=True))
+        # what one element adds up: flops of the op, spread over its elements
+        terms += -(-op.cost().flops.evaluate(exposed.sizes) // max(1, sum(r.numel() for r in results)))
+    scale = max([1e-30, *(float(v.abs().nan_to_num(0.0, 0.0, 0.0).max()) for v in values.values() if v.numel())])
+    unit = max(_unit(v) for v in values)
+    for inside, outside in zip(group.yielded, group.outs, strict=True):
+        wanted, got = values[inside], exposed.value(outside)
+        bound = unit * terms * scale if wanted.is_floating_point() else 0.0
+        if (fault := _off(wanted, got, bound)) is not None:
+            return fault
+    return None
+
+
+def _unit(value: SSAValue) -> float:
+    return {"bf16": 2.0**-8, "f16": 2.0**-10, "f64": 2.0**-52}.get(tensor(value).dtype.name, 2.0**-23)

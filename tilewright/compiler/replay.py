@@ -1,0 +1,37 @@
+"""The passes run again on the graph as it was captured, to show the module after one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tilewright.compiler.code import Code
+from tilewright.errors import OptionError, PassOptionError
+from tilewright.ir.backend import backends
+from tilewright.ir.module import dim_space, parse_module, print_module
+from tilewright.ir.passing import Context, Pipeline, run_pipeline
+from tilewright.passes.pipeline import PASSES
+
+
+def text_after(code: Code, facts: Mapping[str, Any], after: str) -> str:
+    """The module's text after a pass.
+
+    after: a pass of the pipeline that compiled the program; "canonicalize:2" is the second of that name.
+    Raises PassOptionError for a name that the pipeline has not, or a pass that is no longer installed.
+    """
+    pipeline = Pipeline.parse(facts["pipeline"], PASSES)
+    name, _, number = after.partition(":")
+    places = [i for i, p in enumerate(pipeline.passes) if p.name == name]
+    which = int(number) if number.isdecimal() else 1
+    if not places or not 1 <= which <= len(places) or number and not number.isdecimal():
+        raise PassOptionError(
+            f"no pass {after!r} ran on this program", step=f"use one of {', '.join(p.name for p in pipeline.passes)}"
+        )
+    module = parse_module(code.texts["captured"], "captured")
+    backend, _, machine = code.program.target.partition(":")
+    known = backends()
+    if backend not in known or machine not in known[backend].machines:
+        raise OptionError(f"no installed backend knows {code.program.target}", step="see `tilewright targets`")
+    ctx = Context(machine=known[backend].machines[machine](), dims=dim_space(module), options=facts["options"])
+    run_pipeline(Pipeline(pipeline.passes[: places[which - 1] + 1]), module, ctx)
+    return print_module(module)
