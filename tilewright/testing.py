@@ -20,6 +20,7 @@ from tilewright.ir.graph_interpreter import interpret
 from tilewright.ir.machine import Level, Machine, TileRules
 from tilewright.ir.module import dim_space, parse_module, print_module
 from tilewright.ir.passing import Context, Pass, Pipeline, run_pipeline
+from tilewright.ir.tile_launch import tile_launcher
 
 if TYPE_CHECKING:
     import torch
@@ -51,8 +52,11 @@ def run(
     states: Mapping[str, torch.Tensor] | None = None,
     wide: bool = False,
 ) -> dict[str, torch.Tensor]:
-    """What the module's @main gives by the graph interpreter, results by name; wide: every float in float64."""
-    return interpret(ir(source), inputs, weights=weights, states=dict(states or {}), wide=wide)
+    """What the module's @main gives by the interpreters, results by name; wide: every float of graph ops in float64."""
+    module = ir(source)
+    return interpret(
+        module, inputs, weights=weights, states=dict(states or {}), wide=wide, launch=tile_launcher(module)
+    )
 
 
 def context(module: ModuleOp, **stated: Any) -> Context:

@@ -260,7 +260,8 @@ class TestOnALesserCpu:
         monkeypatch.setattr(native, "cpu_features", lambda: frozenset(present - AVX512))
 
     @pytest.fixture(scope="class")
-    def for_avx512(self, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    @classmethod
+    def for_avx512(cls, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
         compiled = compile_mlp(mlp(1), target="cpu:avx512")
         path = tmp_path_factory.mktemp("avx512") / "mlp.tw"
         compiled.save(path)

@@ -154,11 +154,15 @@ def locate(model: Model, dims: Sequence[str] | None, options: Mapping[str, Any],
 
 
 def draw_sizes(dims: Sequence[Dim], count: int, rng: np.random.Generator) -> Iterator[dict[str, int]]:
-    """The least size of every dim, then sizes whose logarithms are spread evenly; one tuple where nothing varies."""
+    """The least size of every dim, then others whose logarithms are spread evenly."""
     declared = [d for d in dims if d.kind != "runtime"]
-    yield {d.name: d.min for d in declared}
-    for _ in range(count - 1 if declared else 0):
-        yield {d.name: _drawn(d, rng) for d in declared}
+    seen = []
+    for attempt in range(4 * count):
+        sizes = {d.name: _drawn(d, rng) if attempt else d.min for d in declared}
+        # a range may hold fewer tuples than were asked for
+        if sizes not in seen and len(seen) < count:
+            seen.append(sizes)
+            yield sizes
 
 
 def _drawn(dim: Dim, rng: np.random.Generator) -> int:

@@ -34,7 +34,8 @@ def read_arrays(texts: Sequence[str]) -> dict[str, NDArray[Any]]:
         try:
             found[name] = np.load(Path(path), allow_pickle=False)
         except (OSError, ValueError, EOFError) as fault:
-            reason = getattr(fault, "strerror", None) or str(fault)
+            # NumPy's own words for anything that is no array advise to unpickle it
+            reason = getattr(fault, "strerror", None) or "it does not hold an array"
             raise OptionError(
                 f"--input {name}: {path} cannot be read: {reason}", step="write the array with numpy.save(path, array)"
             ) from fault

@@ -10,12 +10,12 @@ from xdsl.dialects.builtin import ModuleOp
 from tilewright.compiler.native_launches import LaunchCounts, NativeLaunches
 from tilewright.errors import TargetError
 from tilewright.ir.backend import Backend, backends
+from tilewright.ir.dtypes import torch_name
+from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.structure import FuncOp, PackedOp, WeightOp
 from tilewright.ir.graph_interpreter import interpret
 from tilewright.ir.machine import Machine
 from tilewright.ir.module import function, parse_module
-from tilewright.ir.dtypes import torch_name
-from tilewright.ir.graph.base import tensor
 from tilewright.runtime.tensors import Buffer
 
 if TYPE_CHECKING:
@@ -57,12 +57,7 @@ def call_of(
     for prepare in [f for f in module.body.block.ops if isinstance(f, FuncOp) and f.kind.data == "prepare"]:
         prepare.detach()
         prepare.erase()
-    leaves = compiled.code.program.signature.flatten(args, kwargs)
-    given = [
-        torch.as_tensor(value)
-        for leaf, value in zip(compiled.code.program.signature.inputs, leaves, strict=True)
-        if leaf.is_tensor
-    ]
+    given = [torch.as_tensor(value) for value in compiled.code.program.signature.flatten(args, kwargs)]
     names = list(function(module, "main").arguments)
     stored = {name.removeprefix("weight:"): _tensor(b) for name, b in compiled.executable.weights.stored.items()}
     states = {name: torch.from_numpy(value.copy()) for name, value in compiled.state.items()}

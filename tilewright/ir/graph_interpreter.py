@@ -14,6 +14,8 @@ from tilewright.errors import (
     DimRangeError,
     DTypeError,
     InterpreterError,
+    KernelStoreError,
+    PoisonError,
     Problem,
     RankError,
     StateError,
@@ -208,7 +210,8 @@ class GraphInterpreter:
         except (RuntimeError, ValueError, IndexError, TypeError, KeyError) as fault:
             raise _failed(op, f"{type(fault).__name__}: {fault}", "look at the operands' values and shapes") from fault
         except TilewrightError as fault:
-            if isinstance(fault, InterpreterError):
+            # what is wrong with a kernel has a code of its own
+            if isinstance(fault, (InterpreterError, PoisonError, KernelStoreError)):
                 raise
             raise _failed(op, fault.problems[0].text, "look at the operands' values and shapes") from fault
         return tuple(found) if isinstance(found, (tuple, list)) else (found,)

@@ -75,10 +75,11 @@ TW: Final = Dialect("tw", [], [*BARE_ATTRIBUTES, DimSpaceAttr])
 
 def dialects() -> list[Dialect]:
     """Every dialect of Tilewright."""
-    # imported here: whoever only builds graphs does not pay for the tile dialect
+    # imported here: whoever only builds graphs does not pay for the other dialects
+    from tilewright.ir.queue.dialect import QUEUE
     from tilewright.ir.tile.dialect import TILE
 
-    return [TW, GRAPH, TILE]
+    return [TW, GRAPH, TILE, QUEUE]
 
 
 def new_context() -> Context:

@@ -242,8 +242,9 @@ class TwOperation(IRDLOperation):
         parser.parse_comma_separated_list(parser.Delimiter.PAREN, operand)
         single = [name for name, kind in definition.operands if not isinstance(kind, VariadicDef)]
         if len(single) != len(positional):
+            forms = [_operand_form(name, kind) for name, kind in definition.operands]
             parser.raise_error(
-                f"{cls.name} takes {len(single)} operands ({', '.join(single)}), got {len(positional)}", start
+                f"{cls.name} is written {cls.name}({', '.join(forms)}); got {len(positional)} operands without a name", start
             )
         named.update(zip(single, positional, strict=True))
         operands = [named.get(name, []) for name, _ in definition.operands]
@@ -354,3 +355,10 @@ def _as_attribute(cls: type[TwOperation], name: str, value: Any) -> Attribute:
         raise IRError(f"{cls.name} has no property {name!r}", step=f"use one of: {', '.join(known) or 'it has none'}")
     attribute: Attribute = _property_class(cls, name).of(value)
     return attribute
+
+
+def _operand_form(name: str, kind: OperandDef) -> str:
+    """How text states an operand: `x`, `bias=%b` where it may be absent, `args=[%a, ...]` where there may be several."""
+    if isinstance(kind, OptionalDef):
+        return f"[{name}=%v]"
+    return f"{name}=[%v, ...]" if isinstance(kind, VariadicDef) else f"%{name}"

@@ -22,6 +22,7 @@ from tilewright.ir.dims import DimSpace, Expr, ExprLike
 from tilewright.ir.machine import Machine
 from tilewright.ir.operation import TwOperation
 from tilewright.ir.types import ShapedType
+from tilewright.ir.verifier import verify as verify_module
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,5 +263,5 @@ def run_pipeline(
             stack.enter_context(nullcontext())
             p.run(module, ctx)
             if verify:
-                module.verify()
+                verify_module(module)
     ctx.current = ""

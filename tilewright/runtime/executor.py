@@ -96,6 +96,8 @@ class Executable:
         self._arenas = ArenaPool()
         self._plans: OrderedDict[tuple[int, ...], Resolved] = OrderedDict()
         self._plans_lock = threading.Lock()
+        numbers = {leaf.name: number for number, leaf in enumerate(program.signature.tensors)}
+        self._mutations = [(numbers[name], result) for name, result in program.signature.mutations]
         self._stateful = bool(program.states)
         self._turn = threading.RLock()
         self._states = StateStore(program, weights, self._turn)
@@ -171,7 +173,8 @@ class Executable:
             if self._runtime:
                 values = tuple(table.tolist())
                 results = self._cut(results, values)
-            self._write_back(binding, results)
+            for leaf, result in self._mutations:
+                _assign(binding.leaves[leaf], results[result])
         return self.program.signature.rebuild(results, self.program.sizes(values)), times, plan, threads
 
     def _launch(self, plan: Resolved, words: NDArray[np.int64], *, timed: bool) -> tuple[Times | None, int]:
@@ -221,12 +224,6 @@ class Executable:
                 result = part.contiguous() if is_torch(part) else np.ascontiguousarray(part)
             cut.append(result)
         return cut
-
-    def _write_back(self, binding: Binding, results: Sequence[Any]) -> None:
-        tensors = self.program.signature.tensors
-        for name, index in self.program.signature.mutations:
-            leaf = next(leaf for spec, leaf in zip(tensors, binding.leaves, strict=True) if spec.name == name)
-            _assign(leaf, results[index])
 
     def renew(self) -> None:
         """In a forked child: locks that other threads held at the fork would stay locked for good."""

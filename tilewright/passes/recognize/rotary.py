@@ -19,47 +19,34 @@ ROTARY = Rules()
 
 
 @dataclass(frozen=True)
-class Part:
-    """One half of x's features: of which x, in which style ("half", "interleaved"), and whether it is the second."""
+class Span:
+    """Features of a tensor: `count` places of its last axis from `start` in steps of `step`, and a region of the others."""
 
-    x: SSAValue
-    style: str
-    second: bool
+    base: SSAValue
+    region: tuple[tuple[Expr, Expr], ...]
+    start: Expr
+    count: Expr
+    step: int
 
 
 # --- conditions -----------------------------------------------------------------------------------------------------
 
 
-def is_half(op: SliceOp, second: bool) -> bool:
-    """The first or second half of the last axis, and all of the others."""
-    size = _features(op.x)
-    if size is None or size % 2 or any(step != 1 for step in op.strides):
-        return False
-    low = size // 2 if second else 0
-    bounds = (Expr.of(low), Expr.of(low + size // 2))
-    return takes_other_axes_whole(op) and (op.starts.data[-1], op.stops.data[-1]) == bounds
+def are_neighbours(first: Span, second: Span, style: str) -> bool:
+    """The second half starts where the first stops; of pairs, the second member stands right of the first."""
+    if style == "half":
+        return first.step == 1 and second.start == first.start + first.count
+    return first.step == 2 and second.start == first.start + 1
 
 
-def is_every_other(op: SliceOp, second: bool) -> bool:
-    """The even or odd places of the last axis, and all of the others."""
-    size = _features(op.x)
-    if size is None or size % 2 or op.strides[-1] != 2 or any(step != 1 for step in op.strides[:-1]):
-        return False
-    stops = (Expr.of(size), Expr.of(size - 1 + int(second)))
-    return takes_other_axes_whole(op) and op.starts.data[-1] == Expr.of(int(second)) and op.stops.data[-1] in stops
-
-
-def takes_other_axes_whole(op: SliceOp) -> bool:
-    """Only the last axis is cut."""
-    dims = tensor(op.x).dims
-    return all(s == Expr.of(0) for s in op.starts.data[:-1]) and op.stops.data[:-1] == dims[:-1]
-
-
-def are_halves_of_one(first: Part | None, second: Part | None) -> bool:
-    """The two halves of the same x, in the same style, in order."""
-    if first is None or second is None:
-        return False
-    return first.x is second.x and first.style == second.style and not first.second and second.second
+def are_alike(first: Span, second: Span) -> bool:
+    """The same tensor, the same region of its other axes, and as many features."""
+    return (first.base, first.region, first.count, first.step) == (
+        second.base,
+        second.region,
+        second.count,
+        second.step,
+    )
 
 
 def broadcasts_to(table: SSAValue, x: SSAValue, op: MapOp) -> bool:
@@ -68,41 +55,66 @@ def broadcasts_to(table: SSAValue, x: SSAValue, op: MapOp) -> bool:
     return bool(given) and given[-1] == dims[-1] and broadcast_dims(op, dims, given) == dims
 
 
+def is_of(x: SSAValue, whole: Span) -> bool:
+    """x is what the two halves make up."""
+    return span_of(x, "half") == whole
+
+
 # --- parts ----------------------------------------------------------------------------------------------------------
 
 
-def _features(value: SSAValue) -> int | None:
-    dims = tensor(value).dims
-    return dims[-1].constant if dims else None
-
-
-def part_of(value: SSAValue) -> Part | None:
-    """Which half of which x a value is."""
+def span_of(value: SSAValue, style: str) -> Span | None:
+    """Which features of which tensor a value is; `style` says whether to look for members of pairs."""
+    if style == "interleaved" and (member := _member_of_pairs(value)) is not None:
+        return member
     op = defined(value, SliceOp)
-    if op is not None:
-        for second in (False, True):
-            if is_half(op, second):
-                return Part(op.x, "half", second)
-            if is_every_other(op, second):
-                return Part(op.x, "interleaved", second)
+    dims = tensor(value).dims
+    if op is None:
+        return Span(value, tuple((Expr.of(0), d) for d in dims[:-1]), Expr.of(0), dims[-1], 1) if dims else None
+    if any(step != 1 for step in op.strides[:-1]):
         return None
-    return _part_of_pairs(value)
+    region = tuple(zip(op.starts.data[:-1], op.stops.data[:-1], strict=True))
+    return Span(op.x, region, op.starts.data[-1], dims[-1], op.strides[-1])
 
 
-def _part_of_pairs(value: SSAValue) -> Part | None:
-    """x reshaped to [..., D/2, 2], cut to one member of each pair, reshaped to [..., D/2]."""
+def _member_of_pairs(value: SSAValue) -> Span | None:
+    """x reshaped to [..., D/2, 2] and cut to one member of each pair, maybe reshaped to [..., D/2]."""
     flat = defined(value, ReshapeOp)
-    cut = None if flat is None else defined(flat.x, SliceOp)
+    cut = defined(value if flat is None else flat.x, SliceOp)
     pairs = None if cut is None else defined(cut.x, ReshapeOp)
-    if flat is None or cut is None or pairs is None or _features(pairs.out) != 2:
+    if (
+        cut is None
+        or pairs is None
+        or tensor(pairs.out).dims[-1:] != (Expr.of(2),)
+        or tensor(cut.out).dims[-1] != Expr.of(1)
+    ):
         return None
-    size, dims = _features(pairs.x), tensor(pairs.x).dims
-    if size is None or pairs.dims.data != (*dims[:-1], Expr.of(size // 2), Expr.of(2)):
+    dims, whole = tensor(pairs.x).dims, span_of(pairs.x, "half")
+    size = dims[-1].constant if dims else None
+    if (
+        whole is None
+        or size is None
+        or whole.step != 1
+        or pairs.dims.data != (*dims[:-1], Expr.of(size // 2), Expr.of(2))
+    ):
         return None
-    if flat.dims.data != (*dims[:-1], Expr.of(size // 2)):
+    if not takes_other_axes_whole(cut) or (flat is not None and flat.dims.data != (*dims[:-1], Expr.of(size // 2))):
         return None
-    second = next((s for s in (False, True) if is_half(cut, s)), None)
-    return None if second is None else Part(pairs.x, "interleaved", second)
+    return Span(whole.base, whole.region, whole.start + cut.starts.data[-1], Expr.of(size // 2), 2)
+
+
+def takes_other_axes_whole(op: SliceOp) -> bool:
+    """Only the last axis is cut."""
+    dims = tensor(op.x).dims
+    return all(s == Expr.of(0) for s in op.starts.data[:-1]) and op.stops.data[:-1] == dims[:-1]
+
+
+def whole_of(first: SSAValue, second: SSAValue, style: str) -> Span | None:
+    """What two values are the halves, or the members of the pairs, of."""
+    a, b = span_of(first, style), span_of(second, style)
+    if a is None or b is None or not are_alike(a, b) or not are_neighbours(a, b, style):
+        return None
+    return Span(a.base, a.region, a.start, a.count * 2, 1)
 
 
 def joined(value: SSAValue) -> tuple[SSAValue, SSAValue, str] | None:
@@ -114,10 +126,9 @@ def joined(value: SSAValue) -> tuple[SSAValue, SSAValue, str] | None:
     stack = None if flat is None else defined(flat.x, ConcatOp)
     if flat is None or stack is None or len(stack.xs) != 2 or stack.axis.data != tensor(stack.out).rank - 1:
         return None
-    members = [_without_unit(x) for x in stack.xs]
-    if members[0] is None or members[1] is None or not keeps_pairs(flat, stack):
+    if not keeps_pairs(flat, stack):
         return None
-    return members[0], members[1], "interleaved"
+    return _without_unit(stack.xs[0]), _without_unit(stack.xs[1]), "interleaved"
 
 
 def keeps_pairs(flat: ReshapeOp, stack: ConcatOp) -> bool:
@@ -126,23 +137,20 @@ def keeps_pairs(flat: ReshapeOp, stack: ConcatOp) -> bool:
     return dims[-1].constant == 2 and flat.dims.data == (*dims[:-2], dims[-2] * 2)
 
 
-def _without_unit(value: SSAValue) -> SSAValue | None:
-    """x where the value is x with an axis of size 1 at the end."""
+def _without_unit(value: SSAValue) -> SSAValue:
+    """x where the value is x with an axis of size 1 at the end, which a member of pairs may have anyway."""
     op = defined(value, ReshapeOp)
-    return op.x if op is not None and op.dims.data == (*tensor(op.x).dims, Expr.of(1)) else None
+    return op.x if op is not None and op.dims.data == (*tensor(op.x).dims, Expr.of(1)) else value
 
 
-def rotated(value: SSAValue) -> tuple[SSAValue, str] | None:
+def rotated(value: SSAValue) -> tuple[Span, str] | None:
     """(x, style) where the value is x with every pair (a, b) as (-b, a)."""
     parts = joined(value)
-    if parts is None:
+    negated = None if parts is None else mapped(_without_unit(parts[0]), "neg")
+    if parts is None or negated is None:
         return None
-    negated = mapped(parts[0], "neg")
-    first = part_of(parts[1])
-    second = None if negated is None else part_of(negated.args[0])
-    if first is None or not are_halves_of_one(first, second) or first.style != parts[2]:
-        return None
-    return first.x, first.style
+    whole = whole_of(parts[1], negated.args[0], parts[2])
+    return None if whole is None else (whole, parts[2])
 
 
 def join(parts: Sequence[SSAValue], style: str, site: Site) -> SSAValue:
@@ -170,12 +178,13 @@ def rotary(op: MapOp, site: Site) -> SSAValue | None:
             turned = rotated(arg)
             if turned is None:
                 continue
-            x, style = turned
-            cos, sin = other_operand(straight, x), other_operand(crossed, arg)
-            if cos is None or sin is None:
+            x = next((v for v in straight.args if is_of(v, turned[0])), None)
+            cos = None if x is None else other_operand(straight, x)
+            sin = other_operand(crossed, arg)
+            if x is None or cos is None or sin is None:
                 site.refuse("rotary: what is rotated is not what is multiplied by the cosine")
             elif same_dims(x, op.out) and broadcasts_to(cos, x, op) and broadcasts_to(sin, x, op):
-                return site.make(RotaryOp, x, cos, sin, style=style)
+                return site.make(RotaryOp, x, cos, sin, style=turned[1])
     return None
 
 
@@ -193,9 +202,7 @@ def rotary_by_halves(op: ConcatOp | ReshapeOp, site: Site) -> SSAValue | None:
     for first in left[0].args:
         for straight, crossed in ((right[0], right[1]), (right[1], right[0])):
             for second in straight.args:
-                a, b = part_of(first), part_of(second)
-                if a is None or not are_halves_of_one(a, b) or a.style != parts[2]:
-                    continue
+                whole = whole_of(first, second, parts[2])
                 tables = [
                     other_operand(left[0], first),
                     other_operand(straight, second),
@@ -203,11 +210,20 @@ def rotary_by_halves(op: ConcatOp | ReshapeOp, site: Site) -> SSAValue | None:
                     other_operand(crossed, first),
                 ]
                 found = [t for t in tables if t is not None]
-                if len(found) < 4 or not are_like(found, first):
+                if whole is None or len(found) < 4 or not are_like(found, first):
                     continue
-                cos, sin = join(found[:2], a.style, site), join(found[2:], a.style, site)
-                return site.make(RotaryOp, a.x, cos, sin, style=a.style)
+                cos, sin = join(found[:2], parts[2], site), join(found[2:], parts[2], site)
+                return site.make(RotaryOp, _value_of(whole, site), cos, sin, style=parts[2])
     return None
+
+
+def _value_of(whole: Span, site: Site) -> SSAValue:
+    starts = (*(low for low, _ in whole.region), whole.start)
+    stops = (*(high for _, high in whole.region), whole.start + whole.count)
+    dims = tensor(whole.base).dims
+    if stops == dims and all(s == Expr.of(0) for s in starts):
+        return whole.base
+    return site.make(SliceOp, whole.base, starts=starts, stops=stops)
 
 
 def are_like(tables: Sequence[SSAValue], half: SSAValue) -> bool:
