@@ -11,7 +11,7 @@ from xdsl.dialects.builtin import ModuleOp
 from tilewright.compiler.assemble import Interface, assemble
 from tilewright.compiler.code import Code
 from tilewright.compiler.compilation import build_kernels
-from tilewright.errors import ArtifactError, CpuFeatureError, IRError, Problem
+from tilewright.errors import ArtifactError, CpuFeatureError, IRError, ParseError, Problem
 from tilewright.ir.backend import Backend, backends, kernels_of
 from tilewright.ir.dims import Expr
 from tilewright.ir.graph.base import tensor
@@ -38,7 +38,7 @@ def rebuild(parts: Rebuildable) -> Code:
         raise ArtifactError(f"{parts.path} holds no tile IR", step=_STEP)
     try:
         module = parse_module(parts.ir["tile"], f"{parts.path}:ir/tile")
-    except IRError as fault:
+    except (IRError, ParseError) as fault:
         raise ArtifactError([Problem(f"{parts.path}: {p.text}", p.op, p.where) for p in fault.problems], step=_STEP) from fault
     space = dim_space(module)
     _agree(module, parts)
