@@ -89,8 +89,6 @@ LEAN = """
 import sys
 
 class Without:
-    """A finder that knows what three packages bring, and nothing else."""
-
     def __init__(self, finder):
         self.finder = finder
 

@@ -199,7 +199,11 @@ def check_memory_plan(module: ModuleOp, dims: DimSpace) -> None:
                 source = storage_of(operand)
                 if not isinstance(source.owner, LaunchOp):
                     continue
-                slot = source.owner.slots.data[_position(source)]
+                given = source.owner.slots.data
+                if _position(source) >= len(given):
+                    faults.append(f"{function.symbol}: {name} reads a result that has no slot")
+                    continue
+                slot = given[_position(source)]
                 if holds.get(slot) is not source:
                     faults.append(f"{function.symbol}: {name} reads slot {slot}, which no longer holds its operand")
                 if slot in unmet_writes and isinstance(op, LaunchOp):

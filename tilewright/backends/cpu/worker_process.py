@@ -10,7 +10,6 @@ import tempfile
 from pathlib import Path
 from typing import IO
 
-import tilewright
 from tilewright.backends.cpu.frames import packed, unpacked
 from tilewright.backends.cpu.mlir import CpuTarget
 from tilewright.errors import Problem, TilewrightError, ToolchainError, all_errors
@@ -90,7 +89,7 @@ class WorkerProcess:
 
     def _start(self) -> None:
         # Found as this process found it, but never by accident in the current directory.
-        root = str(Path(tilewright.__file__).parent.parent)
+        root = str(Path(__file__).resolve().parents[3])
         path = os.pathsep.join([*filter(os.path.isabs, sys.path), root])
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  `end` reads and closes it
         try:

@@ -20,7 +20,7 @@ ROTARY = Rules()
 
 @dataclass(frozen=True)
 class Span:
-    """Features of a tensor: `count` places of its last axis from `start` in steps of `step`, and a region of the others."""
+    """Features of a tensor: `count` places of its last axis from `start` by `step`, in a region of the other axes."""
 
     base: SSAValue
     region: tuple[tuple[Expr, Expr], ...]
