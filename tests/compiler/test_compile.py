@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import tilewright as tw
-from tests.compiler.models import Mlp, bert, close, compile_bert, compile_llama, compile_mlp, dims, llama, mlp, token_inputs
+from tests.compiler.models import Mlp, bert, close, compile_bert, compile_llama, compile_mlp, llama, mlp, token_inputs
 from tilewright.errors import (
     DimRangeError,
     NumericMismatchError,
@@ -323,10 +323,6 @@ class TestIr:
         compiled = compiled_mlp[1]
         small, large = compiled.memory(batch=1).total, compiled.memory(batch=33).total
         assert 0 < small < large
-
-
-def test_dims_of_the_helper() -> None:
-    assert [d.name for d in dims()] == ["batch", "tokens"]
 
 
 class TestFirstCall:
