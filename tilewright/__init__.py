@@ -92,4 +92,6 @@ def pipeline() -> Pipeline:
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
+    if name == "testing":
+        return import_module("tilewright.testing")
     raise AttributeError(f"module 'tilewright' has no attribute {name!r}")

@@ -53,7 +53,9 @@ def test_a_loaded_program_gives_the_same_bits(saved: Any, native_code: bool) -> 
     for level in ("graph", "tile"):
         assert loaded.ir(level) == compiled.ir(level)
     assert loaded.ir(after="fuse") == compiled.ir(after="fuse")
-    assert [row.flops for row in loaded.report.at(batch=5).rows] == [row.flops for row in compiled.report.at(batch=5).rows]
+    assert [row.flops for row in loaded.report.at(batch=5).rows] == [
+        row.flops for row in compiled.report.at(batch=5).rows
+    ]
     assert ("built again" in loaded.report.to_dict()["cache"]) is not native_code
 
 
@@ -124,7 +126,9 @@ except tw.TilewrightError as error:
 """
 
 
-def run_elsewhere(python: str, program: str, artifact: Path, given: dict[str, Any], folder: Path, **environment: str) -> Any:
+def run_elsewhere(
+    python: str, program: str, artifact: Path, given: dict[str, Any], folder: Path, **environment: str
+) -> Any:
     np.savez(folder / "given.npz", **{n: v.numpy() for n, v in given.items()})
     out = folder / "out.npy"
     done = subprocess.run(

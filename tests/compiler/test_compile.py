@@ -178,7 +178,12 @@ class TestWeights:
         assert "unused.weight" in state
         with pytest.raises(WeightsError) as raised:
             compiled.update_weights(
-                {**state, "upp.weight": torch.zeros(2), "up.weight": torch.zeros(24, 40), "up.bias": torch.zeros(40).double()}
+                {
+                    **state,
+                    "upp.weight": torch.zeros(2),
+                    "up.weight": torch.zeros(24, 40),
+                    "up.bias": torch.zeros(40).double(),
+                }
             )
         told = [str(p) for p in raised.value.problems]
         assert len(told) == 3

@@ -85,25 +85,24 @@ def test_many_shapes_in_any_order_are_told_apart(rng: np.random.Generator) -> No
 
 def test_a_missing_argument() -> None:
     assert refused(ArgumentError, two_inputs(), ids()) == (
-        "TW001 arguments do not match the signature: missing a required argument: 'x'\n"
-        "  next: the parameters are (ids, x)"
+        "TW001 arguments do not match the signature: x is missing\n  next: call it as (ids, x)"
     )
 
 
 def test_an_extra_argument() -> None:
     assert refused(ArgumentError, two_inputs(), ids(), x(), 1) == (
-        "TW001 arguments do not match the signature: too many positional arguments\n  next: the parameters are (ids, x)"
+        "TW001 arguments do not match the signature: 3 positional arguments are given, 2 are taken\n"
+        "  next: call it as (ids, x)"
     )
 
 
 def test_a_misnamed_argument() -> None:
     assert refused(ArgumentError, two_inputs(), ids(), y=x()) == (
-        "TW001 arguments do not match the signature: missing a required argument: 'x'\n"
-        "  next: the parameters are (ids, x)"
+        "TW001 arguments do not match the signature: 2 problems\n  - y is not a parameter\n  - x is missing\n"
+        "  next: call it as (ids, x)"
     )
     assert refused(ArgumentError, two_inputs(), ids(), x(), ids=ids()) == (
-        "TW001 arguments do not match the signature: multiple values for argument 'ids'\n"
-        "  next: the parameters are (ids, x)"
+        "TW001 arguments do not match the signature: ids is given twice\n  next: call it as (ids, x)"
     )
 
 

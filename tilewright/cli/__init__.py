@@ -17,10 +17,10 @@ USER_ERROR, USAGE, FAULT = 1, 2, 3
 
 def main() -> None:
     """The console script `tilewright`."""
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(command_line(sys.argv[1:]))
 
 
-def run(arguments: Sequence[str]) -> int:
+def command_line(arguments: Sequence[str]) -> int:
     """Runs one command line and gives its exit code; results go to stdout, everything else to stderr."""
     try:
         _dispatch(arguments)

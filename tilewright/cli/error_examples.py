@@ -1,8 +1,8 @@
-'''For each error's code, lines that raise it and lines that do not: what `tilewright explain` and docs/errors.md show.
+"""For each error's code, lines that raise it and lines that do not: what `tilewright explain` and docs/errors.md show.
 
 Examples start from `SETUP` and are run by the tests, so they cannot go stale; those that need another machine or a
 broken installation are marked and only shown.
-'''
+"""
 
 from __future__ import annotations
 
@@ -135,9 +135,9 @@ tw.compile(Model(), args=(x,))
         """
 class Model(torch.nn.Module):
     def forward(self, x):
-        return torch.linalg.inv(x @ x.T) + torch.linalg.det(x @ x.T)
+        return torch.softmax(x @ x.T, -1)
 
-tw.compile(Model(), args=(x,), fallback="torch")
+tw.compile(Model(), args=(x,))
 """,
     ),
     "TW011": Example(
@@ -204,8 +204,8 @@ tw.compile(Model(), args=(x,), dims={"x": {0: tw.Dim("batch", 1, 8)}})
     ),
     "TW027": Example(_PLAN.replace("SLOT", "0"), _PLAN.replace("SLOT", "1")),
     "TW028": Example(
-        "compiled = tw.compile(model, args=(x,), memory_limit=50)\ncompiled(x)",
-        "compiled = tw.compile(model, args=(x,), memory_limit=5000)\ncompiled(x)",
+        "compiled = tw.compile(model, args=(x,), target=\"cpu:generic\", memory_limit=50)\ncompiled(x)",
+        "compiled = tw.compile(model, args=(x,), target=\"cpu:generic\", memory_limit=5000)\ncompiled(x)",
     ),
     "TW029": Example(
         _module(
@@ -230,7 +230,7 @@ tw.compile(Model(), args=(x,), dims={"x": {0: tw.Dim("batch", 1, 8)}})
         runs=False,
     ),
     "TW033": Example(
-        'from tilewright.backends.cpu.mlir import TARGETS, compile_object\n\ncompile_object("llvm.func @f() { nonsense }", TARGETS["generic"])',
+        'from tilewright.backends.cpu.mlir import TARGETS, compile_object\n\ncompile_object("llvm.func @f() -> i32 { llvm.return }", TARGETS["generic"])',
         'from tilewright.backends.cpu.mlir import TARGETS, compile_object\n\n'
         'compile_object("llvm.func @f() { llvm.return }", TARGETS["generic"])',
     ),

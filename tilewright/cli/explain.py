@@ -42,11 +42,14 @@ def find(code: str) -> type[TilewrightError]:
 
 def page(cls: type[TilewrightError]) -> str:
     """What an error means, and how it comes and goes."""
-    from tilewright.cli.error_examples import EXAMPLES
+    from tilewright.cli.error_examples import EXAMPLES, SETUP
 
     example = EXAMPLES[cls.code]
-    return "\n".join([
-        f"{cls.code} {cls.title} ({cls.__name__})", "", inspect.cleandoc(cls.__doc__ or ""), "",
-        "Raises it:", textwrap.indent(example.bad.strip(), "    "), "",
-        "Does not:", textwrap.indent(example.fixed.strip(), "    "),
-    ])  # fmt: skip
+    parts = [f"{cls.code} {cls.title} ({cls.__name__})", inspect.cleandoc(cls.__doc__ or "")]
+    parts += [f"With\n{_indented(SETUP)}"] if example.runs else []
+    parts += [f"this raises it:\n{_indented(example.bad)}", f"and this does not:\n{_indented(example.fixed)}"]
+    return "\n\n".join(parts)
+
+
+def _indented(text: str) -> str:
+    return textwrap.indent(text.strip(), "    ")

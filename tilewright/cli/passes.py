@@ -35,7 +35,7 @@ def passes(name: Name = None) -> None:
     print(f"{name}\n\n{inspect.getdoc(found) or ''}\n")
     print(f"options: {', '.join(options(found)) or 'none'}")
     if found.requires:
-        print(f"runs after: {', '.join(found.requires)}")
+        print(f"runs after: {', '.join(name.replace('|', ' or ') for name in found.requires)}")
     print(f"write: {name}" + (f"{{{options(found)[0]}}}" if options(found) else ""))
 
 

@@ -39,7 +39,7 @@ def report(
     fallback: Fallback = "error",
     cache: Cache = None,
 ) -> None:
-    """Prints what runs, what moves, what it costs, and what was refused."""
+    """Prints what runs, what moves, what was refused and why."""
     from tilewright.cli.dims_text import parse_sizes
     from tilewright.cli.progress import say
 

@@ -23,8 +23,8 @@ def check_expected(expected: Mapping[str, int] | None, facts: Mapping[str, Any])
         near = f"; nearest miss: {misses[0]['op']}: {misses[0]['reason']} (at {misses[0]['where']})" if misses else ""
         faults.append(f"{name}: expected {count}, matched {found.get(name, 0)}{near}")
     if faults:
-        listed = ", ".join(f"{n}: {c}" for n, c in found.items()) or "none"
-        raise ExpectationError(faults, step=f"patterns matched: {listed}")
+        asked = ", ".join(f'"{name}": {found.get(name, 0)}' for name in expected or {})
+        raise ExpectationError(faults, step=f"if the model is meant so, write expect={{{asked}}}")
 
 
 @dataclass

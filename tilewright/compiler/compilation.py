@@ -78,7 +78,9 @@ class Target:
     @staticmethod
     def of(options: Options) -> Target:
         backend, machine = resolve_target(options.target)
-        return Target(backend, machine, pipeline_of(options))
+        pipeline = pipeline_of(options)
+        pipeline.check_order("lower-to-tile", "plan-memory")
+        return Target(backend, machine, pipeline)
 
     @property
     def name(self) -> str:
@@ -164,9 +166,7 @@ def generate(
     with watch.stage("kernels"):
         built = build_kernels(kernels_of(module), target.backend, target.machine, watch=watch)
     with watch.stage("assemble"):
-        program = assemble(
-            module, Interface.of(captured), built.symbols, built.infos, target=target.name, dims=space
-        )
+        program = assemble(module, Interface.of(captured), built.symbols, built.infos, target=target.name, dims=space)
         objects = {**built.objects, **target.backend.runtime_objects(target.machine)}
     facts = {**facts_of(ctx), "pipeline": str(target.pipeline), "options": dict(ctx.options)}
     return Code(program, objects, built.sources, texts, built.features), facts

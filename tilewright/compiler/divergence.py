@@ -47,7 +47,9 @@ class Difference:
 
     def __str__(self) -> str:
         at = f"  (at {self.where})" if self.where else ""
-        return f"{self.stage} {self.name}: {self.detail}; off by {self.worst:.3g}, rounding explains {self.bound:.3g}{at}"
+        return (
+            f"{self.stage} {self.name}: {self.detail}; off by {self.worst:.3g}, rounding explains {self.bound:.3g}{at}"
+        )
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,12 @@ def kernel_results(captured: Captured, target: Target, ctx: Context, tensors: Se
     run_pipeline(target.pipeline, captured.module, ctx, instruments=(exposure,))
     built = build_kernels(kernels_of(captured.module), target.backend, target.machine)
     program = assemble(
-        captured.module, _interface(captured, exposure.module), built.symbols, built.infos, target=target.name, dims=ctx.dims
+        captured.module,
+        _interface(captured, exposure.module),
+        built.symbols,
+        built.infos,
+        target=target.name,
+        dims=ctx.dims,
     )
     library = load(list(built.objects.values()), program.symbols)
     pool = thread_pool(lambda: target.backend.runtime_objects(target.machine)["driver"])

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import NoneType
 from typing import Any, Final
 
 from tilewright.errors import OptionError
@@ -15,6 +16,17 @@ PRECISIONS: Final = ("model", "f32", "bf16", "f16")
 DETERMINISM: Final = ("free", "run", "batch", "exact")
 FALLBACKS: Final = ("error", "torch")
 CHECKS: Final = (None, "first")
+
+# name, its types, what it is, and a value that is right
+_KINDS: Final[tuple[tuple[str, tuple[type, ...], str, str], ...]] = (
+    ("target", (str, tuple), "a target or a list of them", "target='cpu'"),
+    ("passes", (Pipeline, str, NoneType), "a pipeline or its text", "passes=None"),
+    ("expect", (Mapping, NoneType), "a mapping of pattern counts", 'expect={"attention": 6}'),
+    ("threads", (int, NoneType), "a positive number", "threads=None"),
+    ("memory_limit", (int, NoneType), "a positive number of bytes", "memory_limit=None"),
+    ("cache", (bool, str, Path), "True, False or a folder", "cache=True"),
+    ("materialise", (bool,), "True or False", "materialise=False"),
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +48,7 @@ class Options:
     materialise: bool = False
 
     def __post_init__(self) -> None:
-        faults = []
+        faults, fixes = [], []
         for name, allowed in (
             ("precision", PRECISIONS),
             ("fallback", FALLBACKS),
@@ -46,19 +58,26 @@ class Options:
         ):
             value = getattr(self, name)
             if value not in allowed:
+                faults.append(f"{name}={value!r} is not one of {', '.join(repr(a) for a in allowed)}")
                 near = difflib.get_close_matches(str(value), [str(a) for a in allowed if a], n=1)
-                hint = f" (did you mean {near[0]!r}?)" if near else ""
-                faults.append(f"{name}={value!r} is not one of {', '.join(repr(a) for a in allowed)}{hint}")
-        if self.threads is not None and self.threads < 1:
-            faults.append(f"threads={self.threads} is not a positive number")
-        if self.memory_limit is not None and self.memory_limit < 1:
-            faults.append(f"memory_limit={self.memory_limit} is not a positive number of bytes")
+                fixes.append(f"{name}={(near or allowed)[0]!r}")
+        for name, kinds, what, fix in _KINDS:
+            value = getattr(self, name)
+            # True is an int to Python, but no count
+            if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+                faults.append(f"{name}={value!r} is not {what}")
+                fixes.append(fix)
+            elif isinstance(value, int) and not isinstance(value, bool) and value < 1:
+                faults.append(f"{name}={value} is not {what}")
+                fixes.append(fix)
         if self.quantize is not None:
             faults.append("quantize is not available for this target yet")
+            fixes.append("quantize=None")
         if self.precision == "f16":
             faults.append("precision='f16' needs a machine with f16 products; the CPU classes have none")
+            fixes.append("precision='bf16'")
         if faults:
-            raise OptionError(faults, step="see help(tilewright.compile)")
+            raise OptionError(faults, step=f"write {', '.join(fixes)}")
 
     @staticmethod
     def of(given: Mapping[str, Any]) -> Options:
@@ -66,13 +85,14 @@ class Options:
         known = {f.name for f in fields(Options)}
         unknown = [name for name in given if name not in known]
         if unknown:
-            faults = []
-            for name in unknown:
-                near = difflib.get_close_matches(name, known, n=1)
-                faults.append(f"compile() has no option {name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
-            raise OptionError(faults, step="see help(tilewright.compile)")
+            near = {name: difflib.get_close_matches(name, known, n=1) for name in unknown}
+            meant = [repr(found[0]) for found in near.values() if found]
+            raise OptionError(
+                [f"compile() has no option {name!r}" for name in unknown],
+                step=f"did you mean {', '.join(meant)}?" if meant else f"it has {', '.join(sorted(known))}",
+            )
         target = given.get("target", "cpu")
-        return Options(**{**given, "target": target if isinstance(target, str) else tuple(target)})
+        return Options(**{**given, "target": tuple(target) if isinstance(target, list) else target})
 
     @property
     def order(self) -> str:

@@ -39,7 +39,9 @@ def rebuild(parts: Rebuildable) -> Code:
     try:
         module = parse_module(parts.ir["tile"], f"{parts.path}:ir/tile")
     except (IRError, ParseError) as fault:
-        raise ArtifactError([Problem(f"{parts.path}: {p.text}", p.op, p.where) for p in fault.problems], step=_STEP) from fault
+        raise ArtifactError(
+            [Problem(f"{parts.path}: {p.text}", p.op, p.where) for p in fault.problems], step=_STEP
+        ) from fault
     space = dim_space(module)
     _agree(module, parts)
     PlanMemory().run(module, Context(machine=machine, dims=space))
@@ -79,7 +81,9 @@ def _agree(module: ModuleOp, parts: Rebuildable) -> None:
         declared = tensor(argument)
         same = leaf.dtype == declared.dtype and len(leaf.dims) == len(declared.dims)
         if not same or not all(_equal(a, b, program) for a, b in zip(leaf.dims, declared.dims, strict=True)):
-            faults.append(f"{parts.path}: {leaf.name} is {leaf.dtype}[{', '.join(map(str, leaf.dims))}], in its IR {declared}")
+            faults.append(
+                f"{parts.path}: {leaf.name} is {leaf.dtype}[{', '.join(map(str, leaf.dims))}], in its IR {declared}"
+            )
     if faults:
         raise ArtifactError(faults, step=_STEP)
 

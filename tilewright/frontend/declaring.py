@@ -36,13 +36,19 @@ def declare(example: Example, dims: Mapping[str, Any] | None) -> Example:
     )
     problems += _disagreements(entries)
     if problems:
-        raise DimDeclarationError(
-            problems, step='write dims={"ids": (B, T)} or dims={"ids": {1: T}}, following the arguments'
-        )
+        raise DimDeclarationError(problems, step=f"follow the arguments: {_pattern(example)}")
     used = {axis.name: axis for entry in entries for leaf in entry.leaves for axis in leaf.axes if axis is not None}
     space = DimSpace(dim for listed in specs.values() for spec in listed for dim in _dims_in(spec))
     known_dims = tuple(space.dims.get(name, dim) for name, dim in used.items())
     return _without_single_sizes(replace(example, entries=entries, dims=known_dims))
+
+
+def _pattern(example: Example) -> str:
+    """A dims line to paste and edit: the first tensor among the arguments with a dim on its first axis."""
+    for entry in example.entries:
+        if entry.tree.kind == "leaf" and entry.leaves[0].is_tensor and entry.leaves[0].value.dim():
+            return f'dims={{"{entry.name}": {{0: tw.Dim("batch", 1, 64)}}}}'
+    return 'dims={"ids": {0: tw.Dim("batch", 1, 64)}}'
 
 
 def _without_single_sizes(example: Example) -> Example:

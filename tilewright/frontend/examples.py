@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tilewright.errors import ArgumentError
 from tilewright.frontend.structures import tree_of
 from tilewright.ir.dims import Dim
-from tilewright.ir.signature import Parameter
+from tilewright.ir.signature import Parameter, bind_call
 from tilewright.ir.trees import Tree
 
 if TYPE_CHECKING:
@@ -70,10 +70,7 @@ class Example:
 def bind(forward: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Example:
     """The example arguments by the parameters of `forward`; arrays become tensors. ArgumentError if they do not fit."""
     signature = inspect.signature(forward)
-    try:
-        bound = signature.bind(*args, **kwargs)
-    except TypeError as fault:
-        raise ArgumentError(str(fault), step=f"give example arguments for forward{signature}") from fault
+    bound = bind_call(signature, args, kwargs)
     parameters = tuple(Parameter.of(p) for p in signature.parameters.values())
     names = iter(_positional_names(signature))
     entries = [_entry(next(names), None, value) for value in bound.args[: len(args)]]

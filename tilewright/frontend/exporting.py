@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from tilewright.errors import CaptureError, Problem, TilewrightError
 from tilewright.frontend.captured import Guard
@@ -136,9 +137,18 @@ def _is_impure(node: Any) -> bool:
     return node.op == "call_function" and (bool(getattr(schema, "is_mutable", False)) or is_mark)
 
 
+# What the exporter says about its own settings and internals, around what it says about the model.
+_ADVICE: Final = re.compile(
+    r"For more information, run with TORCH_LOGS=\S+|For extended logs .*?=\"[^\"]*\"|If you suspect the guard .*?=1"
+    r"|For more debugging help, see \S+|For C\+\+ stack trace, run with \S+|\(Size-like symbols: [^)]*\)"
+    r"|\(unhinted: [^()]*\([^()]*\)\)\.?|Caused by: \([^)]*\)|consider using data-dependent friendly APIs [^.]*\."
+    r"|The following call raised this error: .*?(?=The error above|$)|The error above occurred when calling .*$"
+)
+
+
 def _capture_error(fault: Exception) -> CaptureError:
     """The exporter's failure with the user's line and, for the known kinds, the way out."""
-    text = " ".join(str(fault).split())
+    text = " ".join(_ADVICE.sub(" ", " ".join(str(fault).split())).split())
     name = type(fault).__name__
     where = of_traceback(fault.__traceback__)
     node = getattr(fault, "node", None)

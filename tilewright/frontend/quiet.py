@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from typing import Final
 
 _CHATTY: Final = ("torch", "transformers")
@@ -13,11 +14,12 @@ _CHATTY: Final = ("torch", "transformers")
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silences Python warnings and the named libraries' loggers below errors, and puts everything back."""
+    """Silences Python warnings, the named libraries' loggers and what the exporter prints on stderr, and puts all back."""
     loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.split(".")[0] in _CHATTY]
     loggers += [logging.getLogger(name) for name in _CHATTY]
     levels = [(logger, logger.level) for logger in loggers]
-    with warnings.catch_warnings():
+    # a failed export prints the half of the graph that it has
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         try:
             for logger in loggers:

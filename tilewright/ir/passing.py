@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Protocol, Self
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import Operation
 
-from tilewright.errors import ParseError, PassOptionError
+from tilewright.errors import ParseError, PassOptionError, PassOrderError
 from tilewright.ir.dims import DimSpace, Expr, ExprLike
 from tilewright.ir.machine import Machine
 from tilewright.ir.operation import TwOperation
@@ -120,6 +120,7 @@ class Pass:
 
     name: ClassVar[str] = ""
     reads_weights: ClassVar[bool] = False
+    # names of passes that must have run, or "one|another" where one of several will do
     requires: ClassVar[tuple[str, ...]] = ()
 
     def run(self, module: ModuleOp, ctx: Context) -> None:
@@ -169,8 +170,12 @@ def _option_value(pass_name: str, option: str, text: str, hint: Any) -> Any:
     except (KeyError, ValueError):
         wanted = getattr(hint, "__name__", str(hint))
         raise PassOptionError(
-            f"{pass_name}: {option}={text} is not a {wanted}", step=f"write {option}=<{wanted}>"
+            f"{pass_name}: {option}={text} is not {_a(wanted)}", step=f"write {option}=<{wanted}>"
         ) from None
+
+
+def _a(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 _PASS = re.compile(r"\s*([a-z][a-z0-9-]*)\s*(?:\{([^}]*)\})?\s*(,|$)")
@@ -233,6 +238,18 @@ class Pipeline:
         """The pipeline with the named pass replaced."""
         at = self._index(name)
         return Pipeline((*self.passes[:at], other, *self.passes[at + 1 :]))
+
+    def check_order(self, *ends: str) -> None:
+        """PassOrderError unless every pass comes after those it requires, and the passes named in `ends` are there."""
+        faults, done = [], set[str]()
+        for p in self.passes:
+            for required in p.requires:
+                if not done & set(required.split("|")):
+                    faults.append(f"{p.name} comes before {required.replace('|', ' or ')}, which it requires")
+            done.add(p.name)
+        faults += [f"the pipeline has no {name}" for name in ends if name not in done]
+        if faults:
+            raise PassOrderError(faults, step='edit the default pipeline: tw.pipeline().after("recognize", MyPass())')
 
     def _index(self, name: str) -> int:
         for i, p in enumerate(self.passes):

@@ -142,11 +142,7 @@ class Signature:
         return leaves
 
     def _bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        try:
-            bound = inspect.Signature([p.python() for p in self.parameters]).bind(*args, **kwargs)
-        except TypeError as fault:
-            declared = ", ".join(p.name for p in self.parameters)
-            raise ArgumentError(str(fault), step=f"the parameters are ({declared})") from fault
+        bound = bind_call(inspect.Signature([p.python() for p in self.parameters]), args, kwargs)
         values: dict[str, Any] = {}
         for parameter in self.parameters:
             if parameter.name not in bound.arguments:
@@ -219,6 +215,32 @@ class Signature:
             )
         except (KeyError, TypeError, ValueError) as fault:
             raise ArtifactError(f"the signature is malformed: {fault!r}", step="save the program again") from fault
+
+
+def bind_call(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> inspect.BoundArguments:
+    """Arguments by parameter. Python names the first misfit of a call; the ArgumentError raised here names all."""
+    try:
+        return signature.bind(*args, **kwargs)
+    except TypeError as fault:
+        listed = ", ".join(str(p.replace(annotation=p.empty)) for p in signature.parameters.values())
+        raise ArgumentError(_misfits(signature, args, kwargs) or [str(fault)], step=f"call it as ({listed})") from fault
+
+
+def _misfits(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
+    kinds = {p.kind for p in signature.parameters.values()}
+    named = [p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    placed = [p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    names = [p.name for p in named]
+    problems = []
+    if inspect.Parameter.VAR_KEYWORD not in kinds:
+        problems += [f"{name} is not a parameter" for name in kwargs if name not in names]
+    if inspect.Parameter.VAR_POSITIONAL not in kinds and len(args) > len(placed):
+        problems.append(f"{len(args)} positional arguments are given, {len(placed)} are taken")
+    taken = [p.name for p in placed[: len(args)]]
+    problems += [f"{name} is given twice" for name in taken if name in kwargs and name in names]
+    required = [p for p in (*placed, *named) if p.default is p.empty]
+    missing = [p.name for p in required if p.name not in taken and not (p.name in names and p.name in kwargs)]
+    return problems + [f"{name} is missing" for name in dict.fromkeys(missing)]
 
 
 def _input_json(leaf: Input) -> dict[str, Any]:

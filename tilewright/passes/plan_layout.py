@@ -30,7 +30,7 @@ class PlanLayout(Pass):
     """Matmul weights become packed panels; `panel` overrides the machine's panel width."""
 
     name: ClassVar[str] = "plan-layout"
-    requires: ClassVar[tuple[str, ...]] = ("fuse",)
+    requires: ClassVar[tuple[str, ...]] = ("fuse|materialise",)
     panel: int = 0
 
     def run(self, module: ModuleOp, ctx: Context) -> None:

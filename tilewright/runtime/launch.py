@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,10 @@ from tilewright.runtime.threads import Team
 
 HostFunction = Callable[..., Sequence[NDArray[Any]]]
 """What a host step calls: NumPy arrays of its inputs, and its constants by keyword; gives arrays for its outputs."""
+
+
+# The kernel ABI of tilewright.ir.native_abi; ctypes lets go of the interpreter lock around a call.
+_KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,26 @@ def run_parts(
             times.spans[part.index] = begin, time.monotonic_ns()
             times.busy[part.index] = times.spans[part.index, 1] - begin
     return times
+
+
+def run_in_pieces(
+    resolved: Resolved, words: NDArray[np.int64], pieces: int, between: Callable[[], None] | None = None
+) -> None:
+    """Runs native parts on the calling thread, each step as `pieces` threads would, one after another.
+
+    between: called after every piece, when what it wrote will not be touched again before the next step.
+    """
+    for part in resolved.parts:
+        if not isinstance(part, NativePart):
+            raise IRError("a host step cannot run in pieces", step="run the routine on a team")
+        for step in part.plan.steps:
+            kernel = _KERNEL(step.kernel)
+            buffers = np.array([int(words[base]) + offset for base, offset in step.refs], np.int64)
+            dims = np.array(step.dims, np.int64)
+            for piece in range(pieces):
+                kernel(address_of(buffers), address_of(dims), piece, pieces)
+                if between is not None:
+                    between()
 
 
 def _run_host(part: HostPart, words: NDArray[np.int64], host: Mapping[str, HostFunction]) -> None:

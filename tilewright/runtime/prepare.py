@@ -1,7 +1,7 @@
-"""@prepare run: weights in, a file of packed tensors out, with about one tensor in memory at a time.
+"""@prepare run: weights in, a file of packed tensors out, with less than one tensor in memory.
 
-The file is the form in which a program's weights are cached, embedded in artifacts and mapped. It is written by plain
-writes, not through a mapping: what has been written does not count as this process's memory.
+The file is the form in which a program's weights are cached, embedded in artifacts and mapped. Kernels write straight
+into its pages, a piece of their grid at a time, and the pages leave this process's memory after every piece.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tilewright.runtime.launch import run_parts
+from tilewright.runtime.launch import run_in_pieces
 from tilewright.runtime.memory import Arena
-from tilewright.runtime.program import ALIGNMENT, Program, Routine
+from tilewright.runtime.program import Program, Routine
 from tilewright.runtime.resolve import BaseTable, Code, resolve
 from tilewright.runtime.safetensors_file import SafetensorsFile, SafetensorsWriter
 from tilewright.runtime.tensors import Buffer, as_buffer
@@ -48,6 +48,10 @@ def prepare_weights(
         os.close(fd)
 
 
+# Bytes of packed tensors in this process's memory at a time, about.
+_PIECE = 8 << 20
+
+
 class _Packer:
     """Runs routines of @prepare one after another; between two, nothing but the file holds what the first computed."""
 
@@ -67,10 +71,9 @@ class _Packer:
         self._names = names
         self._writer = writer
         self._bases = BaseTable(program)
-        self._written: set[int] = set()
 
     def run(self, routine: Routine) -> None:
-        """Reads the routine's weights, runs it, and writes the packed tensors it touches for the first time."""
+        """Reads the routine's weights and runs it; what it packs goes into the file piece by piece."""
         program, first = self._program, self._bases.first
         resolved = resolve(program, routine, self._bases, self._code, {}, main=False)
         arena = Arena(resolved.arena)
@@ -80,22 +83,22 @@ class _Packer:
         weights = {index: self._weight(index) for space, index in used if space == "weight"}
         for index, buffer in weights.items():
             words[first["weight"] + index] = buffer.address
-        places: dict[int, tuple[int, int]] = {}
-        end = 0
-        for index in (index for space, index in used if space == "packed"):
-            places[index] = (end, program.packed[index].bytes.evaluate({}))
-            end += -(-places[index][1] // ALIGNMENT) * ALIGNMENT
-        room = Arena(end)
-        for index, (at, size) in places.items():
-            words[first["packed"] + index] = room.address + at
-            if index in self._written:
-                self._writer.read(f"packed:{program.packed[index].name}", room.view(at, size))
-        with self._pool.team() as team:
-            run_parts(resolved, words, team, {})
-        for index, (at, size) in places.items():
-            if index not in self._written:
-                self._writer.write(f"packed:{program.packed[index].name}", room.view(at, size))
-                self._written.add(index)
+        packed = {
+            index: self._writer.mapped(f"packed:{program.packed[index].name}")
+            for space, index in used
+            if space == "packed"
+        }
+        for index, tensor in packed.items():
+            words[first["packed"] + index] = tensor.address
+        size = sum(program.packed[index].bytes.evaluate({}) for index in packed)
+
+        def drop() -> None:
+            for tensor in packed.values():
+                tensor.drop()
+
+        # The lease of one core, as any call would take it.
+        with self._pool.team(1):
+            run_in_pieces(resolved, words, max(1, -(-size // _PIECE)), drop)
 
     def _weight(self, index: int) -> Buffer:
         return as_buffer(self._source[self._names[self._program.weights[index].name]])

@@ -110,7 +110,7 @@ def _step_faults(program: Program, routine: Routine, step: Step, known: set[str]
     if limits and (limits[-1] is not None or None in limits[:-1]):
         yield "exactly the last variant must have no limit"
     elif any(a >= b for a, b in pairwise(limits) if a is not None and b is not None):
-        yield f"the variants' limits {limits} are out of order"
+        yield f"the variants' limits {limits} do not increase"
     if extra := step.guard.symbols - set(step.formal_dims):
         yield f"its guard uses {', '.join(sorted(extra))}, which are no formal dims of it"
     for expr in step.dims:

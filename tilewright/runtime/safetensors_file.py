@@ -144,6 +144,20 @@ class SafetensorsFile(Mapping[str, Buffer]):
             os.close(self._fd)
 
 
+class MappedTensor:
+    """A piece of a file as memory. address: of its first byte, valid while this object lives."""
+
+    def __init__(self, fd: int, at: int, size: int) -> None:
+        lead = at % mmap.ALLOCATIONGRANULARITY
+        self._map = mmap.mmap(fd, max(size + lead, 1), offset=at - lead)
+        self._bytes = np.frombuffer(self._map, np.uint8)
+        self.address = address_of(self._bytes) + lead
+
+    def drop(self) -> None:
+        """Takes its pages out of this process's memory; the file keeps what was written."""
+        self._map.madvise(mmap.MADV_DONTNEED)
+
+
 class SafetensorsWriter:
     """Writes tensors one at a time, in any order, to a file whose layout is fixed beforehand.
 
@@ -172,7 +186,8 @@ class SafetensorsWriter:
         self.size = self._data + at
         self._missing = set(self._places)
         os.ftruncate(fd, 0)
-        os.ftruncate(fd, self.size)
+        # Not a file with holes: on a full disk, writing through a mapping would be a signal instead of an error.
+        os.posix_fallocate(fd, 0, self.size)
         write_all(fd, len(text).to_bytes(_LENGTH_BYTES, "little") + text, 0)
 
     def write(self, name: str, data: bytes | memoryview) -> None:
@@ -183,14 +198,11 @@ class SafetensorsWriter:
         write_all(self._fd, data, self._data + at)
         self._missing.discard(name)
 
-    def read(self, name: str, into: memoryview) -> None:
-        """The bytes of a tensor that was written before."""
-        at, done = self._data + self._places[name][0], 0
-        while done < len(into):
-            count = os.preadv(self._fd, [into[done:]], at + done)
-            if not count:
-                raise WeightsError(f"{name} ended while it was being read", step="write the file again")
-            done += count
+    def mapped(self, name: str) -> MappedTensor:
+        """A tensor's place in the file as memory, to be written through; counts as written."""
+        at, size = self._places[name]
+        self._missing.discard(name)
+        return MappedTensor(self._fd, self._data + at, size)
 
     def finish(self) -> None:
         """Every tensor must have been written."""

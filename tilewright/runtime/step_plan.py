@@ -34,7 +34,8 @@ class StepPlan:
     """
 
     def __init__(self, steps: Sequence[Step]) -> None:
-        self.nsteps = len(steps)
+        self.steps = tuple(steps)
+        self.nsteps = len(self.steps)
         rows_at = abi.PLAN_WORDS
         at = rows_at + abi.STEP_WORDS * len(steps)
         refs_at: list[int] = []

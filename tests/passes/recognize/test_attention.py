@@ -1,4 +1,4 @@
-"""Attention written out becomes graph.attention, with its scale, heads, cap, bias and masks bound; near misses are told."""
+"""Attention written out becomes graph.attention with scale, heads, cap, bias and masks bound; near misses are told."""
 
 from __future__ import annotations
 
@@ -251,11 +251,10 @@ def test_numbers_that_do_not_hide_are_a_bias(seed: int) -> None:
     assert found.bias is not None
 
 
-def test_a_finite_mask_can_be_kept_for_the_rows_it_hides_whole(seed: int) -> None:
+def test_a_finite_mask_can_be_kept_as_numbers(seed: int) -> None:
     c = Case()
     g = c.g
     seen = g.reshape(c.key_mask(), "b", 1, 1, "s")
-    c.inputs["seen"] = torch.zeros(2, 7, dtype=torch.bool)
     logits = g.map("add", c.product(), g.map("select", seen, 0.0, -1e30))
     found = c.run(g.matmul(g.softmax(logits), c.v), seed, Recognize(finite_hides=False))
     assert found.valid is None

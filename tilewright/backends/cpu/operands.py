@@ -19,7 +19,8 @@ from tilewright.ir.loops import (
     VectorConst,
 )
 
-STACK_SCRATCH: Final = 64 * 1024
+# A sixteenth of a thread's usual 8 MiB, and less than the gap that guards the main stack.
+STACK_SCRATCH: Final = 512 * 1024
 _SLICE_ALIGN: Final = 64
 
 

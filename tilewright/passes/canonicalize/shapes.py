@@ -223,4 +223,4 @@ def transpose_into_matmul(op: MatmulOp, site: Site) -> SSAValue | None:
     inner = defined(op.b, TransposeOp)
     if inner is None or not swaps_last_two(inner.permutation.data):
         return None
-    return site.make(MatmulOp, op.a, inner.x, transpose_b=not op.transpose_b.data)
+    return site.make(MatmulOp, op.a, inner.x, transpose_b=not op.transpose_b.data, result=op.result)

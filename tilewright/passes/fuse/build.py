@@ -122,7 +122,15 @@ class Builder:
             values = self._fresh(op, values)
         op.operands = values
         self.made.append(op)
-        self.known.update((r, r) for r in op.results)
+        for result in op.results:
+            self.known[result] = self._copy(result, op) if self.plan.outlives_its_state(op) else result
+
+    def _copy(self, value: SSAValue, like: Operation) -> SSAValue:
+        """The same elements in memory of their own."""
+        body = Body()
+        group = body.finish("map", "copy", [body.argument(value)], like)
+        self.made.append(group)
+        return group.outs[0]
 
     def _fresh(self, op: ReturnOp, values: Sequence[SSAValue]) -> list[SSAValue]:
         """Results that a caller may own: no input, weight or state itself, and no result twice."""
@@ -133,11 +141,7 @@ class Builder:
             while isinstance(storage.owner, ReshapeOp):
                 storage = storage.owner.x
             if storage in taken or not is_fresh(storage):
-                body = Body()
-                group = body.finish("map", "copy", [body.argument(value)], op)
-                self.made.append(group)
-                value = group.outs[0]
-                storage = value
+                storage = value = self._copy(value, op)
             taken.add(storage)
             fresh.append(value)
         return fresh

@@ -177,6 +177,14 @@ class Plan:
                 for reader in reads.pop(op.label.data, ()):
                     self._edge(self.of[reader], cluster)
 
+    def outlives_its_state(self, op: Operation) -> bool:
+        """A value read from a state that some op still reads after the state was replaced."""
+        if not isinstance(op, StateReadOp):
+            return False
+        writes = [w for w in self.of if isinstance(w, StateWriteOp) and w.label == op.label]
+        replaced = min((self.position[w] for w in writes if self.position[w] > self.position[op]), default=None)
+        return replaced is not None and any(self.position[r] > replaced for r in self.readers(op.out))
+
     @staticmethod
     def _edge(first: Cluster, second: Cluster) -> None:
         if first is not second:

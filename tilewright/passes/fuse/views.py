@@ -206,7 +206,7 @@ def matmul_before_reshape(op: MatmulOp, site: Site) -> SSAValue | None:
         return None
     if not keeps_last_axis(tensor(view.x).dims, view.dims.data):
         return None
-    early = site.make(MatmulOp, view.x, op.b, transpose_b=op.transpose_b)
+    early = site.make(MatmulOp, view.x, op.b, transpose_b=op.transpose_b, result=op.result)
     return site.make(ReshapeOp, early, dims=tensor(op.out).dims)
 
 

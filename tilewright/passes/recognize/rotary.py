@@ -82,25 +82,16 @@ def _member_of_pairs(value: SSAValue) -> Span | None:
     flat = defined(value, ReshapeOp)
     cut = defined(value if flat is None else flat.x, SliceOp)
     pairs = None if cut is None else defined(cut.x, ReshapeOp)
-    if (
-        cut is None
-        or pairs is None
-        or tensor(pairs.out).dims[-1:] != (Expr.of(2),)
-        or tensor(cut.out).dims[-1] != Expr.of(1)
-    ):
+    if cut is None or pairs is None or tensor(cut.out).dims[-1] != Expr.of(1) or not takes_other_axes_whole(cut):
         return None
     dims, whole = tensor(pairs.x).dims, span_of(pairs.x, "half")
     size = dims[-1].constant if dims else None
-    if (
-        whole is None
-        or size is None
-        or whole.step != 1
-        or pairs.dims.data != (*dims[:-1], Expr.of(size // 2), Expr.of(2))
-    ):
+    if whole is None or size is None or whole.step != 1:
         return None
-    if not takes_other_axes_whole(cut) or (flat is not None and flat.dims.data != (*dims[:-1], Expr.of(size // 2))):
+    half = (*dims[:-1], Expr.of(size // 2))
+    if pairs.dims.data != (*half, Expr.of(2)) or (flat is not None and flat.dims.data != half):
         return None
-    return Span(whole.base, whole.region, whole.start + cut.starts.data[-1], Expr.of(size // 2), 2)
+    return Span(whole.base, whole.region, whole.start + cut.starts.data[-1], half[-1], 2)
 
 
 def takes_other_axes_whole(op: SliceOp) -> bool:

@@ -1,0 +1,184 @@
+"""compile, run, report and profile: a model to an artifact, and an artifact to numbers."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.cli.sample_models import make
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+def test_compile_says_what_it_wrote(tw: Call, artifact: Path) -> None:
+    code, out, err = tw("compile", "sample_models:make", "-o", "again.tilewright", "--dims", "ids=_,_")
+    assert (code, err) == (0, "")
+    assert re.fullmatch(
+        r"again\.tilewright: [0-9.]+ KiB, \d+ steps, \d+ kernels for cpu:[a-z0-9-]+, dims none; [0-9.]+ s, cache miss \(.*\)\n", out
+    )
+
+
+def test_run_gives_what_the_model_gives(tw: Call, artifact: Path, rng: np.random.Generator) -> None:
+    ids, mask = rng.integers(0, 11, (3, 7)), rng.integers(0, 2, (3, 7))
+    x = rng.standard_normal((3, 7, 12)).astype(np.float32)
+    for name, array in {"ids": ids, "mask": mask, "x": x}.items():
+        np.save(f"{name}.npy", array)
+    code, out, err = tw(
+        "run", "net.tilewright", "--input", "ids=ids.npy", "--input", "mask=mask.npy", "--input", "extra.x=x.npy", "-o", "out.npz"
+    )  # fmt: skip
+    assert code == 0
+    assert err.splitlines()[1] == "wrote out.npz: y, count"
+    assert re.fullmatch(r"[0-9.]+ ms, the first call, at batch=3, tokens=7", err.splitlines()[0])
+    found = np.load("out.npz")
+    net, _, _ = make()
+    with torch.inference_mode():
+        wanted = net(torch.from_numpy(ids), torch.from_numpy(mask), {"x": torch.from_numpy(x)})
+    # one f32 product of 12 terms and a gelu
+    np.testing.assert_allclose(found["y"], wanted["y"].numpy(), rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(found["count"], wanted["count"].numpy())
+    header, y, count = out.splitlines()
+    assert header.split() == ["output", "shape", "dtype", "min", "mean", "max", "not", "finite"]
+    assert y.startswith("y       [3, 7, 20]  float32")
+    assert count.split()[:4] == ["count", "[3]", "int64", f"{mask.sum(-1).min():.6g}"]
+
+
+def test_random_inputs_follow_the_seed_and_the_sizes(tw: Call, artifact: Path) -> None:
+    results = []
+    for seed, name in (("5", "a"), ("5", "b"), ("6", "c")):
+        code, out, _ = tw("run", "net.tilewright", "--random", seed, "--dims", "batch=2,tokens=9", "-o", f"{name}.npz")
+        assert code == 0
+        assert "[2, 9, 20]" in out
+        results.append(np.load(f"{name}.npz")["y"])
+    assert np.array_equal(results[0], results[1])
+    assert not np.array_equal(results[0], results[2])
+    # sizes of given inputs hold for the drawn ones, too
+    np.save("ids.npy", np.zeros((4, 3), np.int64))
+    assert "[4, 3, 20]" in tw("run", "net.tilewright", "--random", "0", "--input", "ids=ids.npy")[1]
+
+
+def test_rebuilt_kernels_give_the_same_bits(tw: Call, artifact: Path) -> None:
+    line = ["run", "net.tilewright", "--random", "1", "--dims", "batch=3,tokens=5"]
+    assert tw(*line, "-o", "native.npz")[0] == tw(*line, "-o", "rebuilt.npz", "--rebuild")[0] == 0
+    native, rebuilt = np.load("native.npz"), np.load("rebuilt.npz")
+    assert all(np.array_equal(native[name], rebuilt[name]) for name in ("y", "count"))
+
+
+def test_what_is_wrong_with_a_run_is_said(tw: Call, artifact: Path) -> None:
+    Path("text.npy").write_text("no array")
+    np.save("wide.npy", np.zeros((2, 65), np.int64))
+    step = "--input ids=ids.npy --input mask=mask.npy --input extra.x=extra.x.npy"
+    for line, message in [
+        (
+            ["--input", "idz=wide.npy"],
+            "TW001 arguments do not match the signature: 4 problems\n  - idz is not an input\n  - ids is not given\n"
+            f"  - mask is not given\n  - extra.x is not given\n  next: give {step}, or --random 0 for random values\n",
+        ),
+        (
+            ["--input", "ids"],
+            "TW008 wrong option: --input 'ids' does not name an input and a file\n  next: write --input name=file.npy\n",
+        ),
+        (
+            ["--input", "ids=none.npy"],
+            "TW008 wrong option: --input ids: none.npy cannot be read: No such file or directory\n"
+            "  next: write the array with numpy.save(path, array)\n",
+        ),
+        (
+            ["--input", "ids=text.npy"],
+            "TW008 wrong option: --input ids: text.npy cannot be read: it does not hold an array\n"
+            "  next: write the array with numpy.save(path, array)\n",
+        ),
+        (
+            ["--random", "0", "--dims", "batch=9,token=3"],
+            "TW008 wrong option: 2 problems\n  - the program has no dim 'token'\n  - batch = 9 is outside 1..8\n"
+            "  next: give sizes like batch=8,tokens=8\n",
+        ),
+        (
+            ["--random", "0", "--input", "ids=wide.npy"],
+            "TW008 wrong option: tokens = 65 is outside 1..64\n  next: give sizes like batch=8,tokens=8\n",
+        ),
+        (
+            ["--random", "0", "-o", "no/folder.npz"],
+            "TW008 wrong option: -o no/folder.npz cannot be written: No such file or directory\n"
+            "  next: give a path you can write to\n",
+        ),
+        (["--random", "0", "--memory-limit", "lots"], "TW008 wrong option: 'lots' is not a number of bytes\n"
+         "  next: write 500000000, 512MiB or 2GiB\n"),
+    ]:  # fmt: skip
+        code, _, err = tw("run", "net.tilewright", *line)
+        assert code == 1, line
+        assert err.endswith(message), err
+    assert tw("run", "sample_models.py")[2] == (
+        "TW042 artifact is damaged: sample_models.py is no Tilewright artifact\n"
+        "  next: give the path of a file that save() wrote\n"
+    )
+    code, _, err = tw("run", "net.tilewright", "--random", "0", "--memory-limit", "1KiB")
+    assert code == 1
+    assert err.startswith("TW028 does not fit in memory: one call at batch=8, tokens=8 needs")
+
+
+def test_the_report_as_text_as_json_and_as_a_page(tw: Call, artifact: Path) -> None:
+    code, text, _ = tw("report", "net.tilewright", "--at", "batch=3,tokens=7")
+    assert code == 0
+    assert "dims batch: 1..8; tokens: 1..64 at batch=3, tokens=7" in text
+    code, printed, err = tw("report", "net.tilewright", "--json", "--at", "batch=3,tokens=7", "--html", "page.html")
+    data = json.loads(printed)
+    assert data["at"] == {"batch": 3, "tokens": 7}
+    assert data["kernels"]
+    assert err == "wrote page.html\n"
+    assert "batch=3, tokens=7" in Path("page.html").read_text()
+    # of a model: compiled first; without sizes, formulas in its dims
+    code, text, _ = tw("report", "sample_models:make", "--dims", "ids=b:1..4,_", "--dims", "mask=b,_", "--dims", "extra.x=b,_,_")
+    assert code == 0
+    assert "dims b: 1..4\n" in text
+    assert "*b" in text
+
+
+def test_dims_are_not_declared_for_an_artifact(tw: Call, artifact: Path) -> None:
+    assert tw("report", "net.tilewright", "--dims", "ids=b:1..4,_") == (
+        1,
+        "",
+        "TW008 wrong option: net.tilewright is an artifact: its dims were declared when it was compiled\n"
+        "  next: leave --dims out, or give the model it was compiled from\n",
+    )
+
+
+def test_profile_measures_every_kernel_and_writes_a_trace(tw: Call, artifact: Path) -> None:
+    code, out, err = tw("profile", "net.tilewright", "--at", "batch=2,tokens=6", "--json", "--trace", "trace.json", "--warmup", "0")
+    assert code == 0, err
+    data = json.loads(out)
+    assert data["at"] == {"batch": 2, "tokens": 6}
+    assert all(row["measured"] > 0 for row in data["kernels"])
+    assert re.fullmatch(r"the timed call took [0-9.]+ ms on \d+ threads?\nwrote trace\.json\n", err)
+    events = json.loads(Path("trace.json").read_text())["traceEvents"]
+    assert [e["name"] for e in events]
+    assert all(e["ph"] == "X" and e["dur"] > 0 for e in events)
+    starts = [e["ts"] for e in events]
+    assert starts == sorted(starts)
+    assert starts[0] == 0
+
+
+@pytest.mark.parametrize("name", ["missing/net.tilewright", "missing/deep/net.tilewright"])
+def test_an_output_that_cannot_be_written_is_refused_before_compiling(tw: Call, name: str) -> None:
+    folder = str(Path(name).parent)
+    assert tw("compile", "sample_models:make", "-o", name) == (
+        1, "", f"TW008 wrong option: -o {name}: there is no folder {folder}\n  next: mkdir -p {folder}\n"
+    )  # fmt: skip
+
+
+def test_expected_pattern_counts(tw: Call) -> None:
+    assert tw("compile", "sample_models:make", "-o", "x.tilewright", "--expect", "gelu") == (
+        1, "", "TW008 wrong option: --expect 'gelu' is not a pattern and its count\n  next: write --expect attention=6\n"
+    )  # fmt: skip
+    code, _, err = tw("compile", "sample_models:make", "-o", "x.tilewright", "--expect", "attention=2")
+    assert code == 1
+    assert err == (
+        "TW016 expected pattern counts do not hold: attention: expected 2, matched 0\n"
+        '  next: if the model is meant so, write expect={"attention": 0}\n'
+    )
+    assert not Path("x.tilewright").exists()
