@@ -32,7 +32,7 @@ def test_a_callable_gives_the_model_and_its_arguments() -> None:
 def test_callables_that_do_not() -> None:
     folder = Path.cwd()
     assert refusal("sample_models:raises") == (
-        f"sample_models:raises raised ValueError: no weights today at {folder}/sample_models.py:59\n"
+        f"sample_models:raises raised ValueError: no weights today at {folder}/sample_models.py:49\n"
         "  next: make this run first: python -c 'import sample_models as m; m.raises()'"
     )
     assert refusal("sample_models:two") == (

@@ -51,7 +51,7 @@ def test_every_name_is_its_passs_name() -> None:
     [
         ("canonicalise", PassOptionError, "did you mean 'canonicalize'?"),
         ("fuse{max-op=3}", PassOptionError, "fuse takes: epilogues, prologues, pairs, max-ops"),
-        ("fuse{max-ops=many}", PassOptionError, "max-ops=many is not a int"),
+        ("fuse{max-ops=many}", PassOptionError, "max-ops=many is not an int"),
         ("fuse}", ParseError, "column 1"),
     ],
 )

@@ -41,7 +41,7 @@ class Compiled:
         return Report(self.code, self.facts, self._profile)
 
     def profile(self, *args: Any, **kwargs: Any) -> Report:
-        """Runs once with a clock around every step; the report then has a measured column."""
+        """Runs once with a clock around every step; the report, at this call's sizes, then has a measured column."""
         _, self._profile = self.executable.profile(*args, **kwargs)
         return self.report
 

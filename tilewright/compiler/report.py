@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import io
 import json
 from collections import Counter
 from collections.abc import Mapping
@@ -20,26 +19,24 @@ from tilewright.runtime.executor import Profile
 from tilewright.runtime.resolve import footprint
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from tilewright.compiler.counting import KernelCounts
 
 
 @dataclass(frozen=True)
 class Row:
-    """One kernel of the program over all its launches. Figures are formulas, or numbers after `.at`.
+    """One kernel of the program, all its launches together. Figures are formulas, or numbers after `.at`.
 
     flops: issued, with the padding of partial tiles. read, write: bytes its loads and stores name. bound: bytes of its
-    distinct operands and results. predicted, measured: seconds.
+    launches' distinct operands and results. ratio: of what is moved to that. predicted, measured: seconds.
     """
 
     kernel: str
     launches: int
     variants: tuple[str, ...]
-    flops: str
-    read: str
-    write: str
-    bound: str
+    flops: int | Expr | None
+    read: int | Expr | None
+    write: int | Expr | None
+    bound: int | Expr | None
     ratio: float | None
     predicted: float | None
     measured: float | None
@@ -115,17 +112,19 @@ class Report:
                 )
             counts = self.counts[chosen]
             figures = counts.at(formal) if self.dims is not None else None
+            source, times = figures or counts, launches[step.name]
             rows.append(
                 Row(
                     kernel=chosen if self.dims is not None else step.name,
-                    launches=launches[step.name],
+                    launches=times,
                     variants=variants,
-                    flops=_shown(figures.flops if figures else counts.flops),
-                    read=_shown(figures.read if figures else counts.read),
-                    write=_shown(figures.write if figures else counts.write),
-                    bound=_shown(figures.bound if figures else counts.bound),
+                    flops=_times(source.flops, times),
+                    read=_times(source.read, times),
+                    write=_times(source.write, times),
+                    bound=_times(source.bound, times),
                     ratio=(figures.read + figures.write) / figures.bound if figures and figures.bound else None,
-                    predicted=self.machine.seconds(matrix=figures.matrix, vector=figures.vector, moved=figures.bound)
+                    predicted=times
+                    * self.machine.seconds(matrix=figures.matrix, vector=figures.vector, moved=figures.bound)
                     if figures
                     else None,
                     measured=measured.get(step.name) if self.profile is not None else None,
@@ -142,7 +141,7 @@ class Report:
             "target": program.target,
             "dims": [str(d) for d in program.dims],
             "at": dict(self.dims) if self.dims is not None else None,
-            "kernels": [vars(row) | {"variants": list(row.variants)} for row in self.rows],
+            "kernels": [{name: _plain(value) for name, value in vars(row).items()} for row in self.rows],
             "patterns": dict(self.facts.get("patterns", {})),
             "applied": dict(self.facts.get("applied", {})),
             "refused": list(self.facts.get("refused", [])),
@@ -154,57 +153,24 @@ class Report:
         }
 
     def _memory(self) -> dict[str, Any]:
-        dims = self.dims or {d.name: d.max if d.max is not None else d.min for d in self.code.program.dims}
-        found = footprint(self.code.program, dict(dims))
-        return {"at": dict(dims), "bytes": found.total}
+        dims = dict(self.shown.dims or {})
+        return {"at": dims, "bytes": footprint(self.code.program, dims).total}
+
+    @property
+    def shown(self) -> Report:
+        """This report at the sizes its screen shows: those of `.at`, else of the profiled call, else the largest."""
+        if self.dims is not None:
+            return self
+        if self.profile is not None:
+            return replace(self, dims=dict(self.profile.sizes))
+        return replace(self, dims={d.name: d.max if d.max is not None else d.min for d in self.code.program.dims})
 
     def __str__(self) -> str:
         try:
-            from rich.console import Console
+            from tilewright.compiler.report_screen import screen
         except ImportError as fault:
             raise _needs(fault) from fault
-        console = Console(width=118, record=True, file=io.StringIO(), highlight=False, color_system=None)
-        self._print(console)
-        return console.export_text()
-
-    def _print(self, console: Console) -> None:
-        from rich.table import Table
-
-        data = self.to_dict()
-        at = f" at {', '.join(f'{n}={v}' for n, v in self.dims.items())}" if self.dims else ""
-        console.print(f"{data['model']} on {data['target']}, dims {'; '.join(data['dims']) or 'none'}{at}")
-        steps = len(self.code.program.main.steps)
-        console.print(
-            f"{steps} launches of {len(self.rows)} kernels; fallbacks: {', '.join(data['fallbacks']) or 'none'}; "
-            f"cache: {data['cache'] or 'off'}"
-        )
-        measured = ("measured",) if self.profile is not None else ()
-        predicted = ("ratio", "predicted") if self.dims is not None else ()
-        table = Table(box=None, pad_edge=False)
-        headings = ("kernel", "x", "FLOPs", "reads B", "writes B", "bound B", *predicted, *measured, "where")
-        for heading in headings:
-            names = heading in ("kernel", "where")
-            table.add_column(heading, justify="left" if names else "right", overflow="fold", no_wrap=names)
-        for row in self.rows:
-            cells = [row.kernel, str(row.launches), row.flops, row.read, row.write, row.bound]
-            if predicted:
-                cells += [f"{row.ratio:.2f}" if row.ratio else "", _time(row.predicted)]
-            if measured:
-                cells.append(_time(row.measured))
-            table.add_row(*cells, row.where)
-        console.print(table)
-        if data["applied"]:
-            console.print("applied: " + "; ".join(f"{name} {count}" for name, count in data["applied"].items()))
-        if data["patterns"]:
-            console.print("patterns: " + "; ".join(f"{name} {count}" for name, count in data["patterns"].items()))
-        for reason, count in Counter((r["op"], r["reason"]) for r in data["refused"]).most_common(8):
-            console.print(f"refused: {reason[0]}: {reason[1]}" + (f" ({count} times)" if count > 1 else ""))
-        memory = data["memory"]
-        sizes = ", ".join(f"{n}={v}" for n, v in memory["at"].items())
-        console.print(f"memory: {memory['bytes'] / 2**20:.1f} MiB" + (f" at {sizes}" if sizes else ""))
-        console.print("compile: " + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in data["seconds"].items()))
-        for note in data["notes"]:
-            console.print(f"note: {note}")
+        return screen(self)
 
     def save_html(self, path: str | Path) -> None:
         """Writes the report as one self-contained page."""
@@ -223,22 +189,10 @@ def _needs(fault: ImportError) -> MissingDependencyError:
     )
 
 
-def _shown(value: int | Expr | None) -> str:
-    if value is None:
-        return "by blocks"
-    if isinstance(value, Expr):
-        return str(value) if value.constant is None else _number(value.constant)
-    return _number(value)
+def _times(value: int | Expr | None, launches: int) -> int | Expr | None:
+    """A figure of all launches; None for what only blocks count."""
+    return None if value is None else value * launches
 
 
-def _number(value: int) -> str:
-    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
-        if value >= 10 * size:
-            return f"{value / size:.1f}{unit}"
-    return str(value)
-
-
-def _time(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.1f} us"
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Expr) else value

@@ -8,6 +8,7 @@ program are the module attribute `tw.dims`:
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, get_args
@@ -29,6 +30,7 @@ from tilewright.ir.types import TensorType
 
 DIMS: Final = "tw.dims"
 
+_UNREGISTERED: Final = re.compile(r"Operation (?P<op>\S+) is not registered")
 _DIM: Final = re.compile(r"(?P<name>[A-Za-z_]\w*): (?P<low>\d+)\.\.(?P<high>\d*)(?: (?P<kind>\w+))?")
 
 
@@ -129,6 +131,11 @@ def parse_module(text: str, name: str = "<text>") -> ModuleOp:
         module = parser.parse_module()
     except xdsl_exceptions.ParseError as fault:
         place = fault.span.get_location()
+        unknown = _UNREGISTERED.fullmatch(fault.msg)
+        if unknown is not None:
+            # the parser stands behind the name, which may be the last word of the line before
+            at = text.rfind(unknown["op"], 0, fault.span.start)
+            raise _parse_error(_no_op(unknown["op"]), name, *_place(text, max(at, 0))) from None
         raise _parse_error(fault.msg, name, place.line, place.col) from None
     except (TilewrightError, xdsl_exceptions.VerifyException, ValueError, RecursionError) as fault:
         # raised by a type, an attribute or an op's constructor while the parser stood behind its text
@@ -144,6 +151,12 @@ def _parse_error(reason: str, name: str, line: int, column: int) -> ParseError:
     return ParseError(
         Problem(reason.strip(), where=f"{name}:{line}:{column}"), step=f"look at line {line}, column {column} of {name}"
     )
+
+
+def _no_op(name: str) -> str:
+    known = [op.name for dialect in dialects() for op in dialect.operations]
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"there is no op {name}" + (f", did you mean {near[0]}?" if near else "; `tilewright ops` lists them")
 
 
 def _check_strings(text: str, name: str) -> None:

@@ -54,11 +54,14 @@ class StepTime:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """A timed call: its steps in order, the threads it ran on, and the seconds of the whole call, binding included."""
+    """A timed call: its steps in order, the threads it ran on, the seconds of the whole call, binding included, and the
+    sizes of its dims.
+    """
 
     steps: tuple[StepTime, ...]
     threads: int
     seconds: float
+    sizes: Mapping[str, int]
 
 
 class Executable:
@@ -111,9 +114,11 @@ class Executable:
     def profile(self, *args: Any, **kwargs: Any) -> tuple[Any, Profile]:
         """One call with a clock around every step: its output, and the times."""
         begin = time.perf_counter()
-        output, times, plan, threads = self._run(self._binder.bind(args, kwargs), timed=True)
+        binding = self._binder.bind(args, kwargs)
+        output, times, plan, threads = self._run(binding, timed=True)
         seconds = time.perf_counter() - begin
-        return output, Profile(_step_times(self.program, plan, times), threads, seconds)
+        sizes = self.program.sizes(binding.values)
+        return output, Profile(_step_times(self.program, plan, times), threads, seconds, sizes)
 
     @property
     def state(self) -> StateStore:

@@ -1,0 +1,118 @@
+"""The report as text for one screen: numbers at one set of sizes, the kernels that cost most, and the reasons."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Final
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tilewright.ir.dims import Expr
+
+if TYPE_CHECKING:
+    from tilewright.compiler.report import Report, Row
+
+WIDTH: Final = 118
+_MOST_KERNELS: Final = 20
+_MOST_REASONS: Final = 6
+
+
+def screen(report: Report) -> str:
+    """The screen of a report, lines of at most WIDTH characters."""
+    console = Console(width=WIDTH, record=True, file=io.StringIO(), highlight=False, color_system=None)
+    shown, data = report.shown, report.to_dict()
+
+    def line(text: str) -> None:
+        console.print(Text(text), no_wrap=True, overflow="ellipsis")
+
+    line(f"{data['model']} on {data['target']}, dims {'; '.join(data['dims']) or 'none'}")
+    line(
+        f"{sum(row.launches for row in shown.rows)} launches of {len(shown.rows)} kernels; "
+        f"fallbacks: {', '.join(data['fallbacks']) or 'none'}; memory: {data['memory']['bytes'] / 2**20:.1f} MiB"
+    )
+    line(f"cache: {data['cache'] or 'off'}")
+    line("")
+    if shown.dims:
+        sizes = ", ".join(f"{n}={v}" for n, v in shown.dims.items())
+        why = "" if report.dims else "the profiled call; " if report.profile else "the largest; "
+        line(f"At {sizes} ({why}other sizes: .at(...), formulas: .to_dict()), all launches together, moved in bytes:")
+    console.print(kernels(shown.rows))
+    line("")
+    for label, counts in (("patterns", data["patterns"]), ("applied", data["applied"])):
+        if counts:
+            line(f"{label}: " + "; ".join(f"{name} {count}" for name, count in counts.items()))
+    for text in reasons(data["refused"]):
+        line(f"refused: {text}")
+    line("seconds to compile: " + ", ".join(f"{name} {seconds:.2f}" for name, seconds in data["seconds"].items()))
+    for note in data["notes"]:
+        line(f"note: {note}")
+    return console.export_text()
+
+
+def kernels(rows: list[Row]) -> Table:
+    """A line a kernel in the order they run, the least of a long program summed up, and the whole in the last line."""
+    measured = any(row.measured is not None for row in rows)
+    table = Table(box=None, pad_edge=False)
+    headings = ("kernel", "x", "FLOPs", "reads", "writes", "bound", "ratio", "predicted")
+    for heading in (*headings, *(("measured",) if measured else ()), "where"):
+        names = heading in ("kernel", "where")
+        table.add_column(heading, justify="left" if names else "right", no_wrap=True, max_width=32 if names else None)
+
+    def add(name: str, part: list[Row], where: str) -> None:
+        read, write, bound = (_sum(getattr(row, field) for row in part) for field in ("read", "write", "bound"))
+        cells = [name, str(sum(row.launches for row in part)), number(_sum(row.flops for row in part))]
+        cells += [number(read), number(write), number(bound), f"{(read + write) / bound:.2f}" if bound else ""]
+        cells.append(duration(_sum(row.predicted for row in part)))
+        if measured:
+            cells.append(duration(_sum(row.measured for row in part)))
+        table.add_row(*cells, where)
+
+    by_cost = sorted(rows, key=lambda row: row.measured or row.predicted or 0, reverse=True)
+    kept = {row.kernel for row in by_cost[:_MOST_KERNELS]}
+    for row in rows:
+        if row.kernel in kept:
+            add(row.kernel, [row], row.where)
+    if rest := by_cost[_MOST_KERNELS:]:
+        add(f"{len(rest)} more", rest, "")
+    add("in all", rows, "")
+    return table
+
+
+def reasons(refused: Iterable[dict[str, Any]]) -> list[str]:
+    """Refusals with equal reasons in one line: what could not be joined with what, why, how often."""
+    found: dict[str, dict[str, int]] = {}
+    for entry in refused:
+        what, colon, why = entry["reason"].partition(": ")
+        what, why = (what, why) if colon else ("", entry["reason"])
+        who = f"{entry['op']} {what}".strip().replace("graph.", "")
+        # an op that says its own name again says it once
+        ops = found.setdefault(why.removeprefix(f"{entry['op']} "), {})
+        ops[who] = ops.get(who, 0) + 1
+    ranked = sorted(found.items(), key=lambda item: -sum(item[1].values()))
+    lines = []
+    for why, ops in ranked[:_MOST_REASONS]:
+        listed = ", ".join(name + (f" ({count} times)" if count > 1 else "") for name, count in ops.items())
+        lines.append(f"{why}: {listed}")
+    if len(ranked) > _MOST_REASONS:
+        lines.append(f"and for {len(ranked) - _MOST_REASONS} more reasons: .to_dict()['refused']")
+    return lines
+
+
+def number(value: float) -> str:
+    """Three or four digits and a decimal prefix."""
+    for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= 10 * size:
+            return f"{value / size:.1f}{prefix}"
+    return f"{value:.0f}"
+
+
+def duration(seconds: float) -> str:
+    """Milliseconds or microseconds, the larger unit that keeps a digit before the point."""
+    return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.1f} us"
+
+
+def _sum(values: Iterable[float | Expr | None]) -> float:
+    return sum(value for value in values if isinstance(value, (int, float)))
