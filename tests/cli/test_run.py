@@ -125,13 +125,14 @@ def test_what_is_wrong_with_a_run_is_said(tw: Call, artifact: Path) -> None:
 def test_the_report_as_text_as_json_and_as_a_page(tw: Call, artifact: Path) -> None:
     code, text, _ = tw("report", "net.tilewright", "--at", "batch=3,tokens=7")
     assert code == 0
-    assert "dims batch: 1..8; tokens: 1..64 at batch=3, tokens=7" in text
+    assert "dims batch: 1..8; tokens: 1..64\n" in text
+    assert "At batch=3, tokens=7" in text
     code, printed, err = tw("report", "net.tilewright", "--json", "--at", "batch=3,tokens=7", "--html", "page.html")
     data = json.loads(printed)
     assert data["at"] == {"batch": 3, "tokens": 7}
     assert data["kernels"]
     assert err == "wrote page.html\n"
-    assert "batch=3, tokens=7" in Path("page.html").read_text()
+    assert "At batch=3, tokens=7" in Path("page.html").read_text()
     # of a model: compiled first; without sizes, formulas in its dims
     code, text, _ = tw("report", "sample_models:make", "--dims", "ids=b:1..4,_", "--dims", "mask=b,_", "--dims", "extra.x=b,_,_")
     assert code == 0

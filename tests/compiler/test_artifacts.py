@@ -111,7 +111,7 @@ import tilewright as tw
 given = dict(np.load(sys.argv[2]))
 loaded = tw.load(sys.argv[1])
 result = loaded(**given)
-np.save(sys.argv[3], result if isinstance(result, np.ndarray) else list(result.values())[0])
+np.save(sys.argv[3], result if isinstance(result, np.ndarray) else result.last_hidden_state)
 absent = ("torch", "xdsl", "torch_mlir", "rich", "ml_dtypes", "transformers", "typer")
 loaded_too = [name for name in absent if name in sys.modules]
 assert not loaded_too, loaded_too

@@ -302,10 +302,9 @@ class TestOptions:
     def test_wrong_options_are_named_together(self) -> None:
         with pytest.raises(OptionError) as raised:
             compile_mlp(mlp(1), precision="bf61", determinism="bach")
-        assert [str(p) for p in raised.value.problems] == [
-            "precision='bf61' is not one of 'model', 'f32', 'bf16', 'f16' (did you mean 'bf16'?)",
-            "determinism='bach' is not one of None, 'free', 'run', 'batch', 'exact' (did you mean 'batch'?)",
-        ]
+        assert len(raised.value.problems) == 2
+        assert "precision='bf61' is not one of 'model', 'f32', 'bf16', 'f16'" in str(raised.value)
+        assert "determinism='batch'" in raised.value.step
         with pytest.raises(OptionError, match="did you mean 'threads'"):
             compile_mlp(mlp(1), thread=2)
 
@@ -346,15 +345,15 @@ class TestFirstCall:
         with pytest.raises(NumericMismatchError) as raised:
             compiled(torch.randn(5, 24))
         assert "output 0" in str(raised.value)
+        assert "first in pass swap-activation" in str(raised.value)
 
-    def test_wrong_packed_weights_are_traced_to_their_kernel(self) -> None:
+    def test_weights_of_another_model_are_no_steps_fault(self) -> None:
         compiled = compile_mlp(mlp(43), check="first", cache=False)
         other = mlp(44)
         compiled.update_weights({**mlp(43).state_dict(), "down.weight": other.down.weight})
         with pytest.raises(NumericMismatchError) as raised:
             compiled(torch.randn(5, 24))
-        assert "kernel down_matmul_add" in str(raised.value)
-        assert "models.py" in str(raised.value)
+        assert "no step differs by itself" in str(raised.value)
 
     def test_a_verified_pipeline_names_the_wrong_pass(self) -> None:
         from tests.compiler.wrong_pass import SwapActivation

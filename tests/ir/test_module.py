@@ -100,7 +100,7 @@ def test_the_frame_of_the_following_test_is_itself_right() -> None:
 @pytest.mark.parametrize(
     ("line", "place", "says"),
     [
-        ("%1 = graph.nothing(%0)", "4:", "graph.nothing is not registered"),
+        ("%1 = graph.nothing(%0)", "4:", "there is no op graph.nothing; `tilewright ops` lists them"),
         ("%1 = graph.cast(%0)", "4:20", "needs the properties dtype"),
         ('%1 = graph.cast(%0) {dtype = "f32", size = 3} : !graph.tensor<["n", 3], f32>', "4:", "no property 'size'"),
         ('%1 = graph.cast(%0) {dtype = 32} : !graph.tensor<["n", 3], f32>', "4:", "string literal expected"),

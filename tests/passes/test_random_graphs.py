@@ -61,7 +61,7 @@ def test_materialise_changes_no_result(module: ModuleOp, seed: int) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=1500)
+@settings(max_examples=300)
 @given(module=modules(most=24), seed=st.integers(0, 2**31))
 def test_everything_together_changes_no_result(module: ModuleOp, seed: int) -> None:
     passes = "canonicalize,fold,canonicalize,recognize,canonicalize,dedupe-layers,fuse"

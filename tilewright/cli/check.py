@@ -182,7 +182,7 @@ def distance(wanted: Any, got: Any) -> float:
         return 0.0
     a, b = wanted.double(), got.double()
     same = (a == b) | (a.isnan() & b.isnan())
-    return float(torch.where(same, 0.0, (a - b).abs().nan_to_num(math.inf)).max())
+    return float(torch.where(same, 0.0, (a - b).abs().nan_to_num(math.inf, math.inf)).max())
 
 
 def tolerance(wanted: Any, precision: str) -> float:

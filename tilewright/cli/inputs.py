@@ -165,14 +165,15 @@ def call_of(signature: Signature, leaves: Sequence[Any]) -> tuple[tuple[Any, ...
     for argument in signature.arguments:
         parts = [next(tensors) if leaf.is_tensor else leaf.constant for leaf in argument.inputs]
         values[argument.name] = argument.tree.rebuild(iter(parts))
-    spread = [p.name for p in signature.parameters if p.kind == "var_positional"]
     args: list[Any] = []
+    by_place = True
     for parameter in signature.parameters:
-        by_place = parameter.kind == "positional" or (spread and parameter.kind == "either")
-        if by_place and parameter.name in values:
-            args.append(values.pop(parameter.name))
-        elif parameter.kind == "var_positional":
+        if parameter.kind == "var_positional":
             args += [values.pop(name) for name in list(values) if name.startswith(f"{parameter.name}.")]
+        # by place as far as there is no gap: an exported program takes its positional arguments in no other way
+        by_place = by_place and parameter.kind in ("positional", "either") and parameter.name in values
+        if by_place:
+            args.append(values.pop(parameter.name))
     return tuple(args), values
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tilewright.errors import ExpectationError, NumericMismatchError, Problem
 
 if TYPE_CHECKING:
+    from tilewright.compiler.compilation import Target
     from tilewright.compiler.compiled import Compiled
+    from tilewright.frontend.captured import Captured
 
 
 def check_expected(expected: Mapping[str, int] | None, facts: Mapping[str, Any]) -> None:
@@ -31,50 +33,81 @@ def check_expected(expected: Mapping[str, int] | None, facts: Mapping[str, Any])
 class FirstCall:
     """Compares the first call of a compiled program with the original model, then lets the model go.
 
-    tensors: the model's own, by the names they were captured under.
+    capture: captures the model again, for the search after a mismatch. options: as passes see them.
     """
 
     model: Any
-    tensors: Mapping[str, Any]
+    capture: Callable[[], Captured]
+    target: Target
+    options: Mapping[str, Any]
 
     def __call__(self, compiled: Compiled, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """The call's output. Raises NumericMismatchError when results differ by more than rounding of their magnitude
-        explains, naming the first op that does.
+        """The call's output. Raises NumericMismatchError when results differ by more than rounding explains, naming the
+        first stage, pass or kernel that does.
         """
         import torch
         from torch.utils import _pytree as pytree
 
-        from tilewright.compiler.diverging import differs, first_difference
+        from tilewright.compiler.divergence import Case, first_difference
 
         model = self.model.module() if isinstance(self.model, torch.export.ExportedProgram) else self.model
-
-        def fresh() -> tuple[tuple[Any, ...], dict[str, Any]]:
-            # a model may write to its arguments
-            copied: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map(_copied, (args, dict(kwargs)))
-            return copied
-
-        buffers = [(b, b.clone()) for b in model.buffers()]
-        given, named = fresh()
+        # a model may write to its arguments and its buffers; the call that counts is the compiled one
+        given, named = pytree.tree_map(_copied, (args, dict(kwargs)))
+        tensors = [torch.as_tensor(t).clone() for t in compiled.code.program.signature.flatten(args, kwargs)]
+        buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
         with torch.inference_mode():
             expected = pytree.tree_leaves(model(*given, **named))
-            _restore(buffers)
-        given, named = fresh()
+            for buffer, value in buffers:
+                buffer.copy_(value)
         output = compiled.executable(*args, **kwargs)
         faults: list[Problem] = []
         for i, (want, got) in enumerate(zip(expected, pytree.tree_leaves(output), strict=True)):
-            if isinstance(want, torch.Tensor) and (fault := differs(want, torch.as_tensor(got))):
+            if isinstance(want, torch.Tensor) and (fault := differs(want, torch.as_tensor(got), self._bound(want))):
                 faults.append(Problem(f"output {i}: {fault}"))
         if faults:
-            # the kernels are run again from where the first call began
-            compiled.reset()
-            found = first_difference(compiled, model, self.tensors, given, named)
-            with torch.inference_mode():
-                _restore(buffers)
+            wanted = [value for value in expected if isinstance(value, torch.Tensor)]
+            case = Case(self.capture, tensors, wanted, self.target, self.options)
+            found = first_difference(case, self._bound)
             raise NumericMismatchError(
-                [*faults, *([found] if found is not None else [])],
-                step="compile with verify_each='numeric' to see which pass is at fault, and report the lines above",
+                [*faults, Problem(f"first in {found}" if found else "no step differs by itself")],
+                step="report it with the lines above"
+                if found
+                else "compile with cache=False: what was cached, or the weights, may not be this model's",
             )
         return output
+
+    def _bound(self, expected: Any) -> float:
+        return tolerance(expected, str(self.options["precision"]))
+
+
+def tolerance(expected: Any, precision: str) -> float:
+    """The largest difference that rounding explains: 4096 units in the last place of f32 at the largest magnitude.
+
+    Where operands are rounded to fewer digits, by precision or in the result itself, 16 units of those.
+    """
+    import torch
+
+    if not expected.is_floating_point():
+        return 0.0
+    finite = expected[expected.isfinite()].double()
+    size = finite.abs().max().item() if finite.numel() else 0.0
+    narrow = torch.bfloat16 if precision == "bf16" else expected.dtype
+    unit = 16 * torch.finfo(narrow).eps if narrow in (torch.bfloat16, torch.float16) else 0.0
+    return max(4096 * torch.finfo(torch.float32).eps, unit) * max(size, 1e-30)
+
+
+def differs(wanted: Any, found: Any, bound: float) -> str | None:
+    """How far two tensors are apart, where it is more than the bound; NaN equals NaN."""
+    if wanted.shape != found.shape:
+        return f"shape {list(found.shape)} instead of {list(wanted.shape)}"
+    a, b = wanted.double(), found.double()
+    unlike = ~((a - b).abs() <= bound) & (a != b) & ~(a.isnan() & b.isnan())
+    if not unlike.any():
+        return None
+    odd = int((unlike & ~(a.isfinite() & b.isfinite())).sum())
+    if odd:
+        return f"{odd} elements are NaN or infinite on one side only"
+    return f"largest difference {(a - b)[unlike].abs().max().item():.3g}, rounding explains {bound:.3g}"
 
 
 def _copied(value: Any) -> Any:
@@ -84,8 +117,3 @@ def _copied(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value.copy())
     return value.clone() if isinstance(value, torch.Tensor) else value
-
-
-def _restore(buffers: list[tuple[Any, Any]]) -> None:
-    for buffer, value in buffers:
-        buffer.copy_(value)

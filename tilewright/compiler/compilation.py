@@ -39,7 +39,6 @@ from tilewright.passes.set_precision import SetPrecision
 from tilewright.runtime.canonical import key_of
 from tilewright.runtime.program import KernelInfo
 
-
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Told a stage's name, how much of it is done and of how much in all (0 where that is not known)."""
 

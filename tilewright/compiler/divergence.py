@@ -10,6 +10,7 @@ Four questions in the order of the data's way, each answered by running somethin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -98,9 +99,9 @@ def _off(wanted: torch.Tensor, got: torch.Tensor, bound: float) -> tuple[float, 
 
     a, b = wanted.detach().double(), got.detach().double()
     if a.shape != b.shape:
-        return float("inf"), bound
+        return math.inf, bound
     same = (a == b) | (a.isnan() & b.isnan())
-    worst = float(torch.where(same, 0.0, (a - b).abs().nan_to_num(float("inf"))).max()) if a.numel() else 0.0
+    worst = float(torch.where(same, 0.0, (a - b).abs().nan_to_num(math.inf, math.inf)).max()) if a.numel() else 0.0
     return (worst, bound) if worst > bound else None
 
 

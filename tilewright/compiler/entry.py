@@ -11,6 +11,7 @@ from tilewright.compiler.compiled import Compiled
 from tilewright.compiler.options import Options
 from tilewright.compiler.store import Store
 from tilewright.compiler.verify_each import NumericCheck
+from tilewright.frontend.captured import Captured
 from tilewright.frontend.capturing import capture
 from tilewright.runtime.executor import Executable
 from tilewright.runtime.native import load as load_objects
@@ -33,8 +34,12 @@ def compile_model(
     target = Target.of(options)
     store = Store.of(options)
     target.backend.warm()
+
+    def captures() -> Captured:
+        return capture(model, args, dict(kwargs or {}), dims, fallback=options.fallback)
+
     with watch.stage("capture"):
-        captured = capture(model, args, dict(kwargs or {}), dims, fallback=options.fallback)
+        captured = captures()
     with watch.stage("key"):
         factors = code_factors(captured, target, options)
     if options.verify_each == "numeric":
@@ -59,5 +64,5 @@ def compile_model(
         **facts, "seconds": dict(watch.seconds), "cache": origin, "notes": list(captured.notes), "model":
         captured.source.model
     }  # fmt: skip
-    first = FirstCall(model, tensors) if options.check == "first" else None
+    first = FirstCall(model, captures, target, facts["options"]) if options.check == "first" else None
     return Compiled(code, executable, told, first)

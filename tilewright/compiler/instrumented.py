@@ -6,6 +6,7 @@ from collections.abc import Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from xdsl.dialects.builtin import ModuleOp
+from xdsl.rewriter import Rewriter
 
 from tilewright.compiler.native_launches import LaunchCounts, NativeLaunches
 from tilewright.errors import TargetError
@@ -50,13 +51,9 @@ def call_of(
     for op in list(module.walk()):
         if isinstance(op, PackedOp):
             read = WeightOp.make(name=f"packed:{op.label.data}", result_types=[tensor(op.out)])
-            op.parent_block().insert_op_before(read, op)  # type: ignore[union-attr]
-            op.out.replace_all_uses_with(read.out)
-            op.detach()
-            op.erase()
+            Rewriter.replace_op(op, read)
     for prepare in [f for f in module.body.block.ops if isinstance(f, FuncOp) and f.kind.data == "prepare"]:
-        prepare.detach()
-        prepare.erase()
+        module.body.block.erase_op(prepare)
     given = [torch.as_tensor(value) for value in compiled.code.program.signature.flatten(args, kwargs)]
     names = list(function(module, "main").arguments)
     stored = {name.removeprefix("weight:"): _tensor(b) for name, b in compiled.executable.weights.stored.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from tilewright.ir.backend import Backend, kernels_of
 from tilewright.ir.dtypes import torch_name
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.machine import Machine
-from tilewright.ir.tile.base import tile
+from tilewright.ir.tile.base import buffer, tile
 from tilewright.ir.tile.counting import Counts, Quantity
 from tilewright.ir.tile.memory import StageOp
 from tilewright.ir.tile.structure import KernelOp, LaunchOp
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 class LaunchCounts:
     """What one launch counted while it ran.
 
-    kernel: the variant's name. dims: values of its formal dims. buffers: what it read and wrote, as flat arrays (bf16 as
-    its bits). counts: bytes and FLOPs by op, as the tile interpreter and the closed forms give them.
+    kernel: the variant's name. dims: values of its formal dims. buffers: what it read and wrote, as flat arrays (bf16
+    as its bits). counts: bytes and FLOPs by op, as the tile interpreter and the closed forms give them.
     """
 
     kernel: str
@@ -50,15 +50,13 @@ class LaunchCounts:
 class NativeLaunches:
     """A launcher for `interpret`: native kernels on torch tensors, one launch at a time.
 
-    instrument: builds the kernels' counting twins and notes each launch in `counted`. observe: called after each launch
-    with its results.
+    instrument: builds the kernels' counting twins and notes each launch in `counted`.
     """
 
     module: ModuleOp
     backend: Backend
     machine: Machine
     instrument: bool = False
-    observe: Callable[[LaunchOp, Sequence[torch.Tensor]], None] | None = None
     counted: list[LaunchCounts] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -96,8 +94,6 @@ class NativeLaunches:
             counts = Counts(dict(_bytes(kernel, rows.sum(axis=0).tolist())))
             formal = dict(zip(kernel.dims.data, values, strict=True))
             self.counted.append(LaunchCounts(name, formal, [_array(t) for t in held], counts))
-        if self.observe is not None:
-            self.observe(op, outputs)
         return outputs
 
 
@@ -108,18 +104,11 @@ def _bytes(kernel: KernelOp, elements: Sequence[int]) -> Iterator[tuple[Quantity
         size = 1
         op = ops[quantity.op]
         if quantity.buffer is not None:
-            size = tensor_bytes(kernel, quantity.buffer)
+            size = buffer(kernel.buffers[quantity.buffer]).dtype.bytes
         elif isinstance(op, StageOp):
             size = tile(op.source).dtype.bytes
         if count:
             yield quantity, count * size
-
-
-def tensor_bytes(kernel: KernelOp, number: int) -> int:
-    """Bytes of one element of a kernel's buffer."""
-    from tilewright.ir.tile.base import buffer
-
-    return buffer(kernel.buffers[number]).dtype.bytes
 
 
 def _array(value: torch.Tensor) -> NDArray[Any]:

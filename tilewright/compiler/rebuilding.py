@@ -66,7 +66,7 @@ def _machine(parts: Rebuildable) -> tuple[Backend, Machine]:
 
 
 def _agree(module: ModuleOp, parts: Rebuildable) -> None:
-    """ArtifactError unless a call's tensors are what @main declares, or equal to it by a guard that every call checks."""
+    """ArtifactError unless a call's tensors are what @main declares, or equal to it by a checked guard."""
     program = parts.program
     main = next((f for f in module.body.block.ops if isinstance(f, FuncOp) and f.kind.data == "main"), None)
     if main is None:

@@ -23,7 +23,7 @@ def text_after(code: Code, facts: Mapping[str, Any], after: str) -> str:
     name, _, number = after.partition(":")
     places = [i for i, p in enumerate(pipeline.passes) if p.name == name]
     which = int(number) if number.isdecimal() else 1
-    if not places or not 1 <= which <= len(places) or number and not number.isdecimal():
+    if not places or not 1 <= which <= len(places) or (number and not number.isdecimal()):
         raise PassOptionError(
             f"no pass {after!r} ran on this program", step=f"use one of {', '.join(p.name for p in pipeline.passes)}"
         )

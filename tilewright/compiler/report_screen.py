@@ -37,8 +37,8 @@ def screen(report: Report) -> str:
     line("")
     if shown.dims:
         sizes = ", ".join(f"{n}={v}" for n, v in shown.dims.items())
-        why = "" if report.dims else "the profiled call; " if report.profile else "the largest; "
-        line(f"At {sizes} ({why}other sizes: .at(...), formulas: .to_dict()), all launches together, moved in bytes:")
+        why = "" if report.dims else ", the profiled call" if report.profile else ", the largest"
+        line(f"At {sizes}{why} (.at(...) for others), all launches together, reads and writes in bytes:")
     console.print(kernels(shown.rows))
     line("")
     for label, counts in (("patterns", data["patterns"]), ("applied", data["applied"])):
@@ -59,7 +59,7 @@ def kernels(rows: list[Row]) -> Table:
     headings = ("kernel", "x", "FLOPs", "reads", "writes", "bound", "ratio", "predicted")
     for heading in (*headings, *(("measured",) if measured else ()), "where"):
         names = heading in ("kernel", "where")
-        table.add_column(heading, justify="left" if names else "right", no_wrap=True, max_width=32 if names else None)
+        table.add_column(heading, justify="left" if names else "right", no_wrap=True, max_width=30 if names else None)
 
     def add(name: str, part: list[Row], where: str) -> None:
         read, write, bound = (_sum(getattr(row, field) for row in part) for field in ("read", "write", "bound"))
@@ -102,16 +102,23 @@ def reasons(refused: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def number(value: float) -> str:
-    """Three or four digits and a decimal prefix."""
+    """A count in three digits and a decimal prefix."""
     for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= 10 * size:
-            return f"{value / size:.1f}{prefix}"
+        if value >= size:
+            return f"{_three(value / size)}{prefix}"
     return f"{value:.0f}"
 
 
 def duration(seconds: float) -> str:
-    """Milliseconds or microseconds, the larger unit that keeps a digit before the point."""
-    return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.1f} us"
+    """A time in three digits, in the largest unit that it has one of."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{_three(seconds / size)} {unit}"
+    return f"{_three(seconds * 1e6)} us"
+
+
+def _three(value: float) -> str:
+    return f"{value:.{0 if value >= 99.95 else 1 if value >= 9.995 else 2}f}"
 
 
 def _sum(values: Iterable[float | Expr | None]) -> float:

@@ -154,9 +154,11 @@ def _parse_error(reason: str, name: str, line: int, column: int) -> ParseError:
 
 
 def _no_op(name: str) -> str:
-    known = [op.name for dialect in dialects() for op in dialect.operations]
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"there is no op {name}" + (f", did you mean {near[0]}?" if near else "; `tilewright ops` lists them")
+    dialect, _, short = name.rpartition(".")
+    found = [op.name for known in dialects() for op in known.operations if dialect in ("", known.name)]
+    known = {full.partition(".")[2]: full for full in found}
+    near = difflib.get_close_matches(short, known, n=1)
+    return f"there is no op {name}" + (f", did you mean {known[near[0]]}?" if near else "; `tilewright ops` lists them")
 
 
 def _check_strings(text: str, name: str) -> None:

@@ -280,12 +280,18 @@ def order_block(block: Block) -> None:
     ordered: dict[Operation, None] = {}
     for op in list(block.ops):
         pending = [op]
+        waiting: set[Operation] = set()
         while pending:
             current = pending[-1]
             needed = [v.owner for v in current.operands if v.owner in position and v.owner not in ordered]
             if current in earlier and earlier[current] not in ordered:
                 needed.append(earlier[current])
             if needed:
+                if current in waiting:
+                    raise IRError(
+                        f"{current.name} and what it reads need each other", step="report this: a pass made a circle"
+                    )
+                waiting.add(current)
                 pending.extend(o for o in needed if isinstance(o, Operation))
                 continue
             pending.pop()

@@ -61,11 +61,6 @@ def is_per_key(dims: Sequence[Expr]) -> bool:
     return dims[-2].constant == 1 and dims[-3].constant == 1
 
 
-def covers_logits(condition: SSAValue, tq: Expr, tk: Expr) -> bool:
-    """The last two axes are the queries and the keys."""
-    return tensor(condition).dims[-2:] == (tq, tk)
-
-
 def is_causal(bound: Bound, tq: Expr, tk: Expr) -> bool:
     """Keys up to the query's own position: by positions, or by index with the ends aligned."""
     if not bound.upper:
@@ -114,8 +109,9 @@ def visibility(
     windows: list[tuple[Bound, int, SSAValue]] = []
     others: list[SSAValue] = []
     for part in parts:
-        bound = masks.bound_of(part) if covers_logits(part, tq, tk) else None
-        if bound is None and masks.triangle(part) and covers_logits(part, tq, tk):
+        # a count along each of the last two axes makes these the queries and the keys: sizes above 1 never stretch
+        bound = masks.bound_of(part)
+        if bound is None and masks.triangle(part):
             bound = Bound(True, Expr.of(0), None, None)
         window = None if bound is None else window_of(bound, tq, tk)
         if bound is not None and is_causal(bound, tq, tk) and (causal is None or share_positions(causal, bound)):

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from tests.compiler.models import bert, compile_bert, compile_mlp, mlp, token_inputs
+from tilewright.compiler.report_screen import WIDTH, duration, number, reasons
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return compile_bert(bert(0))
+
+
+def test_one_screen_with_every_kernel_and_their_sum(model: Any) -> None:
+    report = model.report.at(batch=2, tokens=7)
+    lines = str(report).splitlines()
+    assert len(lines) <= 45
+    assert all(len(line) <= WIDTH for line in lines)
+    assert "At batch=2, tokens=7 " in str(report)
+    for row in report.rows:
+        (line,) = [line for line in lines if line.split()[:2] == [row.kernel, str(row.launches)]]
+        assert line.split()[2] == number(row.flops)
+    (total,) = [line.split() for line in lines if line.startswith("in all")]
+    assert total[2:4] == [str(len(model.code.program.main.steps)), number(sum(row.flops for row in report.rows))]
+
+
+def test_without_sizes_it_shows_the_largest_and_gives_formulas_as_data(model: Any) -> None:
+    assert "At batch=6, tokens=40, the largest" in str(model.report)
+    data = json.loads(json.dumps(model.report.to_dict()))
+    assert data["at"] is None
+    assert any("batch" in str(kernel["read"]) for kernel in data["kernels"])
+
+
+def test_a_profiled_call_decides_the_sizes_and_adds_its_times() -> None:
+    program = compile_mlp(mlp(3))
+    assert "measured" not in str(program.report)
+    report = program.profile(torch.randn(5, 24))
+    assert "At batch=5, the profiled call" in str(report)
+    assert "measured" in str(report)
+    assert sum(row.measured for row in report.rows) <= report.profile.seconds
+    assert "measured" in str(report.at(batch=2))
+
+
+def test_formulas_and_numbers_count_all_launches(model: Any) -> None:
+    once = model.report.counts
+    for row in model.report.at(**dict(zip(("batch", "tokens"), token_inputs(3, 11)["input_ids"].shape, strict=True))).rows:
+        assert row.flops == once[row.kernel].at({"batch": 3, "tokens": 11}).flops * row.launches
+
+
+def test_equal_reasons_share_a_line_and_the_commonest_comes_first() -> None:
+    refused = [
+        {"op": "graph.map", "reason": "not joined with graph.cast: others read it"},
+        *[{"op": "graph.norm", "reason": "not joined with graph.map: it is stored"}] * 2,
+        {"op": "graph.matmul", "reason": "not joined with graph.map: it is stored"},
+        {"op": "graph.sort", "reason": "has no such form"},
+    ]
+    assert reasons(refused) == [
+        "it is stored: norm not joined with map (2 times), matmul not joined with map",
+        "others read it: map not joined with cast",
+        "has no such form: sort",
+    ]
+    many = [{"op": f"graph.op{n}", "reason": f"reason {n}"} for n in range(9)]
+    assert reasons(many)[-1] == "and for 3 more reasons: .to_dict()['refused']"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0"), (999, "999"), (1000, "1.00k"), (99_960, "100k"), (2.5e10, "25.0G"), (7e12, "7.00T")]
+)
+def test_numbers_have_three_digits(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(0, "0.00 us"), (2e-6, "2.00 us"), (0.0123, "12.3 ms"), (1.5, "1.50 s")])
+def test_times_have_three_digits(value: float, text: str) -> None:
+    assert duration(value) == text
