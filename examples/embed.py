@@ -26,6 +26,7 @@ import transformers
 import typer
 from rich.console import Console
 from rich.table import Table
+from safetensors import SafetensorError
 
 import tilewright as tw
 
@@ -81,11 +82,11 @@ def load(folder: Path) -> tuple[Any, SentenceEncoder]:
         stop(f"--model: {folder} is not a directory. It takes one with config.json, a tokenizer and safetensors.")
     missing = [] if (folder / "config.json").is_file() else ["config.json"]
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        missing.append(f"a tokenizer ({', '.join(TOKENIZER_FILES[:3])}, ...)")
+        missing.append(f"a tokenizer ({' or '.join(TOKENIZER_FILES[:2])}, ...)")
     if not any(folder.glob("*.safetensors")):
         missing.append("weights (*.safetensors)")
     if missing:
-        stop(f"--model: {folder} lacks {', and '.join(missing)}.")
+        stop(f"--model: {folder} lacks {' and '.join(missing)}.")
     pooling = folder / "1_Pooling" / "config.json"
     if pooling.is_file() and not json.loads(pooling.read_text()).get("pooling_mode_mean_tokens", True):
         stop(f"--model: {pooling} asks for another pooling than the mean over tokens, which is all this example has.")
@@ -94,7 +95,7 @@ def load(folder: Path) -> tuple[Any, SentenceEncoder]:
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model = transformers.AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-    except (OSError, ValueError, RuntimeError, KeyError) as fault:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as fault:
         stop(f"--model: {folder} does not load: {str(fault).strip().splitlines()[0]}")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -119,12 +120,12 @@ def read_sentences(text: Path | None) -> list[str]:
 
 def show_similarity(sentences: list[str], vectors: torch.Tensor) -> None:
     """Cosine similarities of the first sentences as a table; pairs that are close stand out."""
-    shown = min(len(sentences), MOST_SHOWN)
-    table = Table(title="Cosine similarity", title_justify="left", box=None, pad_edge=False)
-    table.add_column("", justify="right", style="dim")
-    table.add_column("sentence", no_wrap=True, overflow="ellipsis", max_width=54)
+    shown = max(1, min(len(sentences), MOST_SHOWN, (console.width - 24) // 6))
+    table = Table(title="Cosine similarity", title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("", justify="right", style="dim", width=2)
+    table.add_column("sentence", no_wrap=True, overflow="ellipsis", max_width=min(54, console.width - 6 * shown - 4))
     for i in range(shown):
-        table.add_column(str(i + 1), justify="right", min_width=4, no_wrap=True)
+        table.add_column(str(i + 1), justify="right", width=5, no_wrap=True)
     for i, row in enumerate((vectors[:shown] @ vectors[:shown].T).tolist()):
         cells = [f"[bold green]{v:.2f}[/]" if v > 0.5 and i != j else f"{v:.2f}" for j, v in enumerate(row)]
         table.add_row(str(i + 1), sentences[i].replace("[", r"\["), *cells)
@@ -148,7 +149,7 @@ def alternate(ours: Callable[[], Any], theirs: Callable[[], Any]) -> tuple[float
 
 def show_speed(compiled: tw.Compiled, eager: SentenceEncoder, vocabulary: int, most_tokens: int) -> None:
     """Times at a few sizes, ours beside eager PyTorch's."""
-    title = f"Milliseconds a call (median of alternating calls, PyTorch on {torch.get_num_threads()} threads)"
+    title = "Milliseconds a call, median of alternating calls"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for heading in ("batch x tokens", "Tilewright", "PyTorch eager", "times as fast"):
         table.add_column(heading, justify="right")
@@ -189,7 +190,8 @@ def main(
             stop(str(fault))
     console.print(
         f"{config.model_type} of {eager.encoder.num_parameters() / 1e6:.1f} M weights, compiled for every batch "
-        f"1..{MOST_BATCH} and tokens 1..{most} in {time.perf_counter() - begin:.1f} s\n"
+        f"1..{MOST_BATCH} and tokens 1..{most} in {time.perf_counter() - begin:.1f} s\n",
+        soft_wrap=True,
     )
 
     parts = [{k: v[i : i + MOST_BATCH] for k, v in inputs.items()} for i in range(0, len(sentences), MOST_BATCH)]

@@ -76,7 +76,8 @@ TW013 capture failed: GuardOnDataDependentSymNode: Could not guard on data-depen
 TW014 a declared dim was specialised: batch (batch: 1..8) was fixed to 3
   next: leave batch out of dims (its size is 3); or change the line that fixes it""",
     "TW015": """
-TW015 autograd through a compiled call: input requires grad, and grad mode is on; a compiled program computes no gradients
+TW015 autograd through a compiled call: input requires grad, and grad mode is on; \
+a compiled program computes no gradients
   next: call it under torch.no_grad(), or pass input.detach()""",
     "TW016": """
 TW016 expected pattern counts do not hold: attention: expected 1, matched 0
@@ -133,7 +134,8 @@ TW033 toolchain failed: kernel @<unnamed>: Unable to parse module assembly:
     line 1: llvm.func @f() -> i32 { llvm.return }
   next: this is a fault of Tilewright's code generator, not of the model: report the kernel and the lines above""",
     "TW034": """
-TW034 a kernel's writes are unsound: tile.kernel: 1 of 4 elements of output 1 are never written, the first at 3, in @copy at ()
+TW034 a kernel's writes are unsound: tile.kernel: 1 of 4 elements of output 1 are never written, the first at 3, \
+in @copy at ()
   next: make the grid and the stores cover the output""",
     "TW040": """
 TW040 weights do not fit: 2 problems
@@ -218,7 +220,7 @@ def test_every_class_is_used_in_the_package() -> None:
 
 
 def test_codes_are_unique_and_classes_explain_themselves() -> None:
-    classes = [cls for cls in every_subclass(TilewrightError)]
+    classes = list(every_subclass(TilewrightError))
     assert len(classes) == len(all_errors()), "two classes share a code"
     for cls in classes:
         assert re.fullmatch(r"TW\d{3}", cls.code), cls
@@ -242,7 +244,13 @@ def test_explain_shows_meaning_and_both_examples(code: str, capsys: pytest.Captu
         assert command_line(["explain", asked]) == 0
         shown = capsys.readouterr().out
         assert shown.rstrip() == page(cls).rstrip()
-    for part in (code, cls.title, inspect.getdoc(cls) or "", *EXAMPLES[code].bad.split(), *EXAMPLES[code].fixed.split()):
+    for part in (
+        code,
+        cls.title,
+        inspect.getdoc(cls) or "",
+        *EXAMPLES[code].bad.split(),
+        *EXAMPLES[code].fixed.split(),
+    ):
         assert part in shown
 
 
@@ -284,7 +292,8 @@ def test_a_missing_dependency_names_the_command_that_installs_it(
     )
     assert command_line(["check", "."]) == 1
     assert capsys.readouterr().err == (
-        "TW032 a dependency is missing: a model directory is read by transformers\n  next: pip install 'tilewright[hf]'\n"
+        "TW032 a dependency is missing: a model directory is read by transformers\n"
+        "  next: pip install 'tilewright[hf]'\n"
     )
 
 
@@ -306,7 +315,7 @@ def test_a_cpu_without_the_features_says_which(here: Path, monkeypatch: pytest.M
     from tilewright.runtime import native
 
     monkeypatch.setattr(native, "cpu_features", lambda: frozenset({"sse2", "avx"}))
-    text = 'import torch\nimport tilewright as tw\n\ntw.compile(torch.nn.Linear(4, 2).eval(), args=(torch.ones(1, 4),), target="cpu:avx2")\n'
+    text = f'{SETUP.rpartition("compiled")[0]}\ntw.compile(model, args=(x,), target="cpu:avx2")\n'
     with pytest.raises(TilewrightError) as caught:
         run_script(here, text)
     needed = set(tw_machine("avx2").features) - {"sse2", "avx"}

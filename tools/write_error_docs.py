@@ -19,9 +19,10 @@ HEAD = f"""# Errors
 
 <!-- Written by tools/write_error_docs.py from tilewright/errors.py: change it there. -->
 
-Every failure that Tilewright raises on purpose is a subclass of `tw.TilewrightError` with a stable code. Its text names the thing, the
-numbers, the user's line where one is known, and one next step to paste. All problems of one kind come in one error. `tilewright explain CODE`
-prints the section below; on the command line, the text goes to stderr and the exit code is 1.
+Every failure that Tilewright raises on purpose is a subclass of `tw.TilewrightError` with a stable code. Its text names
+the thing, the numbers, the user's line where one is known, and one next step to paste. All problems of one kind come in
+one error. `tilewright explain CODE` prints the section below; on the command line, the text goes to stderr and the exit
+code is 1.
 
 The examples start from these lines, and the tests run them:
 

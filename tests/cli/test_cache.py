@@ -20,7 +20,12 @@ def folder(tmp_path: Path) -> str:
     """Two entries of code that differ in one factor, and one of weights; each holds 1000 bytes."""
     cache = Cache(tmp_path)
     for kind, name, age in (("code", "avx2", 0), ("code", "avx512", 7200), ("weights", "avx2", 172800)):
-        factors = {"kind": kind, "backend": "cpu", "machine": {"name": name, "cores": 2}, "dims": [["b", 1, 8, "declared"]]}
+        factors = {
+            "kind": kind,
+            "backend": "cpu",
+            "machine": {"name": name, "cores": 2},
+            "dims": [["b", 1, 8, "declared"]],
+        }
         with cache.get_or_build(factors, lambda at: (at / "data").write_bytes(bytes(1000)) and None) as entry:
             then = time.time() - age
             os.utime(entry.folder / "factors.json", (then, then))
@@ -36,7 +41,9 @@ def test_ls_shows_the_last_used_first(tw: Call, folder: str) -> None:
     assert code == 0
     rows = [re.split(r"\s{2,}", line) for line in out.splitlines()[1:]]
     known = keys(folder)
-    assert [row[0] for row in rows] == [known[k][:12] for k in (("code", "avx2"), ("code", "avx512"), ("weights", "avx2"))]
+    assert [row[0] for row in rows] == [
+        known[k][:12] for k in (("code", "avx2"), ("code", "avx512"), ("weights", "avx2"))
+    ]
     assert [row[3] for row in rows] == ["just now", "2 h ago", "2 d ago"]
     assert rows[0][4] == "cpu:avx2, b: 1..8"
 
@@ -56,16 +63,19 @@ def test_why_names_the_factor_that_differs(tw: Call, folder: str) -> None:
     assert out.startswith(f"code {key}, used just now\n")
     assert '"cores": 2' in out
     assert out.endswith(
-        f"It was built anew because the nearest code ({other[:12]}) differs in:\n"
-        '  machine.name: "avx512" -> "avx2"\n'
+        f'It was built anew because the nearest code ({other[:12]}) differs in:\n  machine.name: "avx512" -> "avx2"\n'
     )
-    assert tw("cache", "why", known["weights", "avx2"], "--cache", folder)[1].endswith("It is the only weights entry.\n")
+    assert tw("cache", "why", known["weights", "avx2"], "--cache", folder)[1].endswith(
+        "It is the only weights entry.\n"
+    )
 
 
 def test_a_key_that_is_none_or_several(tw: Call, folder: str) -> None:
     assert tw("cache", "why", "xyz", "--cache", folder) == (
-        1, "", "TW008 wrong option: no entry's key starts with 'xyz'\n  next: tilewright cache ls lists them\n"
-    )  # fmt: skip
+        1,
+        "",
+        "TW008 wrong option: no entry's key starts with 'xyz'\n  next: tilewright cache ls lists them\n",
+    )
     code, _, err = tw("cache", "why", "", "--cache", folder)
     assert code == 1
     assert err.startswith("TW008 wrong option: 3 entries have keys that start with ''\n  next: give more digits: ")
@@ -74,7 +84,11 @@ def test_a_key_that_is_none_or_several(tw: Call, folder: str) -> None:
 def test_verify_removes_what_is_damaged_and_says_so(tw: Call, folder: str) -> None:
     key = keys(folder)["code", "avx2"]
     (next(Path(folder).rglob(key)) / "data").write_bytes(bytes(999) + b"x")
-    assert tw("cache", "verify", "--cache", folder) == (0, f"removed {key}: data was altered\n3 entries, 1 damaged\n", "")
+    assert tw("cache", "verify", "--cache", folder) == (
+        0,
+        f"removed {key}: data was altered\n3 entries, 1 damaged\n",
+        "",
+    )
     assert tw("cache", "verify", "--cache", folder)[1] == "2 entries, 0 damaged\n"
 
 

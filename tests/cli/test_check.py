@@ -63,19 +63,20 @@ def test_a_model_directory_is_checked_with_masked_tokens(tw: Call, tmp_path: Pat
 def test_a_wrong_pass_is_found_and_named(tw: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(self: Fold, module: object, ctx: object) -> None:
         for op in module.walk():  # type: ignore[attr-defined]
-            if op.name == "graph.map" and op.fn.data == "mul":
-                if ctx.apply([op], "adds instead"):  # type: ignore[attr-defined]
-                    op.properties["fn"] = type(op.fn)("add")
+            if op.name == "graph.map" and op.fn.data == "mul" and ctx.apply([op], "adds instead"):  # type: ignore[attr-defined]
+                op.properties["fn"] = type(op.fn)("add")
 
     monkeypatch.setattr(Fold, "run", wrong)
     code, out, err = tw("check", "sample_models:make", "-n", "2", "--cache", "off", *DIMS)
     assert code == 1
     assert "DIFFERS" in out
     assert re.search(
-        r"^TW024 results differ: at batch=1, tokens=1, output y differs by [0-9.]+, rounding explains [0-9.e-]+; first in "
-        r"pass fold: output 0 after graph\.map: adds instead; off by [0-9.]+, rounding explains [0-9.e-]+  "
-        r"\(at sample_models\.py:20\)\n  next: report it with the model$", err, re.MULTILINE
-    ), err  # fmt: skip
+        r"^TW024 results differ: at batch=1, tokens=1, output y differs by [0-9.]+, rounding explains [0-9.e-]+; "
+        r"first in pass fold: output 0 after graph\.map: adds instead; off by [0-9.]+, rounding explains [0-9.e-]+  "
+        r"\(at sample_models\.py:20\)\n  next: report it with the model$",
+        err,
+        re.MULTILINE,
+    ), err
 
 
 def test_sizes_start_with_the_least_and_repeat_none() -> None:

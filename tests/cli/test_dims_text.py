@@ -32,9 +32,21 @@ STEP = 'write --dims "ids=batch:1..64,tokens:1..256": an entry an axis, _ or its
 @pytest.mark.parametrize(
     ("texts", "error", "message"),
     [
-        (["ids"], ParseError, f"TW021 text does not parse: --dims 'ids' does not name an argument and its axes\n  next: {STEP}"),
-        (["ids=b:1-64"], ParseError, f"TW021 text does not parse: --dims 'ids=b:1-64': 'b:1-64' is not an axis\n  next: {STEP}"),
-        (["ids=b:1..2,"], ParseError, f"TW021 text does not parse: --dims 'ids=b:1..2,': '' is not an axis\n  next: {STEP}"),
+        (
+            ["ids"],
+            ParseError,
+            f"TW021 text does not parse: --dims 'ids' does not name an argument and its axes\n  next: {STEP}",
+        ),
+        (
+            ["ids=b:1-64"],
+            ParseError,
+            f"TW021 text does not parse: --dims 'ids=b:1-64': 'b:1-64' is not an axis\n  next: {STEP}",
+        ),
+        (
+            ["ids=b:1..2,"],
+            ParseError,
+            f"TW021 text does not parse: --dims 'ids=b:1..2,': '' is not an axis\n  next: {STEP}",
+        ),
         (
             ["a=b:1..2,c", "d=b:1..3"],
             DimDeclarationError,
@@ -61,5 +73,6 @@ def test_sizes() -> None:
     with pytest.raises(ParseError) as caught:
         parse_sizes("batch=8,tokens")
     assert str(caught.value) == (
-        "TW021 text does not parse: 'tokens' in 'batch=8,tokens' is not a size of a dim\n  next: write batch=8,tokens=82"
+        "TW021 text does not parse: 'tokens' in 'batch=8,tokens' is not a size of a dim\n"
+        "  next: write batch=8,tokens=82"
     )

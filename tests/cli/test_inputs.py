@@ -78,7 +78,9 @@ def test_drawn_inputs_fit_the_model(seed: int) -> None:
     assert not given[1].any()
     args, kwargs = call_of(program.signature, leaves)
     np.testing.assert_allclose(
-        compiled(*args, **kwargs), Reads.forward(compiled_model(compiled), *map(torch.from_numpy, leaves)).detach(), atol=1e-6
+        compiled(*args, **kwargs),
+        Reads.forward(compiled_model(compiled), *map(torch.from_numpy, leaves)).detach(),
+        atol=1e-6,
     )
 
 
@@ -114,9 +116,11 @@ def test_a_call_is_put_together_by_the_kinds_of_its_parameters() -> None:
     plain = signature(Parameter("a"), Parameter("b", "keyword"), arguments={"a": LEAF, "b": pair})
     assert call_of(plain, [1, 2, 3]) == ((1,), {"b": {"p": 2, "q": 3}})
     spread = signature(
-        Parameter("a"), Parameter("xs", "var_positional"), Parameter("k", "keyword"),
+        Parameter("a"),
+        Parameter("xs", "var_positional"),
+        Parameter("k", "keyword"),
         arguments={"a": LEAF, "xs.0": LEAF, "xs.1": LEAF, "k": LEAF},
-    )  # fmt: skip
+    )
     assert call_of(spread, [1, 2, 3, 4]) == ((1, 2, 3), {"k": 4})
     only = signature(Parameter("a", "positional"), Parameter("b"), arguments={"a": LEAF, "b": LEAF})
     assert call_of(only, [1, 2]) == ((1, 2), {})
@@ -128,8 +132,9 @@ def test_constants_of_the_capture_are_part_of_the_call() -> None:
     made = Signature(
         (Parameter("x"), Parameter("flag")),
         (Argument("x", LEAF, (Input("x", F32),)), Argument("flag", LEAF, (Input("flag", constant=True),))),
-        LEAF, (Output(F32, index=0),),
-    )  # fmt: skip
+        LEAF,
+        (Output(F32, index=0),),
+    )
     assert call_of(made, [7]) == ((7, True), {})
 
 

@@ -61,7 +61,11 @@ def test_one_pass_is_shown_as_a_pipeline_writes_it(tw: Call) -> None:
         # with the options at their defaults, it is the pass itself
         assert str(tilewright.Pipeline.parse(written, PASSES)) == name
     assert "runs after: fuse or materialise\n" in tw("passes", "lower-to-tile")[1]
-    assert tw("passes", "fusee") == (1, "", "TW008 wrong option: no pass is called 'fusee'\n  next: did you mean 'fuse'?\n")
+    assert tw("passes", "fusee") == (
+        1,
+        "",
+        "TW008 wrong option: no pass is called 'fusee'\n  next: did you mean 'fuse'?\n",
+    )
 
 
 def test_targets_lists_every_machine_and_marks_the_default(tw: Call) -> None:
@@ -83,7 +87,9 @@ def test_a_machine_that_this_cpu_is_not_says_what_is_lacking(tw: Call, monkeypat
     assert rows["cpu:generic"][0] in ("ready", "the default here")
 
 
-def test_env_tells_versions_the_cpu_and_where_each_setting_comes_from(tw: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_env_tells_versions_the_cpu_and_where_each_setting_comes_from(
+    tw: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TILEWRIGHT_CACHE", "/somewhere")
     monkeypatch.delenv("TILEWRIGHT_THREADS", raising=False)
     code, out, _ = tw("env")
@@ -107,7 +113,9 @@ def test_env_shows_a_wrong_setting_and_does_not_fail_of_it(tw: Call, monkeypatch
 
 def test_env_knows_every_setting_that_the_package_reads() -> None:
     named = {
-        name for path in PACKAGE.rglob("*.py") for name in re.findall(r"TILEWRIGHT_[A-Z_]+", path.read_text(encoding="utf-8"))
+        name
+        for path in PACKAGE.rglob("*.py")
+        for name in re.findall(r"TILEWRIGHT_[A-Z_]+", path.read_text(encoding="utf-8"))
     }
     assert named == set(settings())
 
@@ -117,6 +125,8 @@ def test_explain_lists_every_code(tw: Call) -> None:
     assert code == 0
     assert {c: [cls.__name__, cls.title] for c, cls in all_errors().items()} == table(out)
     assert tw("explain", "TW99") == (
-        1, "", "TW008 wrong option: no error has the code or name 'TW99'\n  next: did you mean TW029?\n"
-    )  # fmt: skip
+        1,
+        "",
+        "TW008 wrong option: no error has the code or name 'TW99'\n  next: did you mean TW029?\n",
+    )
     assert tw("explain", "zzzz")[2].endswith("next: tilewright explain lists them\n")

@@ -12,7 +12,17 @@ import tilewright
 from tilewright.cli import app as verbs
 from tilewright.cli import command_line
 
-HEAVY = ["torch", "numpy", "xdsl", "llvmlite", "torch_mlir", "transformers", "rich", "tilewright.ir", "tilewright.compiler"]
+HEAVY = [
+    "torch",
+    "numpy",
+    "xdsl",
+    "llvmlite",
+    "torch_mlir",
+    "transformers",
+    "rich",
+    "tilewright.ir",
+    "tilewright.compiler",
+]
 
 
 def python(source: str) -> subprocess.CompletedProcess[str]:
@@ -46,7 +56,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"tilewright {tilewright.__version__}\n"
 
 
-@pytest.mark.parametrize("line", [["nosuch"], ["compile"], ["opt", "--nosuch"], ["run"], ["check", "m:f", "-n", "many"]])
+@pytest.mark.parametrize(
+    "line", [["nosuch"], ["compile"], ["opt", "--nosuch"], ["run"], ["check", "m:f", "-n", "many"]]
+)
 def test_what_is_no_command_line_exits_with_2(line: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert command_line(line) == 2
     shown = capsys.readouterr()
@@ -81,7 +93,9 @@ def test_our_own_fault_exits_with_3_and_shows_everything(
 
 
 def test_without_typer_the_command_line_says_what_to_install() -> None:
-    done = python("import sys; sys.modules['typer'] = None; from tilewright.cli import command_line; sys.exit(command_line(['env']))")
+    done = python(
+        "import sys; sys.modules['typer'] = None; from tilewright import cli; sys.exit(cli.command_line(['env']))"
+    )
     assert done.returncode == 1
     assert done.stderr == (
         "TW032 a dependency is missing: the command line needs typer, which is not installed\n"

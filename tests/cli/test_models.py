@@ -36,10 +36,12 @@ def test_callables_that_do_not() -> None:
         "  next: make this run first: python -c 'import sample_models as m; m.raises()'"
     )
     assert refusal("sample_models:two") == (
-        "sample_models:two returned a tuple of 2, not (model, args, kwargs)\n  next: end it with: return model, (example,), {}"
+        "sample_models:two returned a tuple of 2, not (model, args, kwargs)\n"
+        "  next: end it with: return model, (example,), {}"
     )
     assert refusal("sample_models:three") == (
-        "sample_models has no callable 'three'\n  next: name one of its callables: Any, Net, make, Counter, counter, raises, two"
+        "sample_models has no callable 'three'\n"
+        "  next: name one of its callables: Any, Net, make, Counter, counter, raises, two"
     )
     assert refusal("no_such_module:make") == (
         f"there is no module 'no_such_module' (looked in {folder} and on the module path)\n"
@@ -47,7 +49,8 @@ def test_callables_that_do_not() -> None:
     )
     Path("half_there.py").write_text("import numpy\nimport no_such_dependency\n")
     assert refusal("half_there:make").startswith(
-        f"half_there:make raised ModuleNotFoundError: No module named 'no_such_dependency' at {folder}/half_there.py:2\n"
+        "half_there:make raised ModuleNotFoundError: No module named 'no_such_dependency' at "
+        f"{folder}/half_there.py:2\n"
     )
 
 
@@ -57,19 +60,27 @@ def test_a_path_of_a_program_is_handed_on() -> None:
 
 def test_other_paths(tmp_path: Path) -> None:
     assert refusal("nothing") == f"there is no nothing\n  next: give {KINDS}"
-    assert refusal("sample_models.py") == f"sample_models.py is neither a .pt2 file nor a model directory\n  next: give {KINDS}"
+    assert (
+        refusal("sample_models.py")
+        == f"sample_models.py is neither a .pt2 file nor a model directory\n  next: give {KINDS}"
+    )
     assert refusal(str(tmp_path)) == f"{tmp_path} has no config.json\n  next: give {KINDS}"
     (tmp_path / "config.json").write_text("{")
     assert refusal(str(tmp_path)).startswith(f"{tmp_path}/config.json cannot be read: ")
     (tmp_path / "config.json").write_text("[]")
-    assert refusal(str(tmp_path)) == f"{tmp_path}/config.json does not hold a config\n  next: save the model again with save_pretrained"
+    assert (
+        refusal(str(tmp_path))
+        == f"{tmp_path}/config.json does not hold a config\n  next: save the model again with save_pretrained"
+    )
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["FutureModel"]}))
     assert refusal(str(tmp_path)) == (
         f"{tmp_path} has no .safetensors file\n"
         "  next: save it with model.save_pretrained(folder): safetensors is its default"
     )
     (tmp_path / "model.safetensors").write_bytes(b"")
-    assert refusal(str(tmp_path)).startswith(f"{tmp_path}/config.json names the architecture FutureModel, which transformers ")
+    assert refusal(str(tmp_path)).startswith(
+        f"{tmp_path}/config.json names the architecture FutureModel, which transformers "
+    )
 
 
 def test_an_artifact_is_told_from_a_model(tmp_path: Path) -> None:
@@ -85,9 +96,14 @@ def bert(folder: Path, **changed: Any) -> Any:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = transformers.BertConfig(
-        vocab_size=23, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=20,
-        max_position_embeddings=40, **changed,
-    )  # fmt: skip
+        vocab_size=23,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=20,
+        max_position_embeddings=40,
+        **changed,
+    )
     model = transformers.BertModel(config).eval()
     model.save_pretrained(folder)
     return model

@@ -107,8 +107,9 @@ def test_verify_each_numeric_names_the_pass_that_is_wrong(
     assert re.fullmatch(
         r"TW024 results differ: after fold: y is off by [0-9.e+-]+, [0-9.e+-]+ is rounding "
         r"\(sizes \{'n': 1\}, seed 0\)\n"
-        r"  next: tilewright opt FILE -p 'fold' --verify-each=numeric --remarks, on the IR before this pass\n", err
-    ), err  # fmt: skip
+        r"  next: tilewright opt FILE -p 'fold' --verify-each=numeric --remarks, on the IR before this pass\n",
+        err,
+    ), err
 
 
 @pytest.mark.parametrize(
@@ -130,7 +131,7 @@ def test_verify_each_numeric_names_the_pass_that_is_wrong(
             "  next: print the module with print_module() and look at these ops\n",
         ),
     ],
-)  # fmt: skip
+)
 def test_text_that_is_wrong_is_pointed_at(tw: Call, edit: tuple[str, str], message: str) -> None:
     Path("broken.mlir").write_text(SMALL.replace(*edit))
     assert tw("opt", "broken.mlir") == (1, "", message)
@@ -139,23 +140,44 @@ def test_text_that_is_wrong_is_pointed_at(tw: Call, edit: tuple[str, str], messa
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (["nofile.mlir"], "TW008 wrong option: nofile.mlir cannot be read: No such file or directory\n"
-         "  next: give the path of a file with IR text, or - for stdin\n"),
-        (["small.mlir", "-p", "canonicalise"], "TW022 bad pass or pass option: no pass is called 'canonicalise'\n"
-         "  next: did you mean 'canonicalize'?\n"),
-        (["small.mlir", "-p", "fuse{max-op=2}"], "TW022 bad pass or pass option: fuse has no option 'max-op'\n"
-         "  next: fuse takes: epilogues, prologues, pairs, max-ops\n"),
-        (["small.mlir", "-p", "fuse{max-ops=two}"], "TW022 bad pass or pass option: fuse: max-ops=two is not an int\n"
-         "  next: write max-ops=<int>\n"),
-        (["small.mlir", "-p", "fold,fuse{"], "TW021 text does not parse: pipeline text does not parse at column 6: 'fuse{'\n"
-         "  next: write it as name{option=value option=value},name\n"),
-        (["small.mlir", "--print-after=fuse", "-p", "fold"], "TW022 bad pass or pass option: --print-after=fuse: "
-         "the pipeline has fold\n  next: write --print-after=all\n"),
-        (["small.mlir", "--verify-each=bits"], "TW008 wrong option: --verify-each=bits is not one of ir, numeric\n"
-         "  next: write --verify-each=numeric\n"),
-        (["small.mlir", "-o", "no/out.mlir"], "TW008 wrong option: -o no/out.mlir cannot be written: "
-         "No such file or directory\n  next: give a path you can write to\n"),
+        (
+            ["nofile.mlir"],
+            "TW008 wrong option: nofile.mlir cannot be read: No such file or directory\n"
+            "  next: give the path of a file with IR text, or - for stdin\n",
+        ),
+        (
+            ["small.mlir", "-p", "canonicalise"],
+            "TW022 bad pass or pass option: no pass is called 'canonicalise'\n  next: did you mean 'canonicalize'?\n",
+        ),
+        (
+            ["small.mlir", "-p", "fuse{max-op=2}"],
+            "TW022 bad pass or pass option: fuse has no option 'max-op'\n"
+            "  next: fuse takes: epilogues, prologues, pairs, max-ops\n",
+        ),
+        (
+            ["small.mlir", "-p", "fuse{max-ops=two}"],
+            "TW022 bad pass or pass option: fuse: max-ops=two is not an int\n  next: write max-ops=<int>\n",
+        ),
+        (
+            ["small.mlir", "-p", "fold,fuse{"],
+            "TW021 text does not parse: pipeline text does not parse at column 6: 'fuse{'\n"
+            "  next: write it as name{option=value option=value},name\n",
+        ),
+        (
+            ["small.mlir", "--print-after=fuse", "-p", "fold"],
+            "TW022 bad pass or pass option: --print-after=fuse: "
+            "the pipeline has fold\n  next: write --print-after=all\n",
+        ),
+        (
+            ["small.mlir", "--verify-each=bits"],
+            "TW008 wrong option: --verify-each=bits is not one of ir, numeric\n  next: write --verify-each=numeric\n",
+        ),
+        (
+            ["small.mlir", "-o", "no/out.mlir"],
+            "TW008 wrong option: -o no/out.mlir cannot be written: "
+            "No such file or directory\n  next: give a path you can write to\n",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_with_a_line_is_said(tw: Call, small: str, line: list[str], message: str) -> None:
     assert tw("opt", *line) == (1, "", message)

@@ -1,4 +1,4 @@
-"""Saved programs: the same bits elsewhere, with three packages and no compiler; damage and foreign CPUs are coded errors."""
+"""Saved programs: the same bits elsewhere, with three packages and no compiler; damage and foreign CPUs are told."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_loaded_program_takes_new_weights_and_keeps_its_own_buffers(saved: Any
     x = torch.randn(3, 24)
     close(loaded(x), other(x).detach())
     assert not torch.equal(loaded(x), compiled(x))
-    with pytest.raises(WeightsError, match="down.weight is missing"):
+    with pytest.raises(WeightsError, match=r"down\.weight is missing"):
         loaded.update_weights({n: t for n, t in other.state_dict().items() if n != "down.weight"})
 
 

@@ -49,7 +49,7 @@ class TestCalls:
             compiled_mlp[1](torch.randn(34, 24))
 
     def test_numpy_in_numpy_out(self, compiled_mlp: Any, rng: np.random.Generator) -> None:
-        model, compiled = compiled_mlp
+        _, compiled = compiled_mlp
         x = rng.standard_normal((3, 24), np.float32)
         found = compiled(x)
         assert isinstance(found, np.ndarray)
@@ -251,7 +251,7 @@ class TestThreads:
         assert most[0] <= before + 8 + available_cores()
 
     def test_a_child_forked_after_a_call_answers(self, compiled_mlp: Any) -> None:
-        model, compiled = compiled_mlp
+        _, compiled = compiled_mlp
         x = torch.randn(33, 24)
         wanted = compiled(x)
         child = os.fork()

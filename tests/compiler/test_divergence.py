@@ -140,4 +140,6 @@ def case_of(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -
             return function(x)
 
     model = Function().eval()
-    return Case(lambda: capture(model, (x,), {}, None), [x], [function(x)], Target.of(Options()), {"precision": "model"})
+    return Case(
+        lambda: capture(model, (x,), {}, None), [x], [function(x)], Target.of(Options()), {"precision": "model"}
+    )

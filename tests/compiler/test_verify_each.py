@@ -1,4 +1,4 @@
-"""verify_each="numeric" runs the module around every pass, kernels included, and names the pass that changed the result."""
+"""verify_each="numeric" runs the module around every pass, kernels included, and names the pass that is wrong."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tests.compiler.test_divergence import Block, SwapMaps
 from tilewright.compiler.verify_each import NumericCheck
 from tilewright.errors import NumericMismatchError
 from tilewright.ir.passing import Context, Pass
-from tilewright.testing import context, ir
 from tilewright.passes.pipeline import default_pipeline
+from tilewright.testing import context, ir
 
 X = torch.randn(2, 3, 12)
 DIMS = {"x": (tw.Dim("batch", 1, 4), tw.Dim("tokens", 1, 9), None)}
@@ -38,7 +38,9 @@ def test_every_pass_of_the_default_pipeline_keeps_the_numbers(precision: str) ->
 )
 def test_a_wrong_pass_is_named_at_any_level(where: str, planted: SwapMaps) -> None:
     with pytest.raises(NumericMismatchError) as caught:
-        tw.compile(Block().eval(), args=(X,), dims=DIMS, passes=default_pipeline().after(where, planted), verify_each="numeric")
+        tw.compile(
+            Block().eval(), args=(X,), dims=DIMS, passes=default_pipeline().after(where, planted), verify_each="numeric"
+        )
     assert caught.value.problems[0].op == "after swap-maps"
     assert "'batch': 1, 'tokens': 1" in str(caught.value)
     assert "--verify-each=numeric" in caught.value.step

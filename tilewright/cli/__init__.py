@@ -1,7 +1,7 @@
 """The command line. Each verb is one file; what it needs is imported when it runs, so that `--help` answers at once.
 
-Exit codes: 0 fine; 1 the user's input or model is at fault (one coded error on stderr, no traceback); 2 the command line
-was not understood; 3 Tilewright itself is at fault (a traceback, to be reported).
+Exit codes: 0 fine; 1 the user's input or model is at fault (one coded error on stderr, no traceback); 2 the command
+line was not understood; 3 Tilewright itself is at fault (a traceback, to be reported).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`tilewright cache ls | stats | why | verify | clear`: what was compiled before, and why something was compiled again."""
+"""`tilewright cache ls | stats | why | verify | clear`: what was compiled before, and why again."""
 
 from __future__ import annotations
 
@@ -13,9 +13,15 @@ from tilewright.errors import OptionError
 if TYPE_CHECKING:
     from tilewright.runtime.cache import Cache, Item
 
-cache = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Looks into what was compiled before, and why not.")
-Folder = Annotated[str | None, typer.Option("--cache", metavar="DIR", help="The cache's folder.", show_default="the user's")]
-Key = Annotated[str, typer.Argument(metavar="KEY", help="An entry's key, or its first digits: see `cache ls`.", show_default=False)]
+cache = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Looks into what was compiled before, and why not."
+)
+Folder = Annotated[
+    str | None, typer.Option("--cache", metavar="DIR", help="The cache's folder.", show_default="the user's")
+]
+Key = Annotated[
+    str, typer.Argument(metavar="KEY", help="An entry's key, or its first digits: see `cache ls`.", show_default=False)
+]
 
 
 def _open(folder: str | None) -> Cache:
@@ -42,7 +48,11 @@ def stats(folder: Folder = None) -> None:
 
     found = _open(folder).stats()
     print(f"{found['root']}: {found['entries']} entries, {shown(found['bytes'])} of at most {shown(found['limit'])}")
-    show(("kind", "entries", "size"), [(k, v["entries"], shown(v["bytes"])) for k, v in found["kinds"].items()], numbers=(1, 2))
+    show(
+        ("kind", "entries", "size"),
+        [(k, v["entries"], shown(v["bytes"])) for k, v in found["kinds"].items()],
+        numbers=(1, 2),
+    )
 
 
 @cache.command("why")
@@ -88,7 +98,9 @@ def _find(entries: list[Item], key: str) -> Item:
         return matching[0]
     if matching:
         listed = ", ".join(item.key[: len(key) + 6] for item in matching[:8])
-        raise OptionError(f"{len(matching)} entries have keys that start with {key!r}", step=f"give more digits: {listed}")
+        raise OptionError(
+            f"{len(matching)} entries have keys that start with {key!r}", step=f"give more digits: {listed}"
+        )
     raise OptionError(f"no entry's key starts with {key!r}", step="tilewright cache ls lists them")
 
 
@@ -105,6 +117,8 @@ def _what(factors: Any) -> str:
     if not isinstance(factors, dict):
         return ""
     machine = factors.get("machine")
-    target = factors.get("target") or (f"{factors.get('backend')}:{machine.get('name')}" if isinstance(machine, dict) else "")
+    target = factors.get("target") or (
+        f"{factors.get('backend')}:{machine.get('name')}" if isinstance(machine, dict) else ""
+    )
     dims = "; ".join(f"{d[0]}: {d[1]}..{'' if d[2] is None else d[2]}" for d in factors.get("dims", []))
     return ", ".join(filter(None, (str(target), dims)))

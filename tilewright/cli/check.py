@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from tilewright.compiler.compiled import Compiled
     from tilewright.ir.dims import Dim
 
-Count = Annotated[int, typer.Option("-n", "--count", min=1, help="How many tuples of sizes to draw, the least one first.")]
+Count = Annotated[
+    int, typer.Option("-n", "--count", min=1, help="How many tuples of sizes to draw, the least one first.")
+]
 Seed = Annotated[int, typer.Option(help="Of the sizes and the inputs.")]
 
 # Dims without an upper bound, or with a far one, are drawn up to here: the model itself runs at every size drawn.
@@ -57,9 +59,14 @@ def check(
     from tilewright.cli.tables import show
 
     options = compile_options(
-        target=target, precision=precision, passes=passes, determinism=determinism, fallback=fallback, threads=threads,
+        target=target,
+        precision=precision,
+        passes=passes,
+        determinism=determinism,
+        fallback=fallback,
+        threads=threads,
         cache=cache,
-    )  # fmt: skip
+    )
     given = loaded(open_model(model))
     compiled = compile_given(given, dims, options)
     cases = list(compare(given, compiled, precision, count, seed))
@@ -72,7 +79,8 @@ def check(
     say("They differ. Looking for the first op that does: this compiles the model again, twice.")
     found = locate(given, dims, options, wrong)
     raise NumericMismatchError(
-        f"at {_sizes(wrong.sizes)}, output {wrong.output} differs by {wrong.worst:.3g}, rounding explains {wrong.bound:.3g}; "
+        f"at {_sizes(wrong.sizes)}, output {wrong.output} differs by {wrong.worst:.3g}, "
+        f"rounding explains {wrong.bound:.3g}; "
         + (f"first in {found}" if found else "no op differs by itself: rounding adds up along the model"),
         step="report it with the model" if found else "compare at precision f32, or judge by the model's own measure",
     )
@@ -157,7 +165,7 @@ def locate(model: Model, dims: Sequence[str] | None, options: Mapping[str, Any],
 def draw_sizes(dims: Sequence[Dim], count: int, rng: np.random.Generator) -> Iterator[dict[str, int]]:
     """The least size of every dim, then others whose logarithms are spread evenly."""
     declared = [d for d in dims if d.kind != "runtime"]
-    seen = []
+    seen: list[dict[str, int]] = []
     for attempt in range(4 * count):
         sizes = {d.name: _drawn(d, rng) if attempt else d.min for d in declared}
         # a range may hold fewer tuples than were asked for
@@ -169,7 +177,7 @@ def draw_sizes(dims: Sequence[Dim], count: int, rng: np.random.Generator) -> Ite
 def _drawn(dim: Dim, rng: np.random.Generator) -> int:
     high = max(dim.min, _LARGEST if dim.max is None else min(dim.max, _LARGEST))
     low = max(dim.min, 1)
-    return int(round(math.exp(rng.uniform(math.log(low), math.log(max(low, high))))))
+    return round(math.exp(rng.uniform(math.log(low), math.log(max(low, high)))))
 
 
 def distance(wanted: Any, got: Any) -> float:
@@ -186,7 +194,7 @@ def distance(wanted: Any, got: Any) -> float:
 
 
 def tolerance(wanted: Any, precision: str) -> float:
-    """What rounding explains in a result: units in the last place of its largest magnitude, by what products round to."""
+    """What rounding explains: units in the last place of the largest magnitude, by what products round to."""
     import torch
 
     if not wanted.is_floating_point():

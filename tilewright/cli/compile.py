@@ -24,10 +24,16 @@ from tilewright.cli.options import (
 )
 from tilewright.errors import OptionError
 
-Output = Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Where the artifact goes.", show_default=False)]
+Output = Annotated[
+    Path, typer.Option("-o", "--output", metavar="FILE", help="Where the artifact goes.", show_default=False)
+]
 Expect = Annotated[
     list[str] | None,
-    typer.Option(metavar="PATTERN=COUNT", help="A pattern count that must hold: attention=6. May be repeated.", show_default=False),
+    typer.Option(
+        metavar="PATTERN=COUNT",
+        help="A pattern count that must hold: attention=6. May be repeated.",
+        show_default=False,
+    ),
 ]
 
 
@@ -52,9 +58,16 @@ def compile_model(
     if not output.parent.is_dir():
         raise OptionError(f"-o {output}: there is no folder {output.parent}", step=f"mkdir -p {output.parent}")
     options = compile_options(
-        target=target, precision=precision, passes=passes, determinism=determinism, fallback=fallback,
-        expect=parse_counts(expect), threads=threads, memory_limit=memory_limit, cache=cache,
-    )  # fmt: skip
+        target=target,
+        precision=precision,
+        passes=passes,
+        determinism=determinism,
+        fallback=fallback,
+        expect=parse_counts(expect),
+        threads=threads,
+        memory_limit=memory_limit,
+        cache=cache,
+    )
     begin = time.perf_counter()
     compiled = compile_given(open_model(model), dims, options)
     compiled.save(output)

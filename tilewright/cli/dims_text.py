@@ -1,4 +1,4 @@
-"""Dims and sizes as the command line writes them: `--dims "ids=batch:1..64,tokens:1..256"` and `--at batch=8,tokens=82`."""
+"""Dims and sizes as command lines write them: `--dims "ids=batch:1..64,tokens:1..256"`, `--at batch=8,tokens=82`."""
 
 from __future__ import annotations
 

@@ -12,8 +12,18 @@ from typing import Final
 from tilewright.errors import TilewrightError
 
 _LIBRARIES: Final = (
-    "torch", "torch-mlir", "llvmlite", "xdsl", "numpy", "ml_dtypes", "safetensors", "transformers", "onnx", "typer", "rich",
-)  # fmt: skip
+    "torch",
+    "torch-mlir",
+    "llvmlite",
+    "xdsl",
+    "numpy",
+    "ml_dtypes",
+    "safetensors",
+    "transformers",
+    "onnx",
+    "typer",
+    "rich",
+)
 
 
 def env() -> None:
@@ -73,7 +83,23 @@ def _features() -> str:
     from tilewright.runtime.native import cpu_features
 
     # those that tell the classes apart, of more than a hundred
-    telling = ("sse4.2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512vnni", "avx512bf16", "amx-tile",
-               "amx-bf16", "neon", "dotprod", "bf16", "sve")  # fmt: skip
+    telling = (
+        "sse4.2",
+        "avx",
+        "avx2",
+        "fma",
+        "f16c",
+        "avx512f",
+        "avx512bw",
+        "avx512vl",
+        "avx512vnni",
+        "avx512bf16",
+        "amx-tile",
+        "amx-bf16",
+        "neon",
+        "dotprod",
+        "bf16",
+        "sve",
+    )
     found = cpu_features()
     return ", ".join(name for name in telling if name in found) or "none of those known"

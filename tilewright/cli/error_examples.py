@@ -79,9 +79,12 @@ text = """
 builtin.module {
   graph.func() {sym_name = "main", arg_names = ["x"], result_names = ["y"]} {
   ^bb0(%x: !graph.tensor<[4], f32>):
-    %a = tile.launch(inputs=[%x]) {callees = ["f"], dims = [], guard = [0], limits = [], slots = [0]} : !graph.tensor<[4], f32>
-    %b = tile.launch(inputs=[%x]) {callees = ["g"], dims = [], guard = [0], limits = [], slots = [SLOT]} : !graph.tensor<[4], f32>
-    %y = tile.launch(inputs=[%a, %b]) {callees = ["h"], dims = [], guard = [0], limits = [], slots = [-1]} : !graph.tensor<[4], f32>
+    %a = tile.launch(inputs=[%x]) {callees = ["f"], dims = [], guard = [0], limits = [], slots = [0]}
+      : !graph.tensor<[4], f32>
+    %b = tile.launch(inputs=[%x]) {callees = ["g"], dims = [], guard = [0], limits = [], slots = [SLOT]}
+      : !graph.tensor<[4], f32>
+    %y = tile.launch(inputs=[%a, %b]) {callees = ["h"], dims = [], guard = [0], limits = [], slots = [-1]}
+      : !graph.tensor<[4], f32>
     graph.return(values=[%y])
   }
 }
@@ -114,7 +117,8 @@ EXAMPLES: Final[dict[str, Example]] = {
     "TW003": Example("compiled(torch.randn(4))", "compiled(torch.randn(1, 4))"),
     "TW004": Example(
         "compiled(torch.randn(9, 4))",
-        'compiled = tw.compile(model, args=(x,), dims={"input": {0: tw.Dim("batch", 1, 9)}})\ncompiled(torch.randn(9, 4))',
+        'compiled = tw.compile(model, args=(x,), dims={"input": {0: tw.Dim("batch", 1, 9)}})\n'
+        "compiled(torch.randn(9, 4))",
     ),
     "TW005": Example("compiled(torch.randn(3, 5))", "compiled(torch.randn(3, 4))"),
     "TW006": Example(
@@ -142,7 +146,8 @@ tw.compile(Model(), args=(x,))
     ),
     "TW011": Example(
         "model = torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.Dropout(0.1))\ntw.compile(model, args=(x,))",
-        "model = torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.Dropout(0.1))\ntw.compile(model.eval(), args=(x,))",
+        "model = torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.Dropout(0.1))\n"
+        "tw.compile(model.eval(), args=(x,))",
     ),
     "TW012": Example(
         "handle = model.register_forward_hook(print)\ntw.compile(model, args=(x,))",
@@ -204,8 +209,8 @@ tw.compile(Model(), args=(x,), dims={"x": {0: tw.Dim("batch", 1, 8)}})
     ),
     "TW027": Example(_PLAN.replace("SLOT", "0"), _PLAN.replace("SLOT", "1")),
     "TW028": Example(
-        "compiled = tw.compile(model, args=(x,), target=\"cpu:generic\", memory_limit=50)\ncompiled(x)",
-        "compiled = tw.compile(model, args=(x,), target=\"cpu:generic\", memory_limit=5000)\ncompiled(x)",
+        'compiled = tw.compile(model, args=(x,), target="cpu:generic", memory_limit=50)\ncompiled(x)',
+        'compiled = tw.compile(model, args=(x,), target="cpu:generic", memory_limit=5000)\ncompiled(x)',
     ),
     "TW029": Example(
         _module(
@@ -219,7 +224,9 @@ tw.compile(Model(), args=(x,), dims={"x": {0: tw.Dim("batch", 1, 8)}})
             'tw.testing.run(text, {"x": torch.randn(4)})',
         ),
     ),
-    "TW030": Example('tw.compile(model, args=(x,), target="cpu:sse2")', 'tw.compile(model, args=(x,), target="cpu:generic")'),
+    "TW030": Example(
+        'tw.compile(model, args=(x,), target="cpu:sse2")', 'tw.compile(model, args=(x,), target="cpu:generic")'
+    ),
     "TW031": Example(
         "from dataclasses import replace\nfrom tilewright.backends.cpu import backend\n\nreplace(backend, api=0)",
         'from dataclasses import replace\nfrom tilewright.backends.cpu import backend\n\nreplace(backend, name="mine")',
@@ -230,8 +237,9 @@ tw.compile(Model(), args=(x,), dims={"x": {0: tw.Dim("batch", 1, 8)}})
         runs=False,
     ),
     "TW033": Example(
-        'from tilewright.backends.cpu.mlir import TARGETS, compile_object\n\ncompile_object("llvm.func @f() -> i32 { llvm.return }", TARGETS["generic"])',
-        'from tilewright.backends.cpu.mlir import TARGETS, compile_object\n\n'
+        "from tilewright.backends.cpu.mlir import TARGETS, compile_object\n\n"
+        'compile_object("llvm.func @f() -> i32 { llvm.return }", TARGETS["generic"])',
+        "from tilewright.backends.cpu.mlir import TARGETS, compile_object\n\n"
         'compile_object("llvm.func @f() { llvm.return }", TARGETS["generic"])',
     ),
     "TW034": Example(_kernel(4, 3), _kernel(4, 4)),
@@ -239,7 +247,9 @@ tw.compile(Model(), args=(x,), dims={"x": {0: tw.Dim("batch", 1, 8)}})
         'compiled.update_weights({"weight": torch.randn(4, 2)})',
         'compiled.update_weights({"weight": torch.randn(2, 4), "bias": torch.randn(2)})',
     ),
-    "TW041": Example('tw.compile(model, args=(x,), cache="/proc/cache")', 'tw.compile(model, args=(x,), cache="cache")'),
+    "TW041": Example(
+        'tw.compile(model, args=(x,), cache="/proc/cache")', 'tw.compile(model, args=(x,), cache="cache")'
+    ),
     "TW042": Example(
         """
 compiled.save("linear.tilewright")
@@ -253,7 +263,7 @@ tw.load("linear.tilewright")
 """,
     ),
     "TW043": Example(
-        "tw.load(\"saved-by-a-later-version.tilewright\")",
+        'tw.load("saved-by-a-later-version.tilewright")',
         "pip install --upgrade tilewright        # or save it again with this version",
         runs=False,
     ),

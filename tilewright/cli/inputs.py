@@ -129,7 +129,9 @@ def index_limits(module: ModuleOp) -> dict[str, Expr]:
         for size in _indexed(value):
             # of several axes the shortest that is a number counts
             known = limits.get(name)
-            if known is None or (size.constant is not None and (known.constant is None or size.constant < known.constant)):
+            if known is None or (
+                size.constant is not None and (known.constant is None or size.constant < known.constant)
+            ):
                 limits[name] = size
     return limits
 

@@ -77,14 +77,18 @@ def _called(module: str, name: str) -> Model:
     if not callable(make):
         listed = [n for n, value in vars(found).items() if callable(value) and not n.startswith("_")]
         raise ModelInputError(
-            f"{module} has no callable {name!r}", step=f"name one of its callables: {', '.join(listed) or 'it has none'}"
+            f"{module} has no callable {name!r}",
+            step=f"name one of its callables: {', '.join(listed) or 'it has none'}",
         )
     try:
         given = make()
     except Exception as fault:
         raise _raised(text, fault) from fault
     if not (
-        isinstance(given, tuple) and len(given) == 3 and isinstance(given[1], (tuple, list)) and isinstance(given[2], Mapping)
+        isinstance(given, tuple)
+        and len(given) == 3
+        and isinstance(given[1], (tuple, list))
+        and isinstance(given[2], Mapping)
     ):
         shown = f"a tuple of {len(given)}" if isinstance(given, tuple) else f"a {type(given).__name__}"
         raise ModelInputError(
@@ -109,7 +113,8 @@ def _directory(folder: Path, seed: int) -> Model:
     config = _config(folder)
     if not list(folder.glob("*.safetensors")):
         raise ModelInputError(
-            f"{folder} has no .safetensors file", step="save it with model.save_pretrained(folder): safetensors is its default"
+            f"{folder} has no .safetensors file",
+            step="save it with model.save_pretrained(folder): safetensors is its default",
         )
     if importlib.util.find_spec("transformers") is None:
         raise MissingDependencyError("a model directory is read by transformers", step="pip install 'tilewright[hf]'")
@@ -122,15 +127,17 @@ def _directory(folder: Path, seed: int) -> Model:
         build = getattr(transformers, architecture, None) if architecture else transformers.AutoModel
         if build is None:
             raise ModelInputError(
-                f"{folder}/config.json names the architecture {architecture}, which transformers {transformers.__version__} "
-                "does not have",
+                f"{folder}/config.json names the architecture {architecture}, which transformers "
+                f"{transformers.__version__} does not have",
                 step="install the transformers release that the model was saved with, or write module:callable",
             )
         try:
             model = build.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
         except Exception as fault:
             reason = " ".join(str(fault).split())[:300]
-            raise ModelInputError(f"{folder}: {reason}", step="save the model again with model.save_pretrained(folder)") from fault
+            raise ModelInputError(
+                f"{folder}: {reason}", step="save the model again with model.save_pretrained(folder)"
+            ) from fault
     vocabulary, positions = _sizes(model)
     if vocabulary is None or getattr(model.config, "is_encoder_decoder", False):
         raise ModelInputError(
@@ -154,7 +161,9 @@ def _config(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ModelInputError(f"{folder} has no config.json", step=f"give {_KINDS}") from None
     except (OSError, ValueError) as fault:
-        raise ModelInputError(f"{path} cannot be read: {fault}", step="save the model again with save_pretrained") from fault
+        raise ModelInputError(
+            f"{path} cannot be read: {fault}", step="save the model again with save_pretrained"
+        ) from fault
     if not isinstance(found, dict):
         raise ModelInputError(f"{path} does not hold a config", step="save the model again with save_pretrained")
     return found
@@ -169,8 +178,9 @@ def _sizes(model: Any) -> tuple[int | None, int | None]:
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
     """Without the progress bars and advice that loading a model prints."""
-    from transformers.utils import logging
+    from transformers.utils import logging as untyped
 
+    logging: Any = untyped
     before, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -13,7 +13,9 @@ from tilewright.errors import OptionError
 if TYPE_CHECKING:
     from tilewright.ir.catalogue import OpEntry
 
-Name = Annotated[str | None, typer.Argument(metavar="[NAME]", help="A dialect or an op: graph, graph.matmul.", show_default=False)]
+Name = Annotated[
+    str | None, typer.Argument(metavar="[NAME]", help="A dialect or an op: graph, graph.matmul.", show_default=False)
+]
 
 
 def ops(name: Name = None) -> None:
@@ -32,7 +34,9 @@ def ops(name: Name = None) -> None:
         near = difflib.get_close_matches(name, known, n=1) or [n for n in known if n.endswith(f".{name}")]
         raise OptionError(
             f"no op or dialect is called {name!r}",
-            step=f"did you mean {near[0]!r}?" if near else f"tilewright ops lists them; the dialects are {', '.join(dialects)}",
+            step=f"did you mean {near[0]!r}?"
+            if near
+            else f"tilewright ops lists them; the dialects are {', '.join(dialects)}",
         )
     _explain(found)
 

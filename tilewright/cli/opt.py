@@ -8,31 +8,44 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from tilewright.errors import OptionError, ParseError, PassOptionError, Problem
+from tilewright.errors import OptionError, PassOptionError
 
 if TYPE_CHECKING:
-    from xdsl.dialects.builtin import ModuleOp
-
     from tilewright.ir.passing import Instrument, Pipeline
 
 _MODES: Final = ("ir", "numeric")
 
 File = Annotated[str, typer.Argument(metavar="[FILE]", help="IR text; - or nothing for stdin.", show_default=False)]
 PassText = Annotated[
-    str, typer.Option("-p", "--passes", metavar="PIPELINE", help="'canonicalize,fuse{max-ops=8}'; none: only parse and verify.",
-                      show_default=False)
-]  # fmt: skip
-Output = Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Where the text goes.", show_default="stdout")]
+    str,
+    typer.Option(
+        "-p",
+        "--passes",
+        metavar="PIPELINE",
+        help="'canonicalize,fuse{max-ops=8}'; none: only parse and verify.",
+        show_default=False,
+    ),
+]
+Output = Annotated[
+    Path | None, typer.Option("-o", "--output", metavar="FILE", help="Where the text goes.", show_default="stdout")
+]
 PrintAfter = Annotated[
     str | None,
-    typer.Option(metavar="all|changed|PASS", help="Print the IR on stderr after every pass, those that changed it, or one.",
-                 show_default=False),
-]  # fmt: skip
+    typer.Option(
+        metavar="all|changed|PASS",
+        help="Print the IR on stderr after every pass, those that changed it, or one.",
+        show_default=False,
+    ),
+]
 VerifyEach = Annotated[
     str | None,
-    typer.Option("--verify-each", metavar="[=numeric]", show_default=False,
-                 help="Verify the IR after each pass, not only at the end; numeric: run it before and after on random inputs, too."),
-]  # fmt: skip
+    typer.Option(
+        "--verify-each",
+        metavar="[=numeric]",
+        show_default=False,
+        help="Verify the IR after each pass, not only at the end; numeric: run it before and after, on random inputs.",
+    ),
+]
 Timed = Annotated[bool, typer.Option("--time", help="Print each pass's time on stderr.")]
 Remarks = Annotated[bool, typer.Option("--remarks", help="Print on stderr what passes did and refused, and where.")]
 Target = Annotated[str, typer.Option(help="The machine that passes ask: cpu, cpu:avx2, ...")]
@@ -63,7 +76,9 @@ def opt(
     from tilewright.ir.verifier import verify
 
     if verify_each not in (None, *_MODES):
-        raise OptionError(f"--verify-each={verify_each} is not one of {', '.join(_MODES)}", step="write --verify-each=numeric")
+        raise OptionError(
+            f"--verify-each={verify_each} is not one of {', '.join(_MODES)}", step="write --verify-each=numeric"
+        )
     parsed = read_pipeline(pipeline)
     if print_after not in (None, "all", "changed") and print_after not in {p.name for p in parsed.passes}:
         names = ", ".join(dict.fromkeys(p.name for p in parsed.passes)) or "no passes"
@@ -95,7 +110,9 @@ def opt(
     try:
         output.write_text(result, encoding="utf-8")
     except OSError as fault:
-        raise OptionError(f"-o {output} cannot be written: {fault.strerror}", step="give a path you can write to") from fault
+        raise OptionError(
+            f"-o {output} cannot be written: {fault.strerror}", step="give a path you can write to"
+        ) from fault
 
 
 def read(file: str) -> tuple[str, str]:
@@ -106,7 +123,9 @@ def read(file: str) -> tuple[str, str]:
         return Path(file).read_text(encoding="utf-8"), file
     except (OSError, UnicodeDecodeError) as fault:
         reason = getattr(fault, "strerror", None) or str(fault)
-        raise OptionError(f"{file} cannot be read: {reason}", step="give the path of a file with IR text, or - for stdin") from fault
+        raise OptionError(
+            f"{file} cannot be read: {reason}", step="give the path of a file with IR text, or - for stdin"
+        ) from fault
 
 
 def read_pipeline(text: str) -> Pipeline:

@@ -21,22 +21,36 @@ SourceArgument = Annotated[
 ]
 Dims = Annotated[
     list[str] | None,
-    typer.Option(metavar="NAME=AXES", help='Which axes vary: "ids=batch:1..64,tokens:1..256". May be repeated.', show_default=False),
+    typer.Option(
+        metavar="NAME=AXES",
+        help='Which axes vary: "ids=batch:1..64,tokens:1..256". May be repeated.',
+        show_default=False,
+    ),
 ]
 Target = Annotated[str, typer.Option(help="cpu, cpu:avx2, ..., or a list in order of preference: npu:x,cpu.")]
 Precision = Annotated[str, typer.Option(help="model, f32 or bf16: what operands of matrix products are rounded to.")]
-Passes = Annotated[str | None, typer.Option(metavar="PIPELINE", help="A pipeline in place of the default one.", show_default=False)]
+Passes = Annotated[
+    str | None, typer.Option(metavar="PIPELINE", help="A pipeline in place of the default one.", show_default=False)
+]
 Determinism = Annotated[str | None, typer.Option(help="free, run or batch.", show_default=False)]
 Fallback = Annotated[str, typer.Option(help="error, or torch: operators without a lowering run in torch.")]
 Threads = Annotated[int | None, typer.Option(help="At most so many threads a call.", show_default="all cores")]
 MemoryLimit = Annotated[
-    str | None, typer.Option(metavar="SIZE", help="Bytes that one call may need: 500000000, 512MiB, 2GiB.", show_default=False)
+    str | None,
+    typer.Option(metavar="SIZE", help="Bytes that one call may need: 500000000, 512MiB, 2GiB.", show_default=False),
 ]
-Cache = Annotated[str | None, typer.Option(metavar="DIR|off", help="The cache's folder, or off.", show_default="the user's")]
-At = Annotated[str | None, typer.Option(metavar="SIZES", help="Sizes of the dims: batch=8,tokens=82.", show_default=False)]
-Random = Annotated[int | None, typer.Option(metavar="SEED", help="Draw the inputs that are not given.", show_default=False)]
+Cache = Annotated[
+    str | None, typer.Option(metavar="DIR|off", help="The cache's folder, or off.", show_default="the user's")
+]
+At = Annotated[
+    str | None, typer.Option(metavar="SIZES", help="Sizes of the dims: batch=8,tokens=82.", show_default=False)
+]
+Random = Annotated[
+    int | None, typer.Option(metavar="SEED", help="Draw the inputs that are not given.", show_default=False)
+]
 Inputs = Annotated[
-    list[str] | None, typer.Option("--input", metavar="NAME=FILE.npy", help="An input's value. May be repeated.", show_default=False)
+    list[str] | None,
+    typer.Option("--input", metavar="NAME=FILE.npy", help="An input's value. May be repeated.", show_default=False),
 ]
 
 

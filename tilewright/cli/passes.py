@@ -23,7 +23,10 @@ def passes(name: Name = None) -> None:
     from tilewright.passes.pipeline import PASSES, default_pipeline
 
     if name is None:
-        show(("pass", "what it does", "options"), [(n, _line(PASSES[n]()), ", ".join(options(PASSES[n]()))) for n in PASSES])
+        show(
+            ("pass", "what it does", "options"),
+            [(n, _line(PASSES[n]()), ", ".join(options(PASSES[n]()))) for n in PASSES],
+        )
         print(f"\nThe default pipeline: {default_pipeline()}")
         return
     if name not in PASSES:

@@ -29,9 +29,14 @@ if TYPE_CHECKING:
 Seed = Annotated[int, typer.Option("--random", metavar="SEED", help="Of the inputs that are not given.")]
 Warmup = Annotated[int, typer.Option(min=0, help="Calls before the timed one.")]
 Trace = Annotated[
-    Path | None, typer.Option(metavar="FILE.json", help="Also write the steps for chrome://tracing or Perfetto.", show_default=False)
+    Path | None,
+    typer.Option(
+        metavar="FILE.json", help="Also write the steps for chrome://tracing or Perfetto.", show_default=False
+    ),
 ]
-Html = Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the report as one page.", show_default=False)]
+Html = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Also write the report as one page.", show_default=False)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 
 
@@ -59,11 +64,12 @@ def profile(
 
     arrays = read_arrays(inputs or [])
     compiled = open_source(
-        source, dims,
+        source,
+        dims,
         compile_options(
             target=target, precision=precision, passes=passes, determinism=determinism, threads=threads, cache=cache
         ),
-    )  # fmt: skip
+    )
     args, kwargs, sizes = call_for(compiled, arrays, at, random)
     for _ in range(warmup):
         compiled(*args, **kwargs)
@@ -84,9 +90,14 @@ def trace_events(measured: Profile) -> dict[str, Any]:
     """The steps in Chrome's trace event format, in microseconds from the first step's begin."""
     events = [
         {
-            "name": step.name, "ph": "X", "pid": 0, "tid": 0, "ts": step.start * 1e6, "dur": step.seconds * 1e6,
+            "name": step.name,
+            "ph": "X",
+            "pid": 0,
+            "tid": 0,
+            "ts": step.start * 1e6,
+            "dur": step.seconds * 1e6,
             "args": {"symbol": step.symbol, "busy_us": step.busy * 1e6, "threads": measured.threads},
         }
         for step in measured.steps
-    ]  # fmt: skip
+    ]
     return {"traceEvents": events, "displayTimeUnit": "ms"}

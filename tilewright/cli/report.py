@@ -45,11 +45,12 @@ def report(
 
     sizes = parse_sizes(at)
     compiled = open_source(
-        source, dims,
+        source,
+        dims,
         compile_options(
             target=target, precision=precision, passes=passes, determinism=determinism, fallback=fallback, cache=cache
         ),
-    )  # fmt: skip
+    )
     found = compiled.report.at(**sizes) if sizes else compiled.report
     print(json.dumps(found.to_dict(), default=str, indent=2) if as_json else str(found).rstrip())
     if html is not None:

@@ -20,13 +20,16 @@ if TYPE_CHECKING:
 ArtifactArgument = Annotated[str, typer.Argument(metavar="ARTIFACT", help="What `compile` wrote.", show_default=False)]
 Sizes = Annotated[
     str | None,
-    typer.Option("--dims", metavar="SIZES", help="Sizes of random inputs: batch=8,tokens=82.", show_default="8, or the nearest"),
+    typer.Option(
+        "--dims", metavar="SIZES", help="Sizes of random inputs: batch=8,tokens=82.", show_default="8, or the nearest"
+    ),
 ]
 Output = Annotated[
     Path | None, typer.Option("-o", "--output", metavar="FILE.npz", help="Where the outputs go.", show_default=False)
 ]
 Rebuild = Annotated[
-    bool, typer.Option("--rebuild", help="Rebuild the kernels from the artifact's IR: the way to open a stranger's file.")
+    bool,
+    typer.Option("--rebuild", help="Rebuild the kernels from the artifact's IR: the way to open a stranger's file."),
 ]
 
 
@@ -115,9 +118,11 @@ def save(path: Path, outputs: dict[str, Any]) -> None:
     try:
         # to a file object: numpy adds .npz to a bare path that lacks it
         with open(path, "wb") as file:
-            np.savez(file, **arrays)
+            np.savez(file, allow_pickle=False, **arrays)
     except OSError as fault:
-        raise OptionError(f"-o {path} cannot be written: {fault.strerror}", step="give a path you can write to") from fault
+        raise OptionError(
+            f"-o {path} cannot be written: {fault.strerror}", step="give a path you can write to"
+        ) from fault
     say(f"wrote {path}: {', '.join(arrays)}")
 
 

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 
-def show(headings: Sequence[str], rows: Iterable[Sequence[Any]], *, numbers: Sequence[int] = (), error: bool = False) -> None:
+def show(
+    headings: Sequence[str], rows: Iterable[Sequence[Any]], *, numbers: Sequence[int] = (), error: bool = False
+) -> None:
     """Prints rows under headings; the columns in `numbers` are aligned right. error: on stderr."""
     from rich.console import Console
     from rich.table import Table

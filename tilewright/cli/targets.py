@@ -18,10 +18,15 @@ def targets() -> None:
     for backend in backends().values():
         for name, describe in backend.machines.items():
             machine = describe()
-            rows.append((
-                f"{backend.name}:{name}", _state(backend, machine), machine.rules.lanes, ", ".join(sorted(backend.dtypes)),
-                ", ".join(machine.features) or "none",
-            ))  # fmt: skip
+            rows.append(
+                (
+                    f"{backend.name}:{name}",
+                    _state(backend, machine),
+                    machine.rules.lanes,
+                    ", ".join(sorted(backend.dtypes)),
+                    ", ".join(machine.features) or "none",
+                )
+            )
     show(("target", "state", "f32 lanes", "dtypes", "features"), rows, numbers=(2,))
 
 

@@ -3,8 +3,8 @@
 Four questions in the order of the data's way, each answered by running something obviously right beside it:
 
 1. Is the captured graph the model?         the graph interpreter against the model's own outputs
-2. Does every graph pass keep the meaning?  the interpreter in float64 before and after each; then the rewrite, by bisection
-3. Is every kernel its group?               each kernel's result against the group's reference on the operands it was given
+2. Does every graph pass keep the meaning?  the interpreter in float64 before and after; then bisection of rewrites
+3. Is every kernel its group?               each kernel's result against the group's reference on the operands it read
 4. Which op is it, inside a kernel?         the same with the materialising pipeline, where every op is a kernel
 """
 
@@ -55,7 +55,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Case:
-    """A capture that can be repeated (passes consume it), its tensors in the order of @main, and the expected results."""
+    """A capture that can be repeated (passes consume it), its tensors in the order of @main, and what to expect."""
 
     capture: Callable[[], Captured]
     tensors: Sequence[torch.Tensor]
@@ -150,7 +150,7 @@ def _bisected(
 
 
 def _in_kernels(case: Case, pipeline: Pipeline, *, detail: bool) -> Difference | None:
-    """The first kernel that differs from its group's reference; detail: then the op inside it, by a plan without fusion."""
+    """The first kernel that differs from its group's reference; detail: then the op in it, by a plan without fusion."""
     captured = case.capture()
     exposed = kernel_results(captured, replace(case.target, pipeline=pipeline), case.context(captured), case.tensors)
     for group in exposed.groups:
@@ -185,8 +185,8 @@ def _group_fault(group: GroupOp, exposed: Exposed) -> tuple[float, float] | None
         terms += -(-op.cost().flops.evaluate(exposed.sizes) // max(1, sum(r.numel() for r in results)))
     scale = max([1e-30, *(float(v.abs().nan_to_num(0.0, 0.0, 0.0).max()) for v in values.values() if v.numel())])
     unit = max(_unit(v) for v in values)
-    for inside, outside in zip(group.yielded, group.outs, strict=True):
-        wanted, got = values[inside], exposed.value(outside)
+    for yielded, result in zip(group.yielded, group.outs, strict=True):
+        wanted, got = values[yielded], exposed.value(result)
         bound = unit * terms * scale if wanted.is_floating_point() else 0.0
         if (fault := _off(wanted, got, bound)) is not None:
             return fault

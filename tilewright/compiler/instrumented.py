@@ -25,17 +25,29 @@ if TYPE_CHECKING:
     from tilewright.compiler.compiled import Compiled
 
 
-def counted_run(compiled: Compiled, *args: Any, **kwargs: Any) -> list[LaunchCounts]:
-    """What every launch of one call counts, in order, while its counting twin runs natively on these arguments.
+class CountingTwin:
+    """A compiled program's kernels built once more with counters; torch is needed to run them."""
 
-    Counts hold for the program's own kernels at the sizes of the arguments. The program's states are read, not changed.
-    Compiles each kernel once more; torch is needed. Raises what a call raises for its arguments.
-    """
-    module, inputs, weights, states = call_of(compiled, args, kwargs)
-    backend, machine = machine_of(compiled.code.program.target)
-    launches = NativeLaunches(module, backend, machine, instrument=True)
-    interpret(module, inputs, weights=weights, states=states, launch=launches)
-    return launches.counted
+    def __init__(self, compiled: Compiled) -> None:
+        self.compiled = compiled
+        backend, machine = machine_of(compiled.code.program.target)
+        module = parse_module(compiled.code.texts["tile"], "tile")
+        self._launches = NativeLaunches(module, backend, machine, instrument=True)
+
+    def run(self, *args: Any, **kwargs: Any) -> list[LaunchCounts]:
+        """What every launch of one call counts, in order, while it runs natively on these arguments.
+
+        The program's states are read, not changed. Raises what a call raises for its arguments.
+        """
+        module, inputs, weights, states = call_of(self.compiled, args, kwargs)
+        self._launches.counted = []
+        interpret(module, inputs, weights=weights, states=states, launch=self._launches)
+        return self._launches.counted
+
+
+def counted_run(compiled: Compiled, *args: Any, **kwargs: Any) -> list[LaunchCounts]:
+    """What every launch of one call counts: builds the counting twin and runs it once."""
+    return CountingTwin(compiled).run(*args, **kwargs)
 
 
 def call_of(

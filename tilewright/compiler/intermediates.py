@@ -133,6 +133,5 @@ def expose(main: FuncOp) -> None:
     added = [r for op in main.block.ops if isinstance(op, GroupOp) for r in op.outs if r not in returned]
     names = [*main.result_names.data, *(f"kernel result {i}" for i in range(len(added)))]
     main.block.insert_op_before(ReturnOp.make([*returned, *added]), ends)
-    ends.detach()
-    ends.erase()
+    main.block.erase_op(ends)
     main.properties["result_names"] = Strs(tuple(names))

@@ -29,7 +29,7 @@ class NumericCheck:
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
-        self._values: list[tuple[Mapping[str, int], dict[str, dict[str, torch.Tensor]], float]] = []
+        self._values: list[tuple[Mapping[str, int], dict[str, dict[str, torch.Tensor]], int]] = []
         self._before: list[dict[bool, dict[str, torch.Tensor]]] = []
         self._unit = 0.0
 
@@ -39,8 +39,8 @@ class NumericCheck:
         if not self._values:
             rng = np.random.default_rng(self.seed)
             for sizes in size_list(dim_space(module), None, rng)[:2]:
-                slack = depth(module) * width(module, sizes)
-                self._values.append((sizes, draw_values(module, sizes, rng), slack))
+                terms = depth(module) * width(module, sizes)
+                self._values.append((sizes, draw_values(module, sizes, rng), terms))
             self._before = self._run(module)
             self._unit = unit_of(narrowest(module))
         yield
@@ -48,11 +48,11 @@ class NumericCheck:
         module.verify()
         after = self._run(module)
         self._unit = max(self._unit, unit_of(narrowest(module)))
-        for (sizes, _, slack), old, new in zip(self._values, self._before, after, strict=True):
+        for (sizes, _, terms), old, new in zip(self._values, self._before, after, strict=True):
             for wide in old.keys() & new.keys():
                 unit = 2.0**-52 if wide else self._unit
                 for name, wanted in old[wide].items():
-                    self._compare(p, name, wanted, new[wide][name], slack * unit, sizes)
+                    self._compare(p, name, wanted, new[wide][name], terms * unit, sizes)
         self._before = after
 
     def _run(self, module: ModuleOp) -> list[dict[bool, dict[str, torch.Tensor]]]:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tilewright.errors import ArgumentError
 from tilewright.frontend.structures import tree_of
 from tilewright.ir.dims import Dim
 from tilewright.ir.signature import Parameter, bind_call

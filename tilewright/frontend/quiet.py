@@ -14,7 +14,7 @@ _CHATTY: Final = ("torch", "transformers")
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silences Python warnings, the named libraries' loggers and what the exporter prints on stderr, and puts all back."""
+    """Silences Python warnings, the named libraries' loggers and what the exporter prints, and puts all back."""
     loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.split(".")[0] in _CHATTY]
     loggers += [logging.getLogger(name) for name in _CHATTY]
     levels = [(logger, logger.level) for logger in loggers]

@@ -1,4 +1,4 @@
-"""Whether two modules compute the same: random values for what a module reads, its outcome, and the bound of rounding."""
+"""Whether two modules compute the same: random values for what they read, their outcome, and the bound of rounding."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def size_list(space: DimSpace, given: Sizes | Sequence[Sizes] | None, rng: np.ra
 
 
 def draw_values(module: ModuleOp, sizes: Sizes, rng: np.random.Generator) -> dict[str, dict[str, torch.Tensor]]:
-    """Random "inputs", "weights" and "states", each by name; floats in float64, integers fit to index every gathered axis."""
+    """Random "inputs", "weights" and "states" by name: floats in float64, integers that index every gathered axis."""
     index_limit = min([8, *(_index_limit(op, sizes) for op in module.walk())])
     arguments = {name: tensor(v) for name, v in function(module, "main").arguments.items()}
 
@@ -75,7 +75,7 @@ def _index_limit(op: Operation, sizes: Sizes) -> int:
 
 
 def outcome(module: ModuleOp, given: Values, wide: bool) -> dict[str, torch.Tensor]:
-    """Results and final states by name, computed in float64 or in the declared dtypes; kernels run in the tile interpreter."""
+    """Results and final states by name, in float64 or in the declared dtypes; kernels run in the tile interpreter."""
     import torch
 
     from tilewright.ir.dtypes import torch_name

@@ -244,7 +244,8 @@ class TwOperation(IRDLOperation):
         if len(single) != len(positional):
             forms = [_operand_form(name, kind) for name, kind in definition.operands]
             parser.raise_error(
-                f"{cls.name} is written {cls.name}({', '.join(forms)}); got {len(positional)} operands without a name", start
+                f"{cls.name} is written {cls.name}({', '.join(forms)}); got {len(positional)} operands without a name",
+                start,
             )
         named.update(zip(single, positional, strict=True))
         operands = [named.get(name, []) for name, _ in definition.operands]
@@ -358,7 +359,7 @@ def _as_attribute(cls: type[TwOperation], name: str, value: Any) -> Attribute:
 
 
 def _operand_form(name: str, kind: OperandDef) -> str:
-    """How text states an operand: `x`, `bias=%b` where it may be absent, `args=[%a, ...]` where there may be several."""
+    """How text states an operand: `%x`, `[bias=%v]` where it may be absent, `args=[%v, ...]` for any number."""
     if isinstance(kind, OptionalDef):
         return f"[{name}=%v]"
     return f"{name}=[%v, ...]" if isinstance(kind, VariadicDef) else f"%{name}"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def tile_launcher(module: ModuleOp) -> Launcher:
-    """A launcher of a module's kernels, in the dtypes they declare; outputs start as garbage that a test would notice."""
+    """A launcher of a module's kernels, in the dtypes they declare; outputs start as garbage that would be noticed."""
     kernels = {op.sym_name.data: op for op in module.body.block.ops if isinstance(op, KernelOp)}
 
     def launch(op: Operation, operands: Sequence[torch.Tensor], sizes: Mapping[str, int]) -> list[torch.Tensor]:

@@ -65,7 +65,7 @@ def test_branches_give_values_and_effects(cpu: str) -> None:
     np.testing.assert_array_equal(got[20:29], np.float32([0] * 5 + [-1] * 4))
 
 
-@pytest.mark.parametrize("elements", [100, 40000])
+@pytest.mark.parametrize("elements", [100, 400000])
 @pytest.mark.parametrize("cpu", DISTINCT)
 def test_scratch_is_a_threads_own_on_the_stack_or_in_the_launch(cpu: str, elements: int) -> None:
     b = LoopBuilder("scratch")
@@ -80,7 +80,7 @@ def test_scratch_is_a_threads_own_on_the_stack_or_in_the_launch(cpu: str, elemen
         b.store(value, out, b.add(loop.index, b.mul(b.tid, elements)))
     kernel = b.finish()
     native = NativeKernel(kernel, cpu)
-    assert (native.printed.thread_scratch > 0) == (elements == 40000)
+    assert (native.printed.thread_scratch > 0) == (elements == 400000)
     got = np.zeros(3 * elements, np.float32)
     native([got], nthreads=3)
     wanted = np.zeros_like(got)

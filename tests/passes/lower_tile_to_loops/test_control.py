@@ -1,0 +1,144 @@
+"""Loops, branches and grids: what is carried, in which order, and which thread does what."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from xdsl.ir import Block, Region
+
+from tests.passes.lower_tile_to_loops.running import check, inputs, interpreted, machine, reference
+from tilewright.ir.dims import Expr
+from tilewright.ir.dtypes import F32, I32
+from tilewright.ir.loops_interpreter import run_kernel
+from tilewright.ir.tile.builder import KernelBuilder
+from tilewright.ir.tile.structure import IfOp, KernelOp, YieldOp
+from tilewright.passes.lower_tile_to_loops import lower_kernel
+
+
+@pytest.mark.parametrize("rows", [2, 9])
+@pytest.mark.parametrize("n", [0, 1, 5])
+def test_carried_tiles_may_change_places(rows: int, n: int, rng: np.random.Generator) -> None:
+    b = KernelBuilder("places", ["n"])
+    x, z = b.buffer([rows, 40], F32), b.buffer([rows, 40], F32)
+    first, second = b.output([rows, 40], F32), b.output([rows, 40], F32)
+    b.grid([1], [1])
+    starts = [b.load(b.dense(x), [0, 0], [rows, 40]), b.load(b.dense(z), [0, 0], [rows, 40])]
+    with b.loop(0, "n", 1, [*starts, b.constant(0.0, (rows, 40))]) as loop:
+        p, q, r = loop.carried
+        loop.give(b.map("sub", q, r), b.map("add", p, q), p)
+    b.store(loop.out[0], b.dense(first), [0, 0])
+    b.store(b.map("add", loop.out[1], loop.out[2]), b.dense(second), [0, 0])
+    check(b.finish(), {"n": n}, rng)
+
+
+@pytest.mark.parametrize("rows", [2, 20])
+def test_a_carried_tile_may_be_turned_and_sliced(rows: int, rng: np.random.Generator) -> None:
+    b = KernelBuilder("turned", [])
+    x, y = b.buffer([rows, rows], F32), b.output([rows, rows], F32)
+    b.grid([1], [1])
+    with b.loop(0, 3, 1, [b.load(b.dense(x), [0, 0], [rows, rows])]) as loop:
+        (p,) = loop.carried
+        upper, lower = b.slice(p, (1, 0), (rows, rows)), b.slice(p, (0, 0), (1, rows))
+        loop.give(b.map("add", b.transpose(p, (1, 0)), b.concat([upper, lower], 0)))
+    b.store(loop.out[0], b.dense(y), [0, 0])
+    check(b.finish(), {}, rng)
+
+
+def test_an_index_may_be_carried(rng: np.random.Generator) -> None:
+    b = KernelBuilder("chased", [])
+    x, y = b.buffer([8], I32), b.output([1], I32)
+    b.grid([1], [1])
+    with b.loop(0, 5, 1, [b.index(0)]) as loop:
+        loop.give(b.scalar(b.dense(x), [loop.carried[0]]))
+    b.store(b.splat(loop.out[0], (1,)), b.dense(y), [0])
+    given = [np.array([3, 0, 5, 2, 1, 7, 0, 4], np.int32)]
+    (got,) = check(b.finish(), {}, rng, given=given)
+    assert got.tolist() == [4]  # 0 -> 3 -> 2 -> 5 -> 7 -> 4
+
+
+def branching(columns: int) -> KernelOp:
+    b = KernelBuilder("branching", ["n"])
+    x, lengths = b.buffer(["n", columns], F32), b.buffer(["n"], I32)
+    whole, part = b.output(["n", columns], F32), b.output(["n", 3], F32)
+    (i,) = b.grid(["n"], [1])
+    loaded = b.load(b.dense(x), [i, 0], [1, columns])
+    condition = b.compare(b.scalar(b.dense(lengths), [i]), "<", 3)
+    arms = []
+    for fn, factor in (("abs", 2.0), ("neg", 3.0)):
+        block = Block()
+        b._blocks.append(block)
+        results = [b.map(fn, loaded), b.map("mul", b.slice(loaded, (0, 0), (1, 3)), b.constant(factor, (1, 1)))]
+        block.add_op(YieldOp.make(results, result_types=[]))
+        b._blocks.pop()
+        arms.append((block, results))
+    types = [r.type for r in arms[0][1]]
+    op = IfOp.make(condition, regions=[Region(block) for block, _ in arms], result_types=[types])
+    b.add(op)
+    b.store(op.results[0], b.dense(whole), [i, 0])
+    b.store(op.results[1], b.dense(part), [i, 0])
+    return b.finish()
+
+
+@pytest.mark.parametrize("columns", [40, 300])
+def test_a_branch_gives_the_results_of_the_side_that_ran(columns: int, rng: np.random.Generator) -> None:
+    kernel = branching(columns)
+    given = inputs(kernel, {"n": 5}, rng)
+    given[1] = np.array([1, 2, 3, 4, 0], np.int32)
+    check(kernel, {"n": 5}, rng, given=given)
+
+
+def numbering(order: list[tuple[int, int]]) -> KernelOp:
+    """Adds each program's coordinates into the element that it owns."""
+    b = KernelBuilder("numbering", ["n", "m"])
+    y = b.output(["n", "m", 3], I32)
+    i, j, k = b.grid(["n", "m", 3], [2, 5, 1], order)
+    value = b.map("add", b.map("add", b.coordinates(i, 0, (2, 5, 1)), b.splat(j, (1, 1, 1))), b.splat(k, (1, 1, 1)))
+    b.store(value, b.dense(y), [i, j, k])
+    return b.finish()
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        [(0, 1), (1, 1), (2, 1)], [(2, 1), (1, 1), (0, 1)], [(0, 4), (1, 1), (2, 1), (0, 1)],
+        [(1, 2), (0, 3), (2, 1), (1, 1), (0, 1)],
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("sizes", [(7, 12), (1, 1), (20, 5), (0, 4)])
+@pytest.mark.parametrize("nthreads", [1, 4, 50])
+def test_every_program_runs_once_in_any_order_on_any_threads(
+    order: list[tuple[int, int]], sizes: tuple[int, int], nthreads: int
+) -> None:
+    kernel, dims = numbering(order), dict(zip(("n", "m"), sizes, strict=True))
+    (wanted,) = reference(kernel, [], dims)
+    (got,) = interpreted(kernel, [], dims, "avx512", nthreads=nthreads)
+    assert np.array_equal(got, wanted)
+
+
+def test_threads_take_contiguous_balanced_ranges() -> None:
+    b = KernelBuilder("ranges", ["n"])
+    y = b.output(["n"], I32)
+    (i,) = b.grid(["n"], [1])
+    b.store(b.coordinates(i, 0, (1,)), b.dense(y), [i])
+    lowered = lower_kernel(b.finish(), machine("avx512"))
+    shares = []
+    for tid in range(4):
+        got = np.full(10, -1, np.int32)
+        # one thread of four: the others' shares stay unwritten
+        from tilewright.ir.loops_interpreter import Traffic, _Thread
+
+        memory = {lowered.buffers[0]: got, **{s: np.zeros(s.elements, np.float32) for s in lowered.scratch}}
+        _Thread("ranges", memory, {"n": 10}, tid, 4, True, Traffic()).block(lowered.body)  # type: ignore[arg-type]
+        shares.append(np.flatnonzero(got >= 0).tolist())
+    assert shares == [[0, 1], [2, 3, 4], [5, 6], [7, 8, 9]]
+    assert run_kernel is not None
+
+
+def test_an_expression_of_loop_coordinates_places_a_store(rng: np.random.Generator) -> None:
+    b = KernelBuilder("placed", ["n"])
+    x, y = b.buffer(["n", 3, 8], F32), b.output(["n", 24], F32)
+    (i,) = b.grid(["n"], [1])
+    with b.loop(0, 3, 1) as loop:
+        row = b.reshape(b.load(b.dense(x), [i, loop.at, 0], [1, 1, 8]), (1, 8))
+        b.store(row, b.dense(y), [i, b.index(Expr.of("a0") * 8, loop.at)])
+    check(b.finish(), {"n": 3}, rng)

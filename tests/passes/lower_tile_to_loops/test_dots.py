@@ -1,0 +1,135 @@
+"""Dots give the interpreter's bits, whatever blocks of registers a machine computes them in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from xdsl.ir import SSAValue
+
+from tests.passes.lower_tile_to_loops.kernels import matmul, on_tiles
+from tests.passes.lower_tile_to_loops.running import check, check_counts, inputs, machine
+from tilewright.ir.dtypes import BF16, F16, F32, F64, I8, I32, U8, DType
+from tilewright.ir.loops import For, LoopKernel
+from tilewright.ir.loops.ops import Block, Fma, If, Load, Op
+from tilewright.ir.tile.builder import KernelBuilder
+from tilewright.ir.tile.compute import DotScaledOp, UnpackOp
+from tilewright.passes.lower_tile_to_loops import lower_kernel
+
+MATMULS: list[tuple[tuple[int, int, int, int], dict[str, Any]]] = [
+    ((48, 64, 6, 64), {}),
+    ((48, 128, 6, 64), {"step": 16}),
+    ((50, 100, 6, 64), {"step": 16, "activation": "gelu"}),
+    ((48, 100, 4, 64), {"activation": "relu", "residual": True}),
+    ((33, 64, 1, 64), {}),
+    ((48, 96, 14, 32), {"step": 16}),
+    ((64, 64, 6, 64), {"step": 16, "chunk": 32}),
+    ((48, 128, 6, 64), {"order": [(0, 4), (1, 1), (0, 1)]}),
+    ((1, 1, 1, 16), {}),
+]
+
+
+@pytest.mark.parametrize(("sizes", "options"), MATMULS, ids=str)
+def test_matmuls(sizes: tuple[int, int, int, int], options: dict[str, Any], rng: np.random.Generator) -> None:
+    kernel = matmul(*sizes, **options)
+    tolerance = 1e-6 if options.get("activation") == "gelu" else 0.0
+    for m in (1, 13, 0):
+        check(kernel, {"m": m}, rng, tolerance=tolerance, classes=["avx512", "avx2"], compiled=m == 13)
+    check_counts(kernel, {"m": 13}, inputs(kernel, {"m": 13}, rng))
+
+
+def test_the_inner_loop_of_a_matmul_is_loads_and_multiply_adds() -> None:
+    kernel = lower_kernel(matmul(384, 384, 6, 64), machine("avx512"))
+    (loop,) = (op for op in every(kernel) if isinstance(op, For) and len(op.inits) == 24)
+    assert sum(isinstance(op, Fma) for op in loop.body.ops) == 24
+    assert sum(isinstance(op, Load) and op.type.lanes == 16 for op in loop.body.ops) == 4
+    assert sum(isinstance(op, Load) and op.type.lanes == 1 for op in loop.body.ops) == 6
+    assert not any(isinstance(op, Load) and op.mask is not None for op in loop.body.ops)
+    assert not kernel.scratch or all(s.elements <= 6 * 64 + 16 for s in kernel.scratch)
+
+
+def every(kernel: LoopKernel) -> list[Op]:
+    def walk(block: Block) -> list[Op]:
+        found: list[Op] = []
+        for op in block.ops:
+            found.append(op)
+            if isinstance(op, For):
+                found += walk(op.body)
+            elif isinstance(op, If):
+                found += walk(op.then) + walk(op.otherwise)
+        return found
+
+    return walk(kernel.body)
+
+
+SIZES = [(1, 1, 1), (3, 5, 7), (20, 33, 100), (7, 16, 16), (14, 9, 130), (5, 4, 1)]
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize(("dtype", "wide"), [(F32, F32), (BF16, F32), (F16, F32), (F64, F64), (I8, I32)], ids=str)
+@pytest.mark.parametrize("turned", [False, True])
+def test_tiles_of_any_size(
+    sizes: tuple[int, int, int], dtype: DType, wide: DType, turned: bool, rng: np.random.Generator
+) -> None:
+    m, k, n = sizes
+
+    def body(b: KernelBuilder, x: SSAValue, y: SSAValue, acc: SSAValue) -> list[SSAValue]:
+        return [b.dot(x, b.transpose(y, (1, 0)) if turned else y, b.map("add", acc, acc))]
+
+    kernel = on_tiles([((m, k), dtype), ((n, k) if turned else (k, n), dtype), ((m, n), wide)], [((m, n), wide)], body)
+    check(kernel, {"n": 2}, rng, classes=["avx512"], compiled=dtype is F32)
+
+
+def test_operands_may_be_computed_and_the_result_read_again(rng: np.random.Generator) -> None:
+    def body(b: KernelBuilder, x: SSAValue, y: SSAValue, z: SSAValue) -> list[SSAValue]:
+        left = b.map("mul", x, x)
+        first = b.dot(left, b.map("neg", y), b.constant(0.0, (20, 24)))
+        second = b.dot(first, z, b.constant(1.0, (20, 40)))
+        return [first, b.map("add", second, b.reduce("max", second, 1))]
+
+    shapes = [(20, 18), (18, 24), (24, 40)]
+    kernel = on_tiles([(s, F32) for s in shapes], [((20, 24), F32), ((20, 40), F32)], body)
+    check(kernel, {"n": 2}, rng)
+
+
+def test_what_lies_past_the_end_of_k_adds_nothing_even_if_it_is_nan(rng: np.random.Generator) -> None:
+    b = KernelBuilder("past_the_end", [])
+    x, w, y = b.buffer([4, 20], F32), b.buffer([24, 32], F32), b.output([4, 32], F32)
+    b.grid([1], [1])
+    # a's view ends at column 20, and its rows are followed by whatever comes next in the buffer
+    a = b.load(b.view(x, [4, 18], [20, 1]), [0, 0], [4, 32], 0.0)
+    right = b.load(b.view(w, [18, 32], [32, 1]), [0, 0], [32, 32], 0.0)
+    b.store(b.dot(a, right, b.constant(0.0, (4, 32))), b.dense(y), [0, 0])
+    kernel = b.finish()
+    given = inputs(kernel, {}, rng)
+    given[0].reshape(4, 20)[:, 18:] = np.nan
+    given[1].reshape(24, 32)[18:] = np.nan
+    (got,) = check(kernel, {}, rng, given=given)
+    assert np.isfinite(got).all()
+
+
+@pytest.mark.parametrize(("m", "k", "n", "group"), [(1, 8, 16, 4), (3, 64, 40, 32), (20, 32, 100, 16), (2, 2048, 16, 2048)])
+@pytest.mark.parametrize("dtype", [I8, U8, BF16], ids=str)
+def test_scaled_dots(m: int, k: int, n: int, group: int, dtype: DType, rng: np.random.Generator) -> None:
+    def body(b: KernelBuilder, x: SSAValue, sx: SSAValue, y: SSAValue, sy: SSAValue, acc: SSAValue) -> list[SSAValue]:
+        return [b.add(DotScaledOp.make(x, sx, y, sy, acc, group=group))]
+
+    shapes = [((m, k), dtype), ((m, k // group), F32), ((k, n), dtype), ((k // group, n), F32), ((m, n), F32)]
+    kernel = on_tiles(shapes, [((m, n), F32)], body)
+    given = inputs(kernel, {"n": 2}, rng)
+    if dtype is not BF16:  # sums that need every bit
+        for number in (0, 2):
+            limits = np.iinfo(given[number].dtype)
+            given[number] = rng.integers(limits.min, limits.max + 1, given[number].size).astype(given[number].dtype)
+    check(kernel, {"n": 2}, rng, given=given, classes=["avx512"], compiled=dtype is I8)
+
+
+@pytest.mark.parametrize("m", [1, 20])
+def test_int4_weights_unpack_on_the_way_into_a_scaled_dot(m: int, rng: np.random.Generator) -> None:
+    def body(b: KernelBuilder, x: SSAValue, sx: SSAValue, y: SSAValue, sy: SSAValue, acc: SSAValue) -> list[SSAValue]:
+        right = b.add(UnpackOp.make(y, format="int4", axis=0))
+        return [b.add(DotScaledOp.make(x, sx, right, sy, acc, group=16))]
+
+    shapes = [((m, 32), I8), ((m, 2), F32), ((16, 40), U8), ((2, 40), F16), ((m, 40), F32)]
+    check(on_tiles(shapes, [((m, 40), F32)], body), {"n": 2}, rng, classes=["avx512"])
