@@ -20,7 +20,7 @@ from tilewright.ir.graph_interpreter import interpret
 from tilewright.ir.machine import Level, Machine, TileRules
 from tilewright.ir.module import dim_space, parse_module, print_module
 from tilewright.ir.passing import Context, Pass, Pipeline, run_pipeline
-from tilewright.ir.tile_launch import tile_launcher
+from tilewright.ir.tile_interpreter import tile_launcher
 
 if TYPE_CHECKING:
     import torch

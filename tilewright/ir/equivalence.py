@@ -19,7 +19,7 @@ from tilewright.ir.graph.indexing import GatherOp, PutAlongOp, ScatterOp, TakeAl
 from tilewright.ir.graph.reduction import CumulativeOp, NormOp, ReduceOp, SoftmaxOp
 from tilewright.ir.graph_interpreter import interpret
 from tilewright.ir.module import function, states, weights
-from tilewright.ir.tile_launch import tile_launcher
+from tilewright.ir.tile_interpreter import tile_launcher
 from tilewright.ir.types import TensorType
 
 if TYPE_CHECKING:

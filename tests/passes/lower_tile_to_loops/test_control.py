@@ -117,21 +117,15 @@ def test_every_program_runs_once_in_any_order_on_any_threads(
 
 def test_threads_take_contiguous_balanced_ranges() -> None:
     b = KernelBuilder("ranges", ["n"])
-    y = b.output(["n"], I32)
+    x, y = b.buffer(["n"], I32), b.output(["n"], I32)
     (i,) = b.grid(["n"], [1])
-    b.store(b.coordinates(i, 0, (1,)), b.dense(y), [i])
-    lowered = lower_kernel(b.finish(), machine("avx512"))
-    shares = []
-    for tid in range(4):
-        got = np.full(10, -1, np.int32)
-        # one thread of four: the others' shares stay unwritten
-        from tilewright.ir.loops_interpreter import Traffic, _Thread
-
-        memory = {lowered.buffers[0]: got, **{s: np.zeros(s.elements, np.float32) for s in lowered.scratch}}
-        _Thread("ranges", memory, {"n": 10}, tid, 4, True, Traffic()).block(lowered.body)  # type: ignore[arg-type]
-        shares.append(np.flatnonzero(got >= 0).tolist())
-    assert shares == [[0, 1], [2, 3, 4], [5, 6], [7, 8, 9]]
-    assert run_kernel is not None
+    b.store(b.load(b.dense(x), [i], [1]), b.dense(y), [i])
+    lowered = lower_kernel(b.finish(), machine("avx512"), instrument=True)
+    rows = np.zeros((4, 2), np.int64)  # elements read and written by each thread
+    given, got = np.arange(10, dtype=np.int32), np.zeros(10, np.int32)
+    run_kernel(lowered, [given, got, rows], {"n": 10}, nthreads=4)
+    assert rows.tolist() == [[2, 2], [3, 3], [2, 2], [3, 3]]
+    assert np.array_equal(given, got)
 
 
 def test_an_expression_of_loop_coordinates_places_a_store(rng: np.random.Generator) -> None:

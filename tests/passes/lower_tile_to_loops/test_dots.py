@@ -35,7 +35,8 @@ def test_matmuls(sizes: tuple[int, int, int, int], options: dict[str, Any], rng:
     kernel = matmul(*sizes, **options)
     tolerance = 1e-6 if options.get("activation") == "gelu" else 0.0
     for m in (1, 13, 0):
-        check(kernel, {"m": m}, rng, tolerance=tolerance, classes=["avx512", "avx2"], compiled=m == 13)
+        classes = ["avx512", "avx2"] if m == 1 else ["avx512"]
+        check(kernel, {"m": m}, rng, tolerance=tolerance, classes=classes, compiled=m == 13)
     check_counts(kernel, {"m": 13}, inputs(kernel, {"m": 13}, rng))
 
 
@@ -72,7 +73,7 @@ SIZES = [(1, 1, 1), (3, 5, 7), (20, 33, 100), (7, 16, 16), (14, 9, 130), (5, 4, 
 def test_tiles_of_any_size(
     sizes: tuple[int, int, int], dtype: DType, wide: DType, turned: bool, rng: np.random.Generator
 ) -> None:
-    m, k, n = sizes
+    m, k, n = sizes if dtype is not F64 else tuple(min(size, 9) for size in sizes)
 
     def body(b: KernelBuilder, x: SSAValue, y: SSAValue, acc: SSAValue) -> list[SSAValue]:
         return [b.dot(x, b.transpose(y, (1, 0)) if turned else y, b.map("add", acc, acc))]
@@ -90,7 +91,7 @@ def test_operands_may_be_computed_and_the_result_read_again(rng: np.random.Gener
 
     shapes = [(20, 18), (18, 24), (24, 40)]
     kernel = on_tiles([(s, F32) for s in shapes], [((20, 24), F32), ((20, 40), F32)], body)
-    check(kernel, {"n": 2}, rng)
+    check(kernel, {"n": 2}, rng, classes=["avx512", "avx2"])
 
 
 def test_what_lies_past_the_end_of_k_adds_nothing_even_if_it_is_nan(rng: np.random.Generator) -> None:
@@ -105,7 +106,7 @@ def test_what_lies_past_the_end_of_k_adds_nothing_even_if_it_is_nan(rng: np.rand
     given = inputs(kernel, {}, rng)
     given[0].reshape(4, 20)[:, 18:] = np.nan
     given[1].reshape(24, 32)[18:] = np.nan
-    (got,) = check(kernel, {}, rng, given=given)
+    (got,) = check(kernel, {}, rng, given=given, classes=["avx512", "avx2"])
     assert np.isfinite(got).all()
 
 

@@ -26,7 +26,7 @@ def lower_for(cx: Lowering, op: ForOp, lower_block: LowerBlock) -> None:
     b = cx.b
     homes = [_started(cx, argument, init) for argument, init in zip(op.carried, op.carries, strict=True)]
     lo, hi = cx.indices[op.lo], cx.indices[op.hi]
-    starts = [v for home in homes for v in _values(home)]
+    starts = [v for init, home in zip(op.carries, homes, strict=True) for v in _values(cx, init, home)]
     with b.loop(lo.value, hi.value, op.step.data, starts, name="k") as loop:
         cx.indices[op.coordinate] = Index(loop.index, cx.facts.induction(lo.expr, hi.expr, op.step.data))
         _bind(cx, op.carried, homes, loop.carries)
@@ -55,9 +55,7 @@ def _started(cx: Lowering, argument: SSAValue, init: SSAValue) -> Storage | None
     """The home of a carried tile, holding its first value; None for an index."""
     if not isinstance(argument.type, TileType):
         return None
-    home = register_tile(cx, argument) if cx.plan.homes[argument] == "registers" else None
-    if home is None:
-        home = cx.scratch(tile(argument).extents, tile(argument).dtype)
+    home = storage_for(cx, argument)
     held = cx.tiles.get(init)
     if held is not None and type(held) is type(home):
         copy(cx, held, home)
@@ -66,7 +64,10 @@ def _started(cx: Lowering, argument: SSAValue, init: SSAValue) -> Storage | None
     return home
 
 
-def _values(home: Storage | None) -> list[Value]:
+def _values(cx: Lowering, init: SSAValue, home: Storage | None) -> list[Value]:
+    """The loop values that a carry starts from: an index, the vectors of a register tile, nothing for scratch."""
+    if home is None:
+        return [cx.indices[init].value]
     return home.all() if isinstance(home, RegisterTile) else []
 
 

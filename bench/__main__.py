@@ -1,0 +1,75 @@
+"""`make bench`, `python -m bench`: times everybody and writes bench/results/*.json and docs/benchmarks.md."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from bench.cases import CASES
+from bench.contestants import CONTESTANTS
+from bench.rounds import callers, compete, overhead
+from bench.server import Server
+from bench.writing import document, show
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def cpu_model() -> str:
+    """The processor's name as the system tells it."""
+    found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return found[1] if found else platform.machine()
+
+
+def main(
+    rounds: Annotated[int, typer.Option(min=1, help="Turns that everybody gets.")] = 7,
+    only: Annotated[str, typer.Option(help="Cases whose name contains this.")] = "",
+    peers: Annotated[str, typer.Option(help="Comma-separated; all by default.")] = ",".join(CONTESTANTS),
+    write: Annotated[bool, typer.Option(help="Write docs/benchmarks.md, too.")] = True,
+) -> None:
+    """Times Tilewright and its peers side by side."""
+    console = Console()
+    names = list(dict.fromkeys(["tilewright", *filter(None, peers.split(","))]))
+    if unknown := [name for name in names if name not in CONTESTANTS]:
+        raise typer.BadParameter(f"no such peer: {', '.join(unknown)}; there are {', '.join(CONTESTANTS)}")
+    chosen = [case for case in CASES if only in case.name]
+    if not chosen:
+        raise typer.BadParameter(f"no case has {only!r} in its name; there are {', '.join(c.name for c in CASES)}")
+    before = os.getloadavg()[0]
+    with console.status("starting") as status:
+        from bench.ceilings import READ_BYTES
+
+        ceilings = Server("ceilings")
+        servers = {name: Server(name) for name in names}
+        about = ceilings.ask("about")
+        cases = [compete(servers, ceilings, case, rounds, status.update) for case in chosen]
+        trivial = overhead(servers, ceilings, rounds, status.update)
+        shared = callers(servers["tilewright"], rounds, status.update)
+        for server in (ceilings, *servers.values()):
+            server.close()
+    versions = {name: cases[0]["prepared"][name]["version"] for name in names}
+    data: dict[str, Any] = {
+        "date": datetime.date.today().isoformat(), "cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)),
+        "rounds": rounds, "load": [before, os.getloadavg()[0]], "versions": versions, "read_bytes": READ_BYTES,
+        **about, "cases": cases, "overhead": trivial, "callers": shared,
+    }  # fmt: skip
+    show(console, data)
+    folder = ROOT / "bench" / "results"
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{datetime.datetime.now():%Y%m%d-%H%M%S}.json"
+    target.write_text(json.dumps(data, indent=1) + "\n")
+    console.print(f"wrote {target.relative_to(ROOT)}", highlight=False)
+    if write:
+        (ROOT / "docs" / "benchmarks.md").write_text(document(data))
+        console.print("wrote docs/benchmarks.md", highlight=False)
+
+
+if __name__ == "__main__":
+    typer.run(main)

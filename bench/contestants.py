@@ -1,0 +1,118 @@
+"""Who takes part. A peer is a class with `prepare` and `call`; add it to CONTESTANTS and it runs in every round."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from bench.cases import Case
+
+
+class Contestant(Protocol):
+    """One way to run the models, alone in its process. What it imports, it imports in its methods."""
+
+    def prepare(self, case: Case) -> dict[str, Any]:
+        """Makes the case ready; what is worth telling of that, such as seconds of compilation."""
+
+    def call(self, case: Case) -> Callable[[], Any]:
+        """A function that runs the case once, start to end."""
+
+
+class Eager:
+    """PyTorch as it comes. In bf16 the whole model is bf16."""
+
+    def __init__(self) -> None:
+        self._models: dict[tuple[str, str], Any] = {}
+
+    def prepare(self, case: Case) -> dict[str, Any]:
+        import torch
+
+        from bench.models import build
+
+        if (case.model, case.dtype) not in self._models:
+            model = build(case)
+            self._models[case.model, case.dtype] = model.bfloat16() if case.dtype == "bf16" else model
+        return {"threads": torch.get_num_threads(), "version": torch.__version__}
+
+    def call(self, case: Case) -> Callable[[], Any]:
+        import torch
+
+        from bench.models import arguments
+
+        model, given = self._models[case.model, case.dtype], arguments(case)
+
+        def run() -> Any:
+            with torch.inference_mode():
+                return model(**given)
+
+        return run
+
+
+class Tilewright:
+    """Us: one compiled object a model and dtype, for every size."""
+
+    def __init__(self) -> None:
+        self._programs: dict[tuple[str, str], Any] = {}
+        self._told: dict[tuple[str, str], dict[str, Any]] = {}
+        self._cache = tempfile.TemporaryDirectory(prefix="tilewright-bench-")
+
+    def prepare(self, case: Case) -> dict[str, Any]:
+        import tilewright as tw
+
+        key = case.model, case.dtype
+        if key not in self._programs:
+            cold, _ = self._compile(case)
+            warm, self._programs[key] = self._compile(case)
+            stages = dict(self._programs[key].facts["seconds"])
+            self._told[key] = {"cold": cold, "warm": warm, "warm_stages": stages, "version": tw.__version__}
+        row_sums = self._programs[key].report.at(batch=case.batch, tokens=case.tokens).rows
+        counted = {name: sum(getattr(row, name) or 0 for row in row_sums) for name in ("flops", "read", "write", "bound")}
+        return {**self._told[key], **counted}
+
+    def _compile(self, case: Case) -> tuple[float, Any]:
+        import tilewright as tw
+        from bench.models import MOST_BATCH, MOST_TOKENS, arguments, build
+
+        model, given = build(case), arguments(Case(case.model, 2, 8, case.dtype))
+        sizes = tw.Dim("batch", 1, MOST_BATCH), tw.Dim("tokens", 1, MOST_TOKENS)
+        begin = time.perf_counter()
+        program = tw.compile(
+            model, kwargs=given, dims=dict.fromkeys(given, sizes), precision=case.dtype, cache=self._cache.name
+        )
+        return time.perf_counter() - begin, program
+
+    def call(self, case: Case) -> Callable[[], Any]:
+        from bench.models import arguments
+
+        program, given = self._programs[case.model, case.dtype], arguments(case)
+        return lambda: program(**given)
+
+    def callers(self, case: Case, count: int, seconds: float) -> dict[str, float]:
+        """Calls a second of `count` Python threads on one object, and the most threads this process had meanwhile."""
+        run, stop = self.call(case), threading.Event()
+        done = [0] * count
+
+        def work(index: int) -> None:
+            while not stop.is_set():
+                run()
+                done[index] += 1
+
+        threads = [threading.Thread(target=work, args=(index,)) for index in range(count)]
+        begin = time.perf_counter()
+        for thread in threads:
+            thread.start()
+        most = 0
+        while time.perf_counter() - begin < seconds:
+            time.sleep(0.05)
+            most = max(most, len(os.listdir("/proc/self/task")))
+        stop.set()
+        for thread in threads:
+            thread.join()
+        return {"rate": sum(done) / (time.perf_counter() - begin), "os_threads": most}
+
+
+CONTESTANTS: dict[str, Callable[[], Contestant]] = {"tilewright": Tilewright, "eager": Eager}

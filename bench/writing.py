@@ -1,0 +1,119 @@
+"""Results as a table on the terminal and as docs/benchmarks.md."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.results import Line, Spread, callers_ratio, ceilings, milliseconds, percent, prefixed, times_as_fast
+
+
+def headings(peers: list[str]) -> list[str]:
+    """Of the columns that both tables have."""
+    ratios = [f"times as fast as {name}" for name in peers]
+    return ["case", "tilewright ms", *[f"{name} ms" for name in peers], *ratios, "FLOPs", "bytes", "of FLOP/s", "of GB/s"]
+
+
+def cells(line: Line) -> list[str]:
+    """A case in those columns."""
+    ours = line.prepared["tilewright"]
+    of_flops = line.of_flops.text(percent) if line.of_flops else "-"
+    return [
+        line.case.name,
+        line.seconds["tilewright"].text(milliseconds),
+        *[line.seconds[name].text(milliseconds) for name in line.ratios],
+        *[ratio.text(times_as_fast) for ratio in line.ratios.values()],
+        prefixed(ours["flops"]),
+        f"{prefixed(ours['bound'])}B",
+        of_flops,
+        line.of_bandwidth.text(percent),
+    ]
+
+
+def show(console: Console, data: dict[str, Any]) -> None:
+    """The terminal's table: medians, and the quartiles of ratios."""
+    lines = [Line.of(case) for case in data["cases"]]
+    table = Table(title="Medians over rounds", title_justify="left", box=None, pad_edge=False)
+    peers = list(lines[0].ratios)
+    ratios = [f"{name} / ours" for name in peers]
+    for heading in ("case", "ours ms", *[f"{name} ms" for name in peers], *ratios, "of FLOP/s", "of GB/s"):
+        table.add_column(heading, justify="left" if heading == "case" else "right", no_wrap=True)
+    for line in lines:
+        table.add_row(
+            line.case.name,
+            milliseconds(line.seconds["tilewright"].median),
+            *[milliseconds(line.seconds[name].median) for name in peers],
+            *[line.ratios[name].text(times_as_fast) for name in peers],
+            percent(line.of_flops.median) if line.of_flops else "-",
+            percent(line.of_bandwidth.median),
+        )
+    console.print(table)
+    for text in remarks(data):
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def remarks(data: dict[str, Any]) -> list[str]:
+    """What is told in sentences: ceilings, call overhead, callers, compile times."""
+    found = []
+    rates = ceilings([*data["cases"], data["overhead"]])
+    told = [f"{prefixed(s.median)}{'B' if n == 'read' else 'FLOP'}/s {n} {_range(s)}" for n, s in rates.items()]
+    found.append(f"Ceilings measured in the same rounds, {data['threads']} threads: {'; '.join(told)}.")
+    least = Line.of(data["overhead"])
+    micro = {name: f"{s.median * 1e6:.1f} us" for name, s in least.seconds.items()}
+    found.append(f"One call of x + 1 on four numbers: {', '.join(f'{name} {t}' for name, t in micro.items())}.")
+    ratio, threads = callers_ratio(data["callers"])
+    count = data["callers"]["callers"]
+    found.append(
+        f"{count} Python threads calling one object make {ratio.text(times_as_fast)} times the calls a second of one, "
+        f"with at most {threads} threads in the process, the benchmark's own included."
+    )
+    for dtype in ("f32", "bf16"):
+        told_of = [c["prepared"]["tilewright"] for c in data["cases"] if c["case"]["dtype"] == dtype]
+        if told_of:
+            found.append(
+                f"Compiling the {dtype} program for every size took {told_of[0]['cold']:.1f} s cold and "
+                f"{told_of[0]['warm']:.1f} s from the cache, capture included."
+            )
+    return found
+
+
+def _range(s: Spread) -> str:
+    return f"({prefixed(s.low)}..{prefixed(s.high)})"
+
+
+def document(data: dict[str, Any]) -> str:
+    """docs/benchmarks.md."""
+    lines = [Line.of(case) for case in data["cases"]]
+    names = headings(list(lines[0].ratios))
+    rows = [names, ["---", *["---:"] * (len(names) - 1)], *[cells(line) for line in lines]]
+    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    load = data["load"]
+    versions = ", ".join(f"{name} {version}" for name, version in data["versions"].items())
+    bullets = "\n".join(f"- {text}" for text in remarks(data))
+    return f"""# Benchmarks
+
+Written by `make bench`; the raw rounds are in `bench/results/`.
+
+Measured on {data["date"]} on {data["cpu"]}, {data["threads"]} threads, CPU class {data["machine"]}, with {versions}.
+
+**Read ratios, not milliseconds.** The machine is virtual and was shared: its load average was {load[0]:.1f} before and
+{load[1]:.1f} after the run, on {data["cores"]} cores. Every number is a median over {data["rounds"]} rounds with the
+quartiles in brackets; wide brackets are the neighbours. In each round everybody runs in turn, each in a process of its
+own, and the ratio is taken inside the round.
+
+{table}
+
+{bullets}
+
+What the columns mean:
+
+- The model is all-MiniLM-L6-v2 with its weights, pooling and normalisation included; sizes are batch x tokens, nothing
+  padded. One compiled object a dtype serves all sizes.
+- bf16: ours rounds the operands of matrix products and keeps f32 between them; eager PyTorch runs the model in bf16.
+- FLOPs and bytes are the report's: FLOPs as issued, with the padding of partial tiles, and the bytes of each kernel's
+  distinct operands and results. The last two columns are our rates as shares of the ceilings of the same round:
+  multiply-adds in registers in the case's dtype, and a plain read of {data["read_bytes"] >> 20} MiB. The model is
+  smaller than that and may stay in a cache, so the second share may pass 100%.
+"""
