@@ -100,7 +100,9 @@ class Ceilings:
 
     def __call__(self) -> dict[str, float]:
         """FLOP/s by dtype, and bytes a second of "read": the best of some tries each, as neighbours only take away."""
-        return {name: work / min(self._seconds(name) for _ in range(_TRIES)) for name, (_, _, work) in self._work.items()}
+        return {
+            name: work / min(self._seconds(name) for _ in range(_TRIES)) for name, (_, _, work) in self._work.items()
+        }
 
     def _seconds(self, name: str) -> float:
         plan, bases, _ = self._work[name]

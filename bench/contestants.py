@@ -70,7 +70,9 @@ class Tilewright:
             stages = dict(self._programs[key].facts["seconds"])
             self._told[key] = {"cold": cold, "warm": warm, "warm_stages": stages, "version": tw.__version__}
         row_sums = self._programs[key].report.at(batch=case.batch, tokens=case.tokens).rows
-        counted = {name: sum(getattr(row, name) or 0 for row in row_sums) for name in ("flops", "read", "write", "bound")}
+        counted = {
+            name: sum(getattr(row, name) or 0 for row in row_sums) for name in ("flops", "read", "write", "bound")
+        }
         return {**self._told[key], **counted}
 
     def _compile(self, case: Case) -> tuple[float, Any]:

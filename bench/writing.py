@@ -13,7 +13,16 @@ from bench.results import Line, Spread, callers_ratio, ceilings, milliseconds, p
 def headings(peers: list[str]) -> list[str]:
     """Of the columns that both tables have."""
     ratios = [f"times as fast as {name}" for name in peers]
-    return ["case", "tilewright ms", *[f"{name} ms" for name in peers], *ratios, "FLOPs", "bytes", "of FLOP/s", "of GB/s"]
+    return [
+        "case",
+        "tilewright ms",
+        *[f"{name} ms" for name in peers],
+        *ratios,
+        "FLOPs",
+        "bytes",
+        "of FLOP/s",
+        "of GB/s",
+    ]
 
 
 def cells(line: Line) -> list[str]:

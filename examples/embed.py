@@ -166,7 +166,9 @@ def show_speed(compiled: tw.Compiled, eager: SentenceEncoder, vocabulary: int, m
 def main(
     model: Annotated[Path | None, typer.Option(help="Directory with config, tokenizer and safetensors.")] = None,
     text: Annotated[Path | None, typer.Option(help="File with one sentence a line.")] = None,
-    precision: Annotated[str, typer.Option(help="model, f32 or bf16: the dtype of matrix products' operands.")] = "model",
+    precision: Annotated[
+        str, typer.Option(help="model, f32 or bf16: the dtype of matrix products' operands.")
+    ] = "model",
 ) -> None:
     """Embeds sentences with a compiled model."""
     sentences = read_sentences(text)

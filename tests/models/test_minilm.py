@@ -64,7 +64,7 @@ def test_a_hundred_drawn_cases_agree_with_pytorch(
     model: SentenceEncoder, in_f32: Any, rng: np.random.Generator
 ) -> None:
     worst = (0.0, (0, 0))
-    for size in CORNERS + draw_sizes(rng, 100 - len(CORNERS), budget=400):
+    for size in CORNERS + draw_sizes(rng, 100 - len(CORNERS), budget=200):
         call = draw_call(rng, *size)
         found, wanted = in_f32(**call), eager(model, call)
         assert found.shape == wanted.shape
@@ -136,17 +136,16 @@ def test_a_rows_bits_do_not_depend_on_padding_for_a_longer_neighbour(
     for short, tokens in [(1, 2), (15, 17), (63, 129), *rng.integers(1, 80, (8, 2)).tolist()]:
         call = draw_call(rng, 2, short + tokens)
         call["attention_mask"][0] = (torch.arange(short + tokens) < short).long()
-        alone = program(
-            input_ids=call["input_ids"][:1, :short], attention_mask=call["attention_mask"][:1, :short]
-        )
+        alone = program(input_ids=call["input_ids"][:1, :short], attention_mask=call["attention_mask"][:1, :short])
         assert torch.equal(program(**call)[0], alone[0]), (short, tokens)
 
 
 @pytest.mark.parametrize("precision", ["f32", "bf16"])
 def test_bits_do_not_depend_on_the_number_of_threads(
-    model: SentenceEncoder, precision: str, rng: np.random.Generator
+    model: SentenceEncoder, precision: str, in_f32: Any, in_bf16: Any, rng: np.random.Generator
 ) -> None:
-    one, two = (compiled(model, precision=precision, threads=n) for n in (1, 2))
+    all_cores, options = (in_f32, {}) if precision == "f32" else (in_bf16, {"precision": "bf16"})
+    one = compiled(model, threads=1, **options)
     for size in [(1, 1), (1, 16), (8, 82), *draw_sizes(rng, 12, budget=300)]:
         call = draw_call(rng, *size)
-        assert torch.equal(one(**call), two(**call)), size
+        assert torch.equal(one(**call), all_cores(**call)), size
