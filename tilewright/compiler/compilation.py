@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -111,19 +113,38 @@ def sources_hash() -> str:
 
 
 def plugins_of(pipeline: Pipeline) -> dict[str, str]:
-    """For each pass from outside this package, the hash of the file that defines it."""
+    """For each class that a pass from outside this package is made of, the hash of all source beside it.
+
+    All of its package (or, for a single module, its folder's modules that are loaded): a pass may call any of it.
+    """
     found = {}
     for p in pipeline.passes:
-        if type(p).__module__.partition(".")[0] != "tilewright":
+        for kind in type(p).__mro__:
+            root = kind.__module__.partition(".")[0]
+            if root in ("tilewright", "builtins", "abc", "typing"):
+                continue
             try:
-                content = Path(inspect.getfile(type(p))).read_bytes()
+                own = Path(inspect.getfile(kind)).resolve()
             except (OSError, TypeError) as fault:
                 raise PassOptionError(
                     f"the source of pass {p.name} cannot be read, so nothing made with it can be cached: {fault}",
                     step="define the pass in a file, or compile with cache=False",
                 ) from fault
-            found[p.name] = hashlib.sha256(content).hexdigest()
+            found[f"{kind.__module__}.{kind.__qualname__}"] = _source_hash(own, root)
     return found
+
+
+def _source_hash(own: Path, root: str) -> str:
+    """The hash of a class's file, of its top-level package, and of loaded modules from the same folder."""
+    files = {own}
+    for name, module in list(sys.modules.items()):
+        place = getattr(module, "__file__", None)
+        if place and place.endswith(".py") and (name.partition(".")[0] == root or Path(place).resolve().parent == own.parent):
+            files.add(Path(place).resolve())
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
 
 
 def code_factors(captured: Captured, target: Target, options: Options) -> dict[str, Any]:
@@ -142,7 +163,7 @@ def code_factors(captured: Captured, target: Target, options: Options) -> dict[s
         "pipeline": str(target.pipeline),
         "plugins": plugins_of(target.pipeline),
         "options": options.key(),
-        "toolchain": dict(target.backend.toolchain()),
+        "toolchain": {**target.backend.toolchain(), "torch": version("torch"), "xdsl": version("xdsl")},
         "tilewright": sources_hash(),
     }
 

@@ -55,7 +55,7 @@ def compile_model(
     with watch.stage("weights"):
         tensors = {**captured.weights, **captured.states}
         wanted = {spec.name for spec in code.program.weights}
-        weights = store.weights(code.program, library, pool, {n: t for n, t in tensors.items() if n in wanted})
+        weights = store.weights(code, library, pool, {n: t for n, t in tensors.items() if n in wanted})
     executable = Executable(
         code.program, library, weights, pool, threads=options.threads, memory_limit=options.memory_limit,
         host=captured.externs,

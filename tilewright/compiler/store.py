@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,11 +13,10 @@ from tilewright.compiler.code import Code
 from tilewright.compiler.options import Options
 from tilewright.runtime.cache import Cache
 from tilewright.runtime.cache_entry import Entry
-from tilewright.runtime.canonical import canonical_json
+from tilewright.runtime.canonical import canonical_json, key_of
 from tilewright.runtime.native import NativeLibrary
 from tilewright.runtime.prepare import prepare_weights
-from tilewright.runtime.program import Program
-from tilewright.runtime.program_json import program_from_text, program_text
+from tilewright.runtime.program_json import program_from_text, program_text, program_to_json
 from tilewright.runtime.safetensors_file import SafetensorsFile
 from tilewright.runtime.threads import ThreadPool
 from tilewright.runtime.weights import Source, WeightSet, content_key
@@ -56,16 +56,21 @@ class Store:
             return *fresh[0], f"miss ({miss})" if miss is not None else "miss (the entry was damaged)"
         return *read_code(entry), "hit"
 
-    def weights(self, program: Program, library: NativeLibrary, pool: ThreadPool, source: Source) -> WeightSet:
-        """The program's packed weights: prepared once for equal values, then mapped."""
+    def weights(self, code: Code, library: NativeLibrary, pool: ThreadPool, source: Source) -> WeightSet:
+        """The program's packed weights: prepared once for equal values by equal code, then mapped."""
+        program = code.program
         if self.cache is None:
             return prepare_weights(program, library, pool, source)
-        layout = [[s.name, [str(d) for d in s.dims], s.dtype.name] for s in program.stored]
+        plain = program_to_json(program)
+        symbols = {v.symbol for routine in program.prepare for step in routine.steps for v in step.variants}
         factors = {
             "kind": "weights",
             "content": content_key(source),
-            "layout": layout,
-            "prepare": list(program.symbols),
+            # which weight feeds which kernel, and what each routine writes
+            "program": key_of({name: plain[name] for name in ("prepare", "weights", "packed", "states", "transient")}),
+            "resident": list(program.resident),
+            # the code itself: a symbol names what a kernel computes, not how it was compiled
+            "objects": {symbol: hashlib.sha256(code.objects[symbol]).hexdigest() for symbol in sorted(symbols)},
             "target": program.target,
         }
 

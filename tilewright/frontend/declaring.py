@@ -16,6 +16,11 @@ def declare(example: Example, dims: Mapping[str, Any] | None) -> Example:
     """The example with its declared axes marked. DimDeclarationError lists every entry that does not fit."""
     if not dims:
         return example
+    if not isinstance(dims, Mapping):
+        raise DimDeclarationError(
+            f"dims is a {type(dims).__name__}, not a mapping from argument names to axes",
+            step=f"follow the arguments: {_pattern(example)}",
+        )
     problems: list[str] = []
     known = [entry.name for entry in example.entries]
     problems += [f"dims names {name!r}, the arguments are {', '.join(known)}" for name in dims if name not in known]

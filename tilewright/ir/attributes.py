@@ -202,6 +202,33 @@ class Numbers(BareData[tuple[int | float, ...]]):
 
 
 @irdl_attr_definition
+class Number(BareData[int | float]):
+    """One element of a constant, exactly: an integer prints bare, a double as a quoted string; see Numbers."""
+
+    name = "tw.number"
+
+    def print_bare(self, printer: Printer) -> None:
+        printer.print_string(str(self.data) if isinstance(self.data, int) else f'"{self.data!r}"')
+
+    @classmethod
+    def parse_bare(cls, parser: AttrParser) -> Number:
+        text = parser.parse_optional_str_literal()
+        return cls(parser.parse_integer() if text is None else float(text))
+
+    @classmethod
+    def of(cls, value: Any) -> Number:
+        if isinstance(value, cls):
+            return value
+        return cls(float(value) if isinstance(value, float) else int(value))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Number) and repr(self.data) == repr(other.data)
+
+    def __hash__(self) -> int:
+        return hash(repr(self.data))
+
+
+@irdl_attr_definition
 class Strs(BareData[tuple[str, ...]]):
     """A list of strings: argument names, dim names."""
 
@@ -264,4 +291,4 @@ class Dims(BareData[tuple[Expr, ...]]):
         return cls(tuple(Expr.of(v) for v in items))
 
 
-BARE_ATTRIBUTES: Final[list[type[Attribute]]] = [Int, Float, Bool, Str, Ints, Floats, Numbers, Strs, Dims]
+BARE_ATTRIBUTES: Final[list[type[Attribute]]] = [Int, Float, Bool, Str, Ints, Floats, Number, Numbers, Strs, Dims]

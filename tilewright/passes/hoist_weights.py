@@ -9,6 +9,7 @@ from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import Operation, SSAValue
 
 from tilewright.ir.graph.base import GraphOp
+from tilewright.ir.graph.shape import ReshapeOp
 from tilewright.ir.graph.structure import (
     CallOp,
     ConstantOp,
@@ -36,7 +37,7 @@ class HoistWeights(Pass):
             fixed = _fixed_values(function)
             prepare = Prepare(module)
             for op in list(function.block.ops):
-                if isinstance(op, (WeightOp, ConstantOp)) and not _several(op):
+                if (isinstance(op, (WeightOp, ConstantOp)) and not _several(op)) or renames_weight(op):
                     continue
                 for result in op.results:
                     users = [use.operation for use in result.uses]
@@ -50,6 +51,15 @@ class HoistWeights(Pass):
                             if not _moves(use.operation, fixed):
                                 use.operation.operands[use.index] = packed.out
             erase_dead(function.block)
+
+
+def renames_weight(op: Operation) -> bool:
+    """A reshape of a weight is the weight's own bytes: there is nothing to compute or to store again."""
+    while isinstance(op, ReshapeOp) and isinstance(op.x.owner, Operation):
+        op = op.x.owner
+        if isinstance(op, (WeightOp, PackedOp)):
+            return True
+    return False
 
 
 def _several(op: Operation) -> bool:

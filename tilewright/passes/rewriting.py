@@ -27,6 +27,8 @@ from tilewright.ir.passing import Context
 
 Op = TypeVar("Op", bound=TwOperation)
 
+REWRITES_PER_OP = 100  # far above what any rule needs; only rules that undo each other get there
+
 
 # --- building and replacing -----------------------------------------------------------------------------------------
 
@@ -114,6 +116,7 @@ def run_rules(block: Block, rules: Rules, ctx: Context) -> None:
     """Applies rules to the ops of a block until none applies; what becomes dead is erased."""
     queue = deque(block.ops)
     queued = set(map(id, queue))
+    budget = REWRITES_PER_OP * (len(queue) + 1)
     said: set[tuple[int, str]] = set()
 
     def enqueue(ops: Iterable[Any]) -> None:
@@ -144,6 +147,9 @@ def run_rules(block: Block, rules: Rules, ctx: Context) -> None:
             if not ctx.apply([op], rule.name):
                 site.undo()
                 continue
+            budget -= 1
+            if not budget:
+                raise IRError(f"rule {rule.name} does not come to rest", step="report this: two rules undo each other")
             users = [use.operation for use in op.results[0].uses]
             # the dead go at once: rules ask how often a value is used
             alive = erase_with_dead_producers(*replace(op, [value]))

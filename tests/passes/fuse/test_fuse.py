@@ -101,6 +101,14 @@ def test_a_residual_flattened_by_the_model_still_joins(seed: int) -> None:
     assert fused(g.done(y), seed)[0] == [("matmul", ["matmul", "add", "add"])]
 
 
+def test_two_products_grouped_differently_come_to_rest(seed: int) -> None:
+    g, x = start()
+    flat = g.matmul(g.reshape(g.map("exp", x), "b*t", 16), g.weight("w", [16, 16]))
+    wide = g.matmul(x, g.weight("v", [16, 16]))
+    found, _ = fused(g.done(g.map("add", g.reshape(flat, "b", "t", 16), wide)), seed)
+    assert [kind for kind, _ in found] == ["map", "matmul", "matmul"]
+
+
 def test_a_later_product_takes_the_sum_when_the_earlier_cannot(seed: int) -> None:
     """h + f(h): joining the sum to the first product would make the kernel wait for itself."""
     g, x = start()

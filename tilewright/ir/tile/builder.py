@@ -17,7 +17,7 @@ from xdsl.ir import Block, Operation, Region, SSAValue
 
 from tilewright.errors import IRError
 from tilewright.ir.dims import Expr, ExprLike
-from tilewright.ir.dtypes import F32, DType
+from tilewright.ir.dtypes import F32, I32, DType
 from tilewright.ir.operation import TwOperation
 from tilewright.ir.tile import compute, memory, structure
 from tilewright.ir.tile.base import buffer as buffer_type
@@ -133,7 +133,7 @@ class KernelBuilder:
 
     # --- values ---------------------------------------------------------------------------------------------------
 
-    def constant(self, value: float, extents: Sequence[int], dtype: DType = F32) -> SSAValue:
+    def constant(self, value: int | float, extents: Sequence[int], dtype: DType = F32) -> SSAValue:
         """A tile of one value."""
         return self._add(compute.ConstantOp.make(value=value, extents=extents, dtype=dtype.name))
 
@@ -141,9 +141,9 @@ class KernelBuilder:
         """Absolute coordinates along an axis, i32."""
         return self._add(compute.IndexTileOp.make(self.index(base), axis=axis, extents=extents))
 
-    def splat(self, value: Index, extents: Sequence[int]) -> SSAValue:
-        """A tile of one index, i32."""
-        return self._add(compute.SplatOp.make(self.index(value), extents=extents))
+    def splat(self, value: Index, extents: Sequence[int], dtype: DType = I32) -> SSAValue:
+        """A tile of one index, i32 or i64."""
+        return self._add(compute.SplatOp.make(self.index(value), extents=extents, dtype=dtype.name))
 
     def map(self, fn: str, *args: SSAValue) -> SSAValue:
         """An elementwise function."""

@@ -10,7 +10,7 @@ import numpy as np
 from xdsl.ir import Attribute
 from xdsl.irdl import irdl_op_definition, operand_def, prop_def, result_def, var_operand_def
 
-from tilewright.ir.attributes import Float, Int, Ints, Str
+from tilewright.ir.attributes import Int, Ints, Number, Str
 from tilewright.ir.cost import Cost
 from tilewright.ir.dtypes import BF16, DTYPES, I1, I32, DType
 from tilewright.ir.loops.elementwise import cast as cast_lanes
@@ -24,7 +24,7 @@ class ConstantOp(TileOp):
     """A tile whose elements all have one value; integers truncate it and saturate, so infinities are the extremes."""
 
     name = "tile.constant"
-    value = prop_def(Float)
+    value = prop_def(Number)
     extents = prop_def(Ints)
     dtype = prop_def(Str)
     out = result_def(TileType)
@@ -61,18 +61,22 @@ class IndexTileOp(TileOp):
 
 @irdl_op_definition
 class SplatOp(TileOp):
-    """A tile filled with one run-time index, as i32."""
+    """A tile filled with one run-time index, as i32 or, where values may be larger, i64."""
 
     name = "tile.splat"
     source = operand_def(IndexType)
     extents = prop_def(Ints)
+    dtype = prop_def(Str, default_value=Str("i32"))
     out = result_def(TileType)
 
     def infer(self) -> Sequence[Attribute]:
-        return [TileType.of(self.extents.data, I32)]
+        if self.dtype.data not in ("i32", "i64"):
+            raise self.malformed(f"an index is i32 or i64, not {self.dtype.data!r}")
+        return [TileType.of(self.extents.data, DTYPES[self.dtype.data])]
 
     def evaluate(self, source: int) -> Array:
-        return np.broadcast_to(np.asarray(source, np.int64).astype(np.int32), self.extents.data)
+        wide = np.asarray(source, np.int64)
+        return np.broadcast_to(wide.astype(DTYPES[self.dtype.data].numpy()), self.extents.data)
 
 
 @irdl_op_definition

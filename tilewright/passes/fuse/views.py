@@ -152,7 +152,7 @@ def residual_before_reshape(op: MapOp, site: Site) -> SSAValue | None:
         back = defined(other, ReshapeOp)
         if back is not None and not same_dims(back.x, view.x):
             continue
-        if not arg.has_one_use() or not comes_from_product(view.x):
+        if not arg.has_one_use() or not comes_from_product(view.x) or comes_from_product(other):
             continue
         if keeps_last_axis(tensor(view.x).dims, view.dims.data):
             regrouped = site.make(ReshapeOp, other, dims=tensor(view.x).dims)

@@ -90,7 +90,7 @@ def _index(cx: Lowering, op: compute.IndexTileOp, site: Site) -> Value:
 
 
 def _splat(cx: Lowering, op: compute.SplatOp, site: Site) -> Value:
-    return cx.b.cast(cx.indices[op.source].value, I32)
+    return cx.b.cast(cx.indices[op.source].value, tile(op.out).dtype)
 
 
 def _stage(cx: Lowering, op: StageOp, site: Site) -> Value:

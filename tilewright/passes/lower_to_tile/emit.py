@@ -126,14 +126,14 @@ class Emitter:
                     raise unsupported(op, "a constant of several values must be a packed tensor")
                 return b.constant(op.splat, (1, 1), tensor(result).dtype)
             case structure.DimOp():
-                return b.cast(b.splat(op.value.data[0], (1, 1)), I64)
+                return b.splat(op.value.data[0], (1, 1), I64)
             case structure.IotaOp():
                 index = self.position(self.space.maps[result][op.axis.data])
                 start, step = op.start.data[0], op.step.data
                 if step != 1:
-                    index = b.map("mul", index, b.cast(b.splat(step, (1, 1)), I64))
+                    index = b.map("mul", index, b.splat(step, (1, 1), I64))
                 if start != Expr.of(0):
-                    index = b.map("add", index, b.cast(b.splat(start, (1, 1)), I64))
+                    index = b.map("add", index, b.splat(start, (1, 1), I64))
                 return b.cast(index, tensor(result).dtype)
             case structure.PositionsOp():
                 return self.position(self.space.maps[result][0])
@@ -147,7 +147,7 @@ class Emitter:
     def position(self, axis: Axis) -> SSAValue:
         """The coordinate along a value's axis, as i64: offset + step * the row-major combination of its axes."""
         b = self.b
-        total = b.cast(b.splat(axis.offset, (1, 1)), I64)
+        total = b.splat(axis.offset, (1, 1), I64)
         scale = Expr.of(axis.step)
         for number in reversed(axis.axes):
             at = next(i for i, members in enumerate(self.walk.members) if number in members)
@@ -160,7 +160,7 @@ class Emitter:
                 index = b.splat(self.at[at], (1, 1))
             wide = b.cast(index, I64)
             if scale != Expr.of(1):
-                wide = b.map("mul", wide, b.cast(b.splat(scale, (1, 1)), I64))
+                wide = b.map("mul", wide, b.splat(scale, (1, 1), I64))
             total = wide if total is None or _is_zero(axis.offset, number, axis.axes) else b.map("add", total, wide)
             scale = scale * self.space.extents[number]
         return total

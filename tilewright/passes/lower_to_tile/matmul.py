@@ -153,9 +153,14 @@ def _kernel(group: GroupOp, anchor: contraction.MatmulOp, name: str, machine: Ma
     loops = _order(machine, walk, grid, row, column, tile_rows, tensor(anchor.a).dtype.bytes)
     at = dict(zip(grid, b.grid([walk.extents[i] for i in grid], [extent[i] for i in grid], loops), strict=True))
     at[k_at] = b.index(0)
-    result = Emitter(b, space, walk, buffers, strides, at, row, column, extent)
+    wide = Emitter(b, space, walk, buffers, strides, at, row, column, extent)
+    # a result of one column has no axis along the lanes: the first column of the register tile is it
+    single = not walk.members[column]
+    result = Emitter(b, space, walk, buffers, strides, at, row, column, {**extent, column: 1 if single else width})
     for op in anchors:
-        total = _accumulate(result, op, panels_of(op.b), k_at, machine)
+        total = _accumulate(wide, op, panels_of(op.b), k_at, machine)
+        if single:
+            total = b.slice(total, [0, 0], [tile_rows if row is not None else 1, 1])
         result.set(op.out, b.cast(total, tensor(op.out).dtype))
     for value, output in zip(group.yielded, outputs, strict=True):
         result.store(value, output, result.tile(value))
@@ -189,6 +194,8 @@ def _accumulate(
     b: KernelBuilder = e.b
     rows = e.extent[e.row] if e.row is not None else 1
     columns = e.extent[e.column]
+    if not tensor(anchor.out).dtype.is_float:
+        raise unsupported(anchor, f"a matrix product of {tensor(anchor.a).dtype}: cast the operands to a float dtype")
     kind = F64 if tensor(anchor.out).dtype == F64 else F32
     zero = b.constant(0.0, (rows, columns), kind)
     k = e.walk.extents[k_at].constant

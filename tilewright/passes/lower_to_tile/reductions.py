@@ -270,7 +270,7 @@ class _Reducer:
                 neutral = IDENTITY[fn]
                 if not kind.is_float and fn in ("max", "min"):
                     limit = 2 ** (kind.bits - 1)
-                    neutral = float(-limit if fn == "max" else limit - 1)
+                    neutral = -limit if fn == "max" else limit - 1
                 return b.cast(self._fold(fn, kind, lambda: b.cast(self.e.tile(op.x), kind), neutral), result)
 
     def _truth(self, value: SSAValue) -> SSAValue:
@@ -288,7 +288,7 @@ class _Reducer:
         neutral = IDENTITY["max" if fn == "argmax" else "min"]
         if not dtype.is_float:
             limit = 2 ** (dtype.bits - 1)
-            neutral = float(-limit if fn == "argmax" else limit - 1)
+            neutral = -limit if fn == "argmax" else limit - 1
 
         def block() -> tuple[SSAValue, SSAValue]:
             values = self._masked(self._full(e.tile(op.x)), neutral)

@@ -1,0 +1,101 @@
+"""Small modules that once compiled to something else: every one is compared with what torch computes, bit for bit if integer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tilewright as tw
+
+BIG = 2**53 + 1
+
+
+class Unary(torch.nn.Module):
+    def __init__(self, function: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.function(x)
+
+
+class Reshaped(torch.nn.Module):
+    """A weight that is used under another shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.randn(6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.w.reshape(2, 3)[None]
+
+
+class Merged(torch.nn.Module):
+    """One matrix made of two weights, in an order that is part of the program and not of the weights."""
+
+    def __init__(self, *, swapped: bool) -> None:
+        super().__init__()
+        self.swapped = swapped
+        self.a = torch.nn.Parameter(torch.full((4, 4), 1.0))
+        self.b = torch.nn.Parameter(torch.full((4, 4), 2.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(x, torch.cat([self.b, self.a] if self.swapped else [self.a, self.b], 0))
+
+
+def compiled(model: torch.nn.Module, *inputs: torch.Tensor, **options: Any) -> Any:
+    return tw.compile(model.eval(), inputs, cache=False, **options)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (torch.nn.Linear(100, 1), (3, 100)),
+        (torch.nn.Linear(1, 13), (5, 1)),
+        (torch.nn.GroupNorm(2, 6), (4, 6, 5)),
+        (torch.nn.LayerNorm((4, 5)), (3, 4, 5)),
+        (Reshaped(), (4, 2, 3)),
+        (Unary(lambda x: x @ x[0]), (7, 7)),
+    ],
+    ids=["one column", "one term", "group norm", "norm of two axes", "reshaped weight", "matrix times vector"],
+)
+@pytest.mark.parametrize("materialise", [False, True])
+def test_floats_agree(model: torch.nn.Module, shape: tuple[int, ...], materialise: bool) -> None:
+    x = torch.randn(shape)
+    with torch.inference_mode():
+        torch.testing.assert_close(compiled(model, x, materialise=materialise)(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: (x == BIG, x + BIG),
+        lambda x: x * (x.shape[0] * 10**9),
+        lambda x: torch.arange(2**33, 2**33 + x.shape[0]) + x,
+        lambda x: x.max(),
+        lambda x: x.clamp(max=BIG - 2),
+    ],
+    ids=["constants", "sizes", "counts", "largest", "clamp"],
+)
+def test_integers_of_64_bits_lose_none(function: Callable[[torch.Tensor], Any]) -> None:
+    x = torch.tensor([BIG, BIG + 1, BIG - 1, -5, -(2**62)])
+    program = compiled(Unary(function), x, dims={"x": (tw.Dim("n", 1, 100),)})
+    found, wanted = program(x), function(x)
+    pairs = zip(found, wanted, strict=True) if isinstance(wanted, tuple) else [(found, wanted)]
+    assert all(torch.equal(got, want) for got, want in pairs)
+
+
+def test_equal_weights_in_another_order_are_another_packing(tmp_path: Path) -> None:
+    for swapped in (False, True):
+        model, x = Merged(swapped=swapped).eval(), torch.ones(1, 4)
+        with torch.inference_mode():
+            assert torch.equal(tw.compile(model, (x,), cache=tmp_path)(x), model(x))
+
+
+def test_integer_products_are_refused_with_a_code() -> None:
+    with pytest.raises(tw.TilewrightError, match="TW026.*a matrix product of i64: cast the operands"):
+        compiled(Unary(lambda x: x @ x), torch.ones(3, 3).long())
