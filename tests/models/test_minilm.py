@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -40,7 +39,7 @@ def in_bf16(model: SentenceEncoder) -> Any:
 
 
 @pytest.fixture
-def no_compilation(in_f32: Any, in_bf16: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_compilation(in_f32: Any, in_bf16: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever would compile a kernel or link one ends the test, from here on."""
 
     def refuse(*_args: Any, **_named: Any) -> Any:
@@ -51,7 +50,6 @@ def no_compilation(in_f32: Any, in_bf16: Any, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(compilation, "build_kernels", refuse)
     with pytest.raises(AssertionError, match="compiled something"):
         workers.shared_pool().submit("", None)  # type: ignore[arg-type]
-    yield
 
 
 def eager(model: SentenceEncoder, call: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -95,6 +95,8 @@ class Case:
 
     def hold(self, name: str, wanted: Any, got: Any, precision: str) -> None:
         """Compares one output and keeps it if it is worse than those before."""
+        from tilewright.compiler.checking import distance, tolerance
+
         worst, bound = distance(wanted, got), tolerance(wanted, precision)
         excess = worst / bound if bound else (math.inf if worst else 0.0)
         kept = self.worst / self.bound if self.bound else -1.0
@@ -142,6 +144,7 @@ def compare(model: Model, compiled: Compiled, precision: str, count: int, seed: 
 def locate(model: Model, dims: Sequence[str] | None, options: Mapping[str, Any], case: Case) -> object:
     """The first difference on the way down, by compiler/divergence.py."""
     from tilewright.cli.dims_text import parse_dims
+    from tilewright.compiler.checking import tolerance
     from tilewright.compiler.compilation import Target as Resolved
     from tilewright.compiler.divergence import Case as Repeatable
     from tilewright.compiler.divergence import first_difference
@@ -178,33 +181,6 @@ def _drawn(dim: Dim, rng: np.random.Generator) -> int:
     high = max(dim.min, _LARGEST if dim.max is None else min(dim.max, _LARGEST))
     low = max(dim.min, 1)
     return round(math.exp(rng.uniform(math.log(low), math.log(max(low, high)))))
-
-
-def distance(wanted: Any, got: Any) -> float:
-    """The largest absolute difference; infinite where shapes differ or one is finite and the other is not."""
-    import torch
-
-    if tuple(wanted.shape) != tuple(got.shape):
-        return math.inf
-    if not wanted.numel():
-        return 0.0
-    a, b = wanted.double(), got.double()
-    same = (a == b) | (a.isnan() & b.isnan())
-    return float(torch.where(same, 0.0, (a - b).abs().nan_to_num(math.inf, math.inf)).max())
-
-
-def tolerance(wanted: Any, precision: str) -> float:
-    """What rounding explains: units in the last place of the largest magnitude, by what products round to."""
-    import torch
-
-    if not wanted.is_floating_point():
-        return 0.0
-    finite = wanted[wanted.isfinite()]
-    size = float(finite.abs().max()) if finite.numel() else 0.0
-    narrow = torch.bfloat16 if precision == "bf16" else wanted.dtype
-    # errors add up over the layers: many units of a fine format, few of a coarse one
-    units = {torch.bfloat16: 16, torch.float16: 64}.get(narrow, 512)
-    return units * max(torch.finfo(narrow).eps, torch.finfo(torch.float32).eps) * max(size, 1e-30)
 
 
 def _called(eager: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], sizes: Mapping[str, int]) -> Any:

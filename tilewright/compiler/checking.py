@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -81,7 +82,7 @@ class FirstCall:
 
 
 def tolerance(expected: Any, precision: str) -> float:
-    """The largest difference that rounding explains: 4096 units in the last place of f32 at the largest magnitude.
+    """The largest difference that rounding explains: 512 units in the last place of f32 at the largest magnitude.
 
     Where operands are rounded to fewer digits, by precision or in the result itself, 16 units of those.
     """
@@ -93,7 +94,20 @@ def tolerance(expected: Any, precision: str) -> float:
     size = finite.abs().max().item() if finite.numel() else 0.0
     narrow = torch.bfloat16 if precision == "bf16" else expected.dtype
     unit = 16 * torch.finfo(narrow).eps if narrow in (torch.bfloat16, torch.float16) else 0.0
-    return max(4096 * torch.finfo(torch.float32).eps, unit) * max(size, 1e-30)
+    return max(512 * torch.finfo(torch.float32).eps, unit) * max(size, 1e-30)
+
+
+def distance(wanted: Any, found: Any) -> float:
+    """The largest absolute difference; NaN equals NaN, and infinite where shapes differ or one side is not finite."""
+    import torch
+
+    if tuple(wanted.shape) != tuple(found.shape):
+        return math.inf
+    if not wanted.numel():
+        return 0.0
+    a, b = wanted.detach().double(), found.detach().double()
+    same = (a == b) | (a.isnan() & b.isnan())
+    return float(torch.where(same, 0.0, (a - b).abs().nan_to_num(math.inf, math.inf)).max())
 
 
 def differs(wanted: Any, found: Any, bound: float) -> str | None:

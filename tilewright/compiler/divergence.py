@@ -10,13 +10,13 @@ Four questions in the order of the data's way, each answered by running somethin
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from xdsl.dialects.builtin import ModuleOp
 
+from tilewright.compiler.checking import distance
 from tilewright.compiler.compilation import Target
 from tilewright.compiler.intermediates import Exposed, kernel_results
 from tilewright.frontend.captured import Captured
@@ -94,14 +94,8 @@ def _interpreted(
 
 
 def _off(wanted: torch.Tensor, got: torch.Tensor, bound: float) -> tuple[float, float] | None:
-    """(largest difference, bound) where two tensors differ by more than the bound; NaN equals NaN."""
-    import torch
-
-    a, b = wanted.detach().double(), got.detach().double()
-    if a.shape != b.shape:
-        return math.inf, bound
-    same = (a == b) | (a.isnan() & b.isnan())
-    worst = float(torch.where(same, 0.0, (a - b).abs().nan_to_num(math.inf, math.inf)).max()) if a.numel() else 0.0
+    """(largest difference, bound) where two tensors differ by more than the bound."""
+    worst = distance(wanted, got)
     return (worst, bound) if worst > bound else None
 
 

@@ -8,6 +8,7 @@ from tilewright.ir.dims import Expr
 from tilewright.ir.dtypes import F32
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.contraction import MatmulOp
+from tilewright.ir.graph.elementwise import CastOp
 from tilewright.ir.graph.indexing import GatherOp
 from tilewright.ir.graph.reduction import NormOp, ReduceOp, SoftmaxOp
 from tilewright.ir.graph.shape import BroadcastOp, ReshapeOp, SliceOp
@@ -67,16 +68,24 @@ def softmax_of_one_element(op: SoftmaxOp, site: Site) -> SSAValue | None:
 
 @SINGLES.on(NormOp)
 def norm_of_one_element(op: NormOp, site: Site) -> SSAValue | None:
-    """A norm over one element, spelled out: no axis is left to reduce."""
-    x = tensor(op.x)
-    if not is_unit(x.dims[-1]) or x.dtype.bits < F32.bits:
+    """A norm over one element, spelled out in f32 or wider: no axis is left to reduce."""
+    dtype = tensor(op.x).dtype
+    if not is_unit(tensor(op.x).dims[-1]):
         return None
-    y = site.map("sub", op.x, op.x) if op.kind.data == "layer" else op.x
-    spread = site.map("add", site.map("mul", y, y), site.constant(op.eps.data, x.dtype))
+    wide = dtype if dtype.bits >= F32.bits else F32
+
+    def widened(value: SSAValue) -> SSAValue:
+        return value if dtype == wide else site.make(CastOp, value, dtype=wide.name)
+
+    x = widened(op.x)
+    y = site.map("sub", x, x) if op.kind.data == "layer" else x
+    spread = site.map("add", site.map("mul", y, y), site.constant(op.eps.data, wide))
     y = site.map("div", y, site.map("sqrt", spread))
     if op.weight is not None:
-        y = site.map("mul", y, op.weight)
-    return y if op.bias is None else site.map("add", y, op.bias)
+        y = site.map("mul", y, widened(op.weight))
+    if op.bias is not None:
+        y = site.map("add", y, widened(op.bias))
+    return y if dtype == wide else site.make(CastOp, y, dtype=dtype.name)
 
 
 @SINGLES.on(IotaOp)

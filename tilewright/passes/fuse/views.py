@@ -22,9 +22,11 @@ from tilewright.ir.graph.shape import ConcatOp, ReshapeOp, SliceOp, TransposeOp
 from tilewright.ir.graph.structure import PositionsOp
 from tilewright.passes.canonicalize.broadcasts import BROADCASTS
 from tilewright.passes.canonicalize.shapes import SHAPES, moves_only_units
+from tilewright.passes.canonicalize.singles import SINGLES
 from tilewright.passes.rewriting import Rules, Site, defined, only_adds_units, same_dims, splat
 
-VIEWS = Rules(SHAPES, BROADCASTS)
+# SINGLES, because no row kernel reduces an axis of one element
+VIEWS = Rules(SHAPES, BROADCASTS, SINGLES)
 
 
 def keeps_last_axis(before: Sequence[Expr], after: Sequence[Expr]) -> bool:

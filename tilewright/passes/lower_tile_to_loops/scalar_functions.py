@@ -23,6 +23,7 @@ _TRANSCENDENTAL: Final[dict[str, Callable[..., Value]]] = {
     )
 }  # fmt: skip
 _COMPARE: Final[dict[str, Predicate]] = {"eq": "eq", "ne": "ne", "lt": "lt", "le": "le", "gt": "gt", "ge": "ge"}
+_VANISHES: Final = {"exp": -104.0, "exp2": -151.0}  # arguments below which the f32 result is 0
 _BITS: Final = ("and", "or", "xor")
 # On masks, addition and the greater are "or", the product and the smaller are "and", as NumPy has them.
 _LOGIC: Final = {"add": "or", "max": "or", "mul": "and", "min": "and"}
@@ -84,6 +85,11 @@ def _floats(b: LoopBuilder, fn: str, args: list[Value]) -> Value:
             return b.div(_like(b, 1.0, x), b.sqrt(x))
         case name if name in _COMPARE:
             return b.compare(_COMPARE[name], x, y)
+        case name if name in _VANISHES:
+            # What vanishes is computed as f(0) and dropped: masked scores are -inf, and products that underflow are right
+            # but a hundred times slower.
+            gone, zero = b.compare("lt", x, _VANISHES[fn]), _like(b, 0.0, x)
+            return b.select(gone, zero, _TRANSCENDENTAL[fn](b, b.select(gone, zero, x)))
         case _:
             return _TRANSCENDENTAL[fn](b, *args)
 
