@@ -20,7 +20,7 @@ Told = Callable[[str], None]
 
 
 def compete(servers: dict[str, Server], ceilings: Server, case: Case, rounds: int, told: Told) -> dict[str, Any]:
-    """All rounds of a case: what everybody told when preparing; of each round, the ceilings and every call's seconds."""
+    """All rounds of a case: what everybody told when preparing; of each round, ceilings and every call's seconds."""
     prepared, calls = {}, {}
     for name, server in servers.items():
         told(f"{case.name}: {name} prepares")

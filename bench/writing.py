@@ -105,7 +105,8 @@ def document(data: dict[str, Any]) -> str:
 
 Written by `make bench`; the raw rounds are in `bench/results/`.
 
-Measured on {data["date"]} on {data["cpu"]}, {data["threads"]} threads, CPU class {data["machine"]}, with {versions}.
+Measured on {data["date"]} on {data["cpu"]}, {data["threads"]} threads, CPU class {data["machine"]}.
+Versions: {versions}.
 
 **Read ratios, not milliseconds.** The machine is virtual and was shared: its load average was {load[0]:.1f} before and
 {load[1]:.1f} after the run, on {data["cores"]} cores. Numbers are medians over {data["rounds"]} rounds with quartiles in
@@ -124,6 +125,6 @@ What the columns mean:
 - bf16: ours rounds the operands of matrix products and keeps f32 between them; eager PyTorch runs the model in bf16.
 - FLOPs and bytes are the report's: FLOPs as issued, with the padding of partial tiles, and the bytes of each kernel's
   distinct operands and results. The last two columns are our rates as shares of the ceilings of the same round:
-  multiply-adds in registers in the case's dtype, and a plain read of {data["read_bytes"] >> 20} MiB. The model is smaller than that and may
-  stay in a cache, so the second share may pass 100%.
+  multiply-adds in registers in the case's dtype, and a plain read of {data["read_bytes"] >> 20} MiB. The model is
+  smaller than that and may stay in a cache, so the second share may pass 100%.
 """

@@ -61,7 +61,7 @@ TW009 not a model: Linear is a class
 TW010 unsupported operators: 2 problems
   - aten.linalg_det.default: no lowering, 1 use  (at example.py:10)
   - aten.linalg_inv.default: no lowering, 1 use  (at example.py:10)
-  next: pass fallback="torch" to keep these operators in torch""",
+  next: write these parts with supported operators, or compile the rest of the model""",
     "TW011": """
 TW011 module is in training mode: 1 (Dropout) drops elements with p=0.1
   next: call model.eval() before compiling""",

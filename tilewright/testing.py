@@ -91,7 +91,8 @@ def ground(
     Two runs are compared at each size. In float64, results may differ by rounding alone: by
     2^-digits(rounding) * number of ops * longest reduction * largest magnitude of the result. `rounding` names a wider
     bound's dtype, for passes that bind a constant rounded to it. In the declared dtypes, by the same with the narrowest
-    float's digits, or not at all where `exact` is stated: then every bit is equal, signs of zero too, NaN equal to NaN.
+    float's digits if they are fewer, or not at all where `exact` is stated: then every bit is equal, signs of zero too,
+    and NaN equals NaN. Once there are kernels, only the declared dtypes are run.
 
     Raises NumericMismatchError naming the result, the sizes and the seed.
     """
@@ -112,7 +113,7 @@ def ground(
         given["inputs"].update(inputs or {})
         for wide in (False,) if lowered else (True, False):
             old, new = (outcome(m, given, wide) for m in (before, after))
-            unit = unit_of(DTYPES[rounding] if wide else narrowest(before, after))
+            unit = max(unit_of(DTYPES[rounding]), 0.0 if wide else unit_of(narrowest(before, after)))
             bits = exact and not wide
             slack = 0.0 if bits else unit * depth(before) * width(before, chosen)
             for name, wanted in old.items():

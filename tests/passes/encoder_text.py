@@ -1,4 +1,4 @@
-"""A small encoder in graph IR as a frontend hands it over: embedding, attention, gated feed-forward, masked mean pooling."""
+"""A small encoder in graph IR as a frontend hands it over: embedding, attention, gated feed-forward, mean pooling."""
 
 ENCODER = """
 builtin.module attributes {tw.dims = #tw.dim_space<["b: 0..5", "t: 1..9"]>} {

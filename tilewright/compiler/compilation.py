@@ -138,9 +138,11 @@ def _source_hash(own: Path, root: str) -> str:
     """The hash of a class's file, of its top-level package, and of loaded modules from the same folder."""
     files = {own}
     for name, module in list(sys.modules.items()):
-        place = getattr(module, "__file__", None)
-        if place and place.endswith(".py") and (name.partition(".")[0] == root or Path(place).resolve().parent == own.parent):
-            files.add(Path(place).resolve())
+        place = Path(getattr(module, "__file__", None) or ".")
+        # some modules name a file that never was, relative to nothing ("_classes.py")
+        if place.suffix == ".py" and place.is_absolute() and place.is_file():
+            same = name.partition(".")[0] == root or place.resolve().parent == own.parent
+            files |= {place.resolve()} if same else set()
     digest = hashlib.sha256()
     for path in sorted(files):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
@@ -181,22 +183,30 @@ def generate(
     texts: dict[str, str] = {}
     with watch.stage("passes"):
         texts["captured"] = print_module(module)
-        run_pipeline(target.pipeline, module, ctx, instruments=(*instruments, _Texts(texts)))
+        watched = _Texts(texts)
+        run_pipeline(target.pipeline, module, ctx, instruments=(*instruments, watched))
         texts["tile"] = print_module(module)
     with watch.stage("kernels"):
         built = build_kernels(kernels_of(module), target.backend, target.machine, watch=watch)
     with watch.stage("assemble"):
         program = assemble(module, Interface.of(captured), built.symbols, built.infos, target=target.name, dims=space)
         objects = {**built.objects, **target.backend.runtime_objects(target.machine)}
-    facts = {**facts_of(ctx), "pipeline": str(target.pipeline), "options": dict(ctx.options)}
+    facts = {**facts_of(ctx, watched.structured or {}), "pipeline": str(target.pipeline), "options": dict(ctx.options)}
     return Code(program, objects, built.sources, texts, built.features), facts
 
 
-def facts_of(ctx: Context) -> dict[str, Any]:
-    """What the report tells of the passes: applications by pass, patterns by name, refusals with their reasons."""
+_STRUCTURED = ("graph.attention", "graph.norm", "graph.rotary", "graph.softmax", "graph.experts")
+
+
+def facts_of(ctx: Context, structured: Mapping[str, int]) -> dict[str, Any]:
+    """What the report tells of the passes: applications by pass, patterns by name, refusals with their reasons.
+
+    structured: ops that stayed whole, recognised by a pass or handed over so by the frontend; they count as patterns.
+    """
+    recognised = Counter(a.what for a in ctx.applied if a.pass_name == "recognize")
     return {
         "applied": dict(sorted(Counter(a.pass_name for a in ctx.applied).items())),
-        "patterns": dict(sorted(Counter(a.what for a in ctx.applied if a.pass_name == "recognize").items())),
+        "patterns": dict(sorted({**recognised, **structured}.items())),
         "refused": [
             {"pass": r.pass_name, "op": r.op, "reason": r.reason, "where": r.where} for r in dict.fromkeys(ctx.refused)
         ],
@@ -204,13 +214,16 @@ def facts_of(ctx: Context) -> dict[str, Any]:
 
 
 class _Texts:
-    """Keeps the graph's text as it is when grouping is done."""
+    """Keeps the graph's text as it is when grouping is done, and counts its structured ops before layers are shared."""
 
     def __init__(self, texts: dict[str, str]) -> None:
         self.texts = texts
+        self.structured: Counter[str] | None = None
 
     @contextmanager
     def around(self, p: Any, module: ModuleOp, ctx: Context) -> Iterator[None]:
+        if p.name in ("dedupe-layers", "fuse", "materialise") and self.structured is None:
+            self.structured = Counter(op.name.partition(".")[2] for op in module.walk() if op.name in _STRUCTURED)
         if p.name == "lower-to-tile":
             self.texts["graph"] = print_module(module)
         yield

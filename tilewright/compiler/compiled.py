@@ -28,6 +28,11 @@ class Compiled:
     first_call: FirstCall | None = None
     _profile: Profile | None = None
 
+    def __repr__(self) -> str:
+        program = self.code.program
+        dims = ", ".join(map(str, program.dims)) or "no dims"
+        return f"<Compiled {self.facts.get('model', 'program')} on {program.target}, {dims}>"
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the program; raises coded errors for arguments outside what was compiled."""
         if self.first_call is not None:

@@ -12,6 +12,7 @@ from tilewright.compiler.options import Options
 from tilewright.compiler.store import Store
 from tilewright.compiler.verify_each import NumericCheck
 from tilewright.frontend.captured import Captured
+from tilewright.errors import ArgumentError
 from tilewright.frontend.capturing import capture
 from tilewright.runtime.executor import Executable
 from tilewright.runtime.native import load as load_objects
@@ -29,6 +30,10 @@ def compile_model(
     **given: Any,
 ) -> Compiled:
     """See tilewright.compile. progress: told what runs, see `Progress`."""
+    if not isinstance(args, (tuple, list)):
+        raise ArgumentError(
+            f"args is a {type(args).__name__}, not a tuple of the example's positional arguments", step="write args=(x,)"
+        )
     options = Options.of(given)
     watch = Stopwatch(progress)
     target = Target.of(options)

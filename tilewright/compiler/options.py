@@ -73,6 +73,8 @@ class Options:
         if self.quantize is not None:
             faults.append("quantize is not available for this target yet")
             fixes.append("quantize=None")
+        if self.fallback == "torch":
+            faults.append("fallback='torch' is not available yet: no program runs operators outside its own kernels")
         if self.precision == "f16":
             faults.append("precision='f16' needs a machine with f16 products; the CPU classes have none")
             fixes.append("precision='bf16'")

@@ -110,12 +110,14 @@ def _axes(leaf: Leaf, spec: Any, named: dict[str, Dim], problems: list[str]) -> 
                 problems.append(f"{leaf.name} has {rank} axes, dims names axis {axis!r}")
             else:
                 axes[axis] = item
-    elif isinstance(spec, (list, tuple)) and len(spec) == rank:
-        axes = list(spec)
+    elif isinstance(spec, (list, tuple)) and len(spec) <= rank:
+        # axes after those named are fixed
+        axes[: len(spec)] = spec
     elif spec is not None:
         shape = ", ".join(map(str, leaf.value.shape))
         problems.append(
-            f"{leaf.name} has {rank} axes ({shape}), dims gives {spec!r}: one entry an axis, None where fixed"
+            f"{leaf.name} has {rank} axes ({shape}), dims gives {len(spec) if isinstance(spec, (list, tuple)) else spec!r} entries:"
+            " one an axis, None where fixed, none for fixed axes at the end"
         )
     return tuple(_axis(leaf, axis, item, named, problems) for axis, item in enumerate(axes))
 

@@ -23,6 +23,7 @@ from tilewright.passes.lower_tile_to_loops.storage import RegisterTile, ScratchT
 if TYPE_CHECKING:
     from tilewright.passes.lower_tile_to_loops.counters import CounterRow
     from tilewright.passes.lower_tile_to_loops.placement import Placement
+    from tilewright.passes.lower_tile_to_loops.tails import Limit
     from tilewright.passes.lower_tile_to_loops.views import View
 
 
@@ -63,6 +64,11 @@ class Lowering:
     def size(self, expr: Expr) -> Index:
         """An index from an expression over the kernel's dims."""
         return Index(self.b.expr(expr), expr)
+
+    def resolved(self, limit: Limit) -> Index:
+        """A limit as an index, where its coordinate is known."""
+        at = self.indices[limit.at]
+        return Index(self.b.sub(self.b.expr(limit.extent), at.value), limit.extent - at.expr)
 
     def integer(self, value: Value) -> Index:
         """An index of which nothing is known."""

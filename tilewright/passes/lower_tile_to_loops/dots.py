@@ -21,12 +21,11 @@ from tilewright.passes.lower_tile_to_loops.context import Lowering
 from tilewright.passes.lower_tile_to_loops.destinations import destination
 from tilewright.passes.lower_tile_to_loops.elementwise import lanes_at
 from tilewright.passes.lower_tile_to_loops.indices import Index
-from tilewright.passes.lower_tile_to_loops.loads import fill_of
 from tilewright.passes.lower_tile_to_loops.materialise import static_axes
-from tilewright.passes.lower_tile_to_loops.operands import loaded_axis
 from tilewright.passes.lower_tile_to_loops.sites import Coord, Position, Site, known
 from tilewright.passes.lower_tile_to_loops.storage import RegisterTile, ScratchTile, Storage
 from tilewright.passes.lower_tile_to_loops.sweeps import Space, sweep
+from tilewright.passes.lower_tile_to_loops.tails import depth_limit
 
 _UNROLLED_K = 4  # steps of k that one turn of the innermost loop takes
 _EVEN = 0.6  # how much of the register tile's height a block must keep to avoid a rest of rows
@@ -205,18 +204,9 @@ def readers(cx: Lowering, a: SSAValue, b: SSAValue, out: SSAValue, wide: DType) 
 
 
 def _limits_of_k(cx: Lowering, op: DotOp | DotScaledOp) -> list[Index]:
-    """Run-time bounds of k: past the end of a view whose load fills zeros, products add nothing."""
-    found: list[Index] = []
-    for value, axis in ((op.a, 1), (op.b, 0)):
-        if value in cx.tiles:
-            continue
-        behind = loaded_axis(value, axis)
-        if behind is None or fill_of(behind[0]) != 0:
-            continue
-        load, at = behind
-        extent, start = cx.views[load.source].extents[at], cx.indices[load.at[at]]
-        rest = extent.expr - start.expr
-        if not cx.facts.at_least(rest, tile(value).extents[axis]):
-            found.append(Index(cx.b.sub(extent.value, start.value), rest))
-    return found
-
+    """Run-time bounds of k: where one side's elements are 0, products add nothing."""
+    limit = depth_limit(op)
+    if limit is None:
+        return []
+    found = cx.resolved(limit)
+    return [] if cx.facts.at_least(found.expr, tile(op.a).extents[1]) else [found]

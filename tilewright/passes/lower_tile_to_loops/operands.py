@@ -33,19 +33,11 @@ def unit_reshape(op: compute.ReshapeOp) -> bool:
     return [n for n in tile(op.source).extents if n != 1] == [n for n in tile(op.out).extents if n != 1]
 
 
-def loaded_axis(value: SSAValue, axis: int) -> tuple[LoadOp, int] | None:
-    """The load behind a value and its axis that is the value's; None where arithmetic or a slice lies between."""
-    op = value.owner
-    match op:
-        case LoadOp():
-            return op, axis
-        case StageOp():
-            return loaded_axis(op.source, axis)
-        case compute.TransposeOp():
-            return loaded_axis(op.source, op.permutation.data[axis])
-        case compute.ReshapeOp() if unit_reshape(op) and tile(value).extents[axis] != 1:
-            ours = [a for a, n in enumerate(tile(op.out).extents) if n != 1]
-            theirs = [a for a, n in enumerate(tile(op.source).extents) if n != 1]
-            return loaded_axis(op.source, theirs[ours.index(axis)])
-        case _:
-            return None
+def unit_axis(op: compute.ReshapeOp, axis: int, *, forward: bool = False) -> int | None:
+    """The source's axis that is an axis of a unit reshape's result (forward: the other way); None for extents of 1."""
+    known, wanted = (op.source, op.out) if forward else (op.out, op.source)
+    if tile(known).extents[axis] == 1:
+        return None
+    ours = [a for a, n in enumerate(tile(known).extents) if n != 1]
+    theirs = [a for a, n in enumerate(tile(wanted).extents) if n != 1]
+    return theirs[ours.index(axis)]

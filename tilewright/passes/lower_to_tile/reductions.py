@@ -9,7 +9,7 @@ Column form (the innermost axis is kept). The reduced axes are loops with the ac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from xdsl.ir import Operation, SSAValue
 
@@ -23,10 +23,10 @@ from tilewright.ir.tile.base import tile as tile_type
 from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.compute import LANES
 from tilewright.ir.tile.compute import ReduceOp as TileReduceOp
-from tilewright.passes.lower_to_tile.access import map_group, unsupported
+from tilewright.passes.lower_to_tile.access import Space, map_group, unsupported
 from tilewright.passes.lower_to_tile.emit import Emitter
 from tilewright.passes.lower_to_tile.frame import Lowered, Variant, all_strides, begin, padded
-from tilewright.passes.lower_to_tile.layout import merge_axes
+from tilewright.passes.lower_to_tile.layout import Strides, merge_axes
 from tilewright.passes.lower_to_tile.pointwise import axes_apart, column_tile
 
 WHOLE_ROW = 4096  # elements of a row that is kept as one tile
@@ -45,10 +45,10 @@ def lower_reduction(group: GroupOp, name: str, machine: Machine) -> Lowered:
     strides = all_strides(space, group)
     reduced = frozenset(space.reduced)
     order = [a for a in space.order if a not in reduced] + [a for a in space.order if a in reduced]
-    last_kept = space.order[-1] not in reduced if space.order else True
-    if last_kept and any(a not in reduced for a in space.order):
-        # keep the dense axis innermost: lanes run along what is stored and loaded contiguously
-        order = [a for a in order if a != space.order[-1]] + [space.order[-1]]
+    dense = dense_axis(space, strides)
+    if dense is not None:
+        # lanes run along what lies side by side in memory
+        order = [a for a in order if a != dense] + [dense]
     apart = axes_apart(space, group)
     walk = merge_axes(space, order, strides, apart)
     if any(set(m) & reduced and set(m) - reduced for m in walk.members):
@@ -76,6 +76,13 @@ def lower_reduction(group: GroupOp, name: str, machine: Machine) -> Lowered:
     emitter = Emitter(b, space, walk, buffers, strides, at, row, column, extent)
     _Reducer(emitter, group, folded, in_rows, whole).run(outputs)
     return Lowered((Variant(b.finish()),), b.dims, Expr.of(0))
+
+
+def dense_axis(space: Space, strides: Mapping[SSAValue, Strides]) -> int | None:
+    """The axis along which most buffers are dense; of several the one that comes last in the space."""
+    counts = {a: sum(s.steps.get(a) == Expr.of(1) for s in strides.values()) for a in space.order}
+    best = max(counts.values(), default=0)
+    return next((a for a in reversed(space.order) if counts[a] == best), None) if best else None
 
 
 class _Reducer:

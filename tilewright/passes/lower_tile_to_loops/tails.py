@@ -1,0 +1,169 @@
+"""Tails of tiles: where an axis runs past the end of the data, and what the elements beyond are known to be.
+
+A `Limit` is `extent - at` along an axis that starts at a loop's or program's coordinate. Loads that fill, and comparisons
+of coordinates with a size, have constants beyond such a limit, and arithmetic hands them on: a masked score is -inf there
+and its weight 0, so neither needs to be computed, and a sum over weights ends at the limit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from xdsl.ir import BlockArgument, SSAValue
+
+from tilewright.ir.dims import Expr
+from tilewright.ir.dtypes import DTYPES
+from tilewright.ir.scalars import SCALARS
+from tilewright.ir.tile import compute
+from tilewright.ir.tile.base import element, tile, view
+from tilewright.ir.tile.memory import POISON, LoadOp, StageOp
+from tilewright.ir.tile.structure import ExprOp
+from tilewright.passes.lower_tile_to_loops.operands import unit_axis, unit_reshape
+
+_NEUTRAL: Final = {"sum": 0.0, "max": -float("inf"), "min": float("inf"), "any": 0.0, "all": 1.0, "prod": 1.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """`extent - at` elements along an axis; `at` is a coordinate of the grid or of a loop."""
+
+    extent: Expr
+    at: SSAValue
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """What every element at or beyond the limit is."""
+
+    limit: Limit
+    value: float
+
+
+def tail(value: SSAValue, axis: int) -> Tail | None:
+    """The tail of a tile along an axis, where one is known."""
+    for limit in _candidates(value, axis):
+        constant = beyond(value, axis, limit)
+        if constant is not None:
+            return Tail(limit, constant)
+    return None
+
+
+def reduced_limit(fn: str, source: SSAValue, axis: int) -> Limit | None:
+    """Where a reduction along an axis may end, because what follows joins to nothing."""
+    found = tail(source, axis)
+    if found is None or fn not in _NEUTRAL or not tile(source).dtype.is_float:
+        return None
+    return found.limit if found.value == _NEUTRAL[fn] else None
+
+
+def depth_limit(op: compute.DotOp | compute.DotScaledOp) -> Limit | None:
+    """Where a dot's k may end, because one side's elements are 0 from there on."""
+    for side, axis in ((op.a, 1), (op.b, 0)):
+        found = tail(side, axis)
+        if found is not None and found.value == 0:
+            return found.limit
+    return None
+
+
+def beyond(value: SSAValue, axis: int, limit: Limit) -> float | None:
+    """The constant that a tile's elements are at and beyond the limit along an axis, if they are one."""
+    op = value.owner
+    match op:
+        case compute.ConstantOp():
+            return op.value.data
+        case LoadOp():
+            filled = op.fill.data != POISON and _limit_of(op, axis) == limit
+            return op.value.data if filled else None
+        case StageOp() | compute.BroadcastOp():
+            return beyond(op.source, axis, limit)
+        case compute.CastOp():
+            known = beyond(op.source, axis, limit)
+            return None if known is None else float(element(known, DTYPES[op.dtype.data]))
+        case compute.TransposeOp():
+            return beyond(op.source, op.permutation.data[axis], limit)
+        case compute.ReshapeOp() if unit_reshape(op):
+            source = unit_axis(op, axis)
+            return None if source is None else beyond(op.source, source, limit)
+        case compute.MapOp():
+            if _compared(op, axis) == limit:
+                return 0.0
+            return _mapped(op, [beyond(a, axis, limit) if _follows(a, axis) else _uniform(a) for a in op.args])
+        case _:
+            return None
+
+
+def _follows(value: SSAValue, axis: int) -> bool:
+    return tile(value).extents[axis] > 1
+
+
+def _uniform(value: SSAValue) -> float | None:
+    op = value.owner
+    return op.value.data if isinstance(op, compute.ConstantOp) else None
+
+
+def _mapped(op: compute.MapOp, args: list[float | None]) -> float | None:
+    """An elementwise function where some operands are constants."""
+    match op.fn.data, args:
+        case "select", [condition, first, second]:
+            if condition is None:
+                return first if first is not None and first == second else None
+            return first if condition else second
+        case "and", _ if 0.0 in args:
+            return 0.0
+        case "or", _ if 1.0 in args:
+            return 1.0
+        case "sub" | "add", [first, None] if first is not None and np.isinf(first):
+            return first
+    known = [a for a in args if a is not None]
+    dtypes = [tile(a).dtype for a in op.args]
+    if len(known) < len(args) or any(d.name == "bf16" for d in dtypes):
+        return None
+    operands = [np.asarray(element(a, d)) for a, d in zip(known, dtypes, strict=True)]
+    result = float(SCALARS[op.fn.data].numpy(*operands))
+    return None if np.isnan(result) else result
+
+
+def _limit_of(op: LoadOp, axis: int) -> Limit | None:
+    at = op.at[axis]
+    return Limit(view(op.source).dims[axis], at) if isinstance(at, BlockArgument) else None
+
+
+def _compared(op: compute.MapOp, axis: int) -> Limit | None:
+    """The limit of `coordinate < size` along an axis."""
+    if op.fn.data != "lt":
+        return None
+    left, right = (a.owner for a in op.args)
+    while isinstance(left, compute.BroadcastOp):
+        left = left.source.owner
+    while isinstance(right, compute.BroadcastOp):
+        right = right.source.owner
+    if not isinstance(left, compute.IndexTileOp) or left.axis.data != axis or not isinstance(right, compute.SplatOp):
+        return None
+    size = right.source.owner
+    if not isinstance(size, ExprOp) or size.args or not isinstance(left.base, BlockArgument):
+        return None
+    return Limit(size.expr, left.base)
+
+
+def _candidates(value: SSAValue, axis: int) -> list[Limit]:
+    """The limits that loads and comparisons behind a tile have along an axis."""
+    op = value.owner
+    match op:
+        case LoadOp():
+            found = _limit_of(op, axis)
+            return [found] if found is not None else []
+        case StageOp() | compute.BroadcastOp() | compute.CastOp():
+            return _candidates(op.source, axis)
+        case compute.TransposeOp():
+            return _candidates(op.source, op.permutation.data[axis])
+        case compute.ReshapeOp() if unit_reshape(op):
+            source = unit_axis(op, axis)
+            return [] if source is None else _candidates(op.source, source)
+        case compute.MapOp():
+            compared = _compared(op, axis)
+            below = [limit for a in op.args if _follows(a, axis) for limit in _candidates(a, axis)]
+            return list(dict.fromkeys([*([compared] if compared is not None else []), *below]))
+        case _:
+            return []
