@@ -124,9 +124,9 @@ def test_a_branch_outside_the_declared_range_is_no_fault(rng: np.random.Generato
 def test_wrong_declarations_come_in_one_error() -> None:
     model = Apply(lambda x, y: x)
     with pytest.raises(DimDeclarationError) as caught:
-        capture(model, (torch.ones(2, 3), torch.ones(4)), None, {"x": (B,), "y": {1: T}, "z": (B,)})
+        capture(model, (torch.ones(2, 3), torch.ones(4)), None, {"x": (B, None, None), "y": {1: T}, "z": (B,)})
     text = str(caught.value)
-    assert "x has 2 axes (2, 3), dims gives (" in text
+    assert "x has 2 axes (2, 3), dims gives 3 entries: one an axis" in text
     assert "y has 1 axes, dims names axis 1" in text
     assert "dims names 'z', the arguments are x, y" in text
     with pytest.raises(DimDeclarationError, match="declared twice"):
