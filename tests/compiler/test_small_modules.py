@@ -1,4 +1,4 @@
-"""Small modules that once compiled to something else: every one is compared with what torch computes, bit for bit if integer."""
+"""Small modules that once compiled to something else: each is compared with torch, integers bit for bit."""
 
 from __future__ import annotations
 
@@ -97,5 +97,5 @@ def test_equal_weights_in_another_order_are_another_packing(tmp_path: Path) -> N
 
 
 def test_integer_products_are_refused_with_a_code() -> None:
-    with pytest.raises(tw.TilewrightError, match="TW026.*a matrix product of i64: cast the operands"):
+    with pytest.raises(tw.TilewrightError, match=r"TW026.*a matrix product of i64: cast the operands"):
         compiled(Unary(lambda x: x @ x), torch.ones(3, 3).long())

@@ -104,7 +104,11 @@ def test_the_frame_of_the_following_test_is_itself_right() -> None:
         ("%1 = graph.cast(%0)", "4:20", "needs the properties dtype"),
         ('%1 = graph.cast(%0) {dtype = "f32", size = 3} : !graph.tensor<["n", 3], f32>', "4:", "no property 'size'"),
         ('%1 = graph.cast(%0) {dtype = 32} : !graph.tensor<["n", 3], f32>', "4:", "string literal expected"),
-        ('%1 = graph.cast(%0, %0) {dtype = "f32"} : !graph.tensor<["n", 3], f32>', "4:", "graph.cast is written graph.cast(%x); got 2 operands without a name"),
+        (
+            '%1 = graph.cast(%0, %0) {dtype = "f32"} : !graph.tensor<["n", 3], f32>',
+            "4:",
+            "graph.cast is written graph.cast(%x); got 2 operands without a name",
+        ),
         ('%1 = graph.cast(%0) {dtype = "f32"} : !graph.tensor<["n", 3], float>', "4:67", "no dtype is called 'float'"),
         ('%1 = graph.cast(%0) {dtype = "f32"} : !graph.tensor<["n +", 3], f32>', "4:", "expected a number or a name"),
         ('%1 = graph.cast(%0) {dtype = "f32"}', "4:20", "1 results, got 0 result types"),

@@ -26,7 +26,6 @@ MASKED = [
 ]
 WHOLE = [
     Shape("llama", 64, 4, heads=4, kv_heads=2, tied=False),
-    Shape("qwen3", 32, 2, heads=4, kv_heads=1, tied=True),
     Shape("llama", 96, 2, heads=2, kv_heads=1, tied=False, dtype=BF16),
 ]
 

@@ -1,4 +1,4 @@
-"""The passes below the graph, grounded: the module after them computes what it computed before, through @prepare too."""
+"""The passes below the graph, grounded: the module after them computes what it did before, through @prepare too."""
 
 from __future__ import annotations
 
@@ -91,7 +91,8 @@ def test_bf16_pairs_lie_side_by_side_only_where_the_machine_multiplies_them(rng:
         agree(module, after, rng, 0.15)
         prepare = next(f for f in functions(after).values() if f.kind.data == "prepare")
         panels = [v for n, v in prepare.returned.items() if "panels" in n]
-        assert len(panels) == 2 and {tensor(v).rank for v in panels} == {rank}
+        assert len(panels) == 2
+        assert {tensor(v).rank for v in panels} == {rank}
 
 
 def test_precision_keeps_results_in_the_dtype_they_had() -> None:
@@ -125,7 +126,8 @@ def test_calls_become_bodies(rng: np.random.Generator) -> None:
     assert [f.kind.data for f in functions(after).values() if f.kind.data == "layer"] == []
     kernels = [op for op in after.body.block.ops if isinstance(op, KernelOp)]
     launches = [op for op in main_of(after).block.ops if isinstance(op, LaunchOp)]
-    assert len(launches) == 3 and len({op.callees.data for op in launches}) == 1, kernels
+    assert len(launches) == 3
+    assert len({op.callees.data for op in launches}) == 1, kernels
 
 
 def main_of(module: ModuleOp) -> FuncOp:

@@ -11,8 +11,8 @@ from tilewright.compiler.compiled import Compiled
 from tilewright.compiler.options import Options
 from tilewright.compiler.store import Store
 from tilewright.compiler.verify_each import NumericCheck
-from tilewright.frontend.captured import Captured
 from tilewright.errors import ArgumentError
+from tilewright.frontend.captured import Captured
 from tilewright.frontend.capturing import capture
 from tilewright.runtime.executor import Executable
 from tilewright.runtime.native import load as load_objects
@@ -32,7 +32,8 @@ def compile_model(
     """See tilewright.compile. progress: told what runs, see `Progress`."""
     if not isinstance(args, (tuple, list)):
         raise ArgumentError(
-            f"args is a {type(args).__name__}, not a tuple of the example's positional arguments", step="write args=(x,)"
+            f"args is a {type(args).__name__}, not a tuple of the example's positional arguments",
+            step="write args=(x,)",
         )
     options = Options.of(given)
     watch = Stopwatch(progress)

@@ -115,8 +115,9 @@ def _axes(leaf: Leaf, spec: Any, named: dict[str, Dim], problems: list[str]) -> 
         axes[: len(spec)] = spec
     elif spec is not None:
         shape = ", ".join(map(str, leaf.value.shape))
+        given = len(spec) if isinstance(spec, (list, tuple)) else repr(spec)
         problems.append(
-            f"{leaf.name} has {rank} axes ({shape}), dims gives {len(spec) if isinstance(spec, (list, tuple)) else spec!r} entries:"
+            f"{leaf.name} has {rank} axes ({shape}), dims gives {given} entries:"
             " one an axis, None where fixed, none for fixed axes at the end"
         )
     return tuple(_axis(leaf, axis, item, named, problems) for axis, item in enumerate(axes))

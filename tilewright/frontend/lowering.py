@@ -59,7 +59,9 @@ class GraphLowering:
                 Problem(f"{reason}, {len(places)} use{'s' if len(places) > 1 else ''}", op=name, where=places[0])
                 for (name, reason), places in sorted(self._problems.items())
             ]
-            raise UnsupportedOpError(problems, step="write these parts with supported operators, or compile the rest of the model")
+            raise UnsupportedOpError(
+                problems, step="write these parts with supported operators, or compile the rest of the model"
+            )
 
     def _node(self, module: Any, node: Any) -> Any:
         if node.op == "get_attr":

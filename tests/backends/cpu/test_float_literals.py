@@ -59,7 +59,9 @@ def test_short_decimals_are_kept(dtype: str) -> None:
     if dtype == "bf16":
         patterns = (values.astype(np.float32).view(np.uint32) >> 16).tolist()
     else:
-        patterns = values.astype(dtype.replace("f", "f")[:1] + str(BITS[dtype] // 8)).view(f"u{BITS[dtype] // 8}").tolist()
+        patterns = (
+            values.astype(dtype.replace("f", "f")[:1] + str(BITS[dtype] // 8)).view(f"u{BITS[dtype] // 8}").tolist()
+        )
     assert stored(dtype, patterns) == patterns
 
 

@@ -1,4 +1,4 @@
-"""Runs a tile kernel three ways: by the tile interpreter, as loops by their interpreter, and natively on this machine."""
+"""Runs a tile kernel three ways: by the tile interpreter, as loops by their interpreter, and natively here."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ def outputs(kernel: KernelOp, dims: Mapping[str, int]) -> list[np.ndarray]:
     return made
 
 
-def reference(kernel: KernelOp, given: Sequence[np.ndarray], dims: Mapping[str, int], **options: bool) -> list[np.ndarray]:
+def reference(
+    kernel: KernelOp, given: Sequence[np.ndarray], dims: Mapping[str, int], **options: bool
+) -> list[np.ndarray]:
     """What the tile interpreter computes."""
     made = outputs(kernel, dims)
     run_tiles(kernel, [*given, *made], dims, **options)
@@ -129,7 +131,9 @@ def counted(
     return Counts(dict(zip(columns, map(int, rows.sum(0)), strict=True)))
 
 
-def check_counts(kernel: KernelOp, dims: Mapping[str, int], given: Sequence[np.ndarray], name: str = "avx512") -> Counts:
+def check_counts(
+    kernel: KernelOp, dims: Mapping[str, int], given: Sequence[np.ndarray], name: str = "avx512"
+) -> Counts:
     """Holds the counters of the loops against the tile interpreter's."""
     counters = Counters()
     run_tiles(kernel, [*given, *outputs(kernel, dims)], dims, counters, complete=False)

@@ -14,9 +14,7 @@ from tilewright.ir.dtypes import BF16, F32
     ("heads", "width", "queries", "causal", "t"),
     [(2, 16, 4, True, 5), (1, 32, 64, True, 70), (1, 32, 16, False, 65), (1, 40, 1, True, 66), (2, 16, 24, False, 1)],
 )
-def test_attention(
-    heads: int, width: int, queries: int, causal: bool, t: int, rng: np.random.Generator
-) -> None:
+def test_attention(heads: int, width: int, queries: int, causal: bool, t: int, rng: np.random.Generator) -> None:
     kernel = attention(heads, width, queries, causal=causal)
     given = inputs(kernel, {"t": t}, rng)
     classes = ["avx512", "generic"] if t < 10 else ["avx512"]

@@ -110,7 +110,9 @@ def test_what_lies_past_the_end_of_k_adds_nothing_even_if_it_is_nan(rng: np.rand
     assert np.isfinite(got).all()
 
 
-@pytest.mark.parametrize(("m", "k", "n", "group"), [(1, 8, 16, 4), (3, 64, 40, 32), (20, 32, 100, 16), (2, 2048, 16, 2048)])
+@pytest.mark.parametrize(
+    ("m", "k", "n", "group"), [(1, 8, 16, 4), (3, 64, 40, 32), (20, 32, 100, 16), (2, 2048, 16, 2048)]
+)
 @pytest.mark.parametrize("dtype", [I8, U8, BF16], ids=str)
 def test_scaled_dots(m: int, k: int, n: int, group: int, dtype: DType, rng: np.random.Generator) -> None:
     def body(b: KernelBuilder, x: SSAValue, sx: SSAValue, y: SSAValue, sy: SSAValue, acc: SSAValue) -> list[SSAValue]:

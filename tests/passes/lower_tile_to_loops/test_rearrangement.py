@@ -22,8 +22,8 @@ Shape = tuple[int, ...]
 @pytest.mark.parametrize(
     ("source", "target"),
     [
-        ((6, 20), (120,)), ((6, 20), (20, 6)), ((4, 32), (2, 2, 32)), ((2, 2, 32), (4, 32)), ((2, 64), (128,)),
-        ((128,), (2, 64)), ((3, 1, 5), (15,)), ((4, 48), (3, 64)), ((1, 6), (6, 1)), ((16, 33), (33, 16)), ((12, 10), (4, 30)),
+        ((6, 20), (120,)), ((6, 20), (20, 6)), ((4, 32), (2, 2, 32)), ((2, 2, 32), (4, 32)), ((2, 64), (128,)), ((128,),
+        (2, 64)), ((3, 1, 5), (15,)), ((4, 48), (3, 64)), ((1, 6), (6, 1)), ((16, 33), (33, 16)), ((12, 10), (4, 30)),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("computed", [False, True])
@@ -108,16 +108,18 @@ def test_rotary_halves_come_from_registers(rng: np.random.Generator) -> None:
     assert "gather" not in str(lower_kernel(kernel, machine("avx512")))
 
 
-@pytest.mark.parametrize(("format_", "per", "dtype"), [("int4", 2, I8), ("uint4", 2, U8), ("int2", 4, I8), ("uint2", 4, U8)])
+@pytest.mark.parametrize(
+    ("format_", "per", "dtype"), [("int4", 2, I8), ("uint4", 2, U8), ("int2", 4, I8), ("uint2", 4, U8)]
+)
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("words", [(3, 20), (16, 64)])
-def test_packed_storage(format_: str, per: int, dtype: DType, axis: int, words: Shape, rng: np.random.Generator) -> None:
+def test_packed_storage(
+    format_: str, per: int, dtype: DType, axis: int, words: Shape, rng: np.random.Generator
+) -> None:
     elements = tuple(n * per if a == axis else n for a, n in enumerate(words))
     unpack = on_tiles(
         [(words, U8)], [(elements, dtype)], lambda b, x: [b.add(UnpackOp.make(x, format=format_, axis=axis))]
     )
     check(unpack, {"n": 2}, rng)
-    pack = on_tiles(
-        [(elements, dtype)], [(words, U8)], lambda b, x: [b.add(PackOp.make(x, format=format_, axis=axis))]
-    )
+    pack = on_tiles([(elements, dtype)], [(words, U8)], lambda b, x: [b.add(PackOp.make(x, format=format_, axis=axis))])
     check(pack, {"n": 2}, rng, compiled=axis == 1)

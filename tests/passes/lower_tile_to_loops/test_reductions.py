@@ -12,7 +12,8 @@ from tilewright.ir.dtypes import BF16, F32, I32, DType
 from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.compute import ReduceOp, ScanOp
 
-SHAPES = [((5,), 0), ((3, 7), 0), ((3, 7), 1), ((20, 40), 0), ((20, 40), 1), ((2, 40, 5), 1), ((40, 1), 0), ((2, 16), 1),
+SHAPES = [((5,), 0), ((3, 7), 0), ((3, 7), 1), ((20, 40), 0), ((20, 40), 1), ((2, 40, 5), 1), ((40, 1), 0), ((2, 16),
+1),
           ((20, 16), 0), ((1, 1), 1), ((2, 333), 1)]  # fmt: skip
 
 

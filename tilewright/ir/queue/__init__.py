@@ -1,1 +1,1 @@
-"""The queue dialect: when each unit of an explicit machine does what. Its types; its ops come with the machines that run it."""
+"""The queue dialect: when each unit of an explicit machine does what. Types only: ops come with the machines."""

@@ -193,7 +193,7 @@ class KernelBuilder:
     # --- control --------------------------------------------------------------------------------------------------
 
     def loop(self, lo: Index, hi: Index, step: int, carries: Sequence[SSAValue] = ()) -> Loop:
-        """`with b.loop(0, "n", 64, [acc]) as loop:`; read loop.at, loop.carried; end by loop.give(...); loop.out after."""
+        """`with b.loop(0, "n", 64, [acc]) as loop:`; read loop.at, loop.carried; end by loop.give(...)."""
         return Loop(self, self.index(lo), self.index(hi), step, carries)
 
     def add(self, op: TwOperation) -> Any:

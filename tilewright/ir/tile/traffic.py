@@ -108,7 +108,8 @@ class KernelTraffic:
         """The least bytes any kernel with these results would move: what is touched of each buffer, once.
 
         Rows picked by indices count as distinct, up to the whole buffer, and so do overlapping windows; where what is
-        touched has no closed form, it is all that is named, and where that has none either, the whole buffer. Holds for grids and loops that are not empty.
+        touched has no closed form, it is all that is named, and where that has none either, the whole buffer. Holds for
+        grids and loops that are not empty.
         """
         total = Expr.of(0)
         for number, value in enumerate(self.kernel.buffers):

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 class Lowering:
     """The state of one kernel's lowering.
 
-    buffers, indices, views, tiles: what buffer, index, view and materialised tile values have become; a tile value that is in none of
-    them is inline and evaluated where it is used.
-    sweep: numbers the traversals. Results of evaluation are shared inside one traversal only, because scratch changes.
+    buffers, indices, views, tiles: what buffer, index, view and materialised tile values have become; a tile value that
+    is in none of them is inline and evaluated where it is used. sweep: numbers the traversals. Results of evaluation
+    are shared inside one traversal only, because scratch changes.
     """
 
     kernel: KernelOp

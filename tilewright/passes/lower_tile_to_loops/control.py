@@ -1,4 +1,4 @@
-"""Loops and branches: carried tiles stay in registers as loop carries, or in one scratch tile that every iteration updates."""
+"""Loops and branches: carried tiles stay in registers as loop carries, or in one scratch tile they update."""
 
 from __future__ import annotations
 

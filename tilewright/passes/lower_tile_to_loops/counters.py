@@ -1,7 +1,8 @@
 """Instrumented execution: what each op moved and computed, counted while the loops run.
 
-The last buffer of an instrumented kernel is i64[threads, len(quantities(kernel))], zeroed by the caller. Every thread adds
-to a row of its own, so nothing is atomic; the sum over rows is what the tile interpreter counts, in elements and FLOPs.
+The last buffer of an instrumented kernel is i64[threads, len(quantities(kernel))], zeroed by the caller. Every thread
+adds to a row of its own, so nothing is atomic; the sum over rows is what the tile interpreter counts, in elements and
+FLOPs.
 """
 
 from __future__ import annotations
@@ -106,9 +107,7 @@ class CounterRow:
                     if flops:
                         self.add(Quantity(self.numbers[op], work), self.cx.b.index(flops))
 
-    def region(
-        self, op: Operation, kind: Kind, view: SSAValue, at: list[SSAValue], extents: tuple[int, ...]
-    ) -> None:
+    def region(self, op: Operation, kind: Kind, view: SSAValue, at: list[SSAValue], extents: tuple[int, ...]) -> None:
         """Counts a region's lanes inside the view, and the indices that addressing it reads."""
         runs = self.runs(view, at, extents)
         self.moved(op, kind, view, self.inside(runs))

@@ -1,4 +1,4 @@
-"""Materialises values where they are defined: in place of a dead operand, together with the reductions that read them."""
+"""Materialises values where they are defined: in place of a dead operand, with the reductions that read them."""
 
 from __future__ import annotations
 
@@ -111,4 +111,3 @@ def _ready(cx: Lowering, value: SSAValue, source: SSAValue) -> bool:
         if not known:
             return False
     return True
-

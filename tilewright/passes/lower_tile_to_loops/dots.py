@@ -76,9 +76,7 @@ class Blocks:
                 with column() as at, row() as top:
                     self.block(Block(top, rows, at, vectors))
 
-    def steps(
-        self, count: int, size: int, scale: int, static: bool
-    ) -> list[tuple[Callable[[], _Range], int]]:
+    def steps(self, count: int, size: int, scale: int, static: bool) -> list[tuple[Callable[[], _Range], int]]:
         """Ranges of blocks: one loop over the whole ones, and what is left over."""
         whole, rest = divmod(count, size)
         found: list[tuple[Callable[[], _Range], int]] = []
@@ -116,7 +114,13 @@ class Blocks:
             self.home.write(cx.b, site, value)
 
     def products(
-        self, block: Block, sites: list[Site], starts: list[Value], first: Value, end: Value, below: tuple[Expr, ...] = ()
+        self,
+        block: Block,
+        sites: list[Site],
+        starts: list[Value],
+        first: Value,
+        end: Value,
+        below: tuple[Expr, ...] = (),
     ) -> Sequence[Value]:
         """The products of k in first..end added to the starts, one after the other."""
         with self.cx.b.loop(first, end, 1, starts, unroll=_UNROLLED_K, name="k") as loop:
@@ -159,7 +163,8 @@ class _Range:
 def register_block(cx: Lowering, rows: int, columns: int) -> tuple[int, int]:
     """Rows and vectors of the blocks of a result: the machine's register tile, taller where the result is narrow.
 
-    A somewhat lower block that divides the rows is taken instead of one that leaves a rest, which would be code of its own.
+    A somewhat lower block that divides the rows is taken instead of one that leaves a rest, which would be code of its
+    own.
     """
     _, height, width = next(entry for entry in cx.machine.rules.dot if entry[0] is None or rows <= entry[0])
     vectors = min(width, -(-columns // cx.lanes))

@@ -51,9 +51,7 @@ def operand_site(site: Site, operand: SSAValue, extents: tuple[int, ...]) -> Sit
     own = tile(operand).extents
     if own == extents:
         return site
-    return site.moved(
-        tuple(ORIGIN if n == 1 else c for n, c in zip(own, site.coords, strict=True))
-    )
+    return site.moved(tuple(ORIGIN if n == 1 else c for n, c in zip(own, site.coords, strict=True)))
 
 
 def _map(cx: Lowering, op: compute.MapOp, site: Site) -> Value:

@@ -31,7 +31,7 @@ class Emission(LoopBuilder):
 
     @contextmanager
     def either(self, condition: Value | None) -> Iterator[Sides]:
-        """Both sides of a branch for effects: `with b.either(p) as sides: with sides.then(): ...`; None runs the first only."""
+        """Both sides of a branch for effects: `with b.either(p) as sides: with sides.then(): ...`; None: the first."""
         yield Sides(self, condition)
 
     def _open(self, block: Block) -> None:

@@ -1,4 +1,4 @@
-"""The kernel's grid as loops: programs are numbered in the kernel's order, and each thread takes a contiguous range of them."""
+"""The kernel's grid as loops: programs are numbered in the kernel's order, and each thread takes a contiguous range."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ def _decode(cx: Lowering, number: Value, runs: list[tuple[int, int]], counts: li
     base = {axis: b.index(0) for axis, _ in runs}
     for depth, (axis, step) in enumerate(runs):
         size = b.index(step) if any(a == axis for a, _ in runs[depth + 1 :]) else b.index(1)
-        for other in left:
+        for other, remains in left.items():
             if other != axis and any(a == other for a, _ in runs[depth:]):
-                size = b.mul(size, left[other])
+                size = b.mul(size, remains)
         if depth == len(runs) - 1:
             base[axis] = b.add(base[axis], number)
             break
@@ -69,7 +69,7 @@ def _decode(cx: Lowering, number: Value, runs: list[tuple[int, int]], counts: li
 
 
 def _place(cx: Lowering, programs: dict[int, Value]) -> None:
-    """Makes the coordinates of a program known: where its tiles start, and that they start inside the grid's extents."""
+    """Makes the coordinates of a program known: where its tiles start, inside the grid's extents."""
     kernel = cx.kernel
     for axis, (value, extent, step) in enumerate(
         zip(kernel.coordinates, kernel.extents.data, kernel.tiles.data, strict=True)

@@ -52,9 +52,7 @@ def _view(cx: Lowering, op: ViewOp | ViewWindowOp | ViewRowsOp | ViewPagesOp | V
         case ViewOp():
             extents = [cx.size(e) for e in op.extents.data]
             memory = cx.buffers[op.source]
-            cx.views[op.out] = AffineView(
-                cx.b, cx.facts, memory, extents, op.strides.data, op.offset.data[0]
-            )
+            cx.views[op.out] = AffineView(cx.b, cx.facts, memory, extents, op.strides.data, op.offset.data[0])
         case ViewWindowOp():
             offsets = [cx.indices[o] for o in op.offsets]
             extents = [cx.size(e) for e in op.extents.data]

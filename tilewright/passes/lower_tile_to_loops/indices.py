@@ -1,6 +1,7 @@
-"""What is known about index values: each carries a symbolic expression, and `Facts` proves bounds from the loops it is in.
+"""What is known about index values: each has a symbolic expression, and `Facts` proves bounds from the loops it is in.
 
-Everything that decides whether a load needs a mask or a store a clip asks here, so a bound that is proved costs no code.
+Everything that decides whether a load needs a mask or a store a clip asks here, so a bound that is proved costs no
+code.
 """
 
 from __future__ import annotations

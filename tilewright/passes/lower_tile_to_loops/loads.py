@@ -1,4 +1,4 @@
-"""Loads, evaluated where their consumers are: a view's place for the site, a mask or clamp where bounds are not proved."""
+"""Loads, evaluated where their consumers are: a view's place for the site, a mask or clamp where no bound is proved."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def load(cx: Lowering, op: LoadOp, site: Site) -> Value:
     b, fill = cx.b, fill_of(op)
     spans = spans_of(cx, list(op.at), tile(op.out).extents, site)
     varies = any(c.varies for c in site.coords)
-    # A scalar load under a condition is a branch, so scalars are clamped where that is possible even if they are filled.
+    # A scalar load under a condition is a branch, so scalars are clamped where possible, even if they are filled.
     place = cx.views[op.source].place(spans, site.lanes, clamp=fill is None or not varies, counts=site.mask)
     lanes = site.lanes if varies else 1
     mask = all_of(b, place.conditions, lanes)

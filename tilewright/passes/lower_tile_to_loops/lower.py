@@ -93,4 +93,3 @@ def _lower(cx: Lowering, op: Operation) -> None:
             lower_topk(cx, op)
         case _:
             raise cx.unsupported(op, "no lowering to loops")
-

@@ -61,28 +61,29 @@ def lower_sort(cx: Lowering, op: SortOp) -> None:
     results = [(op.sorted, op.keys), (op.carried, op.payload)]
     homes = [(storage_for(cx, r) if cx.plan.roots.get(r) else None, source) for r, source in results]
     ordering = key_dtype(tile(op.keys).dtype)
-    with cx.temporary((2, count), ordering) as keys, cx.temporary((2, count), I32) as places:
-        with spilled(cx, [op.keys, op.payload]):
-            cx.sweep += 1
+    with (
+        cx.temporary((2, count), ordering) as keys,
+        cx.temporary((2, count), I32) as places,
+        spilled(cx, [op.keys, op.payload]),
+    ):
+        cx.sweep += 1
 
-            def row(coords: tuple[Coord, ...]) -> None:
-                half = _merge_sort(cx, op, coords, (keys, places))
-                with cx.b.loop(0, count, name="n") as loop:
-                    from_ = Coord(cx.b.cast(places.read(cx.b, Site((Coord(half), Coord(loop.index)))), I64))
-                    for home, source in homes:
-                        if home is not None:
-                            value = evaluate(cx, source, _placed(coords, axis, from_))
-                            home.write(cx.b, _placed(coords, axis, Coord(loop.index)), value)
+        def row(coords: tuple[Coord, ...]) -> None:
+            half = _merge_sort(cx, op, coords, (keys, places))
+            with cx.b.loop(0, count, name="n") as loop:
+                from_ = Coord(cx.b.cast(places.read(cx.b, Site((Coord(half), Coord(loop.index)))), I64))
+                for home, source in homes:
+                    if home is not None:
+                        value = evaluate(cx, source, _placed(coords, axis, from_))
+                        home.write(cx.b, _placed(coords, axis, Coord(loop.index)), value)
 
-            outer(cx, _row_space(extents, axis), row)
+        outer(cx, _row_space(extents, axis), row)
     for (result, _), (home, _) in zip(results, homes, strict=True):
         if home is not None:
             cx.tiles[result] = home
 
 
-def _merge_sort(
-    cx: Lowering, op: SortOp, coords: tuple[Coord, ...], rows: tuple[ScratchTile, ScratchTile]
-) -> int:
+def _merge_sort(cx: Lowering, op: SortOp, coords: tuple[Coord, ...], rows: tuple[ScratchTile, ScratchTile]) -> int:
     """Sorts the positions of one row by key; gives the half of the scratch rows that holds the result."""
     b, axis, (keys, places) = cx.b, op.axis.data, rows
     count = tile(op.keys).extents[axis]
@@ -121,9 +122,7 @@ def lower_topk(cx: Lowering, op: TopkOp) -> None:
     extents, axis = tile(op.source).extents, op.axis.data
     count = extents[axis]
     ordering = key_dtype(tile(op.source).dtype)
-    values, positions = (
-        storage_for(cx, r) if cx.plan.roots.get(r) else None for r in (op.values, op.positions)
-    )
+    values, positions = (storage_for(cx, r) if cx.plan.roots.get(r) else None for r in (op.values, op.positions))
     with cx.temporary((count,), ordering) as keys, spilled(cx, [op.source]):
         cx.sweep += 1
 
@@ -148,9 +147,7 @@ def lower_topk(cx: Lowering, op: TopkOp) -> None:
             cx.tiles[result] = home
 
 
-def _fill_keys(
-    cx: Lowering, source: SSAValue, axis: int, coords: tuple[Coord, ...], keys: ScratchTile
-) -> None:
+def _fill_keys(cx: Lowering, source: SSAValue, axis: int, coords: tuple[Coord, ...], keys: ScratchTile) -> None:
     """The order keys of one row."""
 
     def visit(site: Site, carried: Sequence[Value]) -> Sequence[Value]:

@@ -1,8 +1,9 @@
 """Decides, before any code is emitted, where each tile value lives: inline, in registers, or in scratch.
 
-Values are decided consumers first. An inline value is evaluated inside its *roots*: the ops that drive evaluation (stores,
-reductions, dots, yields) and the inline ops that were materialised. A value is materialised when evaluating it again would
-cost more than keeping it: several roots, a root inside a loop, or an axis along which a consumer repeats it.
+Values are decided consumers first. An inline value is evaluated inside its *roots*: the ops that drive evaluation
+(stores, reductions, dots, yields) and the inline ops that were materialised. A value is materialised when evaluating it
+again would cost more than keeping it: several roots, a root inside a loop, or an axis along which a consumer repeats
+it.
 """
 
 from __future__ import annotations
@@ -153,9 +154,8 @@ class _Placer:
         roots = self.plan.roots[value]
         if not roots:
             return False
-        if isinstance(op, LoadOp):
-            if root(op.source) in self.stored:
-                return True  # a store might come between the load and its evaluation
+        if isinstance(op, LoadOp) and root(op.source) in self.stored:
+            return True  # a store might come between the load and its evaluation
         if any(_needs_memory(use.operation, use.index, self.rules) for use in value.uses) and not is_direct(value):
             return True
         if isinstance(op, compute.TransposeOp) and turns_lanes(op, self.rules.lanes):
@@ -266,7 +266,7 @@ def _repeats(op: Operation, value: SSAValue) -> bool:
 
 
 def _needs_memory(op: Operation, index: int, rules: TileRules) -> bool:
-    """Whether the op reads this operand element by element, many times over. What it converts first lies in memory then."""
+    """Whether the op reads this operand element by element, many times over; what it converts then lies in memory."""
     if isinstance(op, compute.DotScaledOp):
         return index in (1, 3)
     if not isinstance(op, compute.DotOp) or tile(op.a).dtype != tile(op.acc).dtype:

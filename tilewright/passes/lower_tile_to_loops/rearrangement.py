@@ -116,9 +116,7 @@ def _far(extents: Sequence[int]) -> list[int]:
     return [prod(extents[a + 1 :]) for a in range(len(extents))]
 
 
-def concatenated(
-    b: LoopBuilder, op: ConcatOp, site: Site, evaluate: Callable[[SSAValue, Site], Value]
-) -> Value:
+def concatenated(b: LoopBuilder, op: ConcatOp, site: Site, evaluate: Callable[[SSAValue, Site], Value]) -> Value:
     """The elements of joined tiles: from one part where that is known, else chosen lane by lane."""
     axis, coord = op.axis.data, site.coords[op.axis.data]
     starts = [0]
@@ -144,4 +142,3 @@ def concatenated(
         total = found if total is None else b.select(reached, found, total)
     assert total is not None
     return total
-

@@ -38,7 +38,7 @@ def lower_reduce(cx: Lowering, op: ReduceOp) -> None:
 
 @dataclass(slots=True)
 class RowFold:
-    """One reduction along the lane axis, row by row: shared by a reduction of its own and one fused into another sweep."""
+    """One reduction along the lane axis, row by row: shared by a reduction of its own and one fused into a sweep."""
 
     cx: Lowering
     op: ReduceOp
@@ -167,9 +167,7 @@ def _down_columns(cx: Lowering, op: ReduceOp) -> None:
         else:
             with b.loop(width, whole, width, [v for lane in lanes for v in lane], name="a") as loop:
                 before = _split(loop.carries, lanes)
-                after = [
-                    combine(b, fn, before[n], at(site, Coord(b.add(loop.index, n)))) for n in range(width)
-                ]
+                after = [combine(b, fn, before[n], at(site, Coord(b.add(loop.index, n)))) for n in range(width)]
                 loop.next(*[v for lane in after for v in lane])
             lanes = _split(loop.results, lanes)
         for n in range(count - whole):

@@ -86,7 +86,7 @@ def _floats(b: LoopBuilder, fn: str, args: list[Value]) -> Value:
         case name if name in _COMPARE:
             return b.compare(_COMPARE[name], x, y)
         case name if name in _VANISHES:
-            # What vanishes is computed as f(0) and dropped: masked scores are -inf, and products that underflow are right
+            # What vanishes is computed as f(0) and dropped: masked scores are -inf, and underflowing products are right
             # but a hundred times slower.
             gone, zero = b.compare("lt", x, _VANISHES[fn]), _like(b, 0.0, x)
             return b.select(gone, zero, _TRANSCENDENTAL[fn](b, b.select(gone, zero, x)))

@@ -32,7 +32,7 @@ def registers_behind(cx: Lowering, value: SSAValue) -> dict[SSAValue, RegisterTi
 
 @contextmanager
 def spilled(cx: Lowering, values: Sequence[SSAValue], *, vectors_only: bool = False) -> Iterator[None]:
-    """For the time of a block, the register tiles behind the values lie in scratch. vectors_only: short columns stay."""
+    """For the time of a block, the register tiles behind the values lie in scratch. vectors_only: columns stay."""
     moved: dict[SSAValue, RegisterTile] = {}
     for value in values:
         moved |= registers_behind(cx, value)

@@ -178,4 +178,3 @@ def _strides(extents: tuple[int, ...], axis: int | None) -> tuple[int, ...]:
         strides[a] = far
         far *= padded(extents[a]) if a == axis else extents[a]
     return tuple(strides)
-

@@ -79,4 +79,3 @@ def _write(cx: Lowering, op: StoreOp, site: Site) -> None:
         b.scatter(value, place.memory, place.offset, place.spread, mask=mask)
     else:
         b.store(value, place.memory, place.offset, stride=place.step, mask=mask)
-

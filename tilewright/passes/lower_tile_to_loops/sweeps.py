@@ -1,4 +1,4 @@
-"""Traversals of a tile's extents: loops over the outer axes, vectors along the lane axis, clipped where a bound is not proved.
+"""Traversals of a tile's extents: loops over outer axes, vectors along the lane axis, clipped where no bound is proved.
 
 A sweep calls its visitor while emitting code: once for every unrolled position, once for the body of every loop.
 """
@@ -25,8 +25,9 @@ Visit = Callable[[Site, Sequence[Value]], Sequence[Value]]
 class Space:
     """What a sweep runs over.
 
-    axis: the lane axis, None for scalars. limits: run-time bounds of the coordinates along some axes. below: expressions
-    that the coordinates are known to stay under. static: axes whose coordinates must be known while compiling.
+    axis: the lane axis, None for scalars. limits: run-time bounds of the coordinates along some axes. below:
+    expressions that the coordinates are known to stay under. static: axes whose coordinates must be known while
+    compiling.
     """
 
     extents: tuple[int, ...]

@@ -1,8 +1,8 @@
 """Tails of tiles: where an axis runs past the end of the data, and what the elements beyond are known to be.
 
-A `Limit` is `extent - at` along an axis that starts at a loop's or program's coordinate. Loads that fill, and comparisons
-of coordinates with a size, have constants beyond such a limit, and arithmetic hands them on: a masked score is -inf there
-and its weight 0, so neither needs to be computed, and a sum over weights ends at the limit.
+A `Limit` is `extent - at` along an axis that starts at a loop's or program's coordinate. Loads that fill, and
+comparisons of coordinates with a size, have constants beyond such a limit, and arithmetic hands them on: a masked score
+is -inf there and its weight 0, so neither needs to be computed, and a sum over weights ends at the limit.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Views resolved to memory: index maps from a view's coordinates to elements of a buffer, with the checks they need.
 
-A `Span` is a coordinate along one axis of a view: the tile's origin plus a site's local coordinate. A bound that `Facts`
-proves costs nothing; one that it cannot prove becomes a clamp (where what lies outside is poison anyway) or a condition.
+A `Span` is a coordinate along one axis of a view: the tile's origin plus a site's local coordinate. A bound that
+`Facts` proves costs nothing; one that it cannot prove becomes a clamp (where what lies outside is poison anyway) or a
+condition.
 """
 
 from __future__ import annotations
@@ -131,7 +132,13 @@ class AffineView(View):
     """A buffer with strides: the bottom of every chain."""
 
     def __init__(
-        self, b: Emission, facts: Facts, memory: BufferArg, extents: Sequence[Index], strides: Sequence[Expr], offset: Expr
+        self,
+        b: Emission,
+        facts: Facts,
+        memory: BufferArg,
+        extents: Sequence[Index],
+        strides: Sequence[Expr],
+        offset: Expr,
     ) -> None:
         super().__init__(b, facts, memory.dtype, extents)
         self.memory, self.strides, self.offset = memory, list(strides), offset
@@ -203,9 +210,7 @@ class WindowView(View):
         b, needed, inner = self.b, [], []
         for span, extent, offset, step in zip(spans, self.extents, self.offsets, self.steps, strict=True):
             needed += self.conditions(span, extent, lanes)
-            origin = Index(
-                b.add(offset.value, b.mul(span.origin.value, step)), offset.expr + span.origin.expr * step
-            )
+            origin = Index(b.add(offset.value, b.mul(span.origin.value, step)), offset.expr + span.origin.expr * step)
             inner.append(replace(span, origin=origin, scale=span.scale * step))
         place = self.source.place(inner, lanes, clamp=clamp, counts=counts)
         place.conditions += needed
@@ -342,7 +347,7 @@ def read_integers(
 
 
 def all_of(b: Emission, conditions: Sequence[Value], lanes: int) -> Value | None:
-    """The conjunction of scalar conditions and lane masks; None for none. Scalars are joined before they are broadcast."""
+    """The conjunction of scalar conditions and lane masks; None for none. Scalars join before they are broadcast."""
     total: Value | None = None
     for condition in sorted(conditions, key=lambda c: c.type.lanes):
         total = condition if total is None else b.and_(total, condition)
@@ -353,4 +358,3 @@ def all_of(b: Emission, conditions: Sequence[Value], lanes: int) -> Value | None
 
 def _sum(b: Emission, a: Value | int, c: Value) -> Value:
     return c if isinstance(a, int) and a == 0 else b.add(a, c)
-

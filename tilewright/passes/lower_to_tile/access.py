@@ -24,7 +24,8 @@ def unsupported(op: Operation | Block, reason: str) -> LoweringError:
     where = op.loc if isinstance(op, TwOperation) else None
     name = op.name if isinstance(op, Operation) else "block"
     return LoweringError(
-        Problem(reason, op=name, where=where), step="report the model, and this line of it: no kernel is made for it yet"
+        Problem(reason, op=name, where=where),
+        step="report the model, and this line of it: no kernel is made for it yet",
     )
 
 
