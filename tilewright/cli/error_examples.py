@@ -96,6 +96,7 @@ _WRONG_PASS: Final = '''
 from dataclasses import dataclass
 from typing import ClassVar
 
+
 @dataclass(frozen=True)
 class AddAgain(tw.Pass):
     """Turns products with a bias into products with twice the bias."""
@@ -107,6 +108,7 @@ class AddAgain(tw.Pass):
             twice = type(op).make([op.results[0], op.operands[1]], fn="add")
             op.parent_block().insert_op_after(twice, op)
             op.results[0].replace_uses_with_if(twice.results[0], lambda use: use.operation is not twice)
+
 
 tw.compile(model, args=(x,), passes=tw.pipeline().after("recognize", AddAgain()), verify_each="numeric")
 '''.strip()
@@ -134,12 +136,14 @@ class Model(torch.nn.Module):
     def forward(self, x):
         return torch.linalg.inv(x @ x.T) + torch.linalg.det(x @ x.T)
 
+
 tw.compile(Model(), args=(x,))
 """,
         """
 class Model(torch.nn.Module):
     def forward(self, x):
         return torch.softmax(x @ x.T, -1)
+
 
 tw.compile(Model(), args=(x,))
 """,
@@ -159,12 +163,14 @@ class Model(torch.nn.Module):
     def forward(self, x):
         return x if x.sum() > 0 else -x
 
+
 tw.compile(Model(), args=(x,))
 """,
         """
 class Model(torch.nn.Module):
     def forward(self, x):
         return torch.where(x.sum() > 0, x, -x)
+
 
 tw.compile(Model(), args=(x,))
 """,
@@ -175,12 +181,14 @@ class Model(torch.nn.Module):
     def forward(self, x):
         return x.reshape(3, 2, 2)
 
+
 tw.compile(Model(), args=(x,), dims={"x": {0: tw.Dim("batch", 1, 8)}})
 """,
         """
 class Model(torch.nn.Module):
     def forward(self, x):
         return x.reshape(x.shape[0], 2, 2)
+
 
 tw.compile(Model(), args=(x,), dims={"x": {0: tw.Dim("batch", 1, 8)}})
 """,
@@ -283,6 +291,7 @@ class Counter(torch.nn.Module):
         self.count += 1
         return x + self.count
 
+
 counter = tw.compile(Counter(), args=(x,))
 counter.state["counts"]
 """,
@@ -295,6 +304,7 @@ class Counter(torch.nn.Module):
     def forward(self, x):
         self.count += 1
         return x + self.count
+
 
 counter = tw.compile(Counter(), args=(x,))
 counter.state["count"]
