@@ -52,15 +52,18 @@ def compile(
     args, kwargs: example inputs (torch tensors or NumPy arrays), nested as the model takes them.
     dims: which axes vary: {"ids": (B, T)} or {"ids": {1: T}}, following the arguments' tree; the same Dim means equal.
 
-    Options: target: "cpu", "cpu:avx2", ... or a list in order of preference. Default "cpu". precision: "model", "f32"
-    or "bf16": operands of matrix products are rounded to it; sums and the rest stay as they are. passes: a pipeline, or
-    its text; tw.pipeline() is the default one to edit. determinism: "free", "run", "batch" (default on the CPU: a row's
-    bits do not depend on batch, neighbours or threads). expect: pattern counts that must hold: {"attention": 6}.
-    fallback: "error", or "torch" to run operators without a lowering in torch (counted in the report). check: "first"
-    compares the first call with the original model and names the first op that differs. verify_each: "numeric" runs the
-    module before and after every pass on random inputs. materialise: True plans every op as a kernel of its own with a
-    buffer of its own, for comparing intermediates. threads, memory_limit (bytes): bounds for a call. cache: True,
-    False, or a directory.
+    Options:
+
+    - target: "cpu", "cpu:avx2", ... or a list in order of preference. Default "cpu".
+    - precision: "model", "f32" or "bf16": operands of matrix products are rounded to it; sums and the rest stay.
+    - passes: a pipeline, or its text; tw.pipeline() is the default one to edit.
+    - determinism: "free", "run" or "batch" (the default: a row's bits do not depend on batch, neighbours or threads).
+    - expect: pattern counts that must hold: {"attention": 6}.
+    - fallback: "error", the only one yet: an operator without a lowering is an error that names it.
+    - check: "first" compares the first call with the original model and names the first op that differs.
+    - verify_each: "numeric" runs the module before and after every pass on random inputs.
+    - materialise: True plans every op as a kernel of its own with a buffer of its own, for comparing intermediates.
+    - threads, memory_limit (bytes): bounds for a call. cache: True, False, or a directory.
 
     Raises subclasses of TilewrightError, each with a code: `tilewright explain CODE`.
     """

@@ -13,7 +13,6 @@ from tilewright.cli.options import (
     Cache,
     Determinism,
     Dims,
-    Fallback,
     ModelArgument,
     Passes,
     Precision,
@@ -49,7 +48,6 @@ def check(
     precision: Precision = "model",
     passes: Passes = None,
     determinism: Determinism = None,
-    fallback: Fallback = "error",
     threads: Threads = None,
     cache: Cache = None,
 ) -> None:
@@ -63,7 +61,6 @@ def check(
         precision=precision,
         passes=passes,
         determinism=determinism,
-        fallback=fallback,
         threads=threads,
         cache=cache,
     )

@@ -33,7 +33,6 @@ Passes = Annotated[
     str | None, typer.Option(metavar="PIPELINE", help="A pipeline in place of the default one.", show_default=False)
 ]
 Determinism = Annotated[str | None, typer.Option(help="free, run or batch.", show_default=False)]
-Fallback = Annotated[str, typer.Option(help="error, or torch: operators without a lowering run in torch.")]
 Threads = Annotated[int | None, typer.Option(help="At most so many threads a call.", show_default="all cores")]
 MemoryLimit = Annotated[
     str | None,

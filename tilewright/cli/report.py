@@ -13,7 +13,6 @@ from tilewright.cli.options import (
     Cache,
     Determinism,
     Dims,
-    Fallback,
     Passes,
     Precision,
     SourceArgument,
@@ -36,7 +35,6 @@ def report(
     precision: Precision = "model",
     passes: Passes = None,
     determinism: Determinism = None,
-    fallback: Fallback = "error",
     cache: Cache = None,
 ) -> None:
     """Prints what runs, what moves, what was refused and why."""
@@ -47,9 +45,7 @@ def report(
     compiled = open_source(
         source,
         dims,
-        compile_options(
-            target=target, precision=precision, passes=passes, determinism=determinism, fallback=fallback, cache=cache
-        ),
+        compile_options(target=target, precision=precision, passes=passes, determinism=determinism, cache=cache),
     )
     found = compiled.report.at(**sizes) if sizes else compiled.report
     print(json.dumps(found.to_dict(), default=str, indent=2) if as_json else str(found).rstrip())

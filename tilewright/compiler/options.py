@@ -75,6 +75,10 @@ class Options:
             fixes.append("quantize=None")
         if self.fallback == "torch":
             faults.append("fallback='torch' is not available yet: no program runs operators outside its own kernels")
+            fixes.append("fallback='error'")
+        if self.determinism == "exact":
+            faults.append("determinism='exact' is not available: the CPU classes round products differently")
+            fixes.append("determinism='batch'")
         if self.precision == "f16":
             faults.append("precision='f16' needs a machine with f16 products; the CPU classes have none")
             fixes.append("precision='bf16'")
