@@ -54,7 +54,9 @@ def test_the_best_element_s_index(
 @pytest.mark.parametrize(("shape", "axis"), [((5,), 0), ((3, 7), 0), ((2, 33), 1), ((20, 5), 0)])
 def test_welford_merges_means_and_squares(shape: tuple[int, ...], axis: int, rng: np.random.Generator) -> None:
     def body(b: KernelBuilder, mean: SSAValue, squares: SSAValue, count: SSAValue) -> list[SSAValue]:
-        counts = b.map("floor", b.map("mul", count, count))  # some are 0
+        # some are 0, but not all: the mean of nothing is whatever it was
+        first = b.map("eq", b.coordinates(0, axis, shape), b.splat(0, [1] * len(shape)))
+        counts = b.map("max", b.map("floor", b.map("mul", count, count)), b.cast(first, F32))
         op = ReduceOp.make([mean, b.map("mul", squares, squares), counts], fn="welford", axis=axis)
         b.add(op)
         return list(op.results)
