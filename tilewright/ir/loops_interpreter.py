@@ -62,7 +62,8 @@ def run_kernel(
     for tid in range(nthreads):
         for scratch in kernel.scratch:
             # A NaN or an absurd integer everywhere: a read before the first write shows in the result.
-            memory[scratch] = np.full(scratch.bytes, 0xFF, np.uint8).view(storage(scratch.dtype))
+            held = np.full(scratch.bytes, 0 if scratch.zeroed else 0xFF, np.uint8)
+            memory[scratch] = held.view(storage(scratch.dtype))
         with np.errstate(all="ignore"):
             _Thread(kernel.name, memory, dims, tid, nthreads, fused, traffic).block(kernel.body)
     return traffic

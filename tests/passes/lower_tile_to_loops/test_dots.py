@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,12 +10,15 @@ import pytest
 from xdsl.ir import SSAValue
 
 from tests.passes.lower_tile_to_loops.kernels import matmul, on_tiles
-from tests.passes.lower_tile_to_loops.running import check, check_counts, inputs, machine
+from tests.passes.lower_tile_to_loops.running import check, check_counts, inputs, machine, outputs, same
+from tilewright.ir.dims import Expr
 from tilewright.ir.dtypes import BF16, F16, F32, F64, I8, I32, U8, DType
 from tilewright.ir.loops import For, LoopKernel
-from tilewright.ir.loops.ops import Block, Fma, If, Load, Op
+from tilewright.ir.loops.ops import Block, Dot2, Fma, Gather, If, Load, Op, Shuffle
+from tilewright.ir.loops_interpreter import run_kernel
 from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.compute import DotScaledOp, UnpackOp
+from tilewright.ir.tile.structure import KernelOp
 from tilewright.passes.lower_tile_to_loops import lower_kernel
 
 MATMULS: list[tuple[tuple[int, int, int, int], dict[str, Any]]] = [
@@ -136,3 +140,40 @@ def test_int4_weights_unpack_on_the_way_into_a_scaled_dot(m: int, rng: np.random
 
     shapes = [((m, 32), I8), ((m, 2), F32), ((16, 40), U8), ((2, 40), F16), ((m, 40), F32)]
     check(on_tiles(shapes, [((m, 40), F32)], body), {"n": 2}, rng, classes=["avx512"])
+
+
+def packed_pairs(depth: int, columns: int, rows: int, *, chunk: int, computed: bool) -> KernelOp:
+    """A matmul whose right-hand side lies in panels of pairs of k."""
+    panels = -(-columns // 64)
+    b = KernelBuilder("pairs", ["m"])
+    x, w = b.buffer(["m", depth], BF16), b.buffer([panels, depth // 2, 64, 2], BF16)
+    y = b.output(["m", columns], F32)
+    i, p = b.grid(["m", panels], [rows, 1])
+    with b.loop(0, depth, chunk, [b.constant(0.0, (rows, 64))]) as loop:
+        left = b.load(b.dense(x), [i, loop.at], [rows, chunk])
+        if computed:
+            left = b.cast(b.map("neg", b.cast(left, F32)), BF16)
+        half = b.index(Expr.of("a0") // 2, loop.at)
+        loaded = b.reshape(b.load(b.dense(w), [p, half, 0, 0], [1, chunk // 2, 64, 2]), (chunk // 2, 64, 2))
+        right = b.reshape(b.transpose(loaded, (0, 2, 1)), (chunk, 64))
+        loop.give(b.dot(left, right, loop.carried[0]))
+    b.store(loop.out[0], b.dense(y), [i, b.index(Expr.of("a0") * 64, p)])
+    return b.finish()
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(64, 6), (100, 4)])
+@pytest.mark.parametrize("computed", [False, True])
+def test_pairs_of_k_are_multiplied_as_they_lie(
+    columns: int, rows: int, computed: bool, rng: np.random.Generator
+) -> None:
+    kernel = packed_pairs(64, columns, rows, chunk=32, computed=computed)
+    given = inputs(kernel, {"m": 13}, rng)
+    (wanted,) = check(kernel, {"m": 13}, rng, given=given, classes=["avx512"], compiled=False)
+    plain = machine("avx512-bf16")
+    paired = replace(plain, rules=replace(plain.rules, native=frozenset({"dot2-bf16"})))
+    lowered = lower_kernel(kernel, paired)
+    assert sum(isinstance(op, Dot2) for op in every(lowered)) == 4 * rows
+    assert not any(isinstance(op, (Shuffle, Gather)) for op in every(lowered))
+    (got,) = outputs(kernel, {"m": 13})
+    run_kernel(lowered, [*given, got], {"m": 13}, nthreads=2)
+    same(got, wanted, 1e-5, "pairs")

@@ -5,18 +5,21 @@ from __future__ import annotations
 from typing import Final
 
 from tilewright.backends.cpu.cpu_class import CpuClass
-from tilewright.backends.cpu.emitter import Emitter, literal
+from tilewright.backends.cpu.emitter import Emitter, literal, type_text
 from tilewright.errors import IRError
+from tilewright.ir.dtypes import I8
 from tilewright.ir.loops import (
     INDEX,
     Const,
     DimValue,
     LoopKernel,
     Memory,
+    Scratch,
     ThreadCount,
     ThreadId,
     Value,
     VectorConst,
+    vec,
 )
 
 # A sixteenth of a thread's usual 8 MiB, and less than the gap that guards the main stack.
@@ -40,6 +43,24 @@ class Operands:
         self._place_scratch()
 
     def _place_scratch(self) -> None:
+        """Defines where scratch lies, and clears what is to start as zeros."""
+        self._find_scratch()
+        for number, scratch in enumerate(self.kernel.scratch):
+            if scratch.zeroed:
+                self._clear(number, scratch)
+
+    def _clear(self, number: int, scratch: Scratch) -> None:
+        step = next(size for size in (64, 32, 16, 8, 4, 2, 1) if scratch.bytes % size == 0)
+        first, end, by = (self.e.constant(n, INDEX.dtype) for n in (0, scratch.bytes, step))
+        zeros, base = self.e.constant(0, I8, step), self.bases[scratch]
+        self.e.entry += [
+            f"  scf.for %z{number} = {first} to {end} step {by} : i64 {{",
+            f"    %at{number} = llvm.getelementptr {base}[%z{number}] : (!llvm.ptr, i64) -> !llvm.ptr, i8",
+            f"    llvm.store {zeros}, %at{number} {{alignment = {step} : i64}} : {type_text(vec(I8, step))}, !llvm.ptr",
+            "  }",
+        ]
+
+    def _find_scratch(self) -> None:
         offsets, total = [], 0
         for scratch in self.kernel.scratch:
             total = -(-total // scratch.align) * scratch.align

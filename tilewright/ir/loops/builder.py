@@ -55,7 +55,7 @@ class LoopBuilder(Arithmetic):
         return found
 
     def scratch(self, name: str, dtype: DType, elements: int, align: int = 64) -> Scratch:
-        """Memory of this thread's own, uninitialised."""
+        """Memory of this thread's own; uninitialised unless `zeroed` is set on it before the kernel is finished."""
         made = Scratch(name, dtype, elements, align)
         self._scratch.append(made)
         return made

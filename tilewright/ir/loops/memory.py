@@ -22,12 +22,16 @@ class BufferArg:
 
 @dataclass(slots=True, eq=False)
 class Scratch:
-    """Memory private to a thread while the kernel runs, uninitialised; elements and alignment (bytes) are static."""
+    """Memory private to a thread while the kernel runs; elements and alignment (bytes) are static.
+
+    zeroed: all its bytes are 0 when the kernel starts, otherwise they may be anything.
+    """
 
     name: str
     dtype: DType
     elements: int
     align: int = 64
+    zeroed: bool = False
 
     @property
     def bytes(self) -> int:

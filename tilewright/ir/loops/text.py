@@ -13,7 +13,10 @@ def print_kernel(kernel: LoopKernel) -> str:
     """The kernel, one op a line, values numbered in order of definition."""
     buffers = ", ".join(f"{b.name}: {'mut ' if b.writable else ''}{b.dtype}" for b in kernel.buffers)
     lines = [f"kernel @{kernel.name}({buffers}) dims({', '.join(kernel.dims)}) {{"]
-    lines += [f"  scratch {s.name}: {s.dtype}[{s.elements}] align {s.align}" for s in kernel.scratch]
+    lines += [
+        f"  scratch {s.name}: {s.dtype}[{s.elements}] align {s.align}{' zeroed' if s.zeroed else ''}"
+        for s in kernel.scratch
+    ]
     lines += _Printer().block(kernel.body, "  ")
     return "\n".join([*lines, "}"])
 

@@ -11,6 +11,7 @@ from typing import Final
 from tilewright.ir import loop_math
 from tilewright.ir.dtypes import F32, I1, DType
 from tilewright.ir.loops import LoopBuilder, ReduceKind, Value
+from tilewright.ir.tile.compute import LANES
 from tilewright.passes.lower_tile_to_loops.scalar_functions import NARROW, apply
 
 Parts = Sequence[Value]
@@ -54,8 +55,11 @@ def identity(fn: str, dtypes: Sequence[DType]) -> list[int | float]:
             return [0.0, 0.0, 0.0]  # a count of 0 makes welford take the other side
 
 
-def across(b: LoopBuilder, fn: str, parts: Parts) -> list[Value]:
-    """All lanes of a partial result joined: l and l + n/2, then n/4, ... the lower lane on the left."""
+def across(b: LoopBuilder, fn: str, parts: Parts, present: int = LANES) -> list[Value]:
+    """All lanes of a partial result joined: l and l + n/2, then n/4, ... the lower lane on the left.
+
+    present: how many lanes hold something; the others take no part.
+    """
     dtype = parts[0].type.dtype
     if len(parts) == 1 and dtype not in NARROW:
         return [b.reduce(_kind(fn, dtype), parts[0])]
@@ -63,7 +67,11 @@ def across(b: LoopBuilder, fn: str, parts: Parts) -> list[Value]:
         half = parts[0].type.lanes // 2
         lower = [b.shuffle(p, range(half)) for p in parts]
         upper = [b.shuffle(p, range(half, 2 * half)) for p in parts]
-        parts = combine(b, fn, lower, upper)
+        joined = combine(b, fn, lower, upper)
+        if present < 2 * half:
+            both = b.tail_mask(max(present - half, 0), half)
+            joined = [b.select(both, j, p) for j, p in zip(joined, lower, strict=True)]
+        parts, present = joined, min(present, half)
     return list(parts)
 
 

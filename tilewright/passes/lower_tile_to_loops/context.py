@@ -15,6 +15,7 @@ from tilewright.ir.dtypes import DType
 from tilewright.ir.loops import BufferArg, Scratch, Value
 from tilewright.ir.machine import Machine
 from tilewright.ir.operation import TwOperation
+from tilewright.ir.tile.base import tile
 from tilewright.ir.tile.structure import KernelOp
 from tilewright.passes.lower_tile_to_loops.emission import Emission
 from tilewright.passes.lower_tile_to_loops.indices import Facts, Index
@@ -69,6 +70,17 @@ class Lowering:
         """A limit as an index, where its coordinate is known."""
         at = self.indices[limit.at]
         return Index(self.b.sub(self.b.expr(limit.extent), at.value), limit.extent - at.expr)
+
+    def live(self, value: SSAValue) -> dict[int, Index]:
+        """How much of a tile anyone looks at, along the axes where that may be less than all of it."""
+        found: dict[int, Index] = {}
+        for axis, extent in enumerate(tile(value).extents):
+            limit = self.plan.observed.limit(value, axis)
+            if limit is not None and extent > 1 and limit.at in self.indices:
+                index = self.resolved(limit)
+                if not self.facts.at_least(index.expr, extent):
+                    found[axis] = index
+        return found
 
     def integer(self, value: Value) -> Index:
         """An index of which nothing is known."""

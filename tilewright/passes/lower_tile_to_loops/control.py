@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from xdsl.ir import Block, Operation, SSAValue
+from xdsl.ir import Block, SSAValue
 
-from tilewright.ir.loops import Scratch, Value
-from tilewright.ir.tile import compute
-from tilewright.ir.tile.base import tile
-from tilewright.ir.tile.memory import StageOp
+from tilewright.ir.loops import Value
 from tilewright.ir.tile.structure import ForOp, IfOp, YieldOp
 from tilewright.ir.types import TileType
+from tilewright.passes.lower_tile_to_loops.aliasing import in_place, scratch_behind
 from tilewright.passes.lower_tile_to_loops.context import Lowering
-from tilewright.passes.lower_tile_to_loops.elementwise import INLINE
 from tilewright.passes.lower_tile_to_loops.indices import Index
 from tilewright.passes.lower_tile_to_loops.materialise import copy, fill, register_tile, storage_for
 from tilewright.passes.lower_tile_to_loops.storage import RegisterTile, ScratchTile, Storage
@@ -112,7 +109,7 @@ def _handed_on(cx: Lowering, given: Sequence[SSAValue], homes: Sequence[Storage 
         free = [
             (v, home) for v, home in pending
             if not any(home.memory in scratch_behind(cx, o) for o, _ in pending if o is not v)
-            and (home.memory not in scratch_behind(cx, v) or _in_place(cx, v, home.memory))
+            and (home.memory not in scratch_behind(cx, v) or in_place(cx, v, home.memory))
         ]  # fmt: skip
         if free:
             for value, home in free:
@@ -138,34 +135,3 @@ def _write_rest(cx: Lowering, pending: list[tuple[SSAValue, ScratchTile]]) -> No
     for made, _, home in aside:
         copy(cx, made, home)
         cx.drop(made)
-
-
-def scratch_behind(cx: Lowering, value: SSAValue) -> set[Scratch]:
-    """The scratch that evaluating a value reads."""
-    held = cx.tiles.get(value)
-    if held is not None:
-        return {held.memory} if isinstance(held, ScratchTile) else set()
-    op = value.owner
-    if not isinstance(op, Operation) or type(op) not in INLINE:
-        return set()
-    return set().union(*(scratch_behind(cx, o) for o in op.operands if isinstance(o.type, TileType)))
-
-
-def _in_place(cx: Lowering, value: SSAValue, memory: Scratch) -> bool:
-    """Whether each element of a value depends on the same element of the memory alone, if on any."""
-    held = cx.tiles.get(value)
-    if held is not None:
-        return True
-    op = value.owner
-    if not isinstance(op, Operation):
-        return True
-    for operand in op.operands:
-        if not isinstance(operand.type, TileType) or memory not in scratch_behind(cx, operand):
-            continue
-        aligned = isinstance(op, (compute.MapOp, compute.CastOp, StageOp))
-        if not aligned or tile(operand).extents != tile(value).extents or not _in_place(cx, operand, memory):
-            return False
-    return True
-
-
-in_place = _in_place

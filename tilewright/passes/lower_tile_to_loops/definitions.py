@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from xdsl.ir import Operation, SSAValue
 
 from tilewright.ir.tile.base import tile
 from tilewright.ir.tile.compute import LANES, ReduceOp, TransposeOp
 from tilewright.ir.types import IndexType, TileType, ViewType
+from tilewright.passes.lower_tile_to_loops.aliasing import in_place, scratch_behind
 from tilewright.passes.lower_tile_to_loops.context import Lowering
-from tilewright.passes.lower_tile_to_loops.control import in_place, scratch_behind
 from tilewright.passes.lower_tile_to_loops.elementwise import INLINE, lanes_at
 from tilewright.passes.lower_tile_to_loops.materialise import fill, static_axes, storage_for
-from tilewright.passes.lower_tile_to_loops.reductions import RowFold, fold_rows
-from tilewright.passes.lower_tile_to_loops.sites import Coord, Site, lane_axis
+from tilewright.passes.lower_tile_to_loops.reductions import RowFold, fold_all
+from tilewright.passes.lower_tile_to_loops.sites import Site, lane_axis
 from tilewright.passes.lower_tile_to_loops.storage import ScratchTile, Storage
-from tilewright.passes.lower_tile_to_loops.sweeps import Space, outer
+from tilewright.passes.lower_tile_to_loops.sweeps import Space
 from tilewright.passes.lower_tile_to_loops.transposes import fill_transposed, turns_lanes
 
 
@@ -53,16 +54,12 @@ def _in_place_of(cx: Lowering, op: Operation) -> Storage | None:
 def _fill_and_fold(cx: Lowering, home: ScratchTile, value: SSAValue, folds: Sequence[RowFold]) -> None:
     """Fills scratch and folds its rows in one sweep: the elements are reduced while they are in registers."""
     static = static_axes(cx, value).union(*(f.static for f in folds))
-    space = Space.of(home.extents, LANES, static)
-    cx.sweep += 1
+    space = replace(Space.of(home.extents, LANES, static), live=cx.live(value))
 
     def write(site: Site) -> None:
         home.write(cx.b, site, lanes_at(cx, value, site))
 
-    def row(coords: tuple[Coord, ...]) -> None:
-        fold_rows(cx, folds, space, coords, write)
-
-    outer(cx, space, row)
+    fold_all(cx, folds, space, write)
     for fold in folds:
         fold.publish()
 

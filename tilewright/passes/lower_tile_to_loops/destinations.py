@@ -5,8 +5,9 @@ from __future__ import annotations
 from xdsl.ir import Block, Operation, SSAValue
 
 from tilewright.ir.tile.structure import ForOp, YieldOp
+from tilewright.ir.types import TileType
+from tilewright.passes.lower_tile_to_loops.aliasing import in_place, scratch_behind
 from tilewright.passes.lower_tile_to_loops.context import Lowering
-from tilewright.passes.lower_tile_to_loops.control import in_place, scratch_behind
 from tilewright.passes.lower_tile_to_loops.materialise import storage_for
 from tilewright.passes.lower_tile_to_loops.storage import ScratchTile, Storage
 
@@ -30,8 +31,6 @@ def destination(cx: Lowering, result: SSAValue, start: SSAValue) -> Storage:
 
 
 def _tiles(op: Operation) -> list[SSAValue]:
-    from tilewright.ir.types import TileType
-
     return [o for o in op.operands if isinstance(o.type, TileType)]
 
 

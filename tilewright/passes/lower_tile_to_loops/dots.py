@@ -24,10 +24,10 @@ from tilewright.passes.lower_tile_to_loops.indices import Index
 from tilewright.passes.lower_tile_to_loops.materialise import static_axes
 from tilewright.passes.lower_tile_to_loops.sites import Coord, Position, Site, known
 from tilewright.passes.lower_tile_to_loops.storage import RegisterTile, ScratchTile, Storage
-from tilewright.passes.lower_tile_to_loops.sweeps import Space, sweep
+from tilewright.passes.lower_tile_to_loops.sweeps import Space, Starts, sweep
 from tilewright.passes.lower_tile_to_loops.tails import depth_limit
 
-_UNROLLED_K = 4  # steps of k that one turn of the innermost loop takes
+UNROLLED_K = 4  # steps of k that one turn of the innermost loop takes
 _EVEN = 0.6  # how much of the register tile's height a block must keep to avoid a rest of rows
 
 Reader = Callable[[Site], Value]
@@ -46,15 +46,8 @@ class Block:
 def lower_dot(cx: Lowering, op: DotOp) -> None:
     """acc + a b, into the home that placement gave it."""
     home = destination(cx, op.out, op.acc)
-    rows, columns = tile(op.out).extents
-    cx.sweep += 1
     with readers(cx, op.a, op.b, op.out, tile(op.acc).dtype) as (left, right):
-        blocks = Blocks(cx, op, home, left, right, tile(op.acc).dtype)
-        if isinstance(home, RegisterTile):
-            blocks.block(Block(0, rows, 0, -(-columns // home.lanes)))
-        else:
-            blocks.all()
-    cx.tiles[op.out] = home
+        Blocks(cx, op, home, left, right, tile(op.acc).dtype).run()
 
 
 class Blocks:
@@ -67,28 +60,29 @@ class Blocks:
         self.rows, self.columns = tile(op.out).extents
         self.lanes = home.lanes if isinstance(home, RegisterTile) else cx.lanes
 
-    def all(self) -> None:
-        """Covers a result in scratch: columns outside, so that a's rows pass under one strip of b."""
-        height, width = register_block(self.cx, self.rows, self.columns)
-        static = static_axes(self.cx, self.op.acc)
-        for column, vectors in self.steps(-(-self.columns // self.lanes), width, self.lanes, 1 in static):
-            for row, rows in self.steps(self.rows, height, 1, 0 in static):
-                with column() as at, row() as top:
-                    self.block(Block(top, rows, at, vectors))
-
-    def steps(self, count: int, size: int, scale: int, static: bool) -> list[tuple[Callable[[], _Range], int]]:
-        """Ranges of blocks: one loop over the whole ones, and what is left over."""
-        whole, rest = divmod(count, size)
-        found: list[tuple[Callable[[], _Range], int]] = []
-        if whole > 1 and not static:
-            found.append((lambda: _Range(self.cx, whole * size * scale, size * scale), size))
+    def run(self) -> None:
+        """Emits the whole result: one block where it lives in registers."""
+        self.cx.sweep += 1
+        if isinstance(self.home, RegisterTile):
+            self.block(Block(0, self.rows, 0, -(-self.columns // self.lanes)))
         else:
-            for number in range(whole):
-                at = number * size * scale
-                found.append((lambda at=at: _Range(self.cx, at, 0), size))  # type: ignore[misc]
-        if rest:
-            found.append((lambda: _Range(self.cx, whole * size * scale, 0), rest))
-        return found
+            self.cover()
+        self.cx.tiles[self.op.out] = self.home
+
+    def cover(self) -> None:
+        """Covers a result in scratch, as far as anyone looks: a's rows pass under one strip of b after the other."""
+        static = static_axes(self.cx, self.op.acc)
+        live = self.cx.live(self.op.out)
+        rows = None if 0 in static else live.get(0)
+        columns = None if 1 in static or self.columns % self.lanes else live.get(1)
+        vectors = -(-self.columns // self.lanes)
+        height, width = register_block(self.cx, self.rows, self.columns)
+        for strip, wide in _ranges(self.cx, vectors, width, self.lanes, columns, looped=1 not in static):
+            tall = height if wide == width else register_block(self.cx, self.rows, wide * self.lanes)[0]
+            with strip as at:
+                for band, high in _ranges(self.cx, self.rows, tall, 1, rows, looped=0 not in static):
+                    with band as top:
+                        self.block(Block(top, high, at, wide))
 
     def sites(self, block: Block) -> list[Site]:
         """The sites of a block's vectors, row by row."""
@@ -123,7 +117,7 @@ class Blocks:
         below: tuple[Expr, ...] = (),
     ) -> Sequence[Value]:
         """The products of k in first..end added to the starts, one after the other."""
-        with self.cx.b.loop(first, end, 1, starts, unroll=_UNROLLED_K, name="k") as loop:
+        with self.cx.b.loop(first, end, 1, starts, unroll=UNROLLED_K, name="k") as loop:
             k = Coord(loop.index, below=below)
             right = [self.right(Site((k, s.coords[1]), s.lanes, s.mask)) for s in sites[: block.vectors]]
             sums: list[Value] = []
@@ -142,22 +136,28 @@ class Blocks:
         return b.add(b.mul(b.broadcast(left, right.type.lanes), right), total)
 
 
-class _Range:
-    """A loop over block starts, or one static start, as a context manager that gives the start."""
+def _ranges(
+    cx: Lowering, count: int, size: int, scale: int, live: Index | None, *, looped: bool
+) -> list[tuple[Starts, int]]:
+    """Blocks of `size` of `count` things of `scale` elements: where they start, and how many things each has.
 
-    def __init__(self, cx: Lowering, end: int, step: int) -> None:
-        self.at: Position = end
-        self.loop = cx.b.loop(0, end, step, name="b") if step else None
-
-    def __enter__(self) -> Position:
-        if self.loop is None:
-            return self.at
-        self.loop.__enter__()
-        return self.loop.index
-
-    def __exit__(self, *error: object) -> None:
-        if self.loop is not None:
-            self.loop.__exit__(*error)  # type: ignore[arg-type]  # passed through
+    live: elements that anyone looks at; whole blocks are then followed by blocks of one, so that little lies beyond.
+    """
+    whole, rest = divmod(count, size)
+    if not looped:
+        found = [(Starts(cx, number * size * scale), size) for number in range(whole)]
+        return found + ([(Starts(cx, whole * size * scale), rest)] if rest else [])
+    if live is None:
+        found = [(Starts.over(cx, 0, whole * size * scale, size * scale), size)] if whole else []
+        return found + ([(Starts(cx, whole * size * scale), rest)] if rest else [])
+    b = cx.b
+    needed = b.max(b.min(b.ceildiv(live.value, scale), count), 0)
+    if scale == 1 and not rest:
+        # A block of rows may run past the end: the rows exist in scratch.
+        return [(Starts.over(cx, 0, needed, size), size)]
+    covered = b.mul(b.floordiv(needed, size), size * scale)
+    found = [(Starts.over(cx, 0, covered, size * scale), size)] if whole else []
+    return [*found, (Starts.over(cx, covered, b.mul(needed, scale), scale), 1)]
 
 
 def register_block(cx: Lowering, rows: int, columns: int) -> tuple[int, int]:
@@ -193,7 +193,7 @@ def readers(cx: Lowering, a: SSAValue, b: SSAValue, out: SSAValue, wide: DType) 
 
     def reader(value: SSAValue, *, keep: bool) -> Reader:
         def convert(site: Site) -> Value:
-            return cx.b.cast(lanes_at(cx, value, site), wide)
+            return cx.b.widened(lanes_at(cx, value, site), wide)
 
         if tile(value).dtype is wide or not keep:
             return convert

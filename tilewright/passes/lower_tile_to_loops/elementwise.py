@@ -63,7 +63,7 @@ def _map(cx: Lowering, op: compute.MapOp, site: Site) -> Value:
 
 
 def _cast(cx: Lowering, op: compute.CastOp, site: Site) -> Value:
-    return cx.b.cast(evaluate(cx, op.source, site), DTYPES[op.dtype.data])
+    return cx.b.widened(evaluate(cx, op.source, site), DTYPES[op.dtype.data])
 
 
 def _broadcast(cx: Lowering, op: compute.BroadcastOp, site: Site) -> Value:
@@ -124,11 +124,10 @@ def _unpack(cx: Lowering, op: compute.UnpackOp, site: Site) -> Value:
         word = b.broadcast(word, shift.type.lanes)
     elif shift.type.lanes < word.type.lanes:
         shift = b.broadcast(shift, word.type.lanes)
-    bits = b.and_(b.ushr(word, shift), (1 << entry.bits) - 1)
-    if entry.element.kind == "int":
-        half = 1 << (entry.bits - 1)
-        bits = b.sub(b.xor(bits, half), half)  # sign-extends a field
-    return b.cast(bits, entry.element)
+    # To the top of the word and back down: the shift down extends the field's sign, or zeros.
+    top = b.shl(word, b.sub(b.const(32 - entry.bits, I32, shift.type.lanes), shift))
+    field = (b.shr if entry.element.kind == "int" else b.ushr)(top, 32 - entry.bits)
+    return b.narrowed(field, entry.element)
 
 
 def _pack(cx: Lowering, op: compute.PackOp, site: Site) -> Value:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 
+from tilewright.ir.dtypes import DType
 from tilewright.ir.loops import Block, BranchScope, Const, LoopBuilder, Value
 
 
@@ -13,6 +14,7 @@ class Emission(LoopBuilder):
 
     def __init__(self, name: str) -> None:
         self._memory: list[dict[Hashable, Value]] = [{}]
+        self._wider: dict[Value, Value] = {}
         super().__init__(name)
 
     def once(self, key: Hashable, compute: Callable[[], Value]) -> Value:
@@ -28,6 +30,16 @@ class Emission(LoopBuilder):
     def remember(self, key: Hashable, value: Value) -> None:
         """Makes `once` find a value."""
         self._memory[-1][key] = value
+
+    def narrowed(self, value: Value, dtype: DType) -> Value:
+        """A cast that loses nothing, because the value fits: `widened` then starts from the value itself."""
+        made = self.cast(value, dtype)
+        self._wider[made] = value
+        return made
+
+    def widened(self, value: Value, dtype: DType) -> Value:
+        """A cast, from what the value was before it was narrowed."""
+        return self.cast(self._wider.get(value, value), dtype)
 
     @contextmanager
     def either(self, condition: Value | None) -> Iterator[Sides]:

@@ -11,15 +11,14 @@ from tilewright.ir.tile.structure import CompareOp, ExprOp, ScalarOp
 from tilewright.passes.lower_tile_to_loops.context import Lowering
 from tilewright.passes.lower_tile_to_loops.indices import Index
 from tilewright.passes.lower_tile_to_loops.sites import ORIGIN
-from tilewright.passes.lower_tile_to_loops.views import (
-    AffineView,
+from tilewright.passes.lower_tile_to_loops.view_kinds import (
     PagesView,
     RowsView,
     SegmentView,
-    Span,
     WindowView,
     read_integers,
 )
+from tilewright.passes.lower_tile_to_loops.views import AffineView, Span
 
 RELATIONS = {"<": "lt", "<=": "le", "==": "eq"}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tilewright.ir.dims import Atom, Expr, ExprLike, exact_div
+from tilewright.ir.dims import Atom, Expr, ExprLike, exact_div, floordiv
 from tilewright.ir.loops import Value
 
 
@@ -22,19 +22,19 @@ class Index:
 
 @dataclass(frozen=True, slots=True)
 class Induction:
-    """A symbol that takes lo, lo + step, ... below hi; some iteration runs, so lo < hi."""
+    """A symbol that counts a loop's iterations, of coordinates lo + count * step below hi; there is one at least."""
 
     lo: Expr
     hi: Expr
     step: int
 
     @property
-    def last(self) -> Expr:
-        """The largest value where the steps divide the range, else an upper bound of it."""
+    def reach(self) -> Expr:
+        """The last iteration's distance from lo where the steps divide the range, else an upper bound of it."""
         extent = self.hi - self.lo
         if extent.constant is not None:
-            return self.lo + (extent.constant - 1) // self.step * self.step
-        return self.hi - (self.step if (extent % self.step) == Expr.of(0) else 1)
+            return Expr.of((extent.constant - 1) // self.step * self.step)
+        return extent - (self.step if (extent % self.step) == Expr.of(0) else 1)
 
 
 class Facts:
@@ -49,10 +49,10 @@ class Facts:
         self._proved: dict[Expr, bool] = {}
 
     def induction(self, lo: Expr, hi: Expr, step: int) -> Expr:
-        """A fresh symbol for a loop's coordinate."""
+        """A loop's coordinate, as `lo + step * count` with a fresh symbol for the count."""
         name = self._fresh()
         self._inductions[name] = Induction(lo, hi, step)
-        return Expr.of(name)
+        return lo + Expr.of(name) * step
 
     def opaque(self) -> Expr:
         """A fresh symbol for an integer read at run time."""
@@ -73,14 +73,6 @@ class Facts:
         if found is None:
             found = self._proved[difference] = self._nonnegative(difference, 12)
         return found
-
-    def divides(self, divisor: int, expr: Expr) -> bool:
-        """True where the divisor is proved to divide the expression."""
-        for name in sorted(expr.symbols & self._inductions.keys()):
-            induction = self._inductions[name]
-            # lo + step * count, with the count as the symbol
-            expr = expr.substitute({name: induction.lo + Expr.of(name) * induction.step})
-        return bool(expr % divisor == Expr.of(0))
 
     def _nonnegative(self, expr: Expr, depth: int) -> bool:
         if depth == 0:
@@ -103,17 +95,23 @@ class Facts:
             if name not in term.symbols:
                 total = total + term
                 continue
-            if monomial.count(symbol) != 1:
-                low, _ = term.interval({name: (None, None)})
+            if monomial.count(symbol) != 1 or term.symbols & self._opaque:
+                low, _ = term.interval(dict.fromkeys([name, *self._opaque], (None, None)))
                 if low is None:
                     return None
                 total = total + low
                 continue
-            # The other factors are products of sizes, so the term is monotone in the symbol.
+            # The other factors are products of sizes, so the term is monotone in the count, which is 0 at first.
+            if coefficient > 0:
+                continue
+            factor = exact_div(term, Expr.of(name) * induction.step)
+            if factor is not None:
+                total = total + factor * induction.reach
+                continue
             factor = exact_div(term, Expr.of(name))
             if factor is None:
                 return None
-            total = total + factor * (induction.lo if coefficient > 0 else induction.last)
+            total = total + factor * floordiv(induction.reach, induction.step)
         return total
 
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from math import prod
+from dataclasses import replace
 
 from xdsl.ir import Operation, SSAValue
 
+from tilewright.ir.scalars import SCALARS
 from tilewright.ir.tile import compute
 from tilewright.ir.tile.base import tile
 from tilewright.ir.tile.compute import LANES
-from tilewright.ir.tile.memory import StageOp
 from tilewright.ir.types import TileType
 from tilewright.passes.lower_tile_to_loops.context import Lowering
 from tilewright.passes.lower_tile_to_loops.elementwise import INLINE, lanes_at
 from tilewright.passes.lower_tile_to_loops.operands import unit_reshape
 from tilewright.passes.lower_tile_to_loops.sites import Site, lane_axis
 from tilewright.passes.lower_tile_to_loops.storage import RegisterTile, ScratchTile, Storage
-from tilewright.passes.lower_tile_to_loops.sweeps import Space, sweep
+from tilewright.passes.lower_tile_to_loops.sweeps import Space, sweep, whole_or_part
 
+_OPS_A_FLOP = 3  # loop-IR ops that a function of the scalar table takes for each FLOP that it counts
 _STATIC_ROWS = 8  # rows of a joined tile that are unrolled, so that the part each comes from is known
 
 
@@ -34,7 +35,13 @@ def storage_for(cx: Lowering, value: SSAValue) -> Storage:
     """Empty storage where placement wants the value."""
     if cx.plan.homes[value] == "registers":
         return register_tile(cx, value)
-    return cx.scratch(tile(value).extents, tile(value).dtype)
+    extents = tile(value).extents
+    home = cx.scratch(extents, tile(value).dtype)
+    if any(n > 1 and cx.plan.observed.limit(value, axis) is not None for axis, n in enumerate(extents)):
+        # A dot's last block reads rows and columns that nobody looks at and nobody computes. They may hold anything,
+        # but arithmetic on what lies in memory by chance, subnormal numbers say, can be a hundred times slower.
+        home.memory.zeroed = True
+    return home
 
 
 def space_of(storage: Storage, lanes: int, static: frozenset[int] = frozenset()) -> Space:
@@ -46,12 +53,14 @@ def space_of(storage: Storage, lanes: int, static: frozenset[int] = frozenset())
 
 def fill(cx: Lowering, storage: Storage, value: SSAValue) -> None:
     """Evaluates a value into a storage of its extents."""
-    static = static_axes(cx, value)
+    space = space_of(storage, cx.lanes, static_axes(cx, value))
+    if isinstance(storage, ScratchTile):
+        space = replace(space, live=cx.live(value))
 
     def visit(site: Site) -> None:
         storage.write(cx.b, site, lanes_at(cx, value, site))
 
-    sweep(cx, space_of(storage, cx.lanes, static), visit)
+    whole_or_part(cx, space, lambda part: sweep(cx, part, visit))
 
 
 def copy(cx: Lowering, source: Storage, target: Storage) -> None:
@@ -96,19 +105,14 @@ def static_axes(cx: Lowering, value: SSAValue) -> frozenset[int]:
 
 def weight(cx: Lowering, value: SSAValue) -> int:
     """Ops that one site of a value takes, roughly; what decides between unrolling and a loop."""
-    op = value.owner
-    if value in cx.tiles or not isinstance(op, Operation) or type(op) not in INLINE:
-        return 0
-    own = 1
-    if isinstance(op, compute.MapOp):
-        from tilewright.ir.scalars import SCALARS
+    seen: set[SSAValue] = set()
 
-        own = max(1, 3 * SCALARS[op.fn.data].flops)
-    elif isinstance(op, StageOp):
-        own = 0
-    return own + sum(weight(cx, o) for o in op.operands if isinstance(o.type, TileType))
+    def count(value: SSAValue) -> int:
+        op = value.owner
+        if value in cx.tiles or value in seen or not isinstance(op, Operation) or type(op) not in INLINE:
+            return 0
+        seen.add(value)
+        own = max(1, _OPS_A_FLOP * SCALARS[op.fn.data].flops) if isinstance(op, compute.MapOp) else 1
+        return own + sum(count(o) for o in op.operands if isinstance(o.type, TileType))
 
-
-def sites(storage: RegisterTile) -> int:
-    """How many values a register tile holds."""
-    return prod(storage.extents) if storage.axis is None else len(storage.positions())
+    return count(value)

@@ -17,7 +17,7 @@ from tilewright.ir.tile.memory import StageOp, StoreOp
 from tilewright.ir.tile.structure import ForOp, IfOp, KernelOp, YieldOp
 from tilewright.ir.types import TileType
 from tilewright.passes.lower_tile_to_loops.operands import unit_axis, unit_reshape
-from tilewright.passes.lower_tile_to_loops.tails import Limit, beyond, depth_limit, reduced_limit, tail
+from tilewright.passes.lower_tile_to_loops.tails import Limit, beyond, depth_limit, folded_limit, tail
 
 Seen: TypeAlias = Limit | Literal["none", "all"]
 
@@ -86,12 +86,11 @@ class Observed:
                 return self._by_dot(op, index, axis)
             case compute.ReduceOp():
                 if axis == op.axis.data:
-                    single = len(op.args) == 1
-                    return (reduced_limit(op.fn.data, value, axis) if single else None) or _ALL
+                    return folded_limit(op) or _ALL
                 return self._all_of([(r, axis) for r in op.results])
             case compute.AccumulateOp():
                 if index == 0 and axis == tile(value).rank - 1:
-                    return reduced_limit(op.fn.data, value, axis) or _ALL
+                    return folded_limit(op) or _ALL
                 return self.of(op.out, axis) if axis < tile(value).rank - 1 else _ALL
             case compute.ScanOp() | compute.SortOp() | compute.TopkOp():
                 return _ALL if axis == op.axis.data else self._all_of([(r, axis) for r in op.results])

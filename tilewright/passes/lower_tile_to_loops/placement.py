@@ -22,18 +22,15 @@ from tilewright.ir.tile.base import tile
 from tilewright.ir.tile.memory import LoadOp, StageOp, StoreOp, root
 from tilewright.ir.tile.structure import ForOp, IfOp, KernelOp, YieldOp
 from tilewright.ir.types import TileType
+from tilewright.passes.lower_tile_to_loops.elementwise import INLINE
+from tilewright.passes.lower_tile_to_loops.observed import Observed
 from tilewright.passes.lower_tile_to_loops.operands import is_direct, unit_reshape
+from tilewright.passes.lower_tile_to_loops.pairs import paired
 from tilewright.passes.lower_tile_to_loops.sites import lane_axis
 from tilewright.passes.lower_tile_to_loops.transposes import turns_lanes
 
 Home = Literal["registers", "scratch"]
 
-_INLINE: Final = (
-    compute.MapOp, compute.CastOp, compute.BroadcastOp, compute.ConstantOp, compute.IndexTileOp, compute.SplatOp,
-    compute.UnpackOp, compute.PackOp, compute.ReshapeOp, compute.TransposeOp, compute.SliceOp, compute.ConcatOp, LoadOp,
-    StageOp,
-)  # fmt: skip
-_ALIGNED: Final = (compute.MapOp, compute.CastOp, compute.BroadcastOp, StageOp)  # keep every element in its lane
 _SPARE: Final = 4  # registers that stay free for operands beside accumulators
 _REPEATED: Final = 4  # FLOPs above which a value with several roots is kept
 _EXPANDED: Final = 2  # FLOPs above which a value that is repeated along an axis is kept
@@ -48,8 +45,10 @@ class Placement:
     homes: where each materialised value lives; a tile value without a home is inline.
     dies: the values whose storage is free once an op has been lowered.
     roots: the ops inside which a value is evaluated or read, in no order.
+    observed: how much of each value anyone looks at.
     """
 
+    observed: Observed
     homes: dict[SSAValue, Home] = field(default_factory=dict)
     dies: dict[Operation, list[SSAValue]] = field(default_factory=dict)
     roots: dict[SSAValue, set[Operation]] = field(default_factory=dict)
@@ -69,9 +68,13 @@ def vectors(value: SSAValue, lanes: int) -> int:
 
 class _Placer:
     def __init__(self, kernel: KernelOp, rules: TileRules) -> None:
-        self.kernel, self.rules, self.plan = kernel, rules, Placement()
+        self.kernel, self.rules, self.plan = kernel, rules, Placement(Observed(kernel))
         self.expanded: dict[SSAValue, bool] = {}
         self.stored = {root(op.target) for op in kernel.walk() if isinstance(op, StoreOp)}
+
+        pairs = [paired(op, rules) for op in kernel.walk()]
+        # Packed pairs are read as they lie: the ops that say what they mean are not run.
+        self.unmoved = {value for pair in pairs if pair is not None for value in pair.through}
 
     def run(self) -> Placement:
         self.block(self.kernel.block, self.rules.registers - _SPARE)
@@ -91,7 +94,7 @@ class _Placer:
                         self.settle(result, _VECTORS)
                 for region in op.regions:
                     self.block(region.blocks[0], free)
-            elif isinstance(op, _INLINE):
+            elif type(op) in INLINE:
                 if self.keeps(op):
                     self.settle(op.results[0], _VECTORS)
             else:
@@ -138,7 +141,7 @@ class _Placer:
         expanded = False
         for use in value.uses:
             op = use.operation
-            if isinstance(op, _INLINE):
+            if type(op) in INLINE:
                 result = op.results[0]
                 expanded |= _repeats(op, value)
                 if result not in self.plan.homes:
@@ -153,6 +156,8 @@ class _Placer:
         value = op.results[0]
         roots = self.plan.roots[value]
         if not roots:
+            return False
+        if value in self.unmoved:
             return False
         if isinstance(op, LoadOp) and root(op.source) in self.stored:
             return True  # a store might come between the load and its evaluation
@@ -174,7 +179,7 @@ class _Placer:
     def cost(self, value: SSAValue, seen: set[SSAValue]) -> int:
         """FLOPs of evaluating a value again, down to what has a home or is a root itself."""
         op = value.owner
-        if value in self.plan.homes or value in seen or not isinstance(op, _INLINE):
+        if value in self.plan.homes or value in seen or not isinstance(op, Operation) or type(op) not in INLINE:
             return 0
         seen.add(value)
         below = sum(self.cost(o, seen) for o in op.operands if isinstance(o.type, TileType))
@@ -269,6 +274,8 @@ def _needs_memory(op: Operation, index: int, rules: TileRules) -> bool:
     """Whether the op reads this operand element by element, many times over; what it converts then lies in memory."""
     if isinstance(op, compute.DotScaledOp):
         return index in (1, 3)
+    if paired(op, rules) is not None:
+        return index == 0
     if not isinstance(op, compute.DotOp) or tile(op.a).dtype != tile(op.acc).dtype:
         return False
     return index == 0 or (index == 1 and tile(op.acc).extents[0] > max(rows for _, rows, _ in rules.dot))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from xdsl.ir import SSAValue
 
@@ -14,11 +14,13 @@ from tilewright.ir.tile.compute import LANES, AccumulateOp, ReduceOp
 from tilewright.passes.lower_tile_to_loops.combines import UNORDERED, Parts, across, combine, identity
 from tilewright.passes.lower_tile_to_loops.context import Lowering
 from tilewright.passes.lower_tile_to_loops.elementwise import evaluate, lanes_at, operand_site
+from tilewright.passes.lower_tile_to_loops.indices import Index
 from tilewright.passes.lower_tile_to_loops.materialise import space_of, static_axes, storage_for
 from tilewright.passes.lower_tile_to_loops.sites import ORIGIN, Coord, Site, known, lane_axis
 from tilewright.passes.lower_tile_to_loops.spilling import spilled
 from tilewright.passes.lower_tile_to_loops.storage import RegisterTile, Storage
-from tilewright.passes.lower_tile_to_loops.sweeps import Space, columns, outer, sweep
+from tilewright.passes.lower_tile_to_loops.sweeps import Space, columns, outer, sweep, whole_or_part
+from tilewright.passes.lower_tile_to_loops.tails import folded_limit
 
 
 def lower_reduce(cx: Lowering, op: ReduceOp) -> None:
@@ -27,13 +29,22 @@ def lower_reduce(cx: Lowering, op: ReduceOp) -> None:
     if op.fn.data == "attention":
         _in_order(cx, op)
     elif axis == lane_axis(extents):
-        folds = [RowFold(cx, op)]
-        cx.sweep += 1
-        space = Space.of(extents, LANES, folds[0].static)
-        outer(cx, space, lambda coords: fold_rows(cx, folds, space, coords))
-        folds[0].publish()
+        fold = RowFold(cx, op)
+        fold_all(cx, [fold], replace(Space.of(extents, LANES, fold.static), live=_live(cx, op, axis)))
+        fold.publish()
     else:
         _down_columns(cx, op)
+
+
+def _live(cx: Lowering, op: ReduceOp | AccumulateOp, axis: int) -> dict[int, Index]:
+    """The rows that anyone looks at, and the part of each that is not neutral."""
+    results = op.results if isinstance(op, ReduceOp) else [op.out]
+    rows = [cx.live(r) for r in results if cx.plan.roots.get(r)]
+    live = {a: limit for a, limit in rows[0].items() if a != axis and all(r.get(a) == limit for r in rows)}
+    limit = folded_limit(op)
+    if limit is not None:
+        live[axis] = cx.resolved(limit)
+    return live
 
 
 @dataclass(slots=True)
@@ -79,8 +90,9 @@ class RowFold:
     def finish(self, coords: Sequence[Coord], parts: Parts) -> None:
         """The lanes joined and stored as the row's result."""
         axis = self.op.axis.data
+        present = min(tile(self.op.args[0]).extents[axis], LANES)
         site = Site((*coords[:axis], ORIGIN, *coords[axis + 1 :]))
-        for home, value in zip(self.homes, across(self.cx.b, self.op.fn.data, parts), strict=True):
+        for home, value in zip(self.homes, across(self.cx.b, self.op.fn.data, parts, present), strict=True):
             if home is not None:
                 home.write(self.cx.b, site, value)
 
@@ -92,14 +104,27 @@ class RowFold:
                 self.cx.tiles[result] = home
 
 
-def fold_rows(
+def fold_all(cx: Lowering, folds: Sequence[RowFold], space: Space, first: Callable[[Site], None] | None = None) -> None:
+    """Folds every row of a space for several reductions at once; `first` is done at each site before."""
+
+    def run(part: Space) -> None:
+        cx.sweep += 1
+        outer(cx, part, lambda coords: _fold_row(cx, folds, part, coords, first))
+
+    if any(isinstance(home, RegisterTile) for fold in folds for home in fold.homes):
+        run(space)
+    else:
+        whole_or_part(cx, space, run)
+
+
+def _fold_row(
     cx: Lowering,
     folds: Sequence[RowFold],
     space: Space,
     coords: tuple[Coord, ...],
-    first: Callable[[Site], None] | None = None,
+    first: Callable[[Site], None] | None,
 ) -> None:
-    """Folds one row for several reductions at once; `first` is done at each site before."""
+    """Folds one row."""
     starts = [f.start() for f in folds]
 
     def visit(site: Site, carried: Sequence[Value]) -> Sequence[Value]:
@@ -127,16 +152,16 @@ def lower_accumulate(cx: Lowering, op: AccumulateOp) -> None:
     rows = frozenset(a for a, n in enumerate(extents[:-1]) if n > 1)
     held = isinstance(home, RegisterTile)
     static = static_axes(cx, op.source) | (static_axes(cx, op.acc) & rows) | (rows if held else frozenset())
-    space = Space(extents, LANES, len(extents) - 1, static=static)
+    space = Space(extents, LANES, len(extents) - 1, live=_live(cx, op, len(extents) - 1), static=static)
     cx.sweep += 1
+
+    def step(site: Site, acc: Sequence[Value]) -> list[Value]:
+        (joined,) = combine(cx.b, op.fn.data, acc, [lanes_at(cx, op.source, site)])
+        return [joined if site.mask is None else cx.b.select(site.mask, joined, acc[0])]
 
     def row(coords: tuple[Coord, ...]) -> None:
         site = Site((*coords[:-1], known(0, 1)), LANES)
-        folded = columns(
-            cx, space, coords,
-            lambda s, acc: combine(cx.b, op.fn.data, acc, [lanes_at(cx, op.source, s)]),
-            [lanes_at(cx, op.acc, site)],
-        )  # fmt: skip
+        folded = columns(cx, space, coords, step, [lanes_at(cx, op.acc, site)])
         home.write(cx.b, site, folded[0])
 
     outer(cx, space, row)

@@ -18,7 +18,6 @@ from tilewright.passes.lower_tile_to_loops.elementwise import lanes_at
 from tilewright.passes.lower_tile_to_loops.materialise import storage_for
 from tilewright.passes.lower_tile_to_loops.sites import Coord, Site
 from tilewright.passes.lower_tile_to_loops.spilling import spilled
-from tilewright.passes.lower_tile_to_loops.storage import RegisterTile
 
 _EXACT: Final = 1 << 24  # integers up to here are f32
 _LARGEST: Final = {"i8": 128, "u8": 255}
@@ -30,14 +29,7 @@ def lower_dot_scaled(cx: Lowering, op: DotScaledOp) -> None:
     wide = _exact_dtype(op)
     # Scales are read at a group's number, which is known at run time only.
     with spilled(cx, [op.a_scale, op.b_scale]), readers(cx, op.a, op.b, op.out, wide) as (left, right):
-        cx.sweep += 1
-        blocks = _ScaledBlocks(cx, op, home, left, right, wide)
-        rows, columns = tile(op.out).extents
-        if isinstance(home, RegisterTile):
-            blocks.block(Block(0, rows, 0, -(-columns // home.lanes)))
-        else:
-            blocks.all()
-    cx.tiles[op.out] = home
+        _ScaledBlocks(cx, op, home, left, right, wide).run()
 
 
 def _exact_dtype(op: DotScaledOp) -> DType:

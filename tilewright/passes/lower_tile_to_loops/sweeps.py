@@ -10,10 +10,11 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from tilewright.ir.dims import Expr
-from tilewright.ir.loops import Value
+from tilewright.ir.loops import LoopScope, Value
+from tilewright.ir.tile.compute import LANES
 from tilewright.passes.lower_tile_to_loops.context import Lowering
 from tilewright.passes.lower_tile_to_loops.indices import Index
-from tilewright.passes.lower_tile_to_loops.sites import ORIGIN, Coord, Site, known, lane_axis
+from tilewright.passes.lower_tile_to_loops.sites import ORIGIN, Coord, Position, Site, known, lane_axis
 
 UNROLLED_COLUMNS: Final = 8  # vectors along the lane axis that are unrolled rather than looped over
 _COLUMNS_A_TURN: Final = 4  # vectors that one turn of a column loop handles
@@ -25,8 +26,9 @@ Visit = Callable[[Site, Sequence[Value]], Sequence[Value]]
 class Space:
     """What a sweep runs over.
 
-    axis: the lane axis, None for scalars. limits: run-time bounds of the coordinates along some axes. below:
-    expressions that the coordinates are known to stay under. static: axes whose coordinates must be known while
+    axis: the lane axis, None for scalars. limits: run-time bounds of the coordinates along some axes, kept exactly.
+    live: bounds beyond which nobody looks: whole canonical vectors are visited, and unrolled axes run to their end.
+    below: expressions that the coordinates are known to stay under. static: axes whose coordinates must be known while
     compiling.
     """
 
@@ -34,6 +36,7 @@ class Space:
     lanes: int
     axis: int | None
     limits: Mapping[int, Index] = field(default_factory=dict)
+    live: Mapping[int, Index] = field(default_factory=dict)
     below: Mapping[int, tuple[Expr, ...]] = field(default_factory=dict)
     static: frozenset[int] = frozenset()
 
@@ -63,6 +66,32 @@ def sweep(cx: Lowering, space: Space, visit: Callable[[Site], None]) -> None:
     outer(cx, space, lambda coords: _nothing(columns(cx, space, coords, each)))
 
 
+def whole_or_part(cx: Lowering, space: Space, run: Callable[[Space], None]) -> None:
+    """Runs a sweep of scratch; one whose rows are short has them unrolled where all of a row is looked at.
+
+    For sweeps without results in registers, because `run` may be called on both sides of a branch.
+    """
+    axis = space.axis
+    live = space.live.get(axis) if axis is not None else None
+    if axis is None or live is None or axis in space.static or not _short(space) or space.extents[axis] % LANES:
+        run(space)
+        return
+    rest = {a: limit for a, limit in space.live.items() if a != axis}
+    below = {**space.below, axis: (*space.below.get(axis, ()), live.expr)}
+    with cx.b.either(cx.b.compare("ge", live.value, space.extents[axis])) as sides:
+        with sides.then() as taken:
+            if taken:
+                run(replace(space, live=rest, below=below))
+        with sides.otherwise() as taken:
+            if taken:
+                run(space)
+
+
+def _short(space: Space) -> bool:
+    """Whether a row is short enough to be unrolled."""
+    return space.axis is not None and space.extents[space.axis] <= UNROLLED_COLUMNS * space.lanes
+
+
 def _nothing(values: Sequence[Value]) -> None:
     """Drops the results of a sweep that carries none."""
 
@@ -87,7 +116,9 @@ def outer(cx: Lowering, space: Space, visit: Callable[[tuple[Coord, ...]], None]
                     with cx.b.when(cx.b.compare("gt", limit.value, at)):
                         descend(depth + 1)
             return
+        limit = limit or space.live.get(axis)
         end = cx.b.index(extent) if limit is None else cx.b.min(limit.value, extent)
+        below = below if limit is None else (*below, limit.expr)
         with cx.b.loop(0, end, name="r") as loop:
             coords[axis] = Coord(loop.index, below=below)
             descend(depth + 1)
@@ -108,7 +139,10 @@ def columns(
         coord = known(at, 1) if isinstance(at, int) else Coord(at, 1, align=lanes)
         return Site((*coords[:axis], replace(coord, below=below), *coords[axis + 1 :]), lanes, mask)
 
-    static = axis in space.static or (extent <= UNROLLED_COLUMNS * lanes and limit is None)
+    live = space.live.get(axis)
+    if live is not None and limit is None and (axis in space.static or extent % LANES):
+        limit, live = live, None  # no vector may lie across the end, so the bound is kept exactly
+    static = axis in space.static or (extent <= UNROLLED_COLUMNS * lanes and limit is None and live is None)
     if static:
         for at in range(0, extent, lanes):
             mask = b.tail_mask(extent - at, lanes) if at + lanes > extent else None
@@ -116,6 +150,11 @@ def columns(
                 mask = b.tail_mask(b.sub(b.min(limit.value, extent), at), lanes)
             carries = visit(site(at, mask), carries)
         return carries
+    if live is not None and limit is None:
+        end, turn = b.ceildiv(b.min(live.value, extent), LANES), 1 if _short(space) else _COLUMNS_A_TURN
+        with b.loop(0, b.mul(end, LANES), lanes, carries, unroll=turn, name="c") as loop:
+            loop.next(*visit(site(loop.index, None), loop.carries))
+        return loop.results
     count = b.index(extent) if limit is None else b.min(limit.value, extent)
     whole = b.mul(b.floordiv(count, lanes), lanes) if limit is not None else b.index(extent // lanes * lanes)
     with b.loop(0, whole, lanes, carries, unroll=_COLUMNS_A_TURN, name="c") as loop:
@@ -131,3 +170,27 @@ def columns(
     with branch.otherwise():
         branch.give(*carries)
     return branch.results
+
+
+class Starts:
+    """The starts of blocks: a loop over them, or one static start, as a context manager that gives the start."""
+
+    def __init__(self, cx: Lowering, at: Position, loop: LoopScope | None = None) -> None:
+        self.at, self.loop = at, loop
+
+    @staticmethod
+    def over(cx: Lowering, lo: Value | int, hi: Value | int, step: int) -> Starts:
+        """Starts lo, lo + step, ... below hi; a single static one opens no loop."""
+        if isinstance(lo, int) and isinstance(hi, int) and lo + step >= hi > lo:
+            return Starts(cx, lo)
+        return Starts(cx, 0, cx.b.loop(lo, hi, step, name="b"))
+
+    def __enter__(self) -> Position:
+        if self.loop is None:
+            return self.at
+        self.loop.__enter__()
+        return self.loop.index
+
+    def __exit__(self, *error: object) -> None:
+        if self.loop is not None:
+            self.loop.__exit__(*error)  # type: ignore[arg-type]  # passed through

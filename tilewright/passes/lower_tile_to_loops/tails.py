@@ -21,6 +21,7 @@ from tilewright.ir.tile.base import element, tile, view
 from tilewright.ir.tile.memory import POISON, LoadOp, StageOp
 from tilewright.ir.tile.structure import ExprOp
 from tilewright.passes.lower_tile_to_loops.operands import unit_axis, unit_reshape
+from tilewright.passes.lower_tile_to_loops.sites import lane_axis
 
 _NEUTRAL: Final = {"sum": 0.0, "max": -float("inf"), "min": float("inf"), "any": 0.0, "all": 1.0, "prod": 1.0}
 
@@ -50,20 +51,29 @@ def tail(value: SSAValue, axis: int) -> Tail | None:
     return None
 
 
-def reduced_limit(fn: str, source: SSAValue, axis: int) -> Limit | None:
-    """Where a reduction along an axis may end, because what follows joins to nothing."""
-    found = tail(source, axis)
-    if found is None or fn not in _NEUTRAL or not tile(source).dtype.is_float:
+def folded_limit(op: compute.ReduceOp | compute.AccumulateOp) -> Limit | None:
+    """Where a fold of rows may end, because what follows joins to nothing. Whoever folds stops there."""
+    source = op.args[0] if isinstance(op, compute.ReduceOp) else op.source
+    axis = op.axis.data if isinstance(op, compute.ReduceOp) else tile(source).rank - 1
+    if axis != lane_axis(tile(source).extents) or op.fn.data not in _NEUTRAL or not tile(source).dtype.is_float:
         return None
-    return found.limit if found.value == _NEUTRAL[fn] else None
+    found = tail(source, axis)
+    return found.limit if found is not None and found.value == _NEUTRAL[op.fn.data] else None
 
 
 def depth_limit(op: compute.DotOp | compute.DotScaledOp) -> Limit | None:
-    """Where a dot's k may end, because one side's elements are 0 from there on."""
-    for side, axis in ((op.a, 1), (op.b, 0)):
+    """Where a dot's k may end: one side's elements are 0 from there on, and the other's a finite constant.
+
+    Every dot stops there.
+    """
+    if not isinstance(op, compute.DotOp):
+        return None
+    for (side, axis), (other, across) in (((op.a, 1), (op.b, 0)), ((op.b, 0), (op.a, 1))):
         found = tail(side, axis)
         if found is not None and found.value == 0:
-            return found.limit
+            facing = beyond(other, across, found.limit)
+            if facing is not None and np.isfinite(facing):
+                return found.limit
     return None
 
 

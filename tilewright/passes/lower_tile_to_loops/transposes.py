@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 from tilewright.ir.loops import LoopBuilder, Value
 from tilewright.ir.tile.base import tile
-from tilewright.ir.tile.compute import TransposeOp
+from tilewright.ir.tile.compute import LANES, TransposeOp
 from tilewright.passes.lower_tile_to_loops.context import Lowering
 from tilewright.passes.lower_tile_to_loops.elementwise import lanes_at
+from tilewright.passes.lower_tile_to_loops.indices import Index
 from tilewright.passes.lower_tile_to_loops.rearrangement import transposed
 from tilewright.passes.lower_tile_to_loops.sites import ORIGIN, Coord, Position, Site, known, lane_axis
 from tilewright.passes.lower_tile_to_loops.storage import ScratchTile
-from tilewright.passes.lower_tile_to_loops.sweeps import Space, outer
+from tilewright.passes.lower_tile_to_loops.sweeps import Space, Starts, outer
 
 
 def turns_lanes(op: TransposeOp, lanes: int) -> bool:
@@ -29,6 +30,7 @@ def fill_transposed(cx: Lowering, home: ScratchTile, op: TransposeOp) -> None:
     across = lane_axis(extents)
     along = list(op.permutation.data).index(lane_axis(tile(op.source).extents) or 0)
     assert across is not None
+    live = cx.live(op.out)
     cx.sweep += 1
     # The two axes of the squares are walked here, the others by the sweep.
     space = Space(tuple(1 if a in (across, along) else n for a, n in enumerate(extents)), lanes, None)
@@ -53,9 +55,9 @@ def fill_transposed(cx: Lowering, home: ScratchTile, op: TransposeOp) -> None:
             home.write(b, site(_at(cx, top, number, 0), _at(cx, left, 0, 1), None), turned[number])
 
     def squares(coords: tuple[Coord, ...]) -> None:
-        for top, rows in _blocks(cx, extents[along], lanes):
+        for top, rows in _blocks(cx, extents[along], lanes, live.get(along)):
             with top as at:
-                for left, count in _blocks(cx, extents[across], lanes):
+                for left, count in _blocks(cx, extents[across], lanes, live.get(across)):
                     with left as start:
                         square(coords, at, rows, start, count)
 
@@ -79,34 +81,14 @@ def turn(b: LoopBuilder, rows: Sequence[Value]) -> list[Value]:
     return square
 
 
-class _Start:
-    """A loop over block starts, or one static start, as a context manager that gives the start."""
-
-    def __init__(self, cx: Lowering, at: int, end: int, step: int) -> None:
-        self.at: Position = at
-        self.loop = cx.b.loop(at, end, step, name="t") if end > at else None
-
-    def __enter__(self) -> Position:
-        if self.loop is None:
-            return self.at
-        self.loop.__enter__()
-        return self.loop.index
-
-    def __exit__(self, *error: object) -> None:
-        if self.loop is not None:
-            self.loop.__exit__(*error)  # type: ignore[arg-type]  # passed through
-
-
-def _blocks(cx: Lowering, extent: int, size: int) -> list[tuple[_Start, int]]:
-    """Blocks that cover an axis: a loop over the whole ones, then the rest."""
-    whole, found = extent // size * size, []
-    if whole == size:
-        found.append((_Start(cx, 0, 0, size), size))
-    elif whole:
-        found.append((_Start(cx, 0, whole, size), size))
-    if extent > whole:
-        found.append((_Start(cx, whole, 0, size), extent - whole))
-    return found
+def _blocks(cx: Lowering, extent: int, size: int, live: Index | None) -> list[tuple[Starts, int]]:
+    """Blocks that cover an axis as far as anyone looks, in whole canonical vectors, and how much each has of it."""
+    whole = extent // size * size
+    if live is not None and extent % LANES == 0:
+        b = cx.b
+        return [(Starts.over(cx, 0, b.mul(b.ceildiv(b.min(live.value, extent), LANES), LANES), size), size)]
+    found = [(Starts.over(cx, 0, whole, size), size)] if whole else []
+    return found + ([(Starts(cx, whole), extent - whole)] if extent > whole else [])
 
 
 def _at(cx: Lowering, start: Position, by: int, step: int) -> Coord:

@@ -1,0 +1,55 @@
+"""Right-hand sides packed in pairs of k, [K/2, N, 2], for instructions that multiply two bf16 k's at once.
+
+The tile form is `reshape(transpose(w [K/2, N, 2], (0, 2, 1)), [K, N])`, which moves nothing: the elements of a pair lie
+side by side in memory, as the instruction wants them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from xdsl.ir import Operation, SSAValue
+
+from tilewright.ir.dtypes import BF16, F32
+from tilewright.ir.machine import TileRules
+from tilewright.ir.tile.base import tile
+from tilewright.ir.tile.compute import DotOp, ReshapeOp, TransposeOp
+from tilewright.ir.tile.memory import LoadOp, ViewOp
+from tilewright.passes.lower_tile_to_loops.operands import unit_reshape
+
+NATIVE: Final = "dot2-bf16"
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """A packed right-hand side: the load of [..., K/2, N, 2], and the values between it and the dot."""
+
+    load: LoadOp
+    through: tuple[SSAValue, ...]
+
+
+def paired(op: Operation, rules: TileRules) -> Paired | None:
+    """The packed right-hand side of a dot that the machine can multiply in pairs."""
+    if not isinstance(op, DotOp) or NATIVE not in rules.native:
+        return None
+    if tile(op.a).dtype is not BF16 or tile(op.acc).dtype is not F32:
+        return None
+    match op.b.owner:
+        case ReshapeOp(source=SSAValue(owner=TransposeOp() as turned)):
+            packed = turned.source
+        case _:
+            return None
+    depth, columns = tile(op.b).extents
+    if turned.permutation.data != (0, 2, 1) or tile(packed).extents != (depth // 2, columns, 2):
+        return None
+    source = packed
+    while isinstance(source.owner, ReshapeOp) and unit_reshape(source.owner):
+        source = source.owner.source
+    load = source.owner
+    if not isinstance(load, LoadOp) or tile(load.out).extents[-3:] != (depth // 2, columns, 2):
+        return None
+    view = load.source.owner
+    if not isinstance(view, ViewOp) or [s.constant for s in view.strides.data[-2:]] != [2, 1]:
+        return None
+    return Paired(load, (op.b, turned.out, packed))
