@@ -9,8 +9,9 @@ from tests.backends.cpu.native_kernel import NativeKernel
 from tests.backends.cpu.op_cases import DISTINCT
 from tilewright.backends.cpu.cpu_class import CPU_CLASSES
 from tilewright.backends.cpu.printer import print_kernel
-from tilewright.ir.dtypes import F32, F64, I64
+from tilewright.ir.dtypes import F32, F64, I8, I64, DType
 from tilewright.ir.loops import LoopBuilder
+from tilewright.ir.loops.elementwise import storage
 from tilewright.ir.loops_interpreter import run_kernel
 
 
@@ -86,6 +87,24 @@ def test_scratch_is_a_threads_own_on_the_stack_or_in_the_launch(cpu: str, elemen
     wanted = np.zeros_like(got)
     run_kernel(kernel, [wanted], nthreads=3)
     np.testing.assert_array_equal(got, wanted)
+
+
+@pytest.mark.parametrize(("dtype", "elements"), [(F64, 3), (F32, 100), (I8, 37), (F32, 400000)])
+@pytest.mark.parametrize("cpu", DISTINCT)
+def test_zeroed_scratch_starts_as_zeros_in_every_call(cpu: str, dtype: DType, elements: int) -> None:
+    b = LoopBuilder("zeroed")
+    out = b.buffer("out", dtype, writable=True)
+    held = b.scratch("held", dtype, elements)
+    held.zeroed = True
+    with b.loop(0, elements) as loop:
+        before = b.load(held, loop.index)
+        b.store(b.add(before, b.const(1, dtype)), held, loop.index)
+        b.store(b.load(held, loop.index), out, loop.index)
+    native = NativeKernel(b.finish(), cpu)
+    for _ in range(2):
+        got = np.zeros(elements, storage(dtype))
+        native([got])
+        np.testing.assert_array_equal(got, np.ones_like(got))
 
 
 def test_a_thousand_ops_print_into_text_that_names_no_library() -> None:
