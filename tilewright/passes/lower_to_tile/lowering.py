@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from xdsl.dialects.builtin import ModuleOp
 
+from tilewright.errors import LoweringError
 from tilewright.ir.backend import content_of
 from tilewright.ir.dims import Expr
 from tilewright.ir.graph.structure import FuncOp, GroupOp
@@ -34,9 +35,14 @@ class LowerToTile(Pass):
 
     def run(self, module: ModuleOp, ctx: Context) -> None:
         table = _Kernels(module)
+        failed: list[LoweringError] = []
         for function in [op for op in module.body.block.ops if isinstance(op, FuncOp)]:
             for group in [op for op in function.block.ops if isinstance(op, GroupOp)]:
-                lowered = table.lower(group, ctx)
+                try:
+                    lowered = table.lower(group, ctx)
+                except LoweringError as error:
+                    failed.append(error)
+                    continue
                 launch = LaunchOp.make(
                     list(group.args),
                     result_types=[[r.type for r in group.outs]],
@@ -50,6 +56,9 @@ class LowerToTile(Pass):
                 for old, new in zip(group.outs, launch.outputs, strict=True):
                     old.replace_all_uses_with(new)
                 erase(group)
+        if failed:
+            problems = dict.fromkeys(problem for error in failed for problem in error.problems)
+            raise LoweringError(list(problems), step=failed[0].step)
 
 
 class _Kernels:
