@@ -23,8 +23,9 @@ from tilewright.ir.passing import Context, Pipeline, run_pipeline
 from tilewright.ir.tile.memory import StageOp
 from tilewright.ir.tile.structure import KernelOp, LaunchOp
 from tilewright.ir.tile_interpreter import run_module
+from tilewright.passes.memory_plan_check import check_memory_plan
 from tilewright.passes.pipeline import PASSES
-from tilewright.passes.plan_memory import check_memory_plan, slots_of
+from tilewright.passes.plan_memory import slots_of
 from tilewright.testing import run
 
 GROUPS = "canonicalize,fuse"

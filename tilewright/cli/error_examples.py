@@ -73,7 +73,7 @@ def _kernel(read: int, written: int) -> str:
 _PLAN: Final = '''
 from tilewright.ir.dims import DimSpace
 from tilewright.ir.module import parse_module
-from tilewright.passes.plan_memory import check_memory_plan
+from tilewright.passes.memory_plan_check import check_memory_plan
 
 text = """
 builtin.module {
