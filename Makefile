@@ -45,7 +45,8 @@ lint: $(STAMP) ## ruff, rules and format
 types: $(STAMP) ## mypy, strict
 	@$(PY) -m mypy --strict -p tilewright
 
-bench: $(STAMP) ## time us and the peers side by side
+bench: $(STAMP) ## time us and the peers side by side; installs the peers
+	@$(PIP_INSTALL) -e ".[peers]" --no-build-isolation
 	@$(PY) -m bench $(ARGS)
 
 clean: ## remove .venv and everything built or cached here
