@@ -1,4 +1,4 @@
-"""Who takes part. A peer is a class with `dtypes`, `prepare` and `call`; add it to CONTESTANTS and it runs in every round."""
+"""Who takes part. A peer has `dtypes`, `prepare` and `call`; add it to CONTESTANTS and it runs in every round."""
 
 from __future__ import annotations
 
