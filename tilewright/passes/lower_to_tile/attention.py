@@ -31,9 +31,10 @@ def lower_attention(group: GroupOp, name: str, machine: Machine, dims: DimSpace)
     anchor = next(op for op in group.block.ops if isinstance(op, attention.AttentionOp))
     queries = tensor(anchor.q).dims[-2]
     low, high = dims.interval(queries)
-    variants, previous = [], 0
+    variants: list[Variant] = []
+    previous = 0
     for limit, rows in ((4, 4), (16, 16), (None, machine.rules.query_block)):
-        if (low is None or limit is None or low <= limit) and (high is None or high > previous):
+        if (low is None or limit is None or low <= limit) and (high is None or high > previous or not variants):
             variants.append(Variant(_kernel(group, anchor, f"{name}_q{rows}", machine, rows), limit))
         previous = limit or previous
     variants[-1] = Variant(variants[-1].kernel, None)

@@ -63,9 +63,10 @@ def lower_matmul(group: GroupOp, name: str, machine: Machine, dims: DimSpace) ->
     anchor = next(op for op in group.block.ops if isinstance(op, contraction.MatmulOp))
     rows = _row_count(group, anchor)
     low, high = dims.interval(rows)
-    variants, previous = [], 0
+    variants: list[Variant] = []
+    previous = 0
     for limit, tile_rows, _ in machine.rules.dot:
-        if (low is None or limit is None or low <= limit) and (high is None or high > previous):
+        if (low is None or limit is None or low <= limit) and (high is None or high > previous or not variants):
             variants.append(Variant(_kernel(group, anchor, f"{name}_r{tile_rows}", machine, tile_rows), limit))
         previous = limit or previous
     variants[-1] = Variant(variants[-1].kernel, None)
