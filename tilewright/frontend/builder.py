@@ -49,6 +49,11 @@ class Builder:
         """From here on ops belong to this node."""
         self.node, self._loc, self._path = node, of_node(node), module_path(node)
 
+    @property
+    def place(self) -> str | None:
+        """The user's line of the node."""
+        return self._loc
+
     # --- what torch says about the node ---------------------------------------------------------------------------
 
     def dtype(self, torch_dtype: Any) -> DType:

@@ -79,9 +79,10 @@ def _program(
     from tilewright.frontend import programs, weights
     from tilewright.frontend.assembling import assemble
     from tilewright.frontend.exporting import describe
+    from tilewright.frontend.sizing import sizes_of
 
     example = programs.example(program, args, kwargs, dims)
-    exported = describe(program, example)
+    exported = describe(program, example, sizes_of(example))
     tensors = weights.collect(exported.program)
     return assemble(exported, tensors, source="ExportedProgram", notes=[], fallback=fallback)
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from tilewright.errors import CaptureError, Problem, TilewrightError
+from tilewright.errors import CaptureError, Problem, SpecialisationError, TilewrightError
 from tilewright.frontend.captured import Guard
 from tilewright.frontend.examples import Example
+from tilewright.frontend.generic_sizes import generic_sizes
+from tilewright.frontend.guarding import Fact, settled, traced_facts
 from tilewright.frontend.keywords import with_named_keywords
 from tilewright.frontend.locations import of_node, of_traceback
 from tilewright.frontend.quiet import quiet
-from tilewright.frontend.sizing import export_sizes, own_sizes
+from tilewright.frontend.sizing import export_sizes, raised_sizes, sizes_of
+from tilewright.frontend.slicing import name_slices
 from tilewright.frontend.symbols import Symbols, admitted, require_admitted
 from tilewright.ir.dims import Dim, DimSpace, Expr
 
@@ -23,35 +27,48 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Exported:
-    """A functional exported program, the example it was exported with and the dims its symbols stand for."""
+    """A functional exported program, the example it was exported with and the dims its symbols stand for.
+
+    own: the sizes of the user's example, which every guard admits.
+    """
 
     program: ExportedProgram
     example: Example
     symbols: Symbols
     guards: tuple[Guard, ...]
+    own: Mapping[str, int]
+
+    def with_required(self) -> tuple[Guard, ...]:
+        """The guards, and what lowering came to rely on. SpecialisationError as for torch's own guards."""
+        space = self.symbols.space
+        found = settled([Fact.of(guard, space) for guard in self.symbols.required.values()], space, self.own)
+        return tuple(dict.fromkeys((*self.guards, *found)))
 
 
 def export(model: torch.nn.Module, example: Example) -> Exported:
     """Exports a module with its declared dims dynamic.
 
     Tries sizes that collide with nothing first, so that no dim is fixed by an accidental equality. A model that only
-    works at sizes like the example's (multiples of something, equal dims) is then exported with those.
+    works at sizes like the example's (multiples of something, equal dims), or that takes another branch at those, is
+    then exported with those.
     """
     taken = {int(n) for tensor in (*model.parameters(), *model.buffers()) for n in tensor.shape}
-    attempts = [export_sizes(example, taken)]
-    own = own_sizes(example)
-    if own not in attempts:
-        attempts.append(own)
+    own = sizes_of(example)
+    attempts = [export_sizes(example, taken), raised_sizes(own), own]
     fault: TilewrightError | None = None
-    for sizes in attempts:
+    for number, sizes in enumerate(attempts):
+        if sizes in attempts[:number]:
+            continue
         try:
-            return _attempt(model, example.resized(sizes))
+            return _attempt(model, example.resized(sizes), own)
         except TilewrightError as failure:
-            fault = failure
+            # that a dim is fixed says more than how a model fails at sizes of our choice
+            if not isinstance(fault, SpecialisationError) or isinstance(failure, SpecialisationError):
+                fault = failure
     raise fault if fault is not None else CaptureError("nothing was exported", step="give example arguments")
 
 
-def _attempt(model: torch.nn.Module, example: Example) -> Exported:
+def _attempt(model: torch.nn.Module, example: Example, own: Mapping[str, int]) -> Exported:
     import torch
 
     args, kwargs = example.call()
@@ -61,15 +78,16 @@ def _attempt(model: torch.nn.Module, example: Example) -> Exported:
         dynamic = {axis: _dynamic(dim) for axis, dim in enumerate(leaf.axes) if dim is not None}
         if dynamic:
             shapes[leaf.value] = dynamic
-    try:
-        with quiet(), torch.no_grad():
-            spec = shapes.dynamic_shapes(model, args, kwargs) if example.dims else None
-            program = torch.export.export(model, args, kwargs, dynamic_shapes=spec, strict=False)
-    except TilewrightError:
-        raise
-    except Exception as fault:
-        raise _capture_error(fault) from fault
-    return describe(program, example)
+    with generic_sizes(zero=any(dim.min == 0 for dim in example.dims)):
+        try:
+            with quiet(), torch.no_grad():
+                spec = shapes.dynamic_shapes(model, args, kwargs) if example.dims else None
+                program = torch.export.export(model, args, kwargs, dynamic_shapes=spec, strict=False)
+        except TilewrightError:
+            raise
+        except Exception as fault:
+            raise _capture_error(fault) from fault
+        return describe(program, example, own)
 
 
 def _dynamic(dim: Dim) -> Any:
@@ -84,8 +102,12 @@ def _dynamic(dim: Dim) -> Any:
     return torch.export.Dim.AUTO(**bounds) if bounds else torch.export.Dim.AUTO
 
 
-def describe(program: ExportedProgram, example: Example) -> Exported:
-    """The dims behind an exported program's symbols, and the program itself in functional form."""
+def describe(program: ExportedProgram, example: Example, own: Mapping[str, int]) -> Exported:
+    """The dims behind an exported program's symbols, and the program itself in functional form.
+
+    example: as the program was exported with. own: the sizes of the user's example.
+    """
+    program = functional(program)
     values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"]
     # weights come first among the placeholders, then the leaves of the arguments in order
     inputs = values[len(values) - len(example.leaves) :]
@@ -102,11 +124,20 @@ def describe(program: ExportedProgram, example: Example) -> Exported:
             if getattr(symbol, "is_Symbol", False):
                 names.setdefault(symbol, Expr.of(dim))
     require_admitted({dim.name: admitted(dim, symbol, shape_env) for dim, symbol in standing}.values())
-    symbols = Symbols(shape_env, DimSpace(example.dims), names)
+    space, traced = DimSpace(example.dims), sizes_of(example)
+    symbols = Symbols(shape_env, space, names, traced)
     # two dims that the model needs equal share a symbol: the first names it, the others are checked against it
     same = {(dim.name, symbols.size(symbol)) for dim, symbol in standing}
     equal = [Guard(Expr.of(name), "==", size) for name, size in sorted(same, key=str) if Expr.of(name) != size]
-    return Exported(functional(program), example, symbols, (*equal, *symbols.guards()))
+    name_slices(symbols, program)
+    inside = all(_admits(dim, own[dim.name]) for dim in example.dims)
+    own = own if inside else traced
+    facts = [*(Fact.of(guard, space) for guard in equal), *traced_facts(symbols)]
+    return Exported(program, example, symbols, settled(facts, space, own), own)
+
+
+def _admits(dim: Dim, size: int) -> bool:
+    return dim.min <= size and (dim.max is None or size <= dim.max)
 
 
 def functional(program: ExportedProgram) -> ExportedProgram:

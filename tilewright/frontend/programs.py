@@ -55,9 +55,9 @@ def _dynamic(program: Any, count: int) -> list[list[Any]]:
 
 
 def _dim(symbol: Any, bounds: Any) -> Dim:
-    """A symbol as a dim. The exporter starts ranges at 2 because it treats 0 and 1 apart."""
+    """A symbol as a dim, in the range for which the program was exported: by default that starts at 2."""
     low, high = (_finite(getattr(bounds, side, None)) for side in ("lower", "upper"))
-    return Dim(str(symbol), low if low is not None and low > 2 else 1, high)
+    return Dim(str(symbol), max(low or 0, 1 if symbol.is_positive else 0), high)
 
 
 def _finite(bound: Any) -> int | None:
