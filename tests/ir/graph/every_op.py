@@ -13,7 +13,7 @@ from tilewright.ir.attributes import Str
 from tilewright.ir.dims import Dim, ExprLike
 from tilewright.ir.dtypes import F32, I1, I64, DType
 from tilewright.ir.graph.attention import AttentionOp, RotaryOp
-from tilewright.ir.graph.contraction import ConvolutionOp, MatmulOp
+from tilewright.ir.graph.contraction import MatmulOp
 from tilewright.ir.graph.elementwise import CastOp, MapOp
 from tilewright.ir.graph.externs import register_extern
 from tilewright.ir.graph.indexing import GatherOp, PutAlongOp, ScatterOp, TakeAlongOp

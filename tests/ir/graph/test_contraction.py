@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.ir.graph.single_op import FLOATS, apply, complaint, run, value
 from tilewright.ir.dtypes import F64, I64, DType, torch_name
 from tilewright.ir.graph.base import Setting
-from tilewright.ir.graph.contraction import ConvolutionOp, MatmulOp
+from tilewright.ir.graph.contraction import MatmulOp
 
 sizes = st.sampled_from([0, 1, 2, 3, 7])
 
