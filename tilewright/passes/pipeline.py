@@ -59,7 +59,16 @@ _DEFAULT: Final = (
 )
 
 # The plan to compare intermediates with: no fusion, no sharing of layers, no reuse of memory.
-_MATERIALISING: Final = (*_SIMPLIFY, "channels-last", "canonicalize", "hoist-weights", "materialise", "plan-layout", "lower-to-tile", "place-levels")
+_MATERIALISING: Final = (
+    *_SIMPLIFY,
+    "channels-last",
+    "canonicalize",
+    "hoist-weights",
+    "materialise",
+    "plan-layout",
+    "lower-to-tile",
+    "place-levels",
+)
 
 
 class Registry(Mapping[str, Callable[[], type[Pass]]]):

@@ -36,6 +36,7 @@ from tilewright.ir.graph.structure import (
     WeightOp,
     YieldOp,
 )
+from tilewright.ir.graph.windows import ConvolutionOp, PoolOp
 from tilewright.ir.module import new_module
 from tilewright.ir.types import TensorType
 
@@ -172,6 +173,9 @@ def _main() -> FuncOp:
         padding_high=[0],
         dilation=[1],
         groups=4,
+    )
+    folded = put(
+        PoolOp, folded, fn="max", window=[3], strides=[1], padding_low=[1], padding_high=[1], dilation=[1]
     )
     (folded,) = _results(
         put(ExternOp, [folded], callee="tests.clip", arguments='{"low": -1.0}', result_types=[folded.type])

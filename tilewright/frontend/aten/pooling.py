@@ -18,12 +18,15 @@ from tilewright.ir.graph.windows import PoolOp
 def _per_axis(value: Any, spatial: int, default: list[int]) -> list[int]:
     """One number an axis; an empty list is torch's way to leave the argument out."""
     listed = value if isinstance(value, (list, tuple)) else [value]
-    plain = [n.constant if isinstance(n, Expr) else n for n in listed]
-    if not plain:
+    if not listed:
         return default
-    if any(n is None for n in plain):
-        raise Unsupported("a window whose size depends on the input")
-    return [int(n) for n in (plain * spatial if len(plain) == 1 else plain)]
+    plain: list[int] = []
+    for number in listed:
+        fixed = number.constant if isinstance(number, Expr) else number
+        if fixed is None:
+            raise Unsupported("a window whose size depends on the input")
+        plain.append(int(fixed))
+    return plain * spatial if len(plain) == 1 else plain
 
 
 def _pool(c: Builder, x: SSAValue, spatial: int, **stated: Any) -> SSAValue:
@@ -169,14 +172,12 @@ def _uneven(c: Builder, x: SSAValue, axis: int, count: Expr, fn: str) -> SSAValu
         longest = floordiv(size + count - 1, count) + 1
     window, tap = (c.iota([count, longest], axis) for axis in (0, 1))
     first = _int(c, "floordiv", _int(c, "mul", window, size), count)
-    # ceil((i + 1) * m / n)
+    # a window ends where the next one starts, or one element later
     end = _int(c, "mul", _int(c, "add", window, 1), size)
     end = _int(c, "floordiv", _int(c, "add", end, count - 1), count)
     place = _int(c, "add", first, tap)
     dims = list(tensor(x).dims)
-    taken = c.emit(
-        GatherOp, x, c.reshape(_int(c, "min", place, _int(c, "sub", end, 1)), [count * longest]), axis=axis
-    )
+    taken = c.emit(GatherOp, x, c.reshape(_int(c, "min", place, _int(c, "sub", end, 1)), [count * longest]), axis=axis)
     taken = c.reshape(taken, [*dims[:axis], count, longest, *dims[axis + 1 :]])
     if fn == "max":
         return c.reduce("max", taken, [axis + 1])

@@ -11,6 +11,7 @@ from xdsl.traits import Pure
 from tilewright.ir.attributes import Bool, Int, Ints, Str
 from tilewright.ir.cost import Cost
 from tilewright.ir.dims import Expr, floordiv, minimum, product
+from tilewright.ir.dtypes import DTYPES
 from tilewright.ir.graph.base import GraphOp, Setting, at_least_f32, tensor
 from tilewright.ir.types import TensorType
 
@@ -73,7 +74,8 @@ class ConvolutionOp(WindowOp):
     """x [N, C, spatial...] with filters w [F, C / groups, window...] and bias [F]: [N, F, out...], f32 or wider inside.
 
     Per spatial axis: out = (in + padding_low + padding_high - dilation * (window - 1) - 1) // stride + 1, padding is 0.
-    channels_last: x [N, spatial..., C], w [window..., C / groups, F], the result [N, out..., F].
+    channels_last: x [N, spatial..., C], w [window..., C / groups, F], the result [N, out..., F]. result: the dtype of
+    the result where it is not the operands'.
     """
 
     name = "graph.convolution"
@@ -87,6 +89,7 @@ class ConvolutionOp(WindowOp):
     dilation = prop_def(Ints)
     groups = prop_def(Int, default_value=Int(1))
     channels_last = prop_def(Bool, default_value=Bool(False))
+    result = prop_def(Str, default_value=Str(""))
     traits = traits_def(Pure())
 
     @property
@@ -100,6 +103,12 @@ class ConvolutionOp(WindowOp):
         """F."""
         dims = tensor(self.w).dims
         return dims[-1] if self.channels_last.data else dims[0]
+
+    @property
+    def depthwise(self) -> bool:
+        """Every channel has one filter of its own."""
+        groups = self.groups.data
+        return groups > 1 and self.depth.constant == 1 and self.filters.constant == groups
 
     @property
     def depth(self) -> Expr:
@@ -119,9 +128,21 @@ class ConvolutionOp(WindowOp):
             raise self.malformed(f"bias must be {TensorType.of([filters], x.dtype)}, got {tensor(self.bias)}")
         pairs = zip(self.spatial(x), self.windows, strict=True)
         out = [self.positions(size, window, axis) for axis, (size, window) in enumerate(pairs)]
-        return [TensorType.of(self.assembled(x.dims[0], filters, out), x.dtype)]
+        dtype = x.dtype
+        if self.result.data:
+            found = DTYPES.get(self.result.data)
+            if found is None or not found.is_float:
+                raise self.malformed(f"result {self.result.data!r} of {dtype} operands: both must be floats")
+            dtype = found
+        return [TensorType.of(self.assembled(x.dims[0], filters, out), dtype)]
+
+    def evaluate(
+        self, setting: Setting, x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return self.reference(x, w, bias).to(setting.torch(tensor(self.out).dtype))
 
     def reference(self, x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """The sums before they are rounded to the result's dtype."""
         import torch
 
         wide, filters = at_least_f32(x), at_least_f32(w)
@@ -136,7 +157,7 @@ class ConvolutionOp(WindowOp):
         out = torch.einsum(f"ngi{axes}{taps},gfi{taps}->ngf{axes}", windows, filters).flatten(1, 2)
         if bias is not None:
             out = out + bias.reshape(-1, *[1] * spatial)
-        return (out.movedim(1, -1) if self.channels_last.data else out).to(x.dtype)
+        return out.movedim(1, -1) if self.channels_last.data else out
 
     def cost(self) -> Cost:
         out = tensor(self.out).elements

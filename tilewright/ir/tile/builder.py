@@ -122,7 +122,9 @@ class KernelBuilder:
         """Coordinate i along an axis is offset + i * step of the view; what leaves the view is outside."""
         where = [self.index(o) for o in offsets]
         return self._add(
-            memory.ViewWindowOp.make(view, where, extents=[Expr.of(e) for e in extents], steps=steps or [1] * len(where))
+            memory.ViewWindowOp.make(
+                view, where, extents=[Expr.of(e) for e in extents], steps=steps or [1] * len(where)
+            )
         )
 
     def rows(self, view: SSAValue, indices: SSAValue, axis: int = 0) -> SSAValue:

@@ -1,4 +1,4 @@
-"""channels-last: convolutions and pools read and write [N, spatial..., C], and the transposes around them sink and meet.
+"""channels-last: convolutions and pools run on [N, spatial..., C], and the transposes around them sink and meet.
 
 Channels lie along the vector lanes then, and the window's taps along one image row are one dense run with the channels:
 a convolution is a sum of a few dense products. Every convolution is written as pad, product, bias; what scales and

@@ -1,4 +1,4 @@
-"""Rules that give a convolution's filters what scales its channels: batch norm becomes filters and a bias in @prepare."""
+"""Rules that give filters what scales their channels: batch norm becomes filters and a bias in @prepare."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ def known_before_calls(value: SSAValue) -> bool:
     owner = value.owner
     if isinstance(owner, (WeightOp, PackedOp, ConstantOp)):
         return True
-    return isinstance(owner, Operation) and is_pure(owner) and bool(owner.operands) and all(
-        known_before_calls(v) for v in owner.operands
+    return (
+        isinstance(owner, Operation)
+        and is_pure(owner)
+        and bool(owner.operands)
+        and all(known_before_calls(v) for v in owner.operands)
     )
 
 

@@ -34,7 +34,9 @@ class Growth:
     # --- matmul -----------------------------------------------------------------------------------------------------
 
     def epilogues(self) -> None:
-        """Every matmul and convolution takes the pointwise ops that its result alone flows into, while its tile addresses the rest."""
+        """Products and convolutions take the pointwise ops that their result alone flows into, while the tile addresses
+        the rest.
+        """
         for cluster in [*self._of_kind("matmul"), *self._of_kind("convolution")]:
             cluster.dims = tensor(cluster.ops[0].results[0]).dims
             while (op := self._sole_reader(cluster)) is not None:

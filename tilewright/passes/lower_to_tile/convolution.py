@@ -22,8 +22,8 @@ from tilewright.ir.graph.windows import ConvolutionOp
 from tilewright.ir.machine import Machine
 from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.memory import ViewOp
-from tilewright.passes.lower_to_tile.access import UNIT, Axis, Space, map_group, unsupported
-from tilewright.passes.lower_to_tile.depthwise import is_depthwise, lower_depthwise
+from tilewright.passes.lower_to_tile.access import UNIT, Space, map_group, unsupported
+from tilewright.passes.lower_to_tile.depthwise import lower_depthwise
 from tilewright.passes.lower_to_tile.emit import Emitter
 from tilewright.passes.lower_to_tile.frame import Lowered, Variant, all_strides, begin
 from tilewright.passes.lower_to_tile.layout import Walk
@@ -53,7 +53,7 @@ def lower_convolution(group: GroupOp, name: str, machine: Machine) -> Lowered:
         raise unsupported(anchor, "the bias of a channels-last convolution is added by an op of its own")
     if any(d.constant is None for d in tensor(anchor.w).dims):
         raise unsupported(anchor, f"filters {tensor(anchor.w)} of a size that is not fixed")
-    if is_depthwise(anchor):
+    if anchor.depthwise:
         return lower_depthwise(group, anchor, name, machine)
     return _lower(group, anchor, name, machine)
 
@@ -87,9 +87,7 @@ def _lower(group: GroupOp, anchor: ConvolutionOp, name: str, machine: Machine) -
     if groups > 1:
         members.append(filters[:1] if len(filters) > 1 or (anchor.filters.constant or 0) > groups else filters)
         filters = filters[1:] if members[-1] is not filters else ()
-    walk = Walk(
-        [*(space.size(m) for m in members), space.size(filters)], [*members, filters]
-    )
+    walk = Walk([*(space.size(m) for m in members), space.size(filters)], [*members, filters])
     column, row = len(members), spatial
     b, buffers, outputs = begin(group, name)
     rows, vectors = position_tile(machine, walk.extents[row].constant, walk.extents[column].constant or 1)
@@ -196,7 +194,7 @@ def _left(
     """The [positions, run] tile of the image under one tap of the looped axes."""
     x, out, spatial = tensor(anchor.x), tensor(anchor.out), len(anchor.windows)
     strides = ViewOp.row_major(x.dims)
-    extents = [*out.dims[:-1]]
+    extents = list(out.dims[:-1])
     steps = [strides[0], *(s * n for s, n in zip(strides[1:-1], anchor.strides.data, strict=True))]
     where: list[SSAValue | int] = list(at[: spatial + 1])
     tile = [1] * spatial + [rows]

@@ -1,4 +1,4 @@
-"""The depthwise skeleton: every channel has a filter of its own, so channels lie along the lanes and taps are summed."""
+"""The depthwise skeleton: every channel has a filter of its own; channels lie along the lanes, taps are summed."""
 
 from __future__ import annotations
 
@@ -20,12 +20,6 @@ from tilewright.passes.lower_to_tile.layout import Walk
 
 POSITIONS = 8  # positions along an image row that one program sums: they share the loads of a filter
 VECTORS = 2  # vectors of channels beside each other
-
-
-def is_depthwise(op: ConvolutionOp) -> bool:
-    """As many groups as channels and filters."""
-    groups = op.groups.data
-    return groups > 1 and op.depth.constant == 1 and op.filters.constant == groups
 
 
 def lower_depthwise(group: GroupOp, anchor: ConvolutionOp, name: str, machine: Machine) -> Lowered:
@@ -50,9 +44,7 @@ def lower_depthwise(group: GroupOp, anchor: ConvolutionOp, name: str, machine: M
     rows = tiles[row] = POSITIONS if length is None else min(POSITIONS, max(length, 1))
     tiles[column] = width
     at = b.grid(walk.extents, tiles)
-    e = Emitter(
-        b, space, walk, buffers, strides, dict(enumerate(at)), row, column, dict(enumerate(tiles))
-    )
+    e = Emitter(b, space, walk, buffers, strides, dict(enumerate(at)), row, column, dict(enumerate(tiles)))
     kind = F64 if tensor(anchor.out).dtype == F64 else F32
     x, out = tensor(anchor.x), tensor(anchor.out)
     steps = ViewOp.row_major(x.dims)
@@ -73,7 +65,9 @@ def lower_depthwise(group: GroupOp, anchor: ConvolutionOp, name: str, machine: M
         rest = 1
         for size in reversed(windows[:-1]):
             place = Expr.of("a0") // rest
-            outer.insert(0, 0 if isinstance(first, int) else b.index(place % size if rest * size < count else place, first))
+            outer.insert(
+                0, 0 if isinstance(first, int) else b.index(place % size if rest * size < count else place, first)
+            )
             rest *= size
         for tap in range(inner):
             where = [*at[: spatial + 1], *outer, tap, at[column]]

@@ -31,6 +31,10 @@ class _Side:
         return self.size != self.source
 
 
+# a tensor of one element
+_WHOLE = _Side(Expr.of(1), Expr.of(1), Expr.of(1), Expr.of(1), Expr.of(0))
+
+
 def lower_pad(group: GroupOp, name: str, machine: Machine) -> Lowered:
     """Axes without padding merge with what is outside them; the last one runs along the lanes."""
     op = next(o for o in group.block.ops if isinstance(o, PadOp))
@@ -48,10 +52,8 @@ def lower_pad(group: GroupOp, name: str, machine: Machine) -> Lowered:
         raise unsupported(op, "the operand's axes are in pieces")
     steps = [strides.steps[axis.axes[0]] if axis.axes else Expr.of(0) for axis in space.maps[op.x]]
     out, x = tensor(op.out).dims, tensor(op.x).dims
-    sides = [
-        _Side(*side) for side in zip(out, ViewOp.row_major(out), x, steps, op.low.data, strict=True)
-    ]
-    sides = _merged([s for s in sides if s.size.constant != 1 or s.grows]) or [_Side(*[Expr.of(1)] * 4, Expr.of(0))]
+    sides = [_Side(*side) for side in zip(out, ViewOp.row_major(out), x, steps, op.low.data, strict=True)]
+    sides = _merged([s for s in sides if s.size.constant != 1 or s.grows]) or [_WHOLE]
     b, buffers, (output,) = begin(group, name)
     extents = [s.size for s in sides]
     tiles = [1] * (len(sides) - 1) + [column_tile(extents[-1])]

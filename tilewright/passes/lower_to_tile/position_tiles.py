@@ -19,7 +19,7 @@ def position_tile(machine: Machine, positions: int | None, filters: int) -> tupl
     needed = -(-filters // lanes)
     if positions is None or not positions:
         return rows, min(vectors, needed)
-    choices = [(h, v) for v in range(1, min(vectors, needed) + 1) for h in range(1, budget // v + 1)]
+    choices = [(h, v) for v in range(1, min(vectors, needed) + 1) for h in range(1, min(positions, budget // v) + 1)]
     return max(choices, key=lambda c: (round(_rate(c, positions, needed), 3), c[1], -c[0]))
 
 
