@@ -174,9 +174,7 @@ def _main() -> FuncOp:
         dilation=[1],
         groups=4,
     )
-    folded = put(
-        PoolOp, folded, fn="max", window=[3], strides=[1], padding_low=[1], padding_high=[1], dilation=[1]
-    )
+    folded = put(PoolOp, folded, fn="max", window=[3], strides=[1], padding_low=[1], padding_high=[1], dilation=[1])
     (folded,) = _results(
         put(ExternOp, [folded], callee="tests.clip", arguments='{"low": -1.0}', result_types=[folded.type])
     )

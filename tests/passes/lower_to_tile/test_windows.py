@@ -80,9 +80,7 @@ def convolution(spatial: int, *, groups: int, deep: int, wide: int, dtype: DType
 @pytest.mark.parametrize(
     ("groups", "deep", "wide"), [(1, 3, 5), (1, 1, 1), (1, 17, 70), (2, 3, 1), (3, 2, 19), (5, 1, 1), (37, 1, 1)]
 )
-def test_convolution(
-    spatial: int, groups: int, deep: int, wide: int, machine: str, rng: np.random.Generator
-) -> None:
+def test_convolution(spatial: int, groups: int, deep: int, wide: int, machine: str, rng: np.random.Generator) -> None:
     made = convolution(spatial, groups=groups, deep=deep, wide=wide, dtype=F32, rng=rng)
     check(made, rng, 1e-4, machine)
 
@@ -101,9 +99,7 @@ def test_convolution_wants_padded_images_with_channels_last() -> None:
             group(
                 "convolution",
                 [typed(F32, "b", 3, 8), typed(F32, 4, 3, 2)],
-                lambda g, x, w: [
-                    g.add(ConvolutionOp.make(x, w, None, padding_low=[1], padding_high=[0], **stated))
-                ],
+                lambda g, x, w: [g.add(ConvolutionOp.make(x, w, None, padding_low=[1], padding_high=[0], **stated))],
             )
         )
 

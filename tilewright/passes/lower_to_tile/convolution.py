@@ -138,7 +138,7 @@ def _order(
     x = tensor(anchor.x)
     cache = next((level.size for level in machine.levels if level.name == "l2"), None) or 1 << 20
     axes = list(range(row))
-    inner = [i for i in range(row + 1, column)]
+    inner = list(range(row + 1, column))
     line = product(x.dims[row:]).constant
     size = x.dtype.bytes
     if line is None or not axes:
