@@ -24,6 +24,8 @@ _FAMILIES: Final = (
     "indexing",
     "creation",
     "contraction",
+    "convolution",
+    "pooling",
     "reduction",
     "ordering",
     "normalisation",

@@ -15,9 +15,10 @@ from tilewright.ir.dims import DimSpace
 from tilewright.ir.dtypes import DTYPES, DType
 from tilewright.ir.graph.attention import AttentionOp
 from tilewright.ir.graph.base import GraphOp, tensor
-from tilewright.ir.graph.contraction import ConvolutionOp, MatmulOp
+from tilewright.ir.graph.contraction import MatmulOp
 from tilewright.ir.graph.indexing import GatherOp, PutAlongOp, ScatterOp, TakeAlongOp
 from tilewright.ir.graph.reduction import CumulativeOp, NormOp, ReduceOp, SoftmaxOp
+from tilewright.ir.graph.windows import ConvolutionOp, PoolOp
 from tilewright.ir.graph_interpreter import interpret
 from tilewright.ir.module import function, parse_module, print_module, states, weights
 from tilewright.ir.tile.structure import LaunchOp
@@ -146,7 +147,9 @@ def _terms(op: Operation, sizes: Sizes) -> int:
         case AttentionOp():
             return tensor(op.q).dims[-1].evaluate(sizes) + tensor(op.k).dims[-2].evaluate(sizes)
         case ConvolutionOp():
-            return math.prod(d.evaluate(sizes) for d in tensor(op.w).dims[1:])
+            return math.prod(d.evaluate(sizes) for d in (op.depth, *op.windows))
+        case PoolOp():
+            return math.prod(op.window.data)
         case ReduceOp():
             return math.prod(tensor(op.x).dims[a].evaluate(sizes) for a in op.axes.data)
         case SoftmaxOp() | CumulativeOp():

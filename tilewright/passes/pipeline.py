@@ -19,6 +19,7 @@ GROUP: Final = "tilewright.passes"
 _OWN: Final = {
     "canonicalize": "tilewright.passes.canonicalize:Canonicalize",
     "fold": "tilewright.passes.fold:Fold",
+    "channels-last": "tilewright.passes.channels_last:ChannelsLast",
     "recognize": "tilewright.passes.recognize:Recognize",
     "hoist-weights": "tilewright.passes.hoist_weights:HoistWeights",
     "set-precision": "tilewright.passes.set_precision:SetPrecision",
@@ -37,6 +38,9 @@ _SIMPLIFY: Final = ("canonicalize", "fold", "canonicalize")
 
 _DEFAULT: Final = (
     *_SIMPLIFY,
+    # Before norms are looked for, because channels are the last axis then; before weights are hoisted, because filters
+    # are turned, and scaled by what follows their convolution, in @prepare.
+    "channels-last",
     # Before layers are shared: masks are built outside the layers that read them, and patterns count once a layer.
     "recognize",
     "canonicalize",
@@ -55,7 +59,16 @@ _DEFAULT: Final = (
 )
 
 # The plan to compare intermediates with: no fusion, no sharing of layers, no reuse of memory.
-_MATERIALISING: Final = (*_SIMPLIFY, "hoist-weights", "materialise", "plan-layout", "lower-to-tile", "place-levels")
+_MATERIALISING: Final = (
+    *_SIMPLIFY,
+    "channels-last",
+    "canonicalize",
+    "hoist-weights",
+    "materialise",
+    "plan-layout",
+    "lower-to-tile",
+    "place-levels",
+)
 
 
 class Registry(Mapping[str, Callable[[], type[Pass]]]):

@@ -13,14 +13,16 @@ from typing import ClassVar
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import Block, BlockArgument, Region, SSAValue
 
-from tilewright.ir.dims import Expr
+from tilewright.ir.dims import Expr, product
 from tilewright.ir.dtypes import BF16
 from tilewright.ir.graph.base import GraphOp, tensor
 from tilewright.ir.graph.contraction import MatmulOp
 from tilewright.ir.graph.shape import PadOp, ReshapeOp, SliceOp, TransposeOp
 from tilewright.ir.graph.structure import FuncOp, GroupOp, PackedOp, WeightOp, YieldOp
+from tilewright.ir.graph.windows import ConvolutionOp
 from tilewright.ir.machine import Machine
 from tilewright.ir.passing import Context, Pass
+from tilewright.passes.lower_to_tile.position_tiles import position_tile
 from tilewright.passes.prepare import Prepare
 from tilewright.passes.rewriting import erase_dead
 
@@ -38,9 +40,12 @@ class PlanLayout(Pass):
         packed: dict[tuple[str, str], str] = {}
         columns = self.panel or ctx.machine.rules.panel
         for function in [f for f in module.body.block.ops if isinstance(f, FuncOp) and f.kind.data == "main"]:
-            for group in [g for g in function.block.ops if isinstance(g, GroupOp) and g.kind.data == "matmul"]:
-                for op in [o for o in group.block.ops if isinstance(o, MatmulOp)]:
-                    self._pack(group, op, prepare, packed, columns, ctx)
+            for group in [g for g in function.block.ops if isinstance(g, GroupOp)]:
+                for op in list(group.block.ops):
+                    if isinstance(op, MatmulOp) and group.kind.data == "matmul":
+                        self._pack(group, op, prepare, packed, columns, ctx)
+                    elif isinstance(op, ConvolutionOp) and op.groups.data == 1:
+                        self._pack_filters(group, op, prepare, packed, ctx)
             erase_dead(function.block)
 
     def _pack(
@@ -52,7 +57,7 @@ class PlanLayout(Pass):
         columns: int,
         ctx: Context,
     ) -> None:
-        weight = _weight_operand(group, op)
+        weight = _weight_operand(group, op.b)
         if weight is None:
             ctx.refuse(op, "the right-hand side is not a weight: it is read where it lies")
             return
@@ -68,25 +73,73 @@ class PlanLayout(Pass):
         if key not in packed:
             panels = _panels(prepare, prepare.clone(source.out), op.transpose_b.data, columns, pairs)
             packed[key] = prepare.add_result(panels, f"{name}:panels{columns}" + (f"x{pairs}" if pairs > 1 else ""))
-        result = next(v for n, v in prepare.results().items() if n == packed[key])
-        read = PackedOp.make(name=packed[key], result_types=[result.type], like=source)
-        block = group.parent_block()
-        assert block is not None  # groups stand in a function's block
-        block.insert_op_before(read, group)
-        index = group.block.args.index(argument)
-        group.operands[index] = read.out
         n = tensor(op.out).dims[-1]
-        k = op.sizes()[3]
-        argument._type = result.type
-        rank3 = pairs == 1
-        turned = TransposeOp.make(argument, permutation=(1, 0, 2) if rank3 else (1, 3, 0, 2), like=op)
-        rows = tensor(result).dims[1] * (1 if rank3 else tensor(result).dims[3])
-        width = tensor(result).dims[0] * columns
-        flat = ReshapeOp.make(turned.out, dims=[rows, width], like=op)
-        cut = SliceOp.make(flat.out, starts=[0, 0], stops=[k, n], like=op)
-        group.block.insert_ops_before([turned, flat, cut], op)
-        op.operands[1] = cut.out
+        op.operands[1] = _read_back(group, argument, source, op, packed[key], prepare, (op.sizes()[3], n))
         op.properties["transpose_b"] = type(op.transpose_b)(False)
+
+    def _pack_filters(
+        self,
+        group: GroupOp,
+        op: ConvolutionOp,
+        prepare: Prepare,
+        packed: dict[tuple[str, str], str],
+        ctx: Context,
+    ) -> None:
+        """Filters [window..., C, F] are a matrix of taps and channels by filters; panels are as wide as the register
+        tile that the image's rows call for.
+        """
+        weight = _weight_operand(group, op.w)
+        filters, depth = op.filters, product((*op.windows, op.depth))
+        if weight is None:
+            ctx.refuse(op, "the filters are not a weight: they are read where they lie")
+            return
+        count, most = filters.constant, ctx.machine.rules.panel
+        if not count or not depth.constant:
+            ctx.refuse(op, f"the filters {tensor(op.w)} are not of fixed size")
+            return
+        rows = tensor(op.out).dims[-2].constant
+        columns = self.panel or min(most, position_tile(ctx.machine, rows, count)[1] * ctx.machine.rules.lanes)
+        if not ctx.apply([op], f"panels of {columns} filters", saves=0):
+            return
+        argument, source = weight
+        name = source.label.data
+        key = (f"{type(source).__name__}:{name}", f"filters{columns}")
+        if key not in packed:
+            matrix = ReshapeOp.make(prepare.clone(source.out), dims=[depth, filters], like=op)
+            prepare.append(matrix)
+            panels = _panels(prepare, matrix.out, False, columns, 1)
+            packed[key] = prepare.add_result(panels, f"{name}:panels{columns}")
+        dims = tensor(op.w).dims
+        cut = _read_back(group, argument, source, op, packed[key], prepare, (depth, filters))
+        whole = ReshapeOp.make(cut, dims=dims, like=op)
+        group.block.insert_op_before(whole, op)
+        op.operands[1] = whole.out
+
+
+def _read_back(
+    group: GroupOp,
+    argument: BlockArgument,
+    source: WeightOp | PackedOp,
+    op: MatmulOp | ConvolutionOp,
+    packed: str,
+    prepare: Prepare,
+    shape: tuple[Expr, Expr],
+) -> SSAValue:
+    """Has a group take panels for its argument, and gives the matrix that they are."""
+    result = next(v for n, v in prepare.results().items() if n == packed)
+    read = PackedOp.make(name=packed, result_types=[result.type], like=source)
+    block = group.parent_block()
+    assert block is not None  # groups stand in a function's block
+    block.insert_op_before(read, group)
+    group.operands[group.block.args.index(argument)] = read.out
+    argument._type = result.type
+    dims = tensor(result).dims
+    turned = TransposeOp.make(argument, permutation=(1, 0, 2) if len(dims) == 3 else (1, 3, 0, 2), like=op)
+    rows = dims[1] * (1 if len(dims) == 3 else dims[3])
+    flat = ReshapeOp.make(turned.out, dims=[rows, dims[0] * dims[2]], like=op)
+    cut = SliceOp.make(flat.out, starts=[0, 0], stops=list(shape), like=op)
+    group.block.insert_ops_before([turned, flat, cut], op)
+    return cut.out
 
 
 def is_matrix(value: SSAValue) -> bool:
@@ -102,9 +155,8 @@ def pairs_of(machine: Machine, op: MatmulOp) -> int:
     )
 
 
-def _weight_operand(group: GroupOp, op: MatmulOp) -> tuple[BlockArgument, WeightOp | PackedOp] | None:
-    """The group argument that is the matmul's right-hand side and nothing else, and the weight it reads."""
-    argument = op.b
+def _weight_operand(group: GroupOp, argument: SSAValue) -> tuple[BlockArgument, WeightOp | PackedOp] | None:
+    """The group argument that is the op's operand and nothing else, and the weight it reads."""
     if not isinstance(argument, BlockArgument) or len(list(argument.uses)) != 1:
         return None
     source = group.args[argument.index].owner

@@ -13,7 +13,7 @@ from tilewright.ir.attributes import Str
 from tilewright.ir.dims import Dim, ExprLike
 from tilewright.ir.dtypes import F32, I1, I64, DType
 from tilewright.ir.graph.attention import AttentionOp, RotaryOp
-from tilewright.ir.graph.contraction import ConvolutionOp, MatmulOp
+from tilewright.ir.graph.contraction import MatmulOp
 from tilewright.ir.graph.elementwise import CastOp, MapOp
 from tilewright.ir.graph.externs import register_extern
 from tilewright.ir.graph.indexing import GatherOp, PutAlongOp, ScatterOp, TakeAlongOp
@@ -36,6 +36,7 @@ from tilewright.ir.graph.structure import (
     WeightOp,
     YieldOp,
 )
+from tilewright.ir.graph.windows import ConvolutionOp, PoolOp
 from tilewright.ir.module import new_module
 from tilewright.ir.types import TensorType
 
@@ -173,6 +174,7 @@ def _main() -> FuncOp:
         dilation=[1],
         groups=4,
     )
+    folded = put(PoolOp, folded, fn="max", window=[3], strides=[1], padding_low=[1], padding_high=[1], dilation=[1])
     (folded,) = _results(
         put(ExternOp, [folded], callee="tests.clip", arguments='{"low": -1.0}', result_types=[folded.type])
     )

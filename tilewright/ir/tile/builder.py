@@ -116,6 +116,17 @@ class KernelBuilder:
         dims = buffer_type(buffer).dims
         return self.view(buffer, dims, memory.ViewOp.row_major(dims))
 
+    def window(
+        self, view: SSAValue, offsets: Sequence[Index], extents: Sequence[ExprLike], steps: Sequence[int] | None = None
+    ) -> SSAValue:
+        """Coordinate i along an axis is offset + i * step of the view; what leaves the view is outside."""
+        where = [self.index(o) for o in offsets]
+        return self._add(
+            memory.ViewWindowOp.make(
+                view, where, extents=[Expr.of(e) for e in extents], steps=steps or [1] * len(where)
+            )
+        )
+
     def rows(self, view: SSAValue, indices: SSAValue, axis: int = 0) -> SSAValue:
         """Rows of a view picked by an integer view."""
         return self._add(memory.ViewRowsOp.make(view, indices, axis=axis))

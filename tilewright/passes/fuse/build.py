@@ -12,13 +12,14 @@ from tilewright.ir.graph.contraction import MatmulOp
 from tilewright.ir.graph.elementwise import CastOp, MapOp
 from tilewright.ir.graph.indexing import GatherOp
 from tilewright.ir.graph.reduction import NormOp, ReduceOp, SoftmaxOp
-from tilewright.ir.graph.shape import ReshapeOp, TransposeOp
+from tilewright.ir.graph.shape import PadOp, ReshapeOp, TransposeOp
 from tilewright.ir.graph.structure import CallOp, ExternOp, GroupOp, ReturnOp, YieldOp
+from tilewright.ir.graph.windows import ConvolutionOp, PoolOp
 from tilewright.ir.operation import TwOperation
 from tilewright.passes.fuse.plan import OUTSIDE, Cluster, Plan, is_leaf, is_view, root
 from tilewright.passes.rewriting import only_adds_units
 
-ANCHORS = (MatmulOp, AttentionOp, NormOp, SoftmaxOp, ReduceOp)
+ANCHORS = (MatmulOp, ConvolutionOp, PoolOp, AttentionOp, NormOp, SoftmaxOp, ReduceOp)
 ELEMENTWISE = (MapOp, CastOp, RotaryOp, NormOp, SoftmaxOp, ReduceOp)
 # operands that attention computes per block of logits instead of loading tiles of q, k and v
 COMPUTED_BY_ATTENTION = ("bias", "valid", "q_positions", "k_positions", "sinks")
@@ -26,7 +27,7 @@ COMPUTED_BY_ATTENTION = ("bias", "valid", "q_positions", "k_positions", "sinks")
 
 def takes_views(op: Operation) -> bool:
     """The op's kernel reads its operands through transposes, slices and broadcasts."""
-    return isinstance(op, (*ELEMENTWISE, MatmulOp, AttentionOp))
+    return isinstance(op, (*ELEMENTWISE, MatmulOp, AttentionOp, PadOp))
 
 
 def takes_leaf(op: Operation, operand: int) -> bool:
@@ -40,7 +41,7 @@ def addressing(op: Operation, operand: int) -> Hashable:
     """What decides how a kernel walks an operand: equal for those that one argument of the kernel can serve."""
     if isinstance(op, MatmulOp):
         return "rows" if operand == 0 else (op, operand)
-    return (op, operand) if isinstance(op, (AttentionOp, GatherOp)) else None
+    return (op, operand) if isinstance(op, (AttentionOp, GatherOp, ConvolutionOp, PoolOp, PadOp)) else None
 
 
 def is_fresh(value: SSAValue) -> bool:

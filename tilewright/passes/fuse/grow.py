@@ -34,8 +34,10 @@ class Growth:
     # --- matmul -----------------------------------------------------------------------------------------------------
 
     def epilogues(self) -> None:
-        """Every matmul takes the pointwise ops that its result alone flows into, while its tile addresses the rest."""
-        for cluster in self._of_kind("matmul"):
+        """Products and convolutions take the pointwise ops that their result alone flows into, while the tile addresses
+        the rest.
+        """
+        for cluster in [*self._of_kind("matmul"), *self._of_kind("convolution")]:
             cluster.dims = tensor(cluster.ops[0].results[0]).dims
             while (op := self._sole_reader(cluster)) is not None:
                 other = self.plan.of[op]

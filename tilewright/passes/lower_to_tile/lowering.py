@@ -17,11 +17,14 @@ from tilewright.ir.passing import Context, Pass
 from tilewright.ir.tile.structure import KernelOp, LaunchOp
 from tilewright.passes.lower_to_tile.access import unsupported
 from tilewright.passes.lower_to_tile.attention import lower_attention
+from tilewright.passes.lower_to_tile.convolution import lower_convolution
 from tilewright.passes.lower_to_tile.frame import Lowered, Variant
 from tilewright.passes.lower_to_tile.joining import lower_concat
 from tilewright.passes.lower_to_tile.matmul import lower_matmul
 from tilewright.passes.lower_to_tile.packing import lower_pack
+from tilewright.passes.lower_to_tile.padding import lower_pad
 from tilewright.passes.lower_to_tile.pointwise import lower_map
+from tilewright.passes.lower_to_tile.pooling import lower_pool
 from tilewright.passes.lower_to_tile.reductions import lower_reduction
 from tilewright.passes.rewriting import erase
 
@@ -117,6 +120,12 @@ def lower_group(group: GroupOp, name: str, ctx: Context) -> Lowered:
             return lower_matmul(group, name, machine, ctx.dims)
         case "attention":
             return lower_attention(group, name, machine, ctx.dims)
+        case "convolution":
+            return lower_convolution(group, name, machine)
+        case "pool":
+            return lower_pool(group, name, machine)
+        case "pad":
+            return lower_pad(group, name, machine)
         case "pack":
             return lower_pack(group, name, machine)
         case "concat":
