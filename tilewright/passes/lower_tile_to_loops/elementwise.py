@@ -14,9 +14,11 @@ from tilewright.ir.tile import compute
 from tilewright.ir.tile.base import element, tile
 from tilewright.ir.tile.formats import FORMATS
 from tilewright.ir.tile.memory import LoadOp, StageOp
+from tilewright.ir.tile.places import LookupOp
 from tilewright.passes.lower_tile_to_loops import rearrangement, scalar_functions
 from tilewright.passes.lower_tile_to_loops.context import Lowering
 from tilewright.passes.lower_tile_to_loops.loads import load
+from tilewright.passes.lower_tile_to_loops.lookups import lookup
 from tilewright.passes.lower_tile_to_loops.sites import ORIGIN, Coord, Site, lane_positions
 
 
@@ -91,6 +93,10 @@ def _splat(cx: Lowering, op: compute.SplatOp, site: Site) -> Value:
     return cx.b.cast(cx.indices[op.source].value, tile(op.out).dtype)
 
 
+def _lookup(cx: Lowering, op: LookupOp, site: Site) -> Value:
+    return lookup(cx, op, site, evaluate(cx, op.indices, operand_site(site, op.indices, tile(op.out).extents)))
+
+
 def _stage(cx: Lowering, op: StageOp, site: Site) -> Value:
     return evaluate(cx, op.source, site)
 
@@ -162,6 +168,7 @@ _RULES: Final[dict[type, Callable[[Lowering, Any, Site], Value]]] = {
     compute.SliceOp: lambda cx, op, site: evaluate(cx, op.source, rearrangement.sliced(cx.b, op, site)),
     compute.ConcatOp: lambda cx, op, site: rearrangement.concatenated(cx.b, op, site, lambda v, s: evaluate(cx, v, s)),
     LoadOp: load,
+    LookupOp: _lookup,
     StageOp: _stage,
 }
 INLINE: Final = frozenset(_RULES)

@@ -14,7 +14,7 @@ from xdsl.ir import Block, Operation, SSAValue
 
 from tilewright.errors import LoweringError, Problem
 from tilewright.ir.dims import Expr, exact_div, product
-from tilewright.ir.graph import attention, contraction, elementwise, indexing, reduction, shape, structure
+from tilewright.ir.graph import attention, contraction, elementwise, indexing, recurrence, reduction, shape, structure
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.operation import TwOperation
 
@@ -170,6 +170,19 @@ def _to_operands(space: Space, op: Operation) -> None:
             _known(space, op.indices, out[at : at + rank])
             # the gathered axis of the table is addressed by the indices' values, not by the space
             _known(space, op.x, (*out[:at], UNIT, *out[at + rank :]))
+        case indexing.TakeAlongOp():
+            _known(space, op.indices, out)
+            _known(space, op.x, (*out[: op.axis.data], UNIT, *out[op.axis.data + 1 :]))
+        case shape.PadOp():
+            low = op.low.data
+            _known(space, op.x, [replace(a, offset=a.offset - by) for a, by in zip(out, low, strict=True)])
+        case reduction.CumulativeOp():
+            _known(space, op.x, out)
+        case recurrence.ScanOp():
+            _known(space, op.a, broadcast_axes(op.a, out))
+            _known(space, op.b, out)
+            if op.h0 is not None:
+                _known(space, op.h0, (*out[: op.axis.data], *out[op.axis.data + 1 :]))
         case contraction.MatmulOp() | attention.AttentionOp():
             pass  # their skeletons map their own operands
         case _:

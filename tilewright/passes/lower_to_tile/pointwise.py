@@ -5,7 +5,7 @@ from __future__ import annotations
 from xdsl.ir import SSAValue
 
 from tilewright.ir.dims import Expr
-from tilewright.ir.graph import attention, indexing, structure
+from tilewright.ir.graph import attention, shape, structure
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.structure import GroupOp
 from tilewright.ir.machine import Machine
@@ -30,10 +30,10 @@ def axes_apart(space: Space, group: GroupOp) -> frozenset[int]:
                 apart.update(space.maps[op.results[0]][0].axes)
             case attention.RotaryOp():
                 apart.update(space.maps[op.results[0]][-1].axes)
-            case indexing.GatherOp():
-                # the table's own axes and the indices' axes must not run together
-                for axis in space.maps[op.x]:
-                    apart.update(axis.axes[:1])
+            case shape.PadOp():
+                for axis, low, high in zip(space.maps[op.out], op.low.data, op.high.data, strict=True):
+                    if low != Expr.of(0) or high != Expr.of(0):
+                        apart.update(axis.axes)
             case _:
                 pass
     return frozenset(apart)
