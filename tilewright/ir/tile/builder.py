@@ -151,6 +151,10 @@ class KernelBuilder:
         """A tile of one value."""
         return self._add(compute.ConstantOp.make(value=value, extents=extents, dtype=dtype.name))
 
+    def elements(self, values: Sequence[int | float], dtype: DType) -> SSAValue:
+        """A tile of rank 1 with these elements."""
+        return self._add(compute.ElementsOp.make(values=tuple(values), dtype=dtype.name))
+
     def coordinates(self, base: Index, axis: int, extents: Sequence[int]) -> SSAValue:
         """Absolute coordinates along an axis, i32."""
         return self._add(compute.IndexTileOp.make(self.index(base), axis=axis, extents=extents))

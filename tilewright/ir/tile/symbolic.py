@@ -156,7 +156,10 @@ class SymbolicWalk:
 
     def _work(self, op: TileOp) -> None:
         cost = op.cost()
-        works: tuple[tuple[Kind, int | None], ...] = (("matrix", cost.matrix.constant), ("vector", cost.vector.constant))
+        works: tuple[tuple[Kind, int | None], ...] = (
+            ("matrix", cost.matrix.constant),
+            ("vector", cost.vector.constant),
+        )
         for kind, flops in works:
             if flops:
                 self._count(Quantity(self._numbers[op], kind), (), flops)

@@ -85,7 +85,7 @@ def skeleton(op: Operation) -> str:
 
 def is_outside(op: Operation) -> bool:
     """Ops that no kernel computes."""
-    return not is_pure(op) or bool(op.regions) or isinstance(op, (WeightOp, PackedOp, ConstantOp))
+    return not is_pure(op) or bool(op.regions) or isinstance(op, (WeightOp, PackedOp))
 
 
 @dataclass(eq=False)

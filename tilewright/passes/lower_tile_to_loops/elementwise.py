@@ -78,6 +78,17 @@ def _constant(cx: Lowering, op: compute.ConstantOp, site: Site) -> Value:
     return cx.b.const(float(number) if dtype.is_float else int(number), dtype)
 
 
+def _elements(cx: Lowering, op: compute.ElementsOp, site: Site) -> Value:
+    dtype, (coord,) = DTYPES[op.dtype.data], site.coords
+    if coord.static is None:
+        raise cx.unsupported(op, "stated elements at places of run time")
+    numbers = [float(n) if dtype.is_float else int(n) for n in (element(v, dtype) for v in op.values.data)]
+    if not coord.step:
+        return cx.b.const(numbers[coord.static], dtype)
+    places = [coord.static + lane * coord.step for lane in range(site.lanes)]
+    return cx.b.constants([numbers[p] if p < len(numbers) else 0 for p in places], dtype)
+
+
 def _index(cx: Lowering, op: compute.IndexTileOp, site: Site) -> Value:
     b, coord = cx.b, site.coords[op.axis.data]
     base = cx.indices[op.base].value
@@ -159,6 +170,7 @@ _RULES: Final[dict[type, Callable[[Lowering, Any, Site], Value]]] = {
     compute.CastOp: _cast,
     compute.BroadcastOp: _broadcast,
     compute.ConstantOp: _constant,
+    compute.ElementsOp: _elements,
     compute.IndexTileOp: _index,
     compute.SplatOp: _splat,
     compute.UnpackOp: _unpack,

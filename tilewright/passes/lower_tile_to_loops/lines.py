@@ -208,9 +208,9 @@ def lower_topk_line(cx: Lowering, op: TopkLineOp) -> None:
             offset = b.add(source.offset, b.mul(start, source.step))
             found = order_key(b, b.load(source.memory, offset, LANES, stride=source.step))
             worst = b.broadcast(b.load(keys.memory, k - 1), LANES)
-            with b.when(b.reduce("or", b.compare("gt", found, worst))):
-                with b.loop(0, LANES, name="l") as lane:
-                    offer(b.add(start, lane.index))
+            above = b.reduce("or", b.compare("gt", found, worst))
+            with b.when(above), b.loop(0, LANES, name="l") as lane:
+                offer(b.add(start, lane.index))
         with b.loop(b.add(kept, whole), count, name="n") as loop:
             offer(loop.index)
         with b.loop(0, kept, name="n") as loop:

@@ -234,6 +234,12 @@ def broadcast_axes(operand: SSAValue, out: Sequence[Axis]) -> list[Axis]:
     return [UNIT if d.constant == 1 else a for d, a in zip(dims, aligned, strict=True)]
 
 
+def padded_axes(op: shape.PadOp) -> list[int]:
+    """The axes of the result that have other elements than the operand's."""
+    sides = zip(op.low.data, op.high.data, strict=True)
+    return [i for i, (low, high) in enumerate(sides) if low != Expr.of(0) or high != Expr.of(0)]
+
+
 def _mark_reduced(space: Space, op: Operation, out: Sequence[Axis]) -> None:
     axis = op.axis.data % len(out) if isinstance(op, reduction.SoftmaxOp) else len(out) - 1
     for number in out[axis].axes:

@@ -20,7 +20,7 @@ from tilewright.ir.graph.base import tensor
 from tilewright.ir.tile.base import tile as tile_type
 from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.memory import ViewOp
-from tilewright.passes.lower_to_tile.access import Axis, Space, unsupported
+from tilewright.passes.lower_to_tile.access import Axis, Space, padded_axes, unsupported
 from tilewright.passes.lower_to_tile.layout import Strides, Walk, strides_of
 
 if TYPE_CHECKING:
@@ -199,11 +199,10 @@ class Emitter:
             raise unsupported(op, "padding inside a kernel needs its operand in memory")
         dims = tensor(x).dims
         strides = ViewOp.row_major(dims)
-        moved = [i for i, (low, high) in enumerate(zip(op.low.data, op.high.data, strict=True)) if low != high or low != Expr.of(0)]
         whole = self.strides[x]
         offset, taken = whole.offset, set[int]()
         axes: dict[int, tuple[Expr, Expr, SSAValue, int]] = {}
-        for number, i in enumerate(moved):
+        for number, i in enumerate(padded_axes(op)):
             place = self.space.maps[x][i]
             if len(place.axes) > 1 or place.step != 1:
                 raise unsupported(op, "a padded axis that another op of its kernel splits")

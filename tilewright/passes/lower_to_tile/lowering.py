@@ -19,6 +19,7 @@ from tilewright.ir.tile.structure import KernelOp, LaunchOp
 from tilewright.ir.types import TensorType
 from tilewright.passes.lower_to_tile.access import unsupported
 from tilewright.passes.lower_to_tile.attention import lower_attention
+from tilewright.passes.lower_to_tile.constants import lower_constant
 from tilewright.passes.lower_to_tile.frame import Lowered, Variant
 from tilewright.passes.lower_to_tile.joining import lower_concat
 from tilewright.passes.lower_to_tile.matmul import lower_matmul
@@ -135,6 +136,8 @@ def lower_group(group: GroupOp, name: str, ctx: Context) -> Lowered:
             return lower_scatter(group, name, machine)
         case "ordering":
             return lower_ordering(group, name, machine)
+        case "constant":
+            return lower_constant(group, name, machine)
         case "pack":
             return lower_pack(group, name, machine)
         case "concat":

@@ -39,33 +39,29 @@ def lower_ordering(group: GroupOp, name: str, machine: Machine) -> Lowered:
     values, places = (
         written[r] if r in written else b.output([outer, kept, inner], tensor(r).dtype) for r in op.results
     )
-    whole = isinstance(op, reduction.SortOp) or op.k.data > FEW
     length = size.constant
-    if kept.constant == 0 or length is not None and length <= SHORT:
-        o, i = b.grid([outer, inner if kept.constant != 0 else 0], [1, 1])
-        if kept.constant != 0:
-            _as_tile(b, op, lines(buffers[op.x], size), (lines(values, kept), lines(places, kept)), (o, i))
-    elif whole:
-        ordered = (values, places)
-        if isinstance(op, reduction.TopkOp):
-            ordered = tuple(b.output([outer, size, inner], d) for d in (tensor(op.x).dtype, I64))
-        spare = b.output([outer * inner, size * 2], I64)
+    if kept.constant == 0:
+        b.grid([0], [1])  # nothing to write
+    elif length is not None and length <= SHORT:
         o, i = b.grid([outer, inner], [1, 1])
-        line = b.index(Expr.of("a0") * inner + Expr.of("a1"), o, i)
-        descending = isinstance(op, reduction.TopkOp) or op.descending.data
-        everything = [lines(v, size) for v in (buffers[op.x], *ordered)]
-        b.add(
-            SortLineOp.make(
-                *everything, b.dense(spare), [o, i, line], axis=1, descending=descending, result_types=[]
-            )
-        )
-        if isinstance(op, reduction.TopkOp):
-            for source, target in zip(everything[1:], (values, places), strict=True):
-                _head(b, source, lines(target, kept), (o, i), op.k.data)
-    else:
+        _as_tile(b, op, lines(buffers[op.x], size), (lines(values, kept), lines(places, kept)), (o, i))
+    elif isinstance(op, reduction.TopkOp) and op.k.data <= FEW:
         o, i = b.grid([outer, inner], [1, 1])
         targets = [lines(v, kept) for v in (values, places)]
         b.add(TopkLineOp.make(lines(buffers[op.x], size), *targets, [o, i], axis=1, k=op.k.data, result_types=[]))
+    else:
+        ordered = [values, places]
+        if isinstance(op, reduction.TopkOp):
+            ordered = [b.output([outer, size, inner], d) for d in (tensor(op.x).dtype, I64)]
+        spare_buffer = b.output([outer * inner, size * 2], I64)
+        o, i = b.grid([outer, inner], [1, 1])
+        line = b.index(Expr.of("a0") * inner + Expr.of("a1"), o, i)
+        whole, spare = [lines(v, size) for v in (buffers[op.x], *ordered)], b.dense(spare_buffer)
+        descending = isinstance(op, reduction.TopkOp) or op.descending.data
+        b.add(SortLineOp.make(*whole, spare, [o, i, line], axis=1, descending=descending, result_types=[]))
+        if isinstance(op, reduction.TopkOp):
+            for source, target in zip(whole[1:], (values, places), strict=True):
+                _head(b, source, lines(target, kept), (o, i), op.k.data)
     return Lowered((Variant(b.finish()),), b.dims, Expr.of(0))
 
 

@@ -10,7 +10,7 @@ from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.structure import GroupOp
 from tilewright.ir.machine import Machine
 from tilewright.ir.tile.compute import LANES
-from tilewright.passes.lower_to_tile.access import Space, map_group, unsupported
+from tilewright.passes.lower_to_tile.access import Space, map_group, padded_axes, unsupported
 from tilewright.passes.lower_to_tile.emit import Emitter
 from tilewright.passes.lower_to_tile.frame import Lowered, Variant, all_strides, begin, padded
 from tilewright.passes.lower_to_tile.layout import Walk, merge_axes
@@ -31,9 +31,8 @@ def axes_apart(space: Space, group: GroupOp) -> frozenset[int]:
             case attention.RotaryOp():
                 apart.update(space.maps[op.results[0]][-1].axes)
             case shape.PadOp():
-                for axis, low, high in zip(space.maps[op.out], op.low.data, op.high.data, strict=True):
-                    if low != Expr.of(0) or high != Expr.of(0):
-                        apart.update(axis.axes)
+                for i in padded_axes(op):
+                    apart.update(space.maps[op.out][i].axes)
             case _:
                 pass
     return frozenset(apart)
