@@ -15,7 +15,7 @@ from tilewright.ir.dtypes import I64, DType
 from tilewright.ir.tile.axes import AffineAxis, Axis, Memory, PagesAxis, Reads, RowsAxis, SegmentAxis, Site, WindowAxis
 from tilewright.ir.tile.base import Array, TileOp, element, tile, view
 from tilewright.ir.tile.counting import MEMORY, Counters, Kind, Quantity, buffer_numbers, op_numbers
-from tilewright.ir.tile.lines import SortLineOp, TopkLineOp
+from tilewright.ir.tile.lines import SortLineOp, TopkLineOp, spare_words
 from tilewright.ir.tile.memory import (
     POISON,
     LoadOp,
@@ -296,6 +296,7 @@ class Execution:
         kept = length if isinstance(op, SortLineOp) else min(op.k.data, length)
         descending = op.descending.data if isinstance(op, SortLineOp) else True
         spare = (self._slot(op.spare), self._slot(op.at[rank - 1])) if isinstance(op, SortLineOp) else None
+        words = 2 * length * spare_words(view(op.source).dtype)
         read = self._counted(op, "read", op.source)
         written = [self._counted(op, "write", v) for v in (op.values, op.places)]
 
@@ -313,7 +314,7 @@ class Execution:
             for slot, quantity, result in zip((values, places), written, results, strict=True):
                 moved[quantity] += env[slot].store(result, None, where, Reads(), site)
             if spare is not None:
-                rubbish = np.full((1, 2 * length), garbage(I64))
+                rubbish = np.full((1, words), garbage(I64))
                 env[spare[0]].store(rubbish, None, [env[spare[1]], 0], Reads(), site)
 
         return run

@@ -14,10 +14,15 @@ from xdsl.irdl import irdl_op_definition, operand_def, prop_def, var_operand_def
 
 from tilewright.ir.attributes import Bool, Int
 from tilewright.ir.dims import Expr
-from tilewright.ir.dtypes import I64
+from tilewright.ir.dtypes import I64, DType
 from tilewright.ir.tile.base import TileOp, check_axis, view
 from tilewright.ir.tile.memory import ViewOp
 from tilewright.ir.types import IndexType, ViewType
+
+
+def spare_words(dtype: DType) -> int:
+    """The 64-bit words that hold an element's key and place: one where the key has 32 bits or fewer."""
+    return 2 if dtype.bits > 32 else 1
 
 
 class LineOp(TileOp):
@@ -45,7 +50,8 @@ class LineOp(TileOp):
 class SortLineOp(LineOp):
     """A line in order, and the i64 places its elements had: stable, NaN above everything as in torch.
 
-    spare is a view [lines, 2 n] of i64 whose row `at[-1]` the op may use; nothing in it has a meaning afterwards.
+    spare is a view [lines, 2 n spare_words] of i64 whose row `at[-1]` the op may use; nothing in it has a meaning
+    afterwards.
     """
 
     name = "tile.sort_line"
@@ -62,9 +68,10 @@ class SortLineOp(LineOp):
         self.check_line(self.source, self.values, self.places, self.at[:-1], length)
         spare = view(self.spare)
         if not isinstance(self.spare.owner, ViewOp) or spare.rank != 2 or spare.dtype != I64:
-            raise self.malformed(f"spare must be an affine view [lines, 2 n] of i64, got {spare}")
-        if spare.dims[1] != length * 2:
-            raise self.malformed(f"spare must have twice the {length} elements of a line, got {spare}")
+            raise self.malformed(f"spare must be an affine view of i64 words by line, got {spare}")
+        words = length * 2 * spare_words(view(self.source).dtype)
+        if spare.dims[1] != words:
+            raise self.malformed(f"spare must have {words} words a line, got {spare}")
 
 
 @irdl_op_definition

@@ -226,7 +226,7 @@ class Growth:
             (lambda: OUTSIDE not in (first.kind, second.kind), "no kernel computes it"),
             (lambda: len(both) <= self.max_ops, f"a kernel takes {self.max_ops} ops"),
             (lambda: legality.views_stay_outside(self.plan, both), "it also reads a view of the other's result"),
-            (lambda: legality.buffers_come_from_outside(self.plan, both), "a look-up needs its operands in memory"),
+            (lambda: legality.buffers_come_from_outside(self.plan, both), "a look-up needs its table in memory"),
             (lambda: self.plan.can_join(first, second), "another kernel has to run between the two"),
         ]
         for holds, said in checks:

@@ -1,8 +1,8 @@
 """Ordering lines of memory: digit by digit for a whole order, by one pass against a threshold for the k largest.
 
-A sort moves 64-bit words between the two halves of the spare memory. Where a key has 32 bits or fewer a word is the
-key over the place, else the place alone, and the key is read again where it lies. Each round is a stable counting sort
-by 8 bits, from the lowest; a round in which all elements share a digit is left out (the usual case for integers).
+A sort moves 64-bit words between the two halves of the spare memory: the key over the place where the key has 32 bits
+or fewer, else the key and then the place. Each round is a stable counting sort by 8 bits, from the lowest; a round in
+which all elements share a digit is left out (the usual case for integers).
 
 A selection keeps its k best in order in scratch, and looks for elements above the worst of them a vector at a time:
 most vectors hold none once the first few thousand elements have been seen.
@@ -16,11 +16,11 @@ from typing import Final
 from xdsl.ir import Operation, SSAValue
 
 from tilewright.errors import LoweringError
-from tilewright.ir.dtypes import BF16, F16, I1, I32, I64, DType
+from tilewright.ir.dtypes import BF16, F16, I1, I64, DType
 from tilewright.ir.loops import BufferArg, LoopBuilder, Scratch, Value
 from tilewright.ir.tile.base import view
 from tilewright.ir.tile.compute import LANES
-from tilewright.ir.tile.lines import SortLineOp, TopkLineOp
+from tilewright.ir.tile.lines import SortLineOp, TopkLineOp, spare_words
 from tilewright.passes.lower_tile_to_loops.context import Lowering
 from tilewright.passes.lower_tile_to_loops.ordering import key_dtype, order_key
 from tilewright.passes.lower_tile_to_loops.views import AffineView
@@ -99,53 +99,60 @@ def lower_sort_line(cx: Lowering, op: SortLineOp) -> None:
     *at, row = op.at
     source, values, places = (line_of(cx, op, v, axis, at) for v in (op.source, op.values, op.places))
     spare = line_of(cx, op, op.spare, 1, [row])
-    dtype = view(op.source).dtype
-    packed = key_dtype(dtype) is I32
+    dtype, count = view(op.source).dtype, source.length
+    words = spare_words(dtype)
+    low = 32 if words == 1 else 0  # where the key starts in the word that holds it
     rounds = -(-key_bits(dtype) // DIGIT)
-    count = source.length
+
+    def word_at(half: Value, place: Value) -> Value:
+        return b.add(spare.offset, b.mul(b.add(half, place), words))
+
+    def digit(word: Value, shift: Value | int) -> Value:
+        return b.and_(b.ushr(word, shift), BUCKETS - 1)
+
     with cx.temporary((rounds * BUCKETS,), I64) as counts:
-
-        def key_at(place: Value) -> Value:
-            return unsigned_key(b, _element(cx, source, place), descending=op.descending.data)
-
-        def digit(word: Value, shift: Value | int) -> Value:
-            if not packed:
-                word = key_at(word)
-            return b.and_(b.ushr(word, shift), BUCKETS - 1)
-
-        base = 32 if packed else 0
         _clear(cx, counts.memory, rounds * BUCKETS)
+        start = b.index(0)
         with b.loop(0, count, name="n") as loop:
-            word = b.or_(b.shl(key_at(loop.index), 32), loop.index) if packed else loop.index
-            b.store(word, spare.memory, b.add(spare.offset, loop.index))
+            key = unsigned_key(b, _element(cx, source, loop.index), descending=op.descending.data)
+            word, to = b.or_(b.shl(key, low), loop.index) if low else key, word_at(start, loop.index)
+            b.store(word, spare.memory, to)
+            if words == 2:
+                b.store(loop.index, spare.memory, b.add(to, 1))
             for number in range(rounds):
-                where = b.add(digit(word, base + number * DIGIT), number * BUCKETS)
+                where = b.add(digit(word, low + number * DIGIT), number * BUCKETS)
                 b.store(b.add(b.load(counts.memory, where), 1), counts.memory, where)
         with b.when(b.compare("gt", count, 0)):
-            start = b.index(0)
             with b.loop(0, rounds, 1, [start], name="p") as loop:
                 (half,) = loop.carries
-                shift, first = b.add(b.mul(loop.index, DIGIT), base), b.mul(loop.index, BUCKETS)
-                any_word = b.load(spare.memory, b.add(spare.offset, half))
+                shift, first = b.add(b.mul(loop.index, DIGIT), low), b.mul(loop.index, BUCKETS)
+                any_word = b.load(spare.memory, word_at(half, start))
                 shared = b.load(counts.memory, b.add(first, digit(any_word, shift)))
                 branch = b.branch(b.compare("lt", shared, count))
                 with branch.then():
                     _starts(cx, counts.memory, first)
                     other = b.sub(count, half)
                     with b.loop(0, count, name="n") as moves:
-                        word = b.load(spare.memory, b.add(spare.offset, b.add(half, moves.index)))
+                        from_ = word_at(half, moves.index)
+                        word = b.load(spare.memory, from_)
                         bucket = b.add(first, digit(word, shift))
-                        to = b.load(counts.memory, bucket)
-                        b.store(b.add(to, 1), counts.memory, bucket)
-                        b.store(word, spare.memory, b.add(spare.offset, b.add(other, to)))
+                        place = b.load(counts.memory, bucket)
+                        b.store(b.add(place, 1), counts.memory, bucket)
+                        to = word_at(other, place)
+                        b.store(word, spare.memory, to)
+                        if words == 2:
+                            b.store(b.load(spare.memory, b.add(from_, 1)), spare.memory, b.add(to, 1))
                     branch.give(other)
                 with branch.otherwise():
                     branch.give(half)
                 loop.next(*branch.results)
             (half,) = loop.results
             with b.loop(0, count, name="n") as loop:
-                word = b.load(spare.memory, b.add(spare.offset, b.add(half, loop.index)))
-                place = b.and_(word, (1 << 32) - 1) if packed else word
+                from_ = word_at(half, loop.index)
+                if words == 2:
+                    place = b.load(spare.memory, b.add(from_, 1))
+                else:
+                    place = b.and_(b.load(spare.memory, from_), (1 << 32) - 1)
                 _put(cx, places, loop.index, place)
                 _put(cx, values, loop.index, _element(cx, source, place))
 

@@ -12,11 +12,11 @@ from tilewright.ir.graph.structure import GroupOp
 from tilewright.ir.machine import Machine
 from tilewright.ir.tile import compute
 from tilewright.ir.tile.builder import KernelBuilder
-from tilewright.ir.tile.lines import SortLineOp, TopkLineOp
+from tilewright.ir.tile.lines import SortLineOp, TopkLineOp, spare_words
 from tilewright.passes.lower_to_tile.access import unsupported
 from tilewright.passes.lower_to_tile.frame import Lowered, Variant, begin
 
-SHORT = 64  # elements of a line that is ordered as a tile
+SHORT = 32  # elements of a line that is ordered as a tile
 FEW = 128  # elements that a selection keeps in order; more are the head of a whole order
 COPIED = 256
 
@@ -53,7 +53,7 @@ def lower_ordering(group: GroupOp, name: str, machine: Machine) -> Lowered:
         ordered = [values, places]
         if isinstance(op, reduction.TopkOp):
             ordered = [b.output([outer, size, inner], d) for d in (tensor(op.x).dtype, I64)]
-        spare_buffer = b.output([outer * inner, size * 2], I64)
+        spare_buffer = b.output([outer * inner, size * (2 * spare_words(tensor(op.x).dtype))], I64)
         o, i = b.grid([outer, inner], [1, 1])
         line = b.index(Expr.of("a0") * inner + Expr.of("a1"), o, i)
         whole, spare = [lines(v, size) for v in (buffers[op.x], *ordered)], b.dense(spare_buffer)
