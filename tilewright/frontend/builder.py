@@ -145,7 +145,7 @@ class Builder:
             if value.constant is not None:
                 return self.constant(value.constant, dtype)
             return self.cast(self.emit(DimOp, value=[value]), dtype)
-        return self.constant(value, dtype)
+        return self.constant(_wrapped(value, dtype), dtype)
 
     def map(self, fn: str, *operands: Any, dtype: DType | None = None) -> SSAValue:
         """A function of the scalar table on operands of one dtype (the node's result dtype unless given).
@@ -227,6 +227,14 @@ def axes_of(axes: Any, rank: int) -> tuple[int, ...]:
         return tuple(range(rank))
     listed = axes if isinstance(axes, (list, tuple)) else [axes]
     return tuple(axis_of(a, rank) for a in listed) if rank else ()
+
+
+def _wrapped(value: Any, dtype: DType) -> Any:
+    """A Python integer as torch puts it into an integer dtype: modulo the dtype's range."""
+    if not isinstance(value, int) or isinstance(value, bool) or not dtype.is_integer:
+        return value
+    low = -(1 << (dtype.bits - 1)) if dtype.kind == "int" else 0
+    return (value - low) % (1 << dtype.bits) + low
 
 
 def _loses(value: Any, dtype: DType) -> bool:

@@ -13,7 +13,6 @@ from tilewright.errors import LoweringError
 from tilewright.ir.dims import ExprLike
 from tilewright.ir.dtypes import BF16, F32, F64, I64, DType
 from tilewright.ir.graph.elementwise import MapOp
-from tilewright.ir.graph.shape import PadOp, TransposeOp
 from tilewright.ir.graph.structure import GroupOp
 from tilewright.ir.graph.windows import ConvolutionOp, PoolOp
 from tilewright.ir.tile.counting import Counters
@@ -133,16 +132,3 @@ def test_pool_of_integers(rng: np.random.Generator) -> None:
         lambda g, x: [g.add(PoolOp.make(x, fn="max", channels_last=True, **stated))],
     )
     check(made, rng, 0)
-
-
-@pytest.mark.parametrize("dims", [(5,), ("b", "t", 3), ("b", 4, "t", 70), (1, 1)])
-@pytest.mark.parametrize("turned", [False, True])
-def test_pad(dims: tuple[Any, ...], turned: bool, rng: np.random.Generator) -> None:
-    order = [int(n) for n in rng.permutation(len(dims))] if turned else list(range(len(dims)))
-    low, high = ([int(n) for n in rng.integers(0, 3, len(dims))] for _ in range(2))
-
-    def build(g: Any, x: Any) -> list[Any]:
-        seen = g.add(TransposeOp.make(x, permutation=order)) if turned else x
-        return [g.add(PadOp.make(seen, low=low, high=high, value=-1.5))]
-
-    check(group("pad", [typed(F32, *dims)], build), rng, 0)

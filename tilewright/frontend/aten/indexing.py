@@ -6,6 +6,7 @@ from typing import Any
 
 from xdsl.ir import SSAValue
 
+from tilewright.frontend.aten.combining import concat
 from tilewright.frontend.builder import Builder, axis_of
 from tilewright.frontend.registry import Unsupported, lowers
 from tilewright.ir.dims import Expr, product
@@ -132,14 +133,21 @@ def gather(c: Builder, self: SSAValue, dim: int, index: SSAValue, **_: Any) -> S
 def scatter(c: Builder, self: SSAValue, dim: int, index: SSAValue, src: Any) -> SSAValue:
     axis = axis_of(dim, tensor(self).rank)
     at = tensor(index).dims
-    if any(a != b for i, (a, b) in enumerate(zip(at, tensor(self).dims, strict=True)) if i != axis):
-        raise Unsupported("an index that is shorter than the tensor off its axis")
     dtype = tensor(self).dtype
     updates = c.broadcast(c.operand(src, dtype), at) if not isinstance(src, SSAValue) else c.cast(src, dtype)
     for other, size in enumerate(at):
         updates = c.slice(updates, other, 0, size)
     mode = "add" if "scatter_add" in str(c.node.target) else "set"
-    return c.emit(PutAlongOp, self, index, updates, axis=axis, mode=mode)
+    return put(c, self, index, updates, axis, mode)
+
+
+def put(c: Builder, x: SSAValue, index: SSAValue, updates: SSAValue, axis: int, mode: str) -> SSAValue:
+    """Elements set or added along an axis; what an index shorter than x leaves out of other axes stays as it is."""
+    for other, (size, whole) in enumerate(zip(tensor(index).dims, tensor(x).dims, strict=True)):
+        if other != axis and size != whole:
+            inside = put(c, c.slice(x, other, 0, size), index, updates, axis, mode)
+            return concat(c, [inside, c.slice(x, other, size, whole)], other)
+    return c.emit(PutAlongOp, x, index, updates, axis=axis, mode=mode)
 
 
 @lowers("aten.index_put.default", "aten._unsafe_index_put.default")

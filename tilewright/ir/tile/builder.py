@@ -19,7 +19,7 @@ from tilewright.errors import IRError
 from tilewright.ir.dims import Expr, ExprLike
 from tilewright.ir.dtypes import F32, I32, DType
 from tilewright.ir.operation import TwOperation
-from tilewright.ir.tile import compute, memory, structure
+from tilewright.ir.tile import compute, memory, places, structure
 from tilewright.ir.tile.base import buffer as buffer_type
 from tilewright.ir.tile.base import tile as tile_type
 from tilewright.ir.types import BufferType, IndexType
@@ -142,11 +142,29 @@ class KernelBuilder:
         """Writes a tile; lanes outside the view are dropped."""
         self._append(memory.StoreOp.make(value, view, [self.index(i) for i in at], result_types=[]))
 
+    def lookup(
+        self, view: SSAValue, indices: SSAValue, at: Sequence[Index], extents: Sequence[int], axis: int
+    ) -> SSAValue:
+        """The region at the coordinates of all axes but one, whose coordinates are a tile of integers."""
+        where = [self.index(i) for i in at]
+        return self._add(places.LookupOp.make(view, indices, where, extents=extents, axis=axis))
+
+    def update(
+        self, value: SSAValue, indices: SSAValue, view: SSAValue, at: Sequence[Index], axis: int, mode: str
+    ) -> None:
+        """Sets or adds a tile in elements that were stored before, at integers along an axis."""
+        where = [self.index(i) for i in at]
+        self._append(places.UpdateOp.make(value, indices, view, where, axis=axis, mode=mode, result_types=[]))
+
     # --- values ---------------------------------------------------------------------------------------------------
 
     def constant(self, value: int | float, extents: Sequence[int], dtype: DType = F32) -> SSAValue:
         """A tile of one value."""
         return self._add(compute.ConstantOp.make(value=value, extents=extents, dtype=dtype.name))
+
+    def elements(self, values: Sequence[int | float], dtype: DType) -> SSAValue:
+        """A tile of rank 1 with these elements."""
+        return self._add(compute.ElementsOp.make(values=tuple(values), dtype=dtype.name))
 
     def coordinates(self, base: Index, axis: int, extents: Sequence[int]) -> SSAValue:
         """Absolute coordinates along an axis, i32."""

@@ -13,7 +13,8 @@ from xdsl.ir import Operation, SSAValue
 
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.contraction import MatmulOp
-from tilewright.ir.graph.reduction import ReduceOp
+from tilewright.ir.graph.recurrence import ScanOp
+from tilewright.ir.graph.reduction import CumulativeOp, ReduceOp
 from tilewright.ir.passing import Context
 from tilewright.passes.fuse import legality
 from tilewright.passes.fuse.plan import OUTSIDE, Cluster, Plan
@@ -130,15 +131,16 @@ class Growth:
     # --- other axes -------------------------------------------------------------------------------------------------
 
     def reductions(self, *, epilogues: bool, prologues: bool) -> None:
-        """A reduction over other axes takes what feeds it alone, and what runs on its result alone."""
-        for cluster in self._of_kind("reduction"):
+        """A reduction over other axes, or a running op, takes what feeds it alone, and what runs on its result."""
+        for cluster in [*self._of_kind("reduction"), *self._of_kind("running")]:
             anchor = cluster.ops[0]
-            if not isinstance(anchor, ReduceOp):
+            if not isinstance(anchor, (ReduceOp, CumulativeOp, ScanOp)):
                 continue
-            cluster.dims = legality.row_dims(anchor)
+            result = tensor(anchor.out).dims
+            cluster.dims = legality.row_dims(anchor) if isinstance(anchor, ReduceOp) else result
             while prologues and self._prologue(cluster):
                 pass
-            cluster.dims = legality.reduced_dims(anchor)
+            cluster.dims = result
             while epilogues and (op := self._sole_reader(cluster)) is not None:
                 other = self.plan.of[op]
                 if not other.single or other.kind != "map":
@@ -226,7 +228,7 @@ class Growth:
             (lambda: OUTSIDE not in (first.kind, second.kind), "no kernel computes it"),
             (lambda: len(both) <= self.max_ops, f"a kernel takes {self.max_ops} ops"),
             (lambda: legality.views_stay_outside(self.plan, both), "it also reads a view of the other's result"),
-            (lambda: legality.buffers_come_from_outside(self.plan, both), "a look-up needs its operands in memory"),
+            (lambda: legality.buffers_come_from_outside(self.plan, both), "a look-up needs its table in memory"),
             (lambda: self.plan.can_join(first, second), "another kernel has to run between the two"),
         ]
         for holds, said in checks:

@@ -14,6 +14,7 @@ from xdsl.ir import Block, BlockArgument, Operation, SSAValue
 from tilewright.ir.tile import compute
 from tilewright.ir.tile.base import tile, view
 from tilewright.ir.tile.memory import StageOp, StoreOp
+from tilewright.ir.tile.places import LookupOp
 from tilewright.ir.tile.structure import ForOp, IfOp, KernelOp, YieldOp
 from tilewright.ir.types import TileType
 from tilewright.passes.lower_tile_to_loops.operands import unit_axis, unit_reshape
@@ -66,7 +67,7 @@ class Observed:
             case StoreOp():
                 at = op.at[axis]
                 return Limit(view(op.target).dims[axis], at) if isinstance(at, BlockArgument) else _ALL
-            case compute.MapOp() | compute.CastOp() | compute.BroadcastOp() | StageOp():
+            case compute.MapOp() | compute.CastOp() | compute.BroadcastOp() | StageOp() | LookupOp():
                 result = op.results[0]
                 if tile(value).extents[axis] != tile(result).extents[axis]:
                     return _ALL

@@ -20,6 +20,7 @@ from tilewright.ir.scalars import SCALARS
 from tilewright.ir.tile import compute
 from tilewright.ir.tile.base import tile
 from tilewright.ir.tile.memory import LoadOp, StageOp, StoreOp, root
+from tilewright.ir.tile.places import LookupOp, UpdateOp
 from tilewright.ir.tile.structure import ForOp, IfOp, KernelOp, YieldOp
 from tilewright.ir.types import TileType
 from tilewright.passes.lower_tile_to_loops.elementwise import INLINE
@@ -70,7 +71,7 @@ class _Placer:
     def __init__(self, kernel: KernelOp, rules: TileRules) -> None:
         self.kernel, self.rules, self.plan = kernel, rules, Placement(Observed(kernel))
         self.expanded: dict[SSAValue, bool] = {}
-        self.stored = {root(op.target) for op in kernel.walk() if isinstance(op, StoreOp)}
+        self.stored = {root(op.target) for op in kernel.walk() if isinstance(op, (StoreOp, UpdateOp))}
 
         pairs = [paired(op, rules) for op in kernel.walk()]
         # Packed pairs are read as they lie: the ops that say what they mean are not run.
@@ -159,7 +160,7 @@ class _Placer:
             return False
         if value in self.unmoved:
             return False
-        if isinstance(op, LoadOp) and root(op.source) in self.stored:
+        if isinstance(op, (LoadOp, LookupOp)) and root(op.source) in self.stored:
             return True  # a store might come between the load and its evaluation
         if any(_needs_memory(use.operation, use.index, self.rules) for use in value.uses) and not is_direct(value):
             return True
@@ -186,7 +187,7 @@ class _Placer:
         match op:
             case compute.MapOp():
                 return below + max(SCALARS[op.fn.data].flops, 1)
-            case compute.UnpackOp() | compute.PackOp():
+            case compute.UnpackOp() | compute.PackOp() | LookupOp():
                 return below + 4
             case compute.CastOp() | LoadOp() | compute.IndexTileOp():
                 return below + 1
@@ -212,7 +213,7 @@ class _Placer:
         for use in value.uses:
             op = use.operation
             match op:
-                case compute.MapOp() | compute.CastOp() | compute.BroadcastOp() | StageOp():
+                case compute.MapOp() | compute.CastOp() | compute.BroadcastOp() | StageOp() | LookupOp():
                     if op.results[0] not in self.plan.homes and not self.aligned(op.results[0]):
                         return False
                 case compute.ReshapeOp():
@@ -265,7 +266,7 @@ def _in_inner_loop(root: Operation, op: Operation) -> bool:
 
 def _repeats(op: Operation, value: SSAValue) -> bool:
     """Whether the op's result has more elements than the operand along some axis."""
-    if not isinstance(op, (compute.MapOp, compute.BroadcastOp)):
+    if not isinstance(op, (compute.MapOp, compute.BroadcastOp, LookupOp)):
         return False
     return any(n == 1 and m > 1 for n, m in zip(tile(value).extents, tile(op.results[0]).extents, strict=True))
 
