@@ -28,6 +28,7 @@ _FAMILIES: Final = (
     "ordering",
     "normalisation",
     "attention",
+    "routing",
 )
 
 

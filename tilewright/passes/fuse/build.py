@@ -12,13 +12,14 @@ from tilewright.ir.graph.contraction import MatmulOp
 from tilewright.ir.graph.elementwise import CastOp, MapOp
 from tilewright.ir.graph.indexing import GatherOp
 from tilewright.ir.graph.reduction import NormOp, ReduceOp, SoftmaxOp
+from tilewright.ir.graph.routing import GroupedMatmulOp
 from tilewright.ir.graph.shape import ReshapeOp, TransposeOp
 from tilewright.ir.graph.structure import CallOp, ExternOp, GroupOp, ReturnOp, YieldOp
 from tilewright.ir.operation import TwOperation
 from tilewright.passes.fuse.plan import OUTSIDE, Cluster, Plan, is_leaf, is_view, root
 from tilewright.passes.rewriting import only_adds_units
 
-ANCHORS = (MatmulOp, AttentionOp, NormOp, SoftmaxOp, ReduceOp)
+ANCHORS = (MatmulOp, GroupedMatmulOp, AttentionOp, NormOp, SoftmaxOp, ReduceOp)
 ELEMENTWISE = (MapOp, CastOp, RotaryOp, NormOp, SoftmaxOp, ReduceOp)
 # operands that attention computes per block of logits instead of loading tiles of q, k and v
 COMPUTED_BY_ATTENTION = ("bias", "valid", "q_positions", "k_positions", "sinks")

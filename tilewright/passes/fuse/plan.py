@@ -19,6 +19,7 @@ from tilewright.ir.graph.contraction import MatmulOp
 from tilewright.ir.graph.elementwise import CastOp, MapOp
 from tilewright.ir.graph.indexing import GatherOp
 from tilewright.ir.graph.reduction import NormOp, ReduceOp, SoftmaxOp
+from tilewright.ir.graph.routing import GroupedMatmulOp
 from tilewright.ir.graph.shape import BroadcastOp, ReshapeOp, SliceOp, TransposeOp
 from tilewright.ir.graph.structure import (
     ConstantOp,
@@ -62,6 +63,8 @@ def skeleton(op: Operation) -> str:
             return "matmul"
         case AttentionOp():
             return "attention"
+        case GroupedMatmulOp():
+            return "grouped-matmul"
         case NormOp():
             return "row-reduction"
         case SoftmaxOp():

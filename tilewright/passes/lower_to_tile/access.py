@@ -14,7 +14,7 @@ from xdsl.ir import Block, Operation, SSAValue
 
 from tilewright.errors import LoweringError, Problem
 from tilewright.ir.dims import Expr, exact_div, product
-from tilewright.ir.graph import attention, contraction, elementwise, indexing, reduction, shape, structure
+from tilewright.ir.graph import attention, contraction, elementwise, indexing, reduction, routing, shape, structure
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.operation import TwOperation
 
@@ -170,7 +170,7 @@ def _to_operands(space: Space, op: Operation) -> None:
             _known(space, op.indices, out[at : at + rank])
             # the gathered axis of the table is addressed by the indices' values, not by the space
             _known(space, op.x, (*out[:at], UNIT, *out[at + rank :]))
-        case contraction.MatmulOp() | attention.AttentionOp():
+        case contraction.MatmulOp() | routing.GroupedMatmulOp() | attention.AttentionOp():
             pass  # their skeletons map their own operands
         case _:
             if op.operands:
