@@ -185,11 +185,10 @@ FAMILIES = [
         decoder, TEXT,
     ),
     Family(
-        "qwen3-next", "Qwen3NextForCausalLM", "Qwen3NextConfig",
-        GROUPED | EXPERTS | {
-            "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 12, "linear_value_head_dim": 10,
-            "linear_conv_kernel_dim": 4, "layer_types": ["linear_attention", "full_attention"],
-            "shared_expert_intermediate_size": 28,
+        "minimax", "MiniMaxForCausalLM", "MiniMaxConfig",
+        GROUPED | {
+            "num_local_experts": 5, "num_experts_per_tok": 2, "block_size": 8,
+            "layer_types": ["linear_attention", "full_attention"],
         },
         decoder, TEXT,
     ),

@@ -15,7 +15,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 from tilewright.errors import TrainingModeError
-from tilewright.frontend import experts, operators
+from tilewright.frontend import experts, operators, recurrences
 from tilewright.frontend.masks import recognise
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ def switched(model: torch.nn.Module, kwargs: dict[str, Any], notes: list[str]) -
                     _note("use_cache is off in the compiled program: outputs carry no past_key_values")
         if kwargs.get("use_cache"):
             kwargs["use_cache"] = False
-        yield
+        with recurrences.replaced([model]):
+            yield
     finally:
         _notes.reset(token)
         for config, name, value in reversed(saved):

@@ -29,6 +29,7 @@ _FAMILIES: Final = (
     "normalisation",
     "attention",
     "routing",
+    "recurrence",
 )
 
 
