@@ -49,7 +49,11 @@ def grouped_panels(b: SSAValue) -> GroupedPanels | None:
 
 
 def lower_grouped_matmul(group: GroupOp, name: str, machine: Machine, dims: DimSpace) -> Lowered:
-    """A kernel per register tile that the average number of rows an expert may call for."""
+    """One row at a time while experts have about one each, the machine's largest register tile beyond.
+
+    Tiles between the two gain nothing: with few rows the matrices' bytes take the time, and a taller tile passes over
+    them fewer times.
+    """
     anchor = next(op for op in group.block.ops if isinstance(op, routing.GroupedMatmulOp))
     experts = anchor.sizes()[0].constant
     if experts is None:
@@ -57,7 +61,7 @@ def lower_grouped_matmul(group: GroupOp, name: str, machine: Machine, dims: DimS
     average = floordiv(tensor(anchor.targets).dims[0], max(experts, 1)) + 1
     low, high = dims.interval(average)
     variants, previous = [], 0
-    for limit, rows, _ in machine.rules.dot:
+    for limit, rows, _ in (machine.rules.dot[0], machine.rules.dot[-1]):
         if (low is None or limit is None or low <= limit) and (high is None or high > previous):
             variants.append(Variant(_Grouped(group, f"{name}_r{rows}", machine, rows).kernel(), limit))
         previous = limit or previous
@@ -148,16 +152,29 @@ class _Grouped:
                 b, self.space, walk, self.buffers, strides, {0: loop.at, 1: column}, 0, 1, {0: self.rows, 1: self.width}
             )
             emitter.segment = lists[op.targets]
+            size = op.sizes()[2].constant
+            whole = None
+            if size and chunk_of(size, self.machine.rules.reduction_chunk) == size:
+                whole = b.load(left, [loop.at, 0], [self.rows, size])
             for product in self.anchors:
-                emitter.set(product.out, self._product(product, left, loop.at, column, expert))
+                emitter.set(product.out, self._product(product, left, whole, loop.at, column, expert))
             for value, output in zip(self.group.yielded, self.outputs, strict=True):
                 emitter.store(value, output, emitter.tile(value))
         return b.finish()
 
     def _product(
-        self, op: routing.GroupedMatmulOp, left: SSAValue, row: SSAValue, column: SSAValue, expert: SSAValue
+        self,
+        op: routing.GroupedMatmulOp,
+        left: SSAValue,
+        whole: SSAValue | None,
+        row: SSAValue,
+        column: SSAValue,
+        expert: SSAValue,
     ) -> SSAValue:
-        """The register tile's sum over K, chunks of k in order as in every matmul, and the expert's bias."""
+        """The register tile's sum over K, chunks of k in order as in every matmul, and the expert's bias.
+
+        whole: the rows with all of their K where that is one chunk, read once for all products.
+        """
         b = self.b
         kind = F64 if tensor(op.out).dtype == F64 else F32
         size = op.sizes()[2]
@@ -169,7 +186,7 @@ class _Grouped:
             fill = 0.0 if k is None else None
 
             def part(at: SSAValue, acc: SSAValue) -> SSAValue:
-                a = b.load(left, [row, at], [self.rows, step], fill)
+                a = whole if whole is not None else b.load(left, [row, at], [self.rows, step], fill)
                 return b.dot(a, self._right(op, at, column, expert, step, fill), acc)
 
             if step == k:
