@@ -31,7 +31,9 @@ Draw = Callable[[np.random.Generator, int, int], Call]
 class Family:
     """One model: how to build it, what to call it with, and which axes of the call vary.
 
-    model, config: names in transformers. axes: per argument, the axis each of the two dims varies.
+    model, config: names in transformers. axes: per argument, the axes that each of the two dims varies. layers, longest,
+    roundings, sharpness: what a bound of rounding errors follows from: how many layers the data passes, the longest dot,
+    roundings a layer, and the size of attention's scores.
     """
 
     name: str
@@ -43,6 +45,10 @@ class Family:
     most: tuple[int, int] = (MOST_BATCH, MOST_TOKENS)
     least: tuple[int, int] = (1, 1)
     package: str = "transformers"
+    layers: int = LAYERS
+    longest: int = 180
+    roundings: int = 20
+    sharpness: float = 1.0
     sizes: tuple[tuple[int, int], ...] = ((1, 1), (2, 7), (3, 19))
 
     def __str__(self) -> str:
@@ -114,6 +120,8 @@ T5 = {
     "vocab_size": VOCABULARY, "d_model": HIDDEN, "d_kv": 12, "d_ff": INNER, "num_layers": LAYERS, "num_heads": 4,
     "relative_attention_num_buckets": 8, "relative_attention_max_distance": 20, "decoder_start_token_id": 0,
 } | IDS  # fmt: skip
+# an encoder's and a decoder's layer, and scores that are not divided by the root of the heads' size
+CROSSED: dict[str, Any] = {"roundings": 50, "sharpness": 12**0.5}
 
 FAMILIES = [
     Family("llama", "LlamaForCausalLM", "LlamaConfig", GROUPED, decoder, TEXT),
@@ -147,24 +155,25 @@ FAMILIES = [
         "modernbert", "ModernBertModel", "ModernBertConfig",
         SMALL | {"local_attention": 8, "global_attn_every_n_layers": 2}, text, TEXT,
     ),
-    Family("t5", "T5ForConditionalGeneration", "T5Config", T5, two_texts, TWO),
+    Family("t5", "T5ForConditionalGeneration", "T5Config", T5, two_texts, TWO, **CROSSED),
     Family(
         "t5-gated", "T5ForConditionalGeneration", "T5Config",
-        T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}, two_texts, TWO,
+        T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}, two_texts, TWO, **CROSSED,
     ),
     Family(
         "vit", "ViTModel", "ViTConfig",
         SMALL | {"image_size": 24, "patch_size": 8}, lambda rng, b, t: images(rng, b, 24), {"pixel_values": {0: "batch"}},
+        longest=192,
     ),
     Family(
         "convnext", "ConvNextModel", "ConvNextConfig",
         {"hidden_sizes": [12, 20, 28, 36], "depths": [1, 1, 2, 1], "image_size": 64},
-        lambda rng, b, t: images(rng, b, 64), {"pixel_values": {0: "batch"}},
+        lambda rng, b, t: images(rng, b, 64), {"pixel_values": {0: "batch"}}, layers=5,
     ),
     Family(
         "swin", "SwinModel", "SwinConfig",
         {"image_size": 32, "patch_size": 2, "embed_dim": 12, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4},
-        lambda rng, b, t: images(rng, b, 32), {"pixel_values": {0: "batch"}},
+        lambda rng, b, t: images(rng, b, 32), {"pixel_values": {0: "batch"}}, layers=4,
     ),
     Family(
         "whisper-encoder", "WhisperEncoder", "WhisperConfig",
@@ -182,7 +191,7 @@ FAMILIES = [
             "vocab_size": VOCABULARY, "hidden_size": 32, "state_size": 12, "num_heads": 8, "head_dim": 8, "expand": 2,
             "n_groups": 2, "num_hidden_layers": LAYERS, "chunk_size": 8, "conv_kernel": 4,
         } | IDS,
-        decoder, TEXT,
+        decoder, TEXT, roundings=40,
     ),
     Family(
         "minimax", "MiniMaxForCausalLM", "MiniMaxConfig",
@@ -190,7 +199,7 @@ FAMILIES = [
             "num_local_experts": 5, "num_experts_per_tok": 2, "block_size": 8,
             "layer_types": ["linear_attention", "full_attention"],
         },
-        decoder, TEXT,
+        decoder, TEXT, roundings=40,
     ),
 ]  # fmt: skip
 NAMED = {family.name: family for family in FAMILIES}
