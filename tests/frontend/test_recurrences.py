@@ -71,7 +71,9 @@ def test_linear_attention_is_its_recurrence(rng: np.random.Generator) -> None:
         state, wanted = torch.zeros(2, 6, 5, 3).double(), []
         for t in range(tokens):
             keys, queries = (x[:, t].repeat_interleave(3, 1).double() for x in (k, q))
-            state = decay[:, t].double().exp()[..., None, None] * state + keys[..., None] * v[:, t].double()[..., None, :]
+            state = (
+                decay[:, t].double().exp()[..., None, None] * state + keys[..., None] * v[:, t].double()[..., None, :]
+            )
             wanted.append((queries[..., None] * state).sum(-2))
         assert_same(run(found, *given), torch.stack(wanted, 1).float(), rtol=1e-4, atol=1e-4)
 
@@ -94,5 +96,5 @@ def test_a_delta_rule_is_refused_with_its_reason() -> None:
         num_experts=3, num_experts_per_tok=1, moe_intermediate_size=8, shared_expert_intermediate_size=8,
         layer_types=["linear_attention"], **IDS,
     )  # fmt: skip
-    with pytest.raises(SpecialisationError, match="torch_chunk_gated_delta_rule.*multiplied by a matrix"):
+    with pytest.raises(SpecialisationError, match=r"torch_chunk_gated_delta_rule.*multiplied by a matrix"):
         capture_by_length(transformers.Qwen3NextForCausalLM(config).eval())

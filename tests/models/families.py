@@ -22,6 +22,8 @@ SMALL: dict[str, Any] = {
     "num_attention_heads": 4, "max_position_embeddings": MOST_TOKENS, "initializer_range": HIDDEN**-0.5,
 } | IDS  # fmt: skip
 GROUPED = SMALL | {"num_key_value_heads": 2, "head_dim": 24}
+# the one of transformers' ways to run experts in eager that takes every dtype and every size
+EAGER_EXPERTS = {"experts_implementation": "batched_mm"}
 
 Call = dict[str, Any]
 Draw = Callable[[np.random.Generator, int, int], Call]
@@ -31,9 +33,9 @@ Draw = Callable[[np.random.Generator, int, int], Call]
 class Family:
     """One model: how to build it, what to call it with, and which axes of the call vary.
 
-    model, config: names in transformers. axes: per argument, the axes that each of the two dims varies. layers, longest,
-    roundings, sharpness: what a bound of rounding errors follows from: how many layers the data passes, the longest dot,
-    roundings a layer, and the size of attention's scores.
+    model, config: names in transformers. axes: per argument, the axes that each of the two dims varies. layers,
+    longest, roundings, sharpness: what a bound of rounding errors follows from: how many layers the data passes, the
+    longest dot, roundings a layer, and the size of attention's scores.
     """
 
     name: str
@@ -105,13 +107,15 @@ def sound(rng: np.random.Generator, batch: int, frames: int) -> Call:
 
 
 TEXT = {"input_ids": {0: "batch", 1: "tokens"}, "attention_mask": {0: "batch", 1: "tokens"}}
+IMAGES = {"pixel_values": {0: "batch"}}
 TWO = TEXT | {"decoder_input_ids": {0: "batch"}}
 EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 36, "decoder_sparse_step": 1}
+EXPERTS |= EAGER_EXPERTS
 GPT = {
     "vocab_size": VOCABULARY, "n_embd": HIDDEN, "n_layer": LAYERS, "n_head": 4, "n_positions": MOST_TOKENS,
     "initializer_range": HIDDEN**-0.5,
 } | IDS  # fmt: skip
-DEEPSEEK = SMALL | {
+DEEPSEEK = SMALL | EAGER_EXPERTS | {
     "num_key_value_heads": 4, "moe_intermediate_size": 36, "n_routed_experts": 8, "num_experts_per_tok": 3,
     "n_group": 4, "topk_group": 2, "first_k_dense_replace": 1, "n_shared_experts": 1, "kv_lora_rank": 24,
     "q_lora_rank": 40, "qk_rope_head_dim": 8, "qk_nope_head_dim": 12, "v_head_dim": 20,
@@ -129,7 +133,8 @@ FAMILIES = [
     Family("qwen3-moe", "Qwen3MoeForCausalLM", "Qwen3MoeConfig", GROUPED | EXPERTS, decoder, TEXT),
     Family(
         "mixtral", "MixtralForCausalLM", "MixtralConfig",
-        GROUPED | {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 6}, decoder, TEXT,
+        GROUPED | EAGER_EXPERTS | {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 6},
+        decoder, TEXT,
     ),
     Family("deepseek-v3", "DeepseekV3ForCausalLM", "DeepseekV3Config", DEEPSEEK, decoder, TEXT),
     Family(
@@ -162,24 +167,26 @@ FAMILIES = [
     ),
     Family(
         "vit", "ViTModel", "ViTConfig",
-        SMALL | {"image_size": 24, "patch_size": 8}, lambda rng, b, t: images(rng, b, 24), {"pixel_values": {0: "batch"}},
+        SMALL | {"image_size": 24, "patch_size": 8}, lambda rng, b, t: images(rng, b, 24), IMAGES,
         longest=192,
     ),
     Family(
         "convnext", "ConvNextModel", "ConvNextConfig",
         {"hidden_sizes": [12, 20, 28, 36], "depths": [1, 1, 2, 1], "image_size": 64},
-        lambda rng, b, t: images(rng, b, 64), {"pixel_values": {0: "batch"}}, layers=5,
+        lambda rng, b, t: images(rng, b, 64), IMAGES, layers=5,
     ),
     Family(
         "swin", "SwinModel", "SwinConfig",
         {"image_size": 32, "patch_size": 2, "embed_dim": 12, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4},
-        lambda rng, b, t: images(rng, b, 32), {"pixel_values": {0: "batch"}}, layers=4,
+        lambda rng, b, t: images(rng, b, 32), IMAGES, layers=4,
     ),
     Family(
         "whisper-encoder", "WhisperEncoder", "WhisperConfig",
         {
-            "vocab_size": VOCABULARY, "num_mel_bins": 20, "d_model": HIDDEN, "encoder_layers": LAYERS, "decoder_layers": 1,
-            "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": INNER, "decoder_ffn_dim": INNER,
+            "vocab_size": VOCABULARY, "num_mel_bins": 20, "d_model": HIDDEN, "encoder_layers": LAYERS,
+            "decoder_layers": 1,
+            "encoder_attention_heads": 4, "decoder_attention_heads": 4,
+            "encoder_ffn_dim": INNER, "decoder_ffn_dim": INNER,
             "max_source_positions": 15, "max_target_positions": 20, "decoder_start_token_id": 1,
         } | IDS,
         lambda rng, b, t: sound(rng, b, 30), {"input_features": {0: "batch"}},
@@ -195,7 +202,7 @@ FAMILIES = [
     ),
     Family(
         "minimax", "MiniMaxForCausalLM", "MiniMaxConfig",
-        GROUPED | {
+        GROUPED | EAGER_EXPERTS | {
             "num_local_experts": 5, "num_experts_per_tok": 2, "block_size": 8,
             "layer_types": ["linear_attention", "full_attention"],
         },

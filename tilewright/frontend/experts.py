@@ -18,7 +18,13 @@ ROUTING: Final = "tilewright.routing.default"
 GROUPED: Final = "tilewright.grouped_matmul.default"
 
 # activation modules, of torch and transformers, that are a function of the scalar table with nothing to set
-_ACTIVATIONS: Final = {"SiLU": "silu", "SiLUActivation": "silu", "ReLU": "relu", "GELUActivation": "gelu", "GELUTanh": "gelu_tanh"}
+_ACTIVATIONS: Final = {
+    "SiLU": "silu",
+    "SiLUActivation": "silu",
+    "ReLU": "relu",
+    "GELUActivation": "gelu",
+    "GELUTanh": "gelu_tanh",
+}
 
 
 @cache

@@ -29,7 +29,7 @@ _notes: ContextVar[list[str] | None] = ContextVar("notes", default=None)
 
 @contextmanager
 def switched(model: torch.nn.Module, kwargs: dict[str, Any], notes: list[str]) -> Iterator[None]:
-    """Within it, the model's transformers parts call our attention and experts; `notes` receives what the user should know.
+    """Within it, the model's transformers parts call our operators; `notes` receives what the user should know.
 
     kwargs: the example's keyword arguments; `use_cache=True` among them is switched off too.
     """

@@ -26,7 +26,7 @@ LINEAR_ATTENTION: Final = "tilewright.linear_attention.default"
 
 @dataclass(frozen=True)
 class Known:
-    """A recurrence: where it is looked up (a function of the module, or "Class.method"), its sources, what runs instead.
+    """A recurrence: where it is looked up (a function of a module, or "Class.method"), its sources, what runs instead.
 
     sources: hashes of the sources that have been read (see `source_hash`). replacement: None for a recurrence that no
     operator states; `reason` then says why.

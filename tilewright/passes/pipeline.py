@@ -58,7 +58,15 @@ _DEFAULT: Final = (
 )
 
 # The plan to compare intermediates with: no fusion, no sharing of layers, no reuse of memory.
-_MATERIALISING: Final = (*_SIMPLIFY, "expand-experts", "hoist-weights", "materialise", "plan-layout", "lower-to-tile", "place-levels")
+_MATERIALISING: Final = (
+    *_SIMPLIFY,
+    "expand-experts",
+    "hoist-weights",
+    "materialise",
+    "plan-layout",
+    "lower-to-tile",
+    "place-levels",
+)
 
 
 class Registry(Mapping[str, Callable[[], type[Pass]]]):

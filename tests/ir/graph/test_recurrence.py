@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.ir.graph.single_op import apply, complaint, run, value
-from tilewright.errors import IRError
 from tilewright.ir.dtypes import F64, I64
 from tilewright.ir.graph.recurrence import ExpertsOp, ScanOp
 
@@ -89,7 +88,6 @@ def test_a_slot_without_an_expert_adds_nothing() -> None:
     torch.testing.assert_close(
         with_strays, apply(ExpertsOp, x, torch.tensor([[1, 0], [3, 2]]), kept, gate_up, down, **rest)
     )
-
 
 
 @given(st.lists(st.sampled_from([0, 1, 2, 5]), min_size=1, max_size=3), st.data())

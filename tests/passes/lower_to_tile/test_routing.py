@@ -136,7 +136,9 @@ def drawn(made: GroupOp, tokens: int, rng: np.random.Generator, *, skew: bool = 
 @pytest.mark.parametrize("skew", [False, True], ids=["spread", "skewed"])
 @pytest.mark.parametrize("tokens", [0, 1, 2, 23])
 @pytest.mark.parametrize(
-    "make", [lambda: gate_and_up(13, 70), lambda: biased(7, 5), lambda: in_panels(9, 37)], ids=["gate-up", "bias", "panels"]
+    "make",
+    [lambda: gate_and_up(13, 70), lambda: biased(7, 5), lambda: in_panels(9, 37)],
+    ids=["gate-up", "bias", "panels"],
 )  # fmt: skip
 def test_products_over_segments(make: Any, tokens: int, skew: bool, rng: np.random.Generator) -> None:
     made = make()

@@ -124,7 +124,9 @@ class GroupedMatmulOp(GraphOp):
         experts, n, _ = self.sizes()
         rows, targets, offsets = tensor(self.rows), tensor(self.targets), tensor(self.offsets)
         if rows != targets or targets.rank != 1 or targets.dtype != I32 or offsets != TensorType.of([experts + 1], I32):
-            raise self.malformed(f"rows and targets i32 [S] and offsets i32 [{experts + 1}] needed, got {rows}, {targets}")
+            raise self.malformed(
+                f"rows and targets i32 [S] and offsets i32 [{experts + 1}] needed, got {rows}, {targets}"
+            )
         dtype = tensor(self.a).dtype
         if self.bias is not None and tensor(self.bias) != TensorType.of([experts, n], dtype):
             raise self.malformed(f"bias must be {TensorType.of([experts, n], dtype)}, got {tensor(self.bias)}")

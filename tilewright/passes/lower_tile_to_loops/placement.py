@@ -161,10 +161,10 @@ class _Placer:
             return False
         if isinstance(op, LoadOp) and root(op.source) in self.stored:
             return True  # a store might come between the load and its evaluation
-        if any(_needs_memory(use.operation, use.index, self.rules) for use in value.uses):
-            # rows picked by indices lie apart, and finding each anew for every element costs more than a copy
-            if not is_direct(value) or (isinstance(op, LoadOp) and _picked(op)):
-                return True
+        # rows picked by indices lie apart, and finding each anew for every element costs more than a copy
+        apart = not is_direct(value) or (isinstance(op, LoadOp) and _picked(op))
+        if apart and any(_needs_memory(use.operation, use.index, self.rules) for use in value.uses):
+            return True
         if isinstance(op, compute.TransposeOp) and turns_lanes(op, self.rules.lanes):
             return True
         cost = self.cost(value, set())
