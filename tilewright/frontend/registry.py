@@ -30,6 +30,8 @@ _FAMILIES: Final = (
     "ordering",
     "normalisation",
     "attention",
+    "routing",
+    "recurrence",
 )
 
 

@@ -21,6 +21,7 @@ _OWN: Final = {
     "fold": "tilewright.passes.fold:Fold",
     "channels-last": "tilewright.passes.channels_last:ChannelsLast",
     "recognize": "tilewright.passes.recognize:Recognize",
+    "expand-experts": "tilewright.passes.expand_experts:ExpandExperts",
     "hoist-weights": "tilewright.passes.hoist_weights:HoistWeights",
     "set-precision": "tilewright.passes.set_precision:SetPrecision",
     "dedupe-layers": "tilewright.passes.dedupe_layers:DedupeLayers",
@@ -43,6 +44,8 @@ _DEFAULT: Final = (
     "channels-last",
     # Before layers are shared: masks are built outside the layers that read them, and patterns count once a layer.
     "recognize",
+    # After recognize, which finds experts; before hoist-weights, which cuts their weights once.
+    "expand-experts",
     "canonicalize",
     # Before layers are shared: what depends on a layer's weights alone is an argument of the layer, as a weight is.
     "hoist-weights",
@@ -61,6 +64,7 @@ _DEFAULT: Final = (
 # The plan to compare intermediates with: no fusion, no sharing of layers, no reuse of memory.
 _MATERIALISING: Final = (
     *_SIMPLIFY,
+    "expand-experts",
     "channels-last",
     "canonicalize",
     "hoist-weights",

@@ -8,7 +8,7 @@ back to [K, N] by transpose, reshape and slice, which the matmul skeleton turns 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import Block, BlockArgument, Region, SSAValue
@@ -17,6 +17,7 @@ from tilewright.ir.dims import Expr, product
 from tilewright.ir.dtypes import BF16
 from tilewright.ir.graph.base import GraphOp, tensor
 from tilewright.ir.graph.contraction import MatmulOp
+from tilewright.ir.graph.routing import GroupedMatmulOp
 from tilewright.ir.graph.shape import PadOp, ReshapeOp, SliceOp, TransposeOp
 from tilewright.ir.graph.structure import FuncOp, GroupOp, PackedOp, WeightOp, YieldOp
 from tilewright.ir.graph.windows import ConvolutionOp
@@ -25,6 +26,8 @@ from tilewright.ir.passing import Context, Pass
 from tilewright.passes.lower_to_tile.position_tiles import position_tile
 from tilewright.passes.prepare import Prepare
 from tilewright.passes.rewriting import erase_dead
+
+Product: TypeAlias = MatmulOp | GroupedMatmulOp
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class PlanLayout(Pass):
         for function in [f for f in module.body.block.ops if isinstance(f, FuncOp) and f.kind.data == "main"]:
             for group in [g for g in function.block.ops if isinstance(g, GroupOp)]:
                 for op in list(group.block.ops):
-                    if isinstance(op, MatmulOp) and group.kind.data == "matmul":
+                    if isinstance(op, (MatmulOp, GroupedMatmulOp)) and group.kind.data in ("matmul", "grouped-matmul"):
                         self._pack(group, op, prepare, packed, columns, ctx)
                     elif isinstance(op, ConvolutionOp) and op.groups.data == 1:
                         self._pack_filters(group, op, prepare, packed, ctx)
@@ -51,7 +54,7 @@ class PlanLayout(Pass):
     def _pack(
         self,
         group: GroupOp,
-        op: MatmulOp,
+        op: Product,
         prepare: Prepare,
         packed: dict[tuple[str, str], str],
         columns: int,
@@ -61,8 +64,8 @@ class PlanLayout(Pass):
         if weight is None:
             ctx.refuse(op, "the right-hand side is not a weight: it is read where it lies")
             return
-        if not is_matrix(op.b):
-            ctx.refuse(op, f"the weight {tensor(op.b)} is not a matrix of fixed size")
+        if not is_packable(op):
+            ctx.refuse(op, f"the weight {tensor(op.b)} is not of fixed size, or not a matrix (an expert)")
             return
         pairs = pairs_of(ctx.machine, op)
         if not ctx.apply([op], f"panels of {columns} columns", saves=0):
@@ -73,8 +76,8 @@ class PlanLayout(Pass):
         if key not in packed:
             panels = _panels(prepare, prepare.clone(source.out), op.transpose_b.data, columns, pairs)
             packed[key] = prepare.add_result(panels, f"{name}:panels{columns}" + (f"x{pairs}" if pairs > 1 else ""))
-        n = tensor(op.out).dims[-1]
-        op.operands[1] = _read_back(group, argument, source, op, packed[key], prepare, (op.sizes()[3], n))
+        n, k = tensor(op.out).dims[-1], op.sizes()[-1]
+        op.operands[1] = _read_back(group, argument, source, op, packed[key], prepare, (k, n))
         op.properties["transpose_b"] = type(op.transpose_b)(False)
 
     def _pack_filters(
@@ -120,7 +123,7 @@ def _read_back(
     group: GroupOp,
     argument: BlockArgument,
     source: WeightOp | PackedOp,
-    op: MatmulOp | ConvolutionOp,
+    op: Product | ConvolutionOp,
     packed: str,
     prepare: Prepare,
     shape: tuple[Expr, Expr],
@@ -133,23 +136,27 @@ def _read_back(
     block.insert_op_before(read, group)
     group.operands[group.block.args.index(argument)] = read.out
     argument._type = result.type
-    dims = tensor(result).dims
-    turned = TransposeOp.make(argument, permutation=(1, 0, 2) if len(dims) == 3 else (1, 3, 0, 2), like=op)
-    rows = dims[1] * (1 if len(dims) == 3 else dims[3])
-    flat = ReshapeOp.make(turned.out, dims=[rows, dims[0] * dims[2]], like=op)
-    cut = SliceOp.make(flat.out, starts=[0, 0], stops=list(shape), like=op)
+    lead = tensor(op.b).dims[:-2] if isinstance(op, GroupedMatmulOp) else ()
+    at, dims = len(lead), tensor(result).dims
+    paired = len(dims) - at == 4
+    rest = (at + 1, at + 3, at, at + 2) if paired else (at + 1, at, at + 2)
+    turned = TransposeOp.make(argument, permutation=(*range(at), *rest), like=op)
+    rows = dims[at + 1] * (dims[at + 3] if paired else 1)
+    flat = ReshapeOp.make(turned.out, dims=[*lead, rows, dims[at] * dims[at + 2]], like=op)
+    cut = SliceOp.make(flat.out, starts=[0] * (at + 2), stops=[*lead, *shape], like=op)
     group.block.insert_ops_before([turned, flat, cut], op)
     return cut.out
 
 
-def is_matrix(value: SSAValue) -> bool:
-    """Only a two-dimensional weight of fixed size is packed."""
-    return tensor(value).rank == 2 and all(d.is_static for d in tensor(value).dims)
+def is_packable(op: Product) -> bool:
+    """Only weights of fixed size are packed: a matrix, or one matrix an expert."""
+    rank = 3 if isinstance(op, GroupedMatmulOp) else 2
+    return tensor(op.b).rank == rank and all(d.is_static for d in tensor(op.b).dims)
 
 
-def pairs_of(machine: Machine, op: MatmulOp) -> int:
+def pairs_of(machine: Machine, op: Product) -> int:
     """Elements of k that lie side by side: 2 where bf16 pairs are multiplied in one instruction and K is even."""
-    k = op.sizes()[3].constant
+    k = op.sizes()[-1].constant
     return (
         2 if tensor(op.b).dtype == BF16 and "dot2-bf16" in machine.rules.native and k is not None and k % 2 == 0 else 1
     )
@@ -172,19 +179,21 @@ def _panels(prepare: Prepare, weight: SSAValue, transposed: bool, columns: int, 
         return op.results[0]
 
     value: SSAValue = block.args[0]
+    at = tensor(weight).rank - 2
+    lead = range(at)
     if transposed:
-        value = add(TransposeOp.make(value, permutation=(1, 0)))
-    k, n = tensor(value).dims
+        value = add(TransposeOp.make(value, permutation=(*lead, at + 1, at)))
+    *outer, k, n = tensor(value).dims
     missing = (-n) % columns
     if missing != Expr.of(0):
-        value = add(PadOp.make(value, low=[0, 0], high=[0, missing]))
+        value = add(PadOp.make(value, low=[0] * (at + 2), high=[*[0] * (at + 1), missing]))
         n = n + missing
     if pairs == 1:
-        split = add(ReshapeOp.make(value, dims=[k, n // columns, columns]))
-        value = add(TransposeOp.make(split, permutation=(1, 0, 2)))
+        split = add(ReshapeOp.make(value, dims=[*outer, k, n // columns, columns]))
+        value = add(TransposeOp.make(split, permutation=(*lead, at + 1, at, at + 2)))
     else:
-        split = add(ReshapeOp.make(value, dims=[k // pairs, pairs, n // columns, columns]))
-        value = add(TransposeOp.make(split, permutation=(2, 0, 3, 1)))
+        split = add(ReshapeOp.make(value, dims=[*outer, k // pairs, pairs, n // columns, columns]))
+        value = add(TransposeOp.make(split, permutation=(*lead, at + 2, at, at + 3, at + 1)))
     block.add_op(YieldOp.make([value]))
     group = GroupOp.make([weight], result_types=[[value.type]], regions=[Region(block)], kind="pack", name="pack")
     prepare.append(group)

@@ -13,6 +13,7 @@ from tilewright.ir.dtypes import DTYPES, DType
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.contraction import MatmulOp
 from tilewright.ir.graph.elementwise import CastOp
+from tilewright.ir.graph.routing import GroupedMatmulOp
 from tilewright.ir.graph.shape import PadOp
 from tilewright.ir.graph.windows import ConvolutionOp
 from tilewright.ir.passing import Context, Pass
@@ -21,7 +22,7 @@ from tilewright.passes.rewriting import defined, erase
 
 @dataclass(frozen=True)
 class SetPrecision(Pass):
-    """Casts the operands of matmuls and convolutions to `dtype`, keeping the result in the dtype it had.
+    """Casts the operands of matrix products and convolutions to `dtype`, keeping the result in the dtype it had.
 
     Depthwise convolutions, which move more than they multiply, stay as they are.
     """
@@ -36,23 +37,26 @@ class SetPrecision(Pass):
                 f"set-precision: {self.dtype!r} is not a float dtype", step="use dtype=bf16 or dtype=f32"
             )
         for op in list(module.walk()):
-            if isinstance(op, MatmulOp) or (isinstance(op, ConvolutionOp) and not op.depthwise):
+            convolution = isinstance(op, ConvolutionOp) and not op.depthwise
+            if isinstance(op, (MatmulOp, GroupedMatmulOp)) or (isinstance(op, ConvolutionOp) and convolution):
                 self._narrow(op, wanted, ctx)
 
-    def _narrow(self, op: MatmulOp | ConvolutionOp, wanted: DType, ctx: Context) -> None:
+    def _narrow(self, op: MatmulOp | GroupedMatmulOp | ConvolutionOp, wanted: DType, ctx: Context) -> None:
         block = op.parent_block()
         if tensor(op.operands[0]).dtype == wanted or block is None:
             return
         if not ctx.apply([op], f"operands in {self.dtype}"):
             return
-        operands = [self._cast(value, op) for value in op.operands]
+        factors = [self._cast(value, op) for value in op.operands[:2]]
+        bias = [self._cast(op.bias, op)] if isinstance(op, ConvolutionOp) and op.bias is not None else []
+        rest = bias if isinstance(op, ConvolutionOp) else op.slots()[2:]
         stated: dict[str, Any] = {**op.properties, "result": tensor(op.out).dtype.name}
-        made = type(op).make(*operands, like=op, **stated)
+        made = type(op).make(*factors, *rest, like=op, **stated)
         block.insert_op_before(made, op)
         op.out.replace_all_uses_with(made.out)
         erase(op)
 
-    def _cast(self, value: SSAValue, op: MatmulOp | ConvolutionOp) -> SSAValue:
+    def _cast(self, value: SSAValue, op: MatmulOp | GroupedMatmulOp | ConvolutionOp) -> SSAValue:
         """The value in the dtype; a padded one is cast before it is padded, where what computes it can do that."""
         block = op.parent_block()
         pad = defined(value, PadOp)

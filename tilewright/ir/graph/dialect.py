@@ -14,6 +14,7 @@ from tilewright.ir.graph.indexing import INDEXING
 from tilewright.ir.graph.quantization import QUANTIZATION
 from tilewright.ir.graph.recurrence import RECURRENCE
 from tilewright.ir.graph.reduction import REDUCTION
+from tilewright.ir.graph.routing import ROUTING
 from tilewright.ir.graph.shape import SHAPE
 from tilewright.ir.graph.structure import STRUCTURE
 from tilewright.ir.graph.windows import WINDOWS
@@ -29,6 +30,7 @@ GRAPH_OPS: Final[list[type[GraphOp]]] = [
     *REDUCTION,
     *ATTENTION,
     *RECURRENCE,
+    *ROUTING,
     *QUANTIZATION,
 ]
 

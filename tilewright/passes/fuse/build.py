@@ -13,6 +13,7 @@ from tilewright.ir.graph.elementwise import CastOp, MapOp
 from tilewright.ir.graph.indexing import GatherOp, TakeAlongOp
 from tilewright.ir.graph.recurrence import ScanOp
 from tilewright.ir.graph.reduction import CumulativeOp, NormOp, ReduceOp, SoftmaxOp
+from tilewright.ir.graph.routing import GroupedMatmulOp
 from tilewright.ir.graph.shape import ReshapeOp, TransposeOp
 from tilewright.ir.graph.structure import CallOp, ExternOp, GroupOp, ReturnOp, YieldOp
 from tilewright.ir.graph.windows import ConvolutionOp, PoolOp
@@ -20,7 +21,9 @@ from tilewright.ir.operation import TwOperation
 from tilewright.passes.fuse.plan import OUTSIDE, Cluster, Plan, is_leaf, is_view, root
 from tilewright.passes.rewriting import only_adds_units
 
-ANCHORS = (MatmulOp, ConvolutionOp, PoolOp, AttentionOp, NormOp, SoftmaxOp, ReduceOp, CumulativeOp, ScanOp)
+ANCHORS = (
+    MatmulOp, GroupedMatmulOp, ConvolutionOp, PoolOp, AttentionOp, NormOp, SoftmaxOp, ReduceOp, CumulativeOp, ScanOp
+)  # fmt: skip
 ELEMENTWISE = (MapOp, CastOp, RotaryOp, NormOp, SoftmaxOp, ReduceOp, CumulativeOp, ScanOp)
 LOOKUPS = (GatherOp, TakeAlongOp)  # their second operand, the indices, is computed element by element
 # operands that attention computes per block of logits instead of loading tiles of q, k and v

@@ -19,6 +19,7 @@ from tilewright.ir.graph.contraction import MatmulOp
 from tilewright.ir.graph.elementwise import CastOp, MapOp
 from tilewright.ir.graph.indexing import GatherOp, TakeAlongOp
 from tilewright.ir.graph.reduction import NormOp, ReduceOp, SoftmaxOp
+from tilewright.ir.graph.routing import GroupedMatmulOp
 from tilewright.ir.graph.shape import PadOp
 from tilewright.ir.passing import Context
 from tilewright.ir.tile.reduction import LANES
@@ -113,14 +114,20 @@ def why_no_epilogue(op: Operation, inside: set[SSAValue], dims: Sequence[Expr]) 
     return None
 
 
-def is_pair(first: MatmulOp, second: MatmulOp) -> bool:
+def is_pair(first: Operation, second: Operation) -> bool:
     """Two products of the same left-hand side with right-hand sides of one shape: x is read once for both."""
-    return (
-        first is not second
-        and first.a is second.a
-        and tensor(first.b) == tensor(second.b)
-        and first.transpose_b == second.transpose_b
-    )
+    match first, second:
+        case (MatmulOp(), MatmulOp()) | (GroupedMatmulOp(), GroupedMatmulOp()):
+            return (
+                first is not second
+                and first.a is second.a
+                and tensor(first.b) == tensor(second.b)
+                and first.transpose_b == second.transpose_b
+                # the same segments of the same rows
+                and list(first.operands[2:5]) == list(second.operands[2:5])
+            )
+        case _:
+            return False
 
 
 # --- rows and elements ----------------------------------------------------------------------------------------------

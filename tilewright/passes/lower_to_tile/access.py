@@ -21,6 +21,7 @@ from tilewright.ir.graph import (
     indexing,
     recurrence,
     reduction,
+    routing,
     shape,
     structure,
     windows,
@@ -193,7 +194,7 @@ def _to_operands(space: Space, op: Operation) -> None:
             _known(space, op.b, out)
             if op.h0 is not None:
                 _known(space, op.h0, (*out[: op.axis.data], *out[op.axis.data + 1 :]))
-        case contraction.MatmulOp() | attention.AttentionOp() | windows.WindowOp():
+        case contraction.MatmulOp() | routing.GroupedMatmulOp() | attention.AttentionOp() | windows.WindowOp():
             pass  # their skeletons map their own operands
         case _:
             if op.operands:

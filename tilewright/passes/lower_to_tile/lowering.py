@@ -22,6 +22,7 @@ from tilewright.passes.lower_to_tile.attention import lower_attention
 from tilewright.passes.lower_to_tile.constants import lower_constant
 from tilewright.passes.lower_to_tile.convolution import lower_convolution
 from tilewright.passes.lower_to_tile.frame import Lowered, Variant
+from tilewright.passes.lower_to_tile.grouped import lower_grouped_matmul
 from tilewright.passes.lower_to_tile.joining import lower_concat
 from tilewright.passes.lower_to_tile.matmul import lower_matmul
 from tilewright.passes.lower_to_tile.ordering import lower_ordering
@@ -29,6 +30,7 @@ from tilewright.passes.lower_to_tile.packing import lower_pack
 from tilewright.passes.lower_to_tile.pointwise import lower_map
 from tilewright.passes.lower_to_tile.pooling import lower_pool
 from tilewright.passes.lower_to_tile.reductions import lower_reduction
+from tilewright.passes.lower_to_tile.routing import lower_route, lower_slots
 from tilewright.passes.lower_to_tile.running import lower_running
 from tilewright.passes.lower_to_tile.scattering import lower_scatter
 from tilewright.passes.rewriting import erase
@@ -130,6 +132,12 @@ def lower_group(group: GroupOp, name: str, ctx: Context) -> Lowered:
             return lower_reduction(group, name, machine)
         case "matmul":
             return lower_matmul(group, name, machine, ctx.dims)
+        case "grouped-matmul":
+            return lower_grouped_matmul(group, name, machine, ctx.dims)
+        case "route":
+            return lower_route(group, name)
+        case "slots":
+            return lower_slots(group, name)
         case "attention":
             return lower_attention(group, name, machine, ctx.dims)
         case "convolution":

@@ -181,7 +181,7 @@ def _order(
     return [*outer, (row, block), (column, 1), (row, 1)]
 
 
-def _chunk(k: int, most: int) -> int:
+def chunk_of(k: int, most: int) -> int:
     """The largest divisor of K up to the machine's chunk; K itself where it has none worth using."""
     if k <= most:
         return max(k, 1)
@@ -202,7 +202,7 @@ def _accumulate(
     k = e.walk.extents[k_at].constant
     if k == 0:
         return zero
-    step = DYNAMIC_K if k is None else _chunk(k, machine.rules.reduction_chunk)
+    step = DYNAMIC_K if k is None else chunk_of(k, machine.rules.reduction_chunk)
 
     def part(acc: SSAValue) -> SSAValue:
         left = Emitter(b, e.space, e.walk, e.buffers, e.strides, e.at, e.row, k_at, {**e.extent, k_at: step})
