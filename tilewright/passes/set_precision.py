@@ -39,9 +39,13 @@ class SetPrecision(Pass):
                 continue
             casts = [CastOp.make(value, dtype=self.dtype, like=op) for value in (op.a, op.b)]
             block.insert_ops_before(casts, op)
-            rest = op.slots()[2:]
-            stated = {"transpose_b": op.transpose_b.data, "result": tensor(op.out).dtype.name}
-            made = type(op).make(*(c.out for c in casts), *rest, **stated, like=op)
+            made = type(op).make(
+                *(c.out for c in casts),
+                *op.slots()[2:],
+                transpose_b=op.transpose_b.data,
+                result=tensor(op.out).dtype.name,
+                like=op,
+            )
             block.insert_op_before(made, op)
             op.out.replace_all_uses_with(made.out)
             erase(op)
