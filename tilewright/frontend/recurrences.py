@@ -158,7 +158,7 @@ def lightning_attention(
 
     if past_key_values is not None:
         raise _refused("MiniMaxLightningAttention", "it is asked for with a state from outside")
-    batch, length, _ = hidden_states.shape
+    batch, length = hidden_states.shape[:2]
     heads, width = module.num_attention_heads, module.head_dim
     mixed = module.act_fn(module.qkv_proj(hidden_states))
     if attention_mask is not None:

@@ -69,11 +69,10 @@ def experts(op: ExpertsOp, site: Site) -> SSAValue | None:
         )
 
     hidden = tensor(op.down).dims[2]
-    halves = [(Expr.of(0), hidden), (hidden, hidden * 2)] if op.gated.data else [(Expr.of(0), hidden)]
-    parts = [
-        product(op.x, _rows(site, op.gate_up, *half), inverse.rows, _rows(site, op.gate_up_bias, *half))
-        for half in halves
-    ]
+    parts = []
+    for half in [(Expr.of(0), hidden), (hidden, hidden * 2)][: 2 if op.gated.data else 1]:
+        bias = None if op.gate_up_bias is None else _rows(site, op.gate_up_bias, *half)
+        parts.append(product(op.x, _rows(site, op.gate_up, *half), inverse.rows, bias))
     inner = site.map(op.activation.data, parts[0])
     if len(parts) > 1:
         inner = site.map("mul", inner, parts[1])
@@ -104,10 +103,8 @@ def _cast(site: Site, value: SSAValue, dtype: DType) -> SSAValue:
     return value if tensor(value).dtype == dtype else site.make(CastOp, value, dtype=dtype.name)
 
 
-def _rows(site: Site, value: SSAValue | None, start: Expr, stop: Expr) -> SSAValue | None:
+def _rows(site: Site, value: SSAValue, start: Expr, stop: Expr) -> SSAValue:
     """Part of the second axis, itself where that is all of it."""
-    if value is None:
-        return None
     dims = tensor(value).dims
     if start == Expr.of(0) and stop == dims[1]:
         return value

@@ -37,8 +37,7 @@ class SetPrecision(Pass):
                 f"set-precision: {self.dtype!r} is not a float dtype", step="use dtype=bf16 or dtype=f32"
             )
         for op in list(module.walk()):
-            convolution = isinstance(op, ConvolutionOp) and not op.depthwise
-            if isinstance(op, (MatmulOp, GroupedMatmulOp)) or (isinstance(op, ConvolutionOp) and convolution):
+            if isinstance(op, (MatmulOp, GroupedMatmulOp)) or (isinstance(op, ConvolutionOp) and not op.depthwise):
                 self._narrow(op, wanted, ctx)
 
     def _narrow(self, op: MatmulOp | GroupedMatmulOp | ConvolutionOp, wanted: DType, ctx: Context) -> None:

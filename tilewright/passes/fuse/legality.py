@@ -116,18 +116,16 @@ def why_no_epilogue(op: Operation, inside: set[SSAValue], dims: Sequence[Expr]) 
 
 def is_pair(first: Operation, second: Operation) -> bool:
     """Two products of the same left-hand side with right-hand sides of one shape: x is read once for both."""
-    match first, second:
-        case (MatmulOp(), MatmulOp()) | (GroupedMatmulOp(), GroupedMatmulOp()):
-            return (
-                first is not second
-                and first.a is second.a
-                and tensor(first.b) == tensor(second.b)
-                and first.transpose_b == second.transpose_b
-                # the same segments of the same rows
-                and list(first.operands[2:5]) == list(second.operands[2:5])
-            )
-        case _:
-            return False
+    if first is second or type(first) is not type(second) or not isinstance(first, (MatmulOp, GroupedMatmulOp)):
+        return False
+    # the same left-hand side and, of grouped products, the same segments of the same rows
+    shared = [i for i in range(min(len(first.operands), 5)) if i != 1]
+    return (
+        len(first.operands) == len(second.operands)
+        and all(first.operands[i] is second.operands[i] for i in shared)
+        and tensor(first.operands[1]) == tensor(second.operands[1])
+        and first.properties["transpose_b"] == second.properties["transpose_b"]
+    )
 
 
 # --- rows and elements ----------------------------------------------------------------------------------------------
