@@ -67,7 +67,7 @@ def assemble(exported: Exported, tensors: Tensors, *, source: str, notes: Sequen
             mutations=tuple(mutations),
         ),
         dims=exported.example.dims,
-        guards=exported.with_required(),
+        guards=exported.guards(),
         notes=tuple(notes),
         source=Source(source, _captured_by(), dict(lowering.operators)),
         externs=externs.functions if externs is not None else {},

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -59,6 +60,7 @@ def _module(
     from tilewright.frontend.examples import bind
     from tilewright.frontend.exporting import export
     from tilewright.frontend.preserving import preserved
+    from tilewright.frontend.trial import tried
 
     inspection.require_module(model)
     inspection.require_evaluation(model)
@@ -70,7 +72,8 @@ def _module(
     tensors = weights.collect(exported.program)
     weights.add_aliases(tensors, model)
     source = f"{type(model).__module__}.{type(model).__qualname__}"
-    return assemble(exported, tensors, source=source, notes=notes, fallback=fallback)
+    captured = assemble(exported, tensors, source=source, notes=notes, fallback=fallback)
+    return replace(captured, guards=(*captured.guards, *tried(model, exported, captured)))
 
 
 def _program(
@@ -82,7 +85,7 @@ def _program(
     from tilewright.frontend.sizing import sizes_of
 
     example = programs.example(program, args, kwargs, dims)
-    exported = describe(program, example, sizes_of(example))
+    exported = describe(program, example, sizes_of(example), doubts=False)
     tensors = weights.collect(exported.program)
     return assemble(exported, tensors, source="ExportedProgram", notes=[], fallback=fallback)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from tilewright.errors import CaptureError, Problem, SpecialisationError, TilewrightError
 from tilewright.frontend.captured import Guard
 from tilewright.frontend.examples import Example
 from tilewright.frontend.generic_sizes import generic_sizes
-from tilewright.frontend.guarding import Fact, settled, traced_facts
+from tilewright.frontend.guarding import Fact, Settled, settled, traced_facts
 from tilewright.frontend.keywords import with_named_keywords
 from tilewright.frontend.locations import of_node, of_traceback
 from tilewright.frontend.quiet import quiet
@@ -35,14 +35,16 @@ class Exported:
     program: ExportedProgram
     example: Example
     symbols: Symbols
-    guards: tuple[Guard, ...]
+    settled: Settled
     own: Mapping[str, int]
 
-    def with_required(self) -> tuple[Guard, ...]:
-        """The guards, and what lowering came to rely on. SpecialisationError as for torch's own guards."""
+    def guards(self) -> tuple[Guard, ...]:
+        """The guards, those that lowering came to rely on included. SpecialisationError as for torch's own."""
         space = self.symbols.space
-        found = settled([Fact.of(guard, space) for guard in self.symbols.required.values()], space, self.own)
-        return tuple(dict.fromkeys((*self.guards, *found)))
+        found = settled(
+            [Fact.of(guard, space) for guard in self.symbols.required.values()], space, self.own, doubts=False
+        )
+        return tuple(dict.fromkeys((*self.settled.guards, *found.guards)))
 
 
 def export(model: torch.nn.Module, example: Example) -> Exported:
@@ -87,7 +89,7 @@ def _attempt(model: torch.nn.Module, example: Example, own: Mapping[str, int]) -
             raise
         except Exception as fault:
             raise _capture_error(fault) from fault
-        return describe(program, example, own)
+        return describe(program, example, own, doubts=True)
 
 
 def _dynamic(dim: Dim) -> Any:
@@ -102,10 +104,11 @@ def _dynamic(dim: Dim) -> Any:
     return torch.export.Dim.AUTO(**bounds) if bounds else torch.export.Dim.AUTO
 
 
-def describe(program: ExportedProgram, example: Example, own: Mapping[str, int]) -> Exported:
+def describe(program: ExportedProgram, example: Example, own: Mapping[str, int], *, doubts: bool) -> Exported:
     """The dims behind an exported program's symbols, and the program itself in functional form.
 
-    example: as the program was exported with. own: the sizes of the user's example.
+    example: as the program was exported with. own: the sizes of the user's example. doubts: there is a model to try
+    doubtful facts with.
     """
     program = functional(program)
     values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"]
@@ -123,7 +126,9 @@ def describe(program: ExportedProgram, example: Example, own: Mapping[str, int])
             standing.append((dim, symbol))
             if getattr(symbol, "is_Symbol", False):
                 names.setdefault(symbol, Expr.of(dim))
-    require_admitted({dim.name: admitted(dim, symbol, shape_env) for dim, symbol in standing}.values())
+    found = {dim.name: admitted(dim, symbol, shape_env) for dim, symbol in standing}
+    # a range that starts late is torch's own guards over again, which are tried out where there is a model
+    require_admitted(replace(entry, low=entry.dim.min) if doubts else entry for entry in found.values())
     space, traced = DimSpace(example.dims), sizes_of(example)
     symbols = Symbols(shape_env, space, names, traced)
     # two dims that the model needs equal share a symbol: the first names it, the others are checked against it
@@ -133,7 +138,7 @@ def describe(program: ExportedProgram, example: Example, own: Mapping[str, int])
     inside = all(_admits(dim, own[dim.name]) for dim in example.dims)
     own = own if inside else traced
     facts = [*(Fact.of(guard, space) for guard in equal), *traced_facts(symbols)]
-    return Exported(program, example, symbols, settled(facts, space, own), own)
+    return Exported(program, example, symbols, settled(facts, space, own, doubts=doubts), own)
 
 
 def _admits(dim: Dim, size: int) -> bool:

@@ -19,23 +19,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-# Where torch works out the shape and strides of one operator's results, calls into C++ included.
+# Where torch works out in Python the shape and strides of one operator's results.
 _SHAPE_FUNCTIONS: Final = (
-    "torch/_ops.py",
-    "torch/_subclasses/",
-    "torch/_refs/",
-    "torch/_prims/",
-    "torch/_prims_common/",
-    "torch/_decomp/",
-    "torch/_meta_registrations.py",
+    "/torch/_ops.py",
+    "/torch/_subclasses/",
+    "/torch/_refs/",
+    "/torch/_prims/",
+    "/torch/_prims_common/",
+    "/torch/_decomp/",
+    "/torch/_meta_registrations.py",
 )
-# Which of its implementations of convolution torch would run here: asked with inequalities too.
-_CHOOSES_BACKEND: Final = ("torch/_subclasses/fake_impls.py", "conv")
 
 
 @contextmanager
 def generic_sizes(*, zero: bool) -> Iterator[None]:
     """zero: some declared dim admits the size 0. Process-wide while it lasts, as the exporter itself is."""
+    import torch
     import torch.fx.experimental._config as config
     from torch.fx.experimental import symbolic_shapes
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -49,10 +48,20 @@ def generic_sizes(*, zero: bool) -> Iterator[None]:
         return make_symbol(prefix, index, **assumptions)
 
     def evaluated(env: Any, asked: Any, *args: Any, **options: Any) -> Any:
-        if _is_answered(env, asked) and _asks_of_layout(uninteresting(), asked):
+        if not asking and _is_answered(env, asked) and _is_an_operators(asked, uninteresting(), torch.__file__):
             with env.suppress_guards():
                 return evaluate(env, asked, *args, **options)
         return evaluate(env, asked, *args, **options)
+
+    # the model's own questions of layout that are going on
+    asking: list[None] = []
+
+    def is_contiguous(tensor: Any, *args: Any, **options: Any) -> Any:
+        asking.append(None)
+        try:
+            return torch.Tensor.__base__.is_contiguous(tensor, *args, **options)
+        finally:
+            asking.pop()
 
     def uninteresting_files() -> set[str]:
         # a guard belongs to the line that asked, not to this file
@@ -65,34 +74,46 @@ def generic_sizes(*, zero: bool) -> Iterator[None]:
                 shapes.make_symbol = may_be_zero
             shapes.uninteresting_files = uninteresting_files
             ShapeEnv.evaluate_expr = evaluated  # type: ignore[method-assign]
+            # C++ does not ask by this name, only Python does
+            torch.Tensor.is_contiguous = is_contiguous  # type: ignore[method-assign]
             yield
     finally:
+        del torch.Tensor.is_contiguous
         ShapeEnv.evaluate_expr = evaluate  # type: ignore[method-assign]
         for name, function in saved.items():
             setattr(shapes, name, function)
 
 
 def _is_answered(env: Any, asked: Any) -> bool:
-    """Whether the question is about a size being 0 or 1, and the sizes of the trace answer it as all others would."""
+    """Whether the question is if a size is 0 or 1, or a stride as large as if it were, and the trace says no."""
     kind = type(asked).__name__
     if kind not in ("Equality", "Unequality", "StrictLessThan", "LessThan", "StrictGreaterThan", "GreaterThan"):
         return False
     left, right = asked.args
-    if not any(side.is_Integer and int(side) in (0, 1) for side in (left, right)):
-        return False
-    size = (right if left.is_Integer else left).xreplace(env.backed_var_to_val)
-    return bool(size.is_Integer) and int(size) > 1
+    if left.is_zero or right.is_zero:
+        size = left + right
+    else:
+        top, bottom = (left / right).as_numer_denom()
+        if (top.is_Integer and int(top) != 1) or not (top.is_Integer or bottom == 1):
+            return False
+        size = bottom if top.is_Integer else top
+    value = size.xreplace(env.backed_var_to_val)
+    return bool(value.is_Integer) and int(value) > 1
 
 
-def _asks_of_layout(uninteresting: set[str], asked: Any) -> bool:
-    """Whether the innermost frame that asks is part of an operator's shape function."""
+def _is_an_operators(asked: Any, uninteresting: set[str], torch_file: str) -> bool:
+    """Whether an operator asks: C++, or Python that works out shapes. Comparing sizes in Python takes their truth
+    value, in a method of torch's own top file; C++ asks without it. An inequality is left to its answer only where
+    C++ chooses among its implementations of convolution: elsewhere it is a bound that the operator needs.
+    """
+    in_python = False
     frame: Any = sys._getframe(2)
     while frame is not None and frame.f_code.co_filename in uninteresting:
+        in_python = in_python or (frame.f_code.co_filename == torch_file and frame.f_code.co_name == "__bool__")
         frame = frame.f_back
     if frame is None:
         return False
     file = frame.f_code.co_filename.replace("\\", "/")
-    if type(asked).__name__ in ("Equality", "Unequality"):
-        return any(f"/{place}" in file for place in _SHAPE_FUNCTIONS)
-    place, function = _CHOOSES_BACKEND
-    return file.endswith(place) and frame.f_code.co_name == function
+    if type(asked).__name__ not in ("Equality", "Unequality"):
+        return not in_python and file.endswith("/torch/_subclasses/fake_impls.py") and frame.f_code.co_name == "conv"
+    return not in_python or any(place in file for place in _SHAPE_FUNCTIONS)

@@ -1,8 +1,9 @@
 """What a capture relied on between sizes: proved over the declared ranges, or a guard of every call, or an error now.
 
-Nothing is left out. A relation that a narrower range of one dim settles is an error that prints that range; one with
-holes in it (multiples, `t != 4`, equal dims) is checked at every call; one that the dim expressions cannot say is an
-error as well.
+Nothing is left out. A relation that only sizes of 0 and 1 break is tried out at those (`trial`), because models often
+branch there to no effect. A relation that a narrower range of one dim settles is an error that prints that range; one
+with holes in it (multiples, `t != 4`, equal dims) is checked at every call; one that the dim expressions cannot say is
+an error as well.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from tilewright.errors import Problem, SpecialisationError
 from tilewright.frontend.captured import Guard, Relation
 from tilewright.frontend.proving import at_most
 from tilewright.frontend.symbols import Symbols, UnknownSizeError, line_of
-from tilewright.ir.dims import Dim, DimSpace, Expr, exact_div
+from tilewright.ir.dims import Atom, Dim, DimSpace, Expr, exact_div
 
 # So many combinations of sizes are tried to prove a relation: a few ms of dim expressions, tens of ms of sympy's.
 _TRIED: Final = 16_384
@@ -32,6 +33,9 @@ _RELATIONS: Final[dict[str, Relation]] = {
 }
 
 
+Sizes: TypeAlias = list[tuple[int, ...]]
+
+
 @dataclass(frozen=True)
 class Fact:
     """Something about sizes that the trace took for granted. guard: the same as a guard, where that can be said."""
@@ -42,6 +46,27 @@ class Fact:
     tried: int
     guard: Guard | None
     where: str | None
+
+    def refused(self) -> Sizes | None:
+        """The declared sizes for which it does not hold; None where they are too many to try, or without end."""
+        ranges = [range(d.min, 1 + (self._last(d) if d.max is None else d.max)) for d in self.dims]
+        if any(d.max is None for d in self.dims) and (len(self.dims) > 1 or not ranges[0]):
+            return None
+        if math.prod(map(len, ranges)) > self.tried:
+            return None
+        names = [d.name for d in self.dims]
+        found = [at for at in itertools.product(*ranges) if not self.holds(dict(zip(names, at, strict=True)))]
+        endless = any(d.max is None for d in self.dims) and bool(found) and found[-1][0] == ranges[0][-1]
+        return None if endless else found
+
+    def _last(self, dim: Dim) -> int:
+        """A size of the one dim, which has no upper bound, from which on the answer stays; -1 where none is known."""
+        if self.guard is None:
+            return -1
+        gap = dict((self.guard.right - self.guard.left).terms)
+        constant, slope = gap.pop((), 0), gap.pop((Atom(dim.name),), 0)
+        # beyond its root a linear gap keeps its sign
+        return -1 if gap or not slope else max(dim.min, abs(constant) // abs(slope) + 1)
 
     @staticmethod
     def of(guard: Guard, space: DimSpace) -> Fact:
@@ -136,78 +161,69 @@ def _proved(space: DimSpace, guard: Guard) -> bool:
             return at_most(space, a + 1, b)
 
 
-def settled(facts: Iterable[Fact], space: DimSpace, own: Mapping[str, int]) -> tuple[Guard, ...]:
-    """The guards that every call is held to. own: the sizes of the user's example.
+@dataclass(frozen=True)
+class Settled:
+    """guards: what every call is held to. doubtful: facts that only some sizes of 0 and 1 break, to be tried out."""
 
-    SpecialisationError lists the facts that the example breaks, that a narrower range of a dim would settle, or that no
-    guard can say.
+    guards: tuple[Guard, ...]
+    doubtful: tuple[Fact, ...] = ()
+
+
+def settled(facts: Iterable[Fact], space: DimSpace, own: Mapping[str, int], *, doubts: bool) -> Settled:
+    """Sorts facts into those that hold for all declared sizes, guards, and doubtful ones (where `doubts` are admitted).
+
+    own: the sizes of the user's example. SpecialisationError lists the facts that the example breaks, that a narrower
+    range of a dim would settle, or that no guard can say.
     """
     guards: dict[str, Guard] = {}
-    narrowed: dict[str, tuple[int, int]] = {}
+    doubtful: list[Fact] = []
+    narrowed: dict[str, tuple[int, int | None]] = {}
     faults: dict[str, Problem] = {}
     steps: dict[str, str] = {}
     for fact in {f.text: f for f in facts}.values():
-        admitted = _admitted(fact)
-        if admitted is not None and len(admitted) == math.prod(_count(d) for d in fact.dims):
+        refused = fact.refused()
+        if refused is not None and not refused:
             continue
+        if doubts and refused is not None and all(max(sizes) <= 1 for sizes in refused):
+            doubtful.append(fact)
+            continue
+        names = " and ".join(d.name for d in fact.dims)
         if not fact.holds(own):
             shown = ", ".join(f"{d.name} = {own[d.name]}" for d in fact.dims)
             faults[fact.text] = Problem(f"the capture holds for {fact.text} only, not for {shown}", where=fact.where)
-            steps.setdefault("", "change the line that decides by this size, or leave the dim out of dims")
+            steps.setdefault(f"leave {names} out of dims", "")
             continue
-        run = None
-        if admitted is not None and len(fact.dims) == 1:
-            run = _run([sizes[0] for sizes in admitted], own[fact.dims[0].name])
-        whole = run is not None and admitted is not None and run[1] - run[0] + 1 == len(admitted)
-        if fact.guard is not None and not whole:
+        run = _run(fact, refused, own)
+        if fact.guard is not None and (run is None or not run[2]):
             guards.setdefault(fact.text, fact.guard)
         elif run is not None:
-            dim = fact.dims[0]
-            low, high = narrowed.get(dim.name, (dim.min, _top(dim)))
-            narrowed[dim.name] = max(low, run[0]), min(high, run[1])
-            faults.setdefault(dim.name, Problem("", where=fact.where))
+            name = fact.dims[0].name
+            low, high = narrowed.get(name, (0, None))
+            ends = [n for n in (high, run[1]) if n is not None]
+            narrowed[name] = max(low, run[0]), min(ends) if ends else None
+            faults.setdefault(name, Problem("", where=fact.where))
         else:
-            names = " and ".join(d.name for d in fact.dims)
-            faults[fact.text] = Problem(
-                f"the model decides by {fact.text}, which no check of a call can say", where=fact.where
-            )
-            steps.setdefault(names, f"leave {names} out of dims, or declare ranges small enough to be tried out")
+            text = f"the model decides by {fact.text}, which no check of a call can say"
+            faults[fact.text] = Problem(text, where=fact.where)
+            steps.setdefault(f"leave {names} out of dims, or declare ranges small enough to be tried out", "")
     for name, (low, high) in narrowed.items():
-        dim = space.dims[name]
-        text = f"{name} is declared {dim}, the model admits {low}..{high}"
+        upper = "" if high is None else str(high)
+        text = f"{name} is declared {space.dims[name]}, the model admits {low}..{upper}"
         faults[name] = Problem(text, where=faults[name].where)
-        steps[name] = f'declare tw.Dim("{name}", {low}, {high})'
+        steps.setdefault(f'declare tw.Dim("{name}", {", ".join(filter(None, (str(low), upper)))})', "")
     if faults:
-        step = ", ".join(steps[key] for key in sorted(steps, reverse=True))
-        raise SpecialisationError(
-            list(faults.values()), step=f"{step}; or change the line that decides" if narrowed else step
-        )
-    return tuple(guards.values())
+        step = ", ".join(steps) + "; or change the line that decides by it"
+        raise SpecialisationError(list(faults.values()), step=step)
+    return Settled(tuple(guards.values()), tuple(doubtful))
 
 
-def _count(dim: Dim) -> float:
-    return math.inf if dim.max is None else dim.max - dim.min + 1
-
-
-def _top(dim: Dim) -> int:
-    return dim.min if dim.max is None else dim.max
-
-
-def _admitted(fact: Fact) -> list[tuple[int, ...]] | None:
-    """The sizes of the fact's dims for which it holds; None where there are too many to try."""
-    if math.prod(_count(d) for d in fact.dims) > fact.tried:
+def _run(fact: Fact, refused: Sizes | None, own: Mapping[str, int]) -> tuple[int, int | None, bool] | None:
+    """The stretch of sizes of one dim around the example's for which a fact holds, and whether it holds nowhere else."""
+    if refused is None or len(fact.dims) != 1:
         return None
-    names = [d.name for d in fact.dims]
-    sizes = itertools.product(*(range(d.min, _top(d) + 1) for d in fact.dims))
-    return [at for at in sizes if fact.holds(dict(zip(names, at, strict=True)))]
-
-
-def _run(admitted: list[int], own: int) -> tuple[int, int]:
-    """The longest stretch of admitted sizes around the example's."""
-    known = set(admitted)
-    low = high = own
-    while low - 1 in known:
-        low -= 1
-    while high + 1 in known:
-        high += 1
-    return low, high
+    (dim,) = fact.dims
+    size, out = own[dim.name], [n for (n,) in refused]
+    low = max((n + 1 for n in out if n < size), default=dim.min)
+    high = min((n - 1 for n in out if n > size), default=dim.max)
+    above = 0 if high is None or dim.max is None else dim.max - high
+    return low, high, len(out) == low - dim.min + above

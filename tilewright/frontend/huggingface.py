@@ -45,19 +45,34 @@ def switched(model: torch.nn.Module, kwargs: dict[str, Any], notes: list[str]) -
             _set(saved, config, _ATTRIBUTE, IMPLEMENTATION)
         for config in _configs(parts):
             _set(saved, config, _EXPERTS, IMPLEMENTATION)
+        if kwargs.get("use_cache"):
+            kwargs["use_cache"] = False
+        with recurrences.replaced([model]), cacheless(model):
+            yield
+    finally:
+        _notes.reset(token)
+        _restore(saved)
+
+
+@contextmanager
+def cacheless(model: torch.nn.Module) -> Iterator[None]:
+    """Within it, the model's transformers parts return no cache."""
+    saved: list[tuple[Any, str, Any]] = []
+    try:
+        for config in _configs(_pretrained(model)):
             if getattr(config, "use_cache", False):
                 _set(saved, config, "use_cache", False)
                 # encoders carry the flag too and say so; it means nothing there
                 if getattr(config, "is_decoder", True) or getattr(config, "is_encoder_decoder", False):
                     _note("use_cache is off in the compiled program: outputs carry no past_key_values")
-        if kwargs.get("use_cache"):
-            kwargs["use_cache"] = False
-        with recurrences.replaced([model]):
-            yield
+        yield
     finally:
-        _notes.reset(token)
-        for config, name, value in reversed(saved):
-            config.__dict__[name] = value
+        _restore(saved)
+
+
+def _restore(saved: list[tuple[Any, str, Any]]) -> None:
+    for config, name, value in reversed(saved):
+        config.__dict__[name] = value
 
 
 def _set(saved: list[tuple[Any, str, Any]], config: Any, name: str, value: Any) -> None:
