@@ -195,3 +195,43 @@ def one_hot(c: Builder, self: SSAValue, num_classes: int = -1) -> SSAValue:
         raise Unsupported("the number of classes depends on values: pass num_classes")
     classes = c.iota([Expr.of(num_classes)], 0)
     return c.cast(c.map("eq", c.reshape(self, [*tensor(self).dims, 1]), classes, dtype=I64), I64)
+
+
+@lowers("aten.index_add.default", "aten.index_copy.default")
+def index_add(c: Builder, self: SSAValue, dim: int, index: SSAValue, source: SSAValue, alpha: Any = 1) -> SSAValue:
+    """Slices added or set at indices along an axis, in order."""
+    if not tensor(self).rank:
+        raise Unsupported("an index into a scalar")
+    dtype, axis = tensor(self).dtype, axis_of(dim, tensor(self).rank)
+    places = c.reshape(index, [tensor(index).elements])
+    source = c.cast(source, dtype) if alpha == 1 else c.map("mul", source, alpha, dtype=dtype)
+    mode = "add" if "index_add" in str(c.node.target) else "set"
+    return c.emit(ScatterOp, self, places, source, axis=axis, mode=mode)
+
+
+@lowers("aten.diagonal.default", "aten.diagonal_copy.default")
+def diagonal(c: Builder, self: SSAValue, offset: int = 0, dim1: int = 0, dim2: int = 1) -> SSAValue:
+    """Every (columns + 1)-th element of two axes laid end to end."""
+    rank = tensor(self).rank
+    ends = [axis_of(dim1, rank), axis_of(dim2, rank)]
+    rest = [axis for axis in range(rank) if axis not in ends]
+    x = c.transpose(self, [*rest, *ends])
+    dims = tensor(x).dims
+    rows, columns = dims[-2:]
+    flat = c.reshape(x, [*dims[:-2], rows * columns])
+    start = Expr.of(offset) if offset >= 0 else columns * -offset
+    at = c.map("mul", c.iota([c.result.dims[-1]], 0), columns + 1, dtype=I64)
+    return c.emit(GatherOp, flat, c.map("add", at, start, dtype=I64), axis=len(rest))
+
+
+@lowers("aten.isin.Tensor_Tensor")
+def isin(
+    c: Builder, elements: SSAValue, test_elements: SSAValue, *, assume_unique: bool = False, invert: bool = False
+) -> SSAValue:
+    dtype = tensor(elements).dtype
+    if tensor(test_elements).dtype != dtype:
+        raise Unsupported(f"elements of {dtype} among {tensor(test_elements).dtype}")
+    wanted = c.reshape(test_elements, [tensor(test_elements).elements])
+    equal = c.map("eq", c.reshape(elements, [*tensor(elements).dims, 1]), wanted, dtype=dtype)
+    found = c.reduce("any", equal, [tensor(elements).rank])
+    return c.map("not", found, dtype=I1) if invert else found
