@@ -18,8 +18,8 @@ def position_tile(machine: Machine, positions: int | None, filters: int) -> tupl
     needed = -(-filters // lanes)
     if positions is None or not positions:
         return rows, min(vectors, needed)
-    # beside the sums a vector of filters each, one broadcast, and two vectors that are loaded ahead: with fewer registers
-    # a sum is spilled in the innermost loop, which costs up to half of the rate
+    # beside the sums a vector of filters each, one broadcast, and two vectors that are loaded ahead: with fewer
+    # registers a sum is spilled in the innermost loop, which costs up to half of the rate
     heights = {
         v: min(positions, max(1, (registers - v - 1 - min(v, 2)) // v)) for v in range(1, min(vectors, needed) + 1)
     }
