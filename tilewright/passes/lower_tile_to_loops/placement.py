@@ -99,7 +99,8 @@ class _Placer:
                 if self.keeps(op):
                     self.settle(op.results[0], _VECTORS)
             else:
-                budget = free if isinstance(op, (compute.DotOp, compute.DotScaledOp)) else _VECTORS
+                # a dot that continues a sum takes that sum's registers, even where no others are left
+                budget = max(free, 1) if isinstance(op, (compute.DotOp, compute.DotScaledOp)) else _VECTORS
                 if isinstance(op, (compute.ScanOp, compute.SortOp, compute.TopkOp)):
                     budget = 0  # they write at positions of run time
                 for result in op.results:

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 from tilewright.ir.machine import Machine
 
-_SPARE = 4  # registers beside the accumulators, for filters and broadcasts
 _LATENCY = 8  # independent multiply-adds that keep two units busy
 
 
 def position_tile(machine: Machine, positions: int | None, filters: int) -> tuple[int, int]:
     """(positions, vectors of filters) held in registers, for image rows of that many positions (None: any number)."""
-    lanes, budget = machine.rules.lanes, machine.rules.registers - _SPARE
+    lanes, registers = machine.rules.lanes, machine.rules.registers
     _, rows, vectors = machine.rules.dot[-1]
     needed = -(-filters // lanes)
     if positions is None or not positions:
         return rows, min(vectors, needed)
-    choices = [(h, v) for v in range(1, min(vectors, needed) + 1) for h in range(1, min(positions, budget // v) + 1)]
+    # beside the sums a vector of filters each, one broadcast, and two vectors that are loaded ahead: with fewer
+    # registers a sum is spilled in the innermost loop, which costs up to half of the rate
+    heights = {
+        v: min(positions, max(1, (registers - v - 1 - min(v, 2)) // v)) for v in range(1, min(vectors, needed) + 1)
+    }
+    choices = [(h, v) for v, most in heights.items() for h in range(1, most + 1)]
     return max(choices, key=lambda c: (round(_rate(c, positions, needed), 3), c[1], -c[0]))
 
 
