@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from tilewright.ir.signature import Argument, Input
+from tilewright.ir.solve import axes_of, solve
 from tilewright.runtime import binding_errors as errors
 from tilewright.runtime.program import Program
-from tilewright.runtime.solve import axes_of, solve
 from tilewright.runtime.tensors import Buffer, address_of, as_buffer, describe, is_torch
 
 # Distinct combinations of shapes remembered before starting anew.

@@ -22,9 +22,9 @@ from tilewright.errors import (
 from tilewright.ir.dims import Dim
 from tilewright.ir.dtypes import torch_name
 from tilewright.ir.signature import Argument, Input
+from tilewright.ir.solve import Axis, Solution, linear
 from tilewright.ir.trees import Tree
 from tilewright.runtime.program import Program
-from tilewright.runtime.solve import Axis, Solution, linear
 from tilewright.runtime.tensors import address_of, describe, is_torch, numpy_dtype
 
 
