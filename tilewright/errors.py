@@ -204,6 +204,12 @@ class KernelStoreError(TilewrightError):
     code, title = "TW034", "a kernel's writes are unsound"
 
 
+class KernelError(TilewrightError):
+    """A kernel written with @tw.kernel is wrong: its signature, a static parameter, or a line that builds it."""
+
+    code, title = "TW035", "user kernel is wrong"
+
+
 class LoweringError(TilewrightError):
     """A graph op has no lowering to tiles for this machine; the op and the reason are named."""
 

@@ -24,8 +24,9 @@ def bind(
 ) -> dict[str, int]:
     """The size of every symbol that the shapes determine.
 
-    Symbols are found as `solve` says, and every axis is compared with its dim. needed: symbols that must come out. known: sizes from elsewhere (read dims).
-    Raises RankError, DimMismatchError or DimRangeError with all offending axes, DimDeclarationError for what stays
+    Symbols are found as `solve` says, and every axis is compared with its dim. needed: symbols that must come out.
+    known: sizes from elsewhere (read dims). Raises RankError, DimMismatchError or DimRangeError with all offending
+    axes, DimDeclarationError for what stays
     unknown.
     """
     wrong = [
