@@ -153,6 +153,10 @@ class AutogradError(TilewrightError):
     code, title = "TW015", "autograd through a compiled call"
 
 
+class AutogradWarning(UserWarning):
+    """Under torch.compile: a graph that autograd records runs in eager. The text is AutogradError's, code included."""
+
+
 class ExpectationError(TilewrightError):
     """A pattern count given in `expect` did not hold; the nearest near-miss and its reason are named."""
 

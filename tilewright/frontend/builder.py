@@ -60,8 +60,16 @@ class Builder:
 
     def type_of(self, fake: Any) -> TensorType:
         """The type of a traced tensor."""
+        return self.type_in(self.symbols, fake)
+
+    @staticmethod
+    def type_in(symbols: Symbols, fake: Any) -> TensorType:
+        """The type of a traced tensor whose sizes are these symbols'."""
+        dtype = from_torch_name(str(fake.dtype))
+        if dtype is None:
+            raise Unsupported(f"the dtype {str(fake.dtype).removeprefix('torch.')}")
         try:
-            return TensorType.of(self.symbols.dims(fake.shape), self.dtype(fake.dtype))
+            return TensorType.of(symbols.dims(fake.shape), dtype)
         except UnknownSizeError as unknown:
             raise Unsupported(f"its size depends on the values of tensors ({unknown})") from unknown
 

@@ -150,8 +150,25 @@ class Executable:
 
         Calls that are running finish with the old values. States that start from a weight take its new value.
         """
+        self.set_weights(self._prepared(source))
+
+    def sibling(self, source: Source) -> Executable:
+        """The same program with other values for all weights but the transient, beside this one; raises as
+        `update_weights`.
+        """
+        return Executable(
+            self.program,
+            self._code,
+            self._prepared(source),
+            self._pool,
+            threads=self._threads,
+            memory_limit=self.memory_limit,
+            host=self._host,
+        )
+
+    def _prepared(self, source: Source) -> WeightSet:
         kept = {name: self._weights.weight(name) for name in self.program.transient if name not in source}
-        self.set_weights(prepare_weights(self.program, self._code, self._pool, {**source, **kept} if kept else source))
+        return prepare_weights(self.program, self._code, self._pool, {**source, **kept} if kept else source)
 
     def set_weights(self, weights: WeightSet) -> None:
         """Takes weights that have been prepared already, as `update_weights` does."""
