@@ -28,6 +28,7 @@ from tilewright.compiler.options import Options
 from tilewright.errors import AutogradError, AutogradWarning, OptionError
 from tilewright.frontend.functional import Functional, capture_functional
 from tilewright.frontend.registry import lowerings
+from tilewright.frontend.views import Views, split_views
 from tilewright.runtime.executor import Executable
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def _build(graph: Any, weights: Frozen, count: int, options: Options) -> Callabl
     from torch._subclasses.fake_tensor import unset_fake_temporarily
 
     placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    views = split_views(graph)
     layouts = _layouts(graph)
     frozen = {i: w for i, w in weights.items() if i not in _written()} if len(placeholders) == count else {}
     # torch traces under a mode in which all tensors are fake; packing and folding need real ones
@@ -86,7 +88,7 @@ def _build(graph: Any, weights: Frozen, count: int, options: Options) -> Callabl
         found = capture_functional(graph, frozen)
         compiled = finish(found.captured, Target.of(options), options, Stopwatch())
     counters["tilewright"]["graphs"] += 1
-    piece = _Piece(compiled, found, frozen, layouts)
+    piece = _Piece(compiled, found, frozen, layouts, views)
     run: Any = piece.run
     return _Boxed(run)
 
@@ -104,15 +106,23 @@ class _Boxed:
 
 
 class _Piece:
-    """A compiled piece. layouts: for each output, the order of its axes in memory, None where it is row-major."""
+    """A compiled piece. layouts: for each result, the order of its axes in memory, None where it is row-major. views:
+    makes the outputs of the results, where they are not the same.
+    """
 
     def __init__(
-        self, compiled: Compiled, found: Functional, frozen: Frozen, layouts: Sequence[tuple[int, ...] | None]
+        self,
+        compiled: Compiled,
+        found: Functional,
+        frozen: Frozen,
+        layouts: Sequence[tuple[int, ...] | None],
+        views: Views | None,
     ) -> None:
         self._compiled = compiled
         self._numbers = found.arguments
         self._integers = {found.arguments[number] for _, number in found.captured.reads}
         self._layouts = [(i, order) for i, order in enumerate(layouts) if order is not None]
+        self._views = views
         self._names = {number: name for number, (name, _) in frozen.items()}
         self._packed: dict[tuple[tuple[int, int], ...], tuple[Executable, list[Any]]] = {}
         self._lock = threading.Lock()
@@ -124,11 +134,13 @@ class _Piece:
         """The outputs; `arguments` is emptied, so that what only this call holds can be freed."""
         executable = self._executable(arguments) if self._names else self._compiled.executable
         given = [np.array(arguments[i], np.int64) if i in self._integers else arguments[i] for i in self._numbers]
-        arguments.clear()
         outputs = list(executable(*given))
         for index, order in self._layouts:
             inverse = sorted(range(len(order)), key=order.__getitem__)
             outputs[index] = outputs[index].permute(order).contiguous().permute(inverse)
+        if self._views is not None:
+            outputs = self._views(outputs, arguments)
+        arguments.clear()
         return outputs
 
     def _executable(self, arguments: Sequence[Any]) -> Executable:

@@ -20,7 +20,7 @@ from tilewright.frontend.liveness import live_nodes
 from tilewright.frontend.lowering import REFUSED, GraphLowering, arrange
 from tilewright.frontend.registry import Unsupported
 from tilewright.frontend.symbols import Symbols
-from tilewright.frontend.weights import SMALL, Tensors
+from tilewright.frontend.weights import Tensors, is_structure
 from tilewright.ir.dims import Dim, DimSpace, Expr
 from tilewright.ir.dtypes import I64
 from tilewright.ir.graph.base import tensor
@@ -102,7 +102,7 @@ def capture_functional(graph_module: Any, frozen: Mapping[int, tuple[str, torch.
 
 
 def _lift_constants(graph_module: Any, tensors: Tensors) -> list[Any]:
-    """Tensors that the graph holds as attributes become placeholders: small ones numbers, large ones weights."""
+    """Tensors that the graph holds as attributes become placeholders: single numbers as such, others as weights."""
     import torch
 
     graph = graph_module.graph
@@ -117,9 +117,9 @@ def _lift_constants(graph_module: Any, tensors: Tensors) -> list[Any]:
         node.replace_all_uses_with(lifted)
         graph.erase_node(node)
         name = f"constant.{len(made)}"
-        small = value.numel() <= SMALL
-        (tensors.inline if small else tensors.weights)[name] = value.detach()
-        tensors.roles[lifted.name] = ("inline" if small else "weight", name)
+        inline = is_structure(value, lifted=True)
+        (tensors.inline if inline else tensors.weights)[name] = value.detach()
+        tensors.roles[lifted.name] = ("inline" if inline else "weight", name)
         made.append(lifted)
     return made
 
