@@ -38,7 +38,19 @@ _LAZY = {
     "Kernel": "tilewright.compiler.kernel",
     "KernelBuilder": "tilewright.ir.tile.builder",
 }
-__all__ = ["Compiled", "Context", "Dim", "Pass", "Pipeline", "TilewrightError", "compile", "kernel", "load", "pipeline"]
+__all__ = [
+    "Compiled",
+    "Context",
+    "Dim",
+    "Pass",
+    "Pipeline",
+    "TilewrightError",
+    "compile",
+    "kernel",
+    "load",
+    "pipeline",
+    "register_op",
+]
 
 
 def compile(
@@ -113,6 +125,26 @@ def kernel(signature: str) -> Callable[[Callable[..., None]], Kernel]:
     from tilewright.compiler.kernel import kernel as make
 
     return make(signature)
+
+
+def register_op(
+    name: str,
+    *,
+    kernel: Kernel | None = None,
+    reference: Callable[..., Any] | None = None,
+    shape: Callable[..., Any] | None = None,
+) -> None:
+    """Teaches compile() an operator that a library has defined with torch.library: "mylib::swiglu".
+
+    kernel: made with @tw.kernel; its inputs are the operator's tensors in order, and its static parameters come from
+    their dtypes and sizes, or are the operator's arguments of the same name. reference: without a kernel, a function of
+    the operator's arguments that computes it from operators that compile. shape: what the operator gives, without
+    computing it, where torch does not know yet (`torch.library.register_fake`); the reference says it, too.
+    Raises OptionError. Compiling raises UnsupportedOpError where the kernel does not fit the model's tensors.
+    """
+    from tilewright.compiler.register_op import register_op as register
+
+    register(name, kernel=kernel, reference=reference, shape=shape)
 
 
 def __getattr__(name: str) -> Any:

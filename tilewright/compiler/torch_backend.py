@@ -26,6 +26,7 @@ from tilewright.compiler.compiled import Compiled
 from tilewright.compiler.entry import finish
 from tilewright.compiler.options import Options
 from tilewright.errors import AutogradError, AutogradWarning, OptionError
+from tilewright.frontend.custom_ops import decompositions
 from tilewright.frontend.functional import Functional, capture_functional
 from tilewright.frontend.registry import lowerings
 from tilewright.frontend.views import Views, split_views
@@ -70,7 +71,12 @@ def tilewright(
 
     with _composites_whole():
         return aot_module_simplified(
-            graph_module, list(inputs), fw_compiler=build, bw_compiler=_no_backward, inference_compiler=build
+            graph_module,
+            list(inputs),
+            fw_compiler=build,
+            bw_compiler=_no_backward,
+            decompositions=decompositions(_targets(graph_module)),
+            inference_compiler=build,
         )
 
 
@@ -193,6 +199,12 @@ def _in_eager(graph_module: Any, asking: Sequence[str]) -> Callable[..., Any]:
 def _no_backward(gm: Any, example_inputs: Sequence[Any]) -> Any:
     del gm, example_inputs
     raise AutogradError("a backward graph was asked for", step="call the model under torch.no_grad()")
+
+
+def _targets(graph_module: Any) -> set[Any]:
+    """The operators that a graph calls; packets of overloads by their default."""
+    called = [node.target for node in graph_module.graph.nodes if node.op == "call_function"]
+    return {getattr(target, "default", target) for target in called}
 
 
 def _names(graph_module: Any) -> list[str]:

@@ -52,6 +52,7 @@ def assemble(exported: Exported, tensors: Tensors, *, source: str, notes: Sequen
 
     module = new_module(exported.example.dims)
     module.body.block.add_op(main)
+    module.body.block.add_ops(lowering.launches.kernels.values())
     mutated = {name for name, _ in mutations}
     return Captured(
         module=module,

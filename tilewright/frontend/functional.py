@@ -83,6 +83,7 @@ def capture_functional(graph_module: Any, frozen: Mapping[int, tuple[str, torch.
     main.finish(results, [f"out.{i}" for i, o in enumerate(outputs) if o.index is not None])
     module = new_module(symbols.space.dims.values())
     module.body.block.add_op(main)
+    module.body.block.add_ops(lowering.launches.kernels.values())
     captured = Captured(
         module=module,
         weights=tensors.weights,
