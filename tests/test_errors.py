@@ -137,6 +137,9 @@ TW033 toolchain failed: kernel @<unnamed>: Unable to parse module assembly:
 TW034 a kernel's writes are unsound: tile.kernel: 1 of 4 elements of output 1 are never written, the first at 3, \
 in @copy at ()
   next: make the grid and the stores cover the output""",
+    "TW035": """
+TW035 user kernel is wrong: @double: no input's shape gives m  (at example.py:8)
+  next: write it as "x f32[rows, 64] -> y f32[rows, 64]\"""",
     "TW040": """
 TW040 weights do not fit: 2 problems
   - bias is missing: f32 [2]

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 from tilewright.errors import TilewrightError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from tilewright.compiler.compiled import Compiled
+    from tilewright.compiler.kernel import Kernel
     from tilewright.ir.dims import Dim
     from tilewright.ir.passing import Context, Pass, Pipeline
 
@@ -34,8 +35,22 @@ _LAZY = {
     "Context": "tilewright.ir.passing",
     "Pipeline": "tilewright.ir.passing",
     "Compiled": "tilewright.compiler.compiled",
+    "Kernel": "tilewright.compiler.kernel",
+    "KernelBuilder": "tilewright.ir.tile.builder",
 }
-__all__ = ["Compiled", "Context", "Dim", "Pass", "Pipeline", "TilewrightError", "compile", "load", "pipeline"]
+__all__ = [
+    "Compiled",
+    "Context",
+    "Dim",
+    "Pass",
+    "Pipeline",
+    "TilewrightError",
+    "compile",
+    "kernel",
+    "load",
+    "pipeline",
+    "register_op",
+]
 
 
 def compile(
@@ -90,6 +105,46 @@ def pipeline() -> Pipeline:
     from tilewright.passes.pipeline import default_pipeline
 
     return default_pipeline()
+
+
+def kernel(signature: str) -> Callable[[Callable[..., None]], Kernel]:
+    """Makes a kernel of a Python function that builds it from tiles: the way the compiler's own kernels are made.
+
+        @tw.kernel("x T[rows, n] -> y T[rows, n]")
+        def double(b, x, y, *, n, T):
+            (row,) = b.grid(["rows"], [8])
+            tile = b.load(b.dense(x), [row, 0], [8, n])
+            b.store(b.map("add", tile, tile), b.dense(y), [row, 0])
+
+        y = double(torch.randn(3, 5))
+
+    signature: inputs -> outputs, each a name, a dtype and dims. Keyword-only parameters are static: known from the
+    inputs or given at a call, and fixed in the kernel; other names are dims of any size. The function gets the builder
+    (`tilewright.ir.tile.builder.KernelBuilder`), the buffers, and the static parameters. Raises KernelError.
+    """
+    from tilewright.compiler.kernel import kernel as make
+
+    return make(signature)
+
+
+def register_op(
+    name: str,
+    *,
+    kernel: Kernel | None = None,
+    reference: Callable[..., Any] | None = None,
+    shape: Callable[..., Any] | None = None,
+) -> None:
+    """Teaches compile() an operator that a library has defined with torch.library: "mylib::swiglu".
+
+    kernel: made with @tw.kernel; its inputs are the operator's tensors in order, and its static parameters come from
+    their dtypes and sizes, or are the operator's arguments of the same name. reference: without a kernel, a function of
+    the operator's arguments that computes it from operators that compile. shape: what the operator gives, without
+    computing it, where torch does not know yet (`torch.library.register_fake`); the reference says it, too.
+    Raises OptionError. Compiling raises UnsupportedOpError where the kernel does not fit the model's tensors.
+    """
+    from tilewright.compiler.register_op import register_op as register
+
+    register(name, kernel=kernel, reference=reference, shape=shape)
 
 
 def __getattr__(name: str) -> Any:

@@ -153,6 +153,10 @@ class AutogradError(TilewrightError):
     code, title = "TW015", "autograd through a compiled call"
 
 
+class AutogradWarning(UserWarning):
+    """Under torch.compile: a graph that autograd records runs in eager. The text is AutogradError's, code included."""
+
+
 class ExpectationError(TilewrightError):
     """A pattern count given in `expect` did not hold; the nearest near-miss and its reason are named."""
 
@@ -202,6 +206,12 @@ class KernelStoreError(TilewrightError):
     """A kernel writes an element twice, leaves one unwritten, or reads an output that it has not written itself."""
 
     code, title = "TW034", "a kernel's writes are unsound"
+
+
+class KernelError(TilewrightError):
+    """A kernel written with @tw.kernel is wrong: its signature, a static parameter, or a line that builds it."""
+
+    code, title = "TW035", "user kernel is wrong"
 
 
 class LoweringError(TilewrightError):

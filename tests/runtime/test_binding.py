@@ -117,7 +117,7 @@ def test_things_that_are_no_tensors() -> None:
         "TW001 arguments do not match the signature: 2 problems\n"
         "  - ids is None, compiled for a tensor\n"
         "  - x is 3, compiled for a tensor\n"
-        "  next: call it as compiled: (ids, x)"
+        "  next: pass torch tensors or NumPy arrays"
     )
 
 

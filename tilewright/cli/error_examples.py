@@ -40,6 +40,22 @@ builtin.module {
 """
 '''.strip()
 
+_USER_KERNEL: Final = """
+@tw.kernel("SIGNATURE")
+def double(b, x, y):
+    (i,) = b.grid(["n"], [16])
+    tile = b.load(b.dense(x), [i], [16])
+    b.store(b.map("add", tile, tile), b.dense(y), [i])
+
+double(torch.randn(5))
+""".strip()
+
+
+def _double(signature: str) -> str:
+    """A user's kernel with this signature."""
+    return _USER_KERNEL.replace("SIGNATURE", signature)
+
+
 _KERNEL: Final = '''
 text = """
 builtin.module {
@@ -251,6 +267,7 @@ tw.compile(Model(), args=(x,), dims={"x": {0: tw.Dim("batch", 1, 8)}})
         'compile_object("llvm.func @f() { llvm.return }", TARGETS["generic"])',
     ),
     "TW034": Example(_kernel(4, 3), _kernel(4, 4)),
+    "TW035": Example(_double("x f32[n] -> y f32[m]"), _double("x f32[n] -> y f32[n]")),
     "TW040": Example(
         'compiled.update_weights({"weight": torch.randn(4, 2)})',
         'compiled.update_weights({"weight": torch.randn(2, 4), "bias": torch.randn(2)})',

@@ -24,6 +24,7 @@ from tilewright.runtime.program import (
     Guard,
     KernelInfo,
     Program,
+    ReadDim,
     Ref,
     Routine,
     Slot,
@@ -38,7 +39,7 @@ from tilewright.runtime.program import (
 class Interface:
     """What a program says of itself beyond its module: how it is called, and by which names its weights come.
 
-    tied, transient: as in Program. names: of every tensor of the model, read by the module or not.
+    tied, transient, reads: as in Program. names: of every tensor of the model, read by the module or not.
     """
 
     signature: Signature
@@ -46,6 +47,7 @@ class Interface:
     tied: tuple[tuple[str, str], ...]
     transient: frozenset[str]
     names: frozenset[str]
+    reads: tuple[ReadDim, ...] = ()
 
     @staticmethod
     def of(captured: Captured) -> Interface:
@@ -56,13 +58,16 @@ class Interface:
             tuple(sorted(captured.aliases.items())),
             frozenset(captured.transient),
             frozenset({*captured.weights, *captured.states}),
+            tuple(ReadDim(dim, number) for dim, number in captured.reads),
         )
 
     @staticmethod
     def again(program: Program) -> Interface:
         """Of a program that was assembled before."""
         names = frozenset({*(spec.name for spec in program.weights), *program.ignored})
-        return Interface(program.signature, program.guards, program.tied, frozenset(program.transient), names)
+        return Interface(
+            program.signature, program.guards, program.tied, frozenset(program.transient), names, program.reads
+        )
 
 
 def assemble(
@@ -95,6 +100,7 @@ def assemble(
         prepare=prepare,
         copies=tuple(copies),
         guards=interface.guards,
+        reads=interface.reads,
         kernels=tuple(kernels),
         tied=interface.tied,
         transient=tuple(sorted(interface.transient & set(table.weights))),

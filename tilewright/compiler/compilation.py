@@ -156,6 +156,7 @@ def code_factors(captured: Captured, target: Target, options: Options) -> dict[s
         "graph": hashlib.sha256(print_module(captured.module).encode()).hexdigest(),
         "signature": key_of(captured.signature.to_json()),
         "guards": [str(g) for g in captured.guards],
+        "reads": [list(r) for r in captured.reads],
         "aliases": dict(sorted(captured.aliases.items())),
         "transient": sorted(captured.transient),
         "names": key_of(sorted({*captured.weights, *captured.states})),

@@ -38,7 +38,6 @@ def compile_model(
     options = Options.of(given)
     watch = Stopwatch(progress)
     target = Target.of(options)
-    store = Store.of(options)
     target.backend.warm()
 
     def captures() -> Captured:
@@ -46,6 +45,15 @@ def compile_model(
 
     with watch.stage("capture"):
         captured = captures()
+    compiled = finish(captured, target, options, watch)
+    if options.check == "first":
+        compiled.first_call = FirstCall(model, captures, target, compiled.facts["options"])
+    return compiled
+
+
+def finish(captured: Captured, target: Target, options: Options, watch: Stopwatch) -> Compiled:
+    """A captured model to a callable: code from the cache or generated, weights packed or mapped."""
+    store = Store.of(options)
     with watch.stage("key"):
         factors = code_factors(captured, target, options)
     if options.verify_each == "numeric":
@@ -70,5 +78,4 @@ def compile_model(
         **facts, "seconds": dict(watch.seconds), "cache": origin, "notes": list(captured.notes), "model":
         captured.source.model
     }  # fmt: skip
-    first = FirstCall(model, captures, target, facts["options"]) if options.check == "first" else None
-    return Compiled(code, executable, told, first)
+    return Compiled(code, executable, told)

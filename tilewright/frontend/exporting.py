@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tilewright.errors import CaptureError, Problem, SpecialisationError, TilewrightError
 from tilewright.frontend.captured import Guard
+from tilewright.frontend.custom_ops import decompositions
 from tilewright.frontend.examples import Example
 from tilewright.frontend.generic_sizes import generic_sizes
 from tilewright.frontend.guarding import Fact, Settled, settled, traced_facts
@@ -146,15 +147,18 @@ def _admits(dim: Dim, size: int) -> bool:
 
 
 def functional(program: ExportedProgram) -> ExportedProgram:
-    """The program without in-place ops. Programs that have none are left as they are: decomposing costs seconds.
+    """The program without in-place ops and without operators that are registered by what they are made of.
 
-    The empty table keeps composite ops (linear, attention, norms) whole.
+    Programs that have none are left as they are: decomposing costs seconds. A table without composite ops (linear,
+    attention, norms) keeps them whole.
     """
-    if not any(_is_impure(node) for module in program.graph_module.modules() for node in _nodes(module)):
+    nodes = [node for module in program.graph_module.modules() for node in _nodes(module)]
+    table = decompositions({node.target for node in nodes if node.op == "call_function"})
+    if not table and not any(_is_impure(node) for node in nodes):
         return program
     try:
         with quiet():
-            decomposed: ExportedProgram = program.run_decompositions({})
+            decomposed: ExportedProgram = program.run_decompositions(table)
             return decomposed
     except TilewrightError:
         raise

@@ -11,6 +11,7 @@ from xdsl.ir import Block, Operation, SSAValue
 
 from tilewright.errors import IRError, Problem, UnsupportedOpError
 from tilewright.frontend.builder import Builder, Weak
+from tilewright.frontend.custom_ops import Launches, registered
 from tilewright.frontend.externs import Externs
 from tilewright.frontend.liveness import live_nodes
 from tilewright.frontend.locations import of_node
@@ -32,6 +33,7 @@ class GraphLowering:
     def __init__(self, builder: Builder, *, externs: Externs | None) -> None:
         self.builder = builder
         self.externs = externs
+        self.launches = Launches()
         self.values: dict[Any, Any] = {}
         self.operators: Counter[str] = Counter()
         self._problems: dict[tuple[str, str], list[str | None]] = {}
@@ -131,6 +133,14 @@ class GraphLowering:
                 reason = str(verdict)
             except IRError as fault:
                 reason = fault.problems[0].text
+        custom = registered(name)
+        if custom is not None:
+            try:
+                return self._fitted(node, self.launches.call(self.builder, node, custom, args, kwargs))
+            except Unsupported as verdict:
+                reason = str(verdict)
+        elif lower is None and not name.startswith("aten."):
+            reason = "no lowering (tw.register_op gives it one)"
         if self.externs is not None:
             try:
                 return self.externs.call(self.builder, node, args, kwargs)

@@ -22,9 +22,9 @@ from tilewright.errors import (
 from tilewright.ir.dims import Dim
 from tilewright.ir.dtypes import torch_name
 from tilewright.ir.signature import Argument, Input
+from tilewright.ir.solve import Axis, Solution, linear
 from tilewright.ir.trees import Tree
 from tilewright.runtime.program import Program
-from tilewright.runtime.solve import Axis, Solution, linear
 from tilewright.runtime.tensors import address_of, describe, is_torch, numpy_dtype
 
 
@@ -32,7 +32,7 @@ def check_tensors(inputs: Sequence[Input], leaves: Sequence[Any]) -> None:
     """Every leaf is a tensor on the CPU with the declared dtype and rank, and has memory."""
     found = [describe(leaf) for leaf in leaves]
     strangers = [
-        f"{leaf.name} is a {type(value).__name__}, compiled for a tensor"
+        f"{leaf.name} is {_named(value)}, compiled for a tensor"
         for leaf, value, d in zip(inputs, leaves, found, strict=True)
         if d is None
     ]
@@ -64,6 +64,11 @@ def check_tensors(inputs: Sequence[Input], leaves: Sequence[Any]) -> None:
     ]
     if hollow:
         raise ArgumentError(hollow, step="pass dense tensors that hold data")
+
+
+def _named(value: Any) -> str:
+    plain = value is None or isinstance(value, (bool, int, float, str))
+    return repr(value) if plain else f"a {type(value).__name__}"
 
 
 def _axes(sizes: Sequence[Any]) -> str:

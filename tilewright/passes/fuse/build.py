@@ -18,6 +18,7 @@ from tilewright.ir.graph.shape import ReshapeOp, TransposeOp
 from tilewright.ir.graph.structure import CallOp, ExternOp, GroupOp, ReturnOp, YieldOp
 from tilewright.ir.graph.windows import ConvolutionOp, PoolOp
 from tilewright.ir.operation import TwOperation
+from tilewright.ir.tile.structure import LaunchOp
 from tilewright.passes.fuse.plan import OUTSIDE, Cluster, Plan, is_leaf, is_view, root
 from tilewright.passes.rewriting import only_adds_units
 
@@ -51,7 +52,7 @@ def addressing(op: Operation, operand: int) -> Hashable:
 
 def is_fresh(value: SSAValue) -> bool:
     """The program itself made these bytes: a kernel, a called function or an extern did."""
-    return isinstance(value.owner, (GroupOp, CallOp, ExternOp))
+    return isinstance(value.owner, (GroupOp, CallOp, ExternOp, LaunchOp))
 
 
 @dataclass

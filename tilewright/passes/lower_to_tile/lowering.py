@@ -9,7 +9,7 @@ from typing import ClassVar
 from xdsl.dialects.builtin import ModuleOp
 
 from tilewright.errors import LoweringError
-from tilewright.ir.backend import content_of
+from tilewright.ir.backend import content_of, kernels_of
 from tilewright.ir.dims import Expr
 from tilewright.ir.graph.structure import FuncOp, GroupOp
 from tilewright.ir.machine import Machine
@@ -78,7 +78,7 @@ class _Kernels:
         self.module = module
         self.by_group: dict[str, Lowered] = {}
         self.by_content: dict[str, KernelOp] = {}
-        self.names: set[str] = set()
+        self.names = set(kernels_of(module))
 
     def lower(self, group: GroupOp, ctx: Context) -> Lowered:
         key = _text(group)
