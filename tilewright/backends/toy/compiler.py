@@ -45,7 +45,7 @@ def missing() -> str | None:
 
 
 def compile_source(source: str, name: str) -> bytes:
-    """C text to a relocatable object. Raises MissingDependencyError without a compiler, ToolchainError if it refuses."""
+    """C text to a relocatable object. MissingDependencyError without a compiler, ToolchainError if it refuses."""
     path = find_compiler()
     if path is None:
         raise MissingDependencyError("the toy backend compiles with the host's C compiler", step=str(missing()))
