@@ -54,6 +54,9 @@ def compile_model(
     else:
         code, facts, origin = store.code(factors, lambda: generate(captured, target, options, watch))
     check_expected(options.expect, facts)
+    told = {**facts, "cache": origin, "notes": list(captured.notes), "model": captured.source.model}
+    if target.backend.device != "cpu":
+        return Compiled(code, None, {**told, "seconds": dict(watch.seconds)})
     with watch.stage("load"):
         require_features(code.features)
         library = load_objects([o for name, o in code.objects.items() if name != "driver"], code.program.symbols)
@@ -66,9 +69,5 @@ def compile_model(
         code.program, library, weights, pool, threads=options.threads, memory_limit=options.memory_limit,
         host=captured.externs,
     )  # fmt: skip
-    told = {
-        **facts, "seconds": dict(watch.seconds), "cache": origin, "notes": list(captured.notes), "model":
-        captured.source.model
-    }  # fmt: skip
     first = FirstCall(model, captures, target, facts["options"]) if options.check == "first" else None
-    return Compiled(code, executable, told, first)
+    return Compiled(code, executable, {**told, "seconds": dict(watch.seconds)}, first)
