@@ -27,7 +27,7 @@ from xdsl.dialects.builtin import ModuleOp
 from tilewright.compiler.assemble import Interface, assemble
 from tilewright.compiler.code import Code
 from tilewright.compiler.options import Options
-from tilewright.errors import PassOptionError, TargetError
+from tilewright.errors import OptionError, PassOptionError, TargetError
 from tilewright.frontend.captured import Captured
 from tilewright.ir.backend import Backend, Source, content_of, kernels_of, resolve_target
 from tilewright.ir.dims import DimSpace
@@ -82,7 +82,17 @@ class Target:
         backend, machine = resolve_target(options.target)
         pipeline = pipeline_of(options)
         pipeline.check_order("lower-to-tile", "plan-memory")
+        if options.determinism in ("batch", "exact") and backend.device != "cpu":
+            raise OptionError(
+                f"determinism={options.determinism!r} is not promised by {backend.name}: its dots and sums add in an "
+                "order of their own, which depends on the tile",
+                step="write determinism='run'",
+            )
         return Target(backend, machine, pipeline)
+
+    def order(self, options: Options) -> str:
+        """The determinism in force: unless asked for, batch in this process and run on other devices."""
+        return options.determinism or ("batch" if self.backend.device == "cpu" else "run")
 
     @property
     def name(self) -> str:
@@ -165,7 +175,7 @@ def code_factors(captured: Captured, target: Target, options: Options) -> dict[s
         "backend": target.backend.name,
         "pipeline": str(target.pipeline),
         "plugins": plugins_of(target.pipeline),
-        "options": options.key(),
+        "options": {**options.key(), "determinism": target.order(options)},
         "toolchain": {**target.backend.toolchain(), "torch": version("torch"), "xdsl": version("xdsl")},
         "tilewright": sources_hash(),
     }
@@ -179,7 +189,7 @@ def generate(
     ctx = Context(
         machine=target.machine,
         dims=space,
-        options={"precision": options.precision, "determinism": options.order},
+        options={"precision": options.precision, "determinism": target.order(options)},
     )
     texts: dict[str, str] = {}
     with watch.stage("passes"):

@@ -55,7 +55,7 @@ class Values:
     # --- sizes and indices ----------------------------------------------------------------------------------------
 
     def bounds(self) -> dict[str, Interval]:
-        return {dim: (0, None) for dim in self.dims}
+        return dict.fromkeys(self.dims, (0, None))
 
     def size(self, expr: Expr) -> str:
         """An expression of dims as text, named if it is more than a word."""

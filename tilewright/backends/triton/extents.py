@@ -110,8 +110,8 @@ class PrintedExtents:
                     self._join(op.out, axis, op.source, source)
             case ReshapeOp():
                 pair = same_live_extents(op)
-                for a, b in pair or ():
-                    self._join(op.out, a, op.source, b)
+                for mine, theirs in pair or ():
+                    self._join(op.out, mine, op.source, theirs)
             case SliceOp():
                 self._join_all(op.out, op.source)
             case ConcatOp():
@@ -125,9 +125,9 @@ class PrintedExtents:
             case IfOp():
                 for region in (op.then, op.otherwise):
                     last = region.blocks[0].last_op
-                    for result, given in zip(op.out, last.operands if last else (), strict=True):
-                        if isinstance(result.type, TileType):
-                            self._join_all(result, given)
+                    for value, given in zip(op.out, last.operands if last else (), strict=True):
+                        if isinstance(value.type, TileType):
+                            self._join_all(value, given)
             case _:
                 pass
 
@@ -150,7 +150,5 @@ def same_live_extents(op: ReshapeOp) -> list[tuple[int, int]] | None:
     """Pairs of (result axis, source axis) where a reshape only adds or drops axes of extent 1; None for others."""
     mine, theirs = live_axes(op.out), live_axes(op.source)
     pairs = list(zip(mine, theirs, strict=False))
-    same = len(mine) == len(theirs) and all(
-        tile(op.out).extents[a] == tile(op.source).extents[b] for a, b in pairs
-    )
+    same = len(mine) == len(theirs) and all(tile(op.out).extents[a] == tile(op.source).extents[b] for a, b in pairs)
     return pairs if same else None

@@ -52,13 +52,16 @@ class InterpretedKernels:
         self, source: str, symbol: str, buffers: Sequence[Array], outputs: int, dims: Sequence[int], programs: int
     ) -> list[Array]:
         """The outputs (the last `outputs` buffers, as they are after the launch). Raises ToolchainError if it fails."""
+        if any(a.dtype.kind == "V" for a in buffers):
+            raise ToolchainError("Triton's interpreter multiplies no bf16", step="run the kernel in f32 or f16")
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
         packed = io.BytesIO()
-        head = np.array([outputs, programs, *dims], np.int64)
-        texts = {"source": np.array(source), "symbol": np.array(symbol)}
-        np.savez(packed, head=head, **texts, **{f"b{n}": a for n, a in enumerate(buffers)})
+        given = {f"b{n}": a for n, a in enumerate(buffers)}
+        given |= {"head": np.array([outputs, programs, *dims], np.int64)}
+        given |= {"source": np.array(source), "symbol": np.array(symbol)}
+        np.savez(packed, allow_pickle=False, **given)
         _send(stdin, packed.getvalue())
         answer = _receive(stdout)
         if answer is None:
@@ -127,7 +130,7 @@ def _serve() -> None:
                 if programs:
                     known[source][(programs,)](*tensors, *dims)
                 results = tensors[len(tensors) - outputs :]
-                np.savez(packed, **{f"b{n}": t.numpy() for n, t in enumerate(results)})
+                np.savez(packed, allow_pickle=False, **{f"b{n}": t.numpy() for n, t in enumerate(results)})
             except Exception as error:  # noqa: BLE001  every fault of a kernel is the answer
                 packed = io.BytesIO()
                 np.savez(packed, error=np.array(f"{type(error).__name__}: {error}"))

@@ -21,7 +21,6 @@ from tilewright.backends.triton.places import (
     inside,
 )
 from tilewright.backends.triton.text import bare
-
 from tilewright.ir.dtypes import DType
 from tilewright.ir.tile.base import element, tile, view
 from tilewright.ir.tile.memory import (
@@ -100,7 +99,7 @@ class MemoryOps(Values):
         return " & ".join(dict.fromkeys(conditions))
 
     def region(self, source: SSAValue, at: Sequence[SSAValue], value: SSAValue) -> tuple[str, str, tuple[int, ...]]:
-        """The pointer and mask ("" for none) of a region as large as a tile, and the tile's axes along which it lies."""
+        """The pointer and mask ("" for none) of a region as large as a tile, and the tile's axes that they have."""
         found, axes = self.views[source], live_axes(value)
         offsets: list[str] = []
         conditions: list[str] = []

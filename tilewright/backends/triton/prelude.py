@@ -27,10 +27,10 @@ def smallest(x, axis: tl.constexpr):
     """The minimum along an axis; NaN where there is one."""
     some = tl.max((x != x).to(tl.int32), axis) != 0
     return tl.where(some, float("nan"), tl.min(x, axis))''',
-    "multiply": '''\
+    "multiply": """\
 @triton.jit
 def multiply(a, b):
-    return a * b''',
+    return a * b""",
     # The polynomial is that of S. Moshier's Cephes library.
     "tanh": '''\
 @triton.jit

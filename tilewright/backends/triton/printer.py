@@ -1,7 +1,7 @@
 """Tile kernels as readable Triton source: `print_kernel`.
 
-The source is one function of the grid ABI (`ir/grid_abi.py`): pointers to the buffers in declared order, then the formal
-dims; one program of a one-dimensional grid is one program of the kernel's grid, in the kernel's order.
+The source is one function of the grid ABI (`ir/grid_abi.py`): pointers to the buffers in declared order, then the
+formal dims; one program of a one-dimensional grid is one program of the kernel's grid, in the kernel's order.
 
     @triton.jit
     def name(x0, x1, y0, tokens): ...

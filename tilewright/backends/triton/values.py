@@ -304,7 +304,7 @@ class ComputeOps(MemoryOps):
     def dot(self, op: DotOp) -> None:
         acc = tile(op.acc).dtype
         start = self.tiles[op.acc]
-        fresh = start.number and start.text == "0.0" or start.text == "0"
+        fresh = start.number and start.text in ("0.0", "0")
         if is_matrix_product(op):
             if acc == F64:
                 raise self.refuse(op, "a product of f64 tiles is not printed")
@@ -340,9 +340,13 @@ class ComputeOps(MemoryOps):
         return f"tl.sum({product}, {len(axes) - 1})" if k > 1 else f"({product})"
 
     def _wide(self, value: SSAValue, axis: int) -> str:
-        return self._inner(value, axis) if tile(value).extents[axis] > 1 else self.full(value) if live_axes(
-            value
-        ) else self.tensor(value)
+        return (
+            self._inner(value, axis)
+            if tile(value).extents[axis] > 1
+            else self.full(value)
+            if live_axes(value)
+            else self.tensor(value)
+        )
 
 
 def _worst(fn: str, dtype: DType) -> str:
