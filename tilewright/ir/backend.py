@@ -150,7 +150,8 @@ def resolve_target(target: str | Sequence[str]) -> tuple[Backend, Machine]:
             faults.append(f"{name} compiles here, but this process has no executor for it")
             continue
         return backend, backend.machines[machine_name]()
-    listed = ", ".join(f"{b.name}:{m}" for b in known.values() for m in b.machines)
+    meant = [known[n] for n in dict.fromkeys(name.partition(":")[0] for name in wanted) if n in known]
+    listed = ", ".join(f"{b.name}:{m}" for b in meant or known.values() for m in b.machines)
     raise TargetError(faults, step=f"use one of {listed}")
 
 
