@@ -239,9 +239,9 @@ class CapacityError(TilewrightError):
 
 
 class TargetError(TilewrightError):
-    """No registered backend has this machine; the nearest names and all registered ones are listed."""
+    """No registered backend has this machine, or it is not ready, or nothing here runs what is compiled for it."""
 
-    code, title = "TW030", "unknown target"
+    code, title = "TW030", "target cannot be used"
 
 
 class BackendManifestError(TilewrightError):

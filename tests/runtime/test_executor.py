@@ -267,7 +267,7 @@ def test_options_are_checked(rng: np.random.Generator) -> None:
     with pytest.raises(TargetError) as refused:
         executable(affine_program(main=away), weights)
     assert str(refused.value) == (
-        "TW030 unknown target: steps for npu cannot run on the CPU\n  next: compile with target='cpu'"
+        "TW030 target cannot be used: steps for npu cannot run on the CPU\n  next: compile with target='cpu'"
     )
 
 

@@ -149,14 +149,15 @@ def locate(model: Model, dims: Sequence[str] | None, options: Mapping[str, Any],
     from tilewright.frontend.capturing import capture
 
     chosen = Options.of(options)
+    target = Resolved.of(chosen)
     declared = parse_dims(dims or []) or model.dims
     return first_difference(
         Repeatable(
             capture=lambda: capture(model.model, model.args, dict(model.kwargs), declared, fallback=chosen.fallback),
             tensors=case.tensors,
             expected=case.expected,
-            target=Resolved.of(chosen),
-            options={"precision": chosen.precision, "determinism": chosen.order},
+            target=target,
+            options={"precision": chosen.precision, "determinism": target.order(chosen)},
         ),
         lambda wanted: tolerance(wanted, chosen.precision),
     )

@@ -78,14 +78,15 @@ def assemble(
     *,
     target: str,
     dims: DimSpace,
+    device: str = "cpu",
 ) -> Program:
     """The program of a module whose @main is planned.
 
-    symbols: kernel name in the module -> symbol of its object code.
+    symbols: kernel name in the module -> symbol of its object code. device: where the steps run.
     """
     functions = {f.kind.data: f for f in module.body.block.ops if isinstance(f, FuncOp)}
     main = functions["main"]
-    table = _Table(main, functions.get("prepare"), kernels_of(module), symbols)
+    table = _Table(main, functions.get("prepare"), kernels_of(module), symbols, device)
     results = tuple(TensorSpec(name, tensor(v).dims, tensor(v).dtype) for name, v in main.returned.items())
     routine, copies = table.main()
     prepare = tuple(table.prepare(dims))
@@ -113,9 +114,15 @@ class _Table:
     """Numbers weights, packed tensors and states as they are first met, and turns ops into steps."""
 
     def __init__(
-        self, main: FuncOp, prepare: FuncOp | None, kernels: Mapping[str, KernelOp], symbols: Mapping[str, str]
+        self,
+        main: FuncOp,
+        prepare: FuncOp | None,
+        kernels: Mapping[str, KernelOp],
+        symbols: Mapping[str, str],
+        device: str,
     ) -> None:
         self.function, self.preparing, self.kernels, self.symbols = main, prepare, kernels, symbols
+        self.device = device
         self.weights: dict[str, TensorSpec] = {}
         self.states: dict[str, State] = {}
         self.packed: dict[str, TensorSpec] = {}
@@ -181,6 +188,7 @@ class _Table:
             kind=kernel,
             path=op.path or "",
             location=op.loc,
+            device=self.device,
         )
 
     @staticmethod

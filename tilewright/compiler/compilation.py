@@ -27,10 +27,11 @@ from xdsl.dialects.builtin import ModuleOp
 from tilewright.compiler.assemble import Interface, assemble
 from tilewright.compiler.code import Code
 from tilewright.compiler.options import Options
-from tilewright.errors import PassOptionError
+from tilewright.errors import OptionError, PassOptionError, TargetError
 from tilewright.frontend.captured import Captured
 from tilewright.ir.backend import Backend, Source, content_of, kernels_of, resolve_target
 from tilewright.ir.dims import DimSpace
+from tilewright.ir.grid_abi import Grid
 from tilewright.ir.machine import Machine
 from tilewright.ir.module import print_module
 from tilewright.ir.passing import Context, Instrument, Pipeline, run_pipeline
@@ -81,7 +82,17 @@ class Target:
         backend, machine = resolve_target(options.target)
         pipeline = pipeline_of(options)
         pipeline.check_order("lower-to-tile", "plan-memory")
+        if options.determinism in ("batch", "exact") and backend.device != "cpu":
+            raise OptionError(
+                f"determinism={options.determinism!r} is not promised by {backend.name}: its dots and sums add in an "
+                "order of their own, which depends on the tile",
+                step="write determinism='run'",
+            )
         return Target(backend, machine, pipeline)
+
+    def order(self, options: Options) -> str:
+        """The determinism in force: unless asked for, batch in this process and run on other devices."""
+        return options.determinism or ("batch" if self.backend.device == "cpu" else "run")
 
     @property
     def name(self) -> str:
@@ -165,7 +176,7 @@ def code_factors(captured: Captured, target: Target, options: Options) -> dict[s
         "backend": target.backend.name,
         "pipeline": str(target.pipeline),
         "plugins": plugins_of(target.pipeline),
-        "options": options.key(),
+        "options": {**options.key(), "determinism": target.order(options)},
         "toolchain": {**target.backend.toolchain(), "torch": version("torch"), "xdsl": version("xdsl")},
         "tilewright": sources_hash(),
     }
@@ -179,7 +190,7 @@ def generate(
     ctx = Context(
         machine=target.machine,
         dims=space,
-        options={"precision": options.precision, "determinism": options.order},
+        options={"precision": options.precision, "determinism": target.order(options)},
     )
     texts: dict[str, str] = {}
     with watch.stage("passes"):
@@ -190,7 +201,10 @@ def generate(
     with watch.stage("kernels"):
         built = build_kernels(kernels_of(module), target.backend, target.machine, watch=watch)
     with watch.stage("assemble"):
-        program = assemble(module, Interface.of(captured), built.symbols, built.infos, target=target.name, dims=space)
+        program = assemble(
+            module, Interface.of(captured), built.symbols, built.infos, target=target.name, dims=space,
+            device=target.backend.device,
+        )  # fmt: skip
         objects = {**built.objects, **target.backend.runtime_objects(target.machine)}
     facts = {**facts_of(ctx, watched.structured or {}), "pipeline": str(target.pipeline), "options": dict(ctx.options)}
     return Code(program, objects, built.sources, texts, built.features), facts
@@ -232,17 +246,23 @@ class _Texts:
 
 @dataclass(frozen=True)
 class Kernels:
-    """Built kernels. symbols, sources: by the kernel's name. objects: by symbol. features: of the CPU that they use."""
+    """Built kernels. symbols, sources: by the kernel's name. objects: by symbol. features: of the CPU that they use.
+
+    grids: by symbol, how kernels are launched that a device's own grid runs.
+    """
 
     symbols: Mapping[str, str]
     objects: Mapping[str, bytes]
     sources: Mapping[str, str]
     features: tuple[str, ...]
+    grids: Mapping[str, Grid]
 
     @property
     def infos(self) -> list[KernelInfo]:
         """An entry for each symbol, with one of its kernels' names."""
-        return [KernelInfo(s, s, {"name": n}) for s, n in {self.symbols[n]: n for n in sorted(self.symbols)}.items()]
+        names = {self.symbols[n]: n for n in sorted(self.symbols)}
+        grids: dict[str, dict[str, Any]] = {s: {"grid": grid.plain()} for s, grid in self.grids.items()}
+        return [KernelInfo(s, s, {"name": n, **grids.get(s, {})}) for s, n in names.items()]
 
 
 def build_kernels(
@@ -253,7 +273,14 @@ def build_kernels(
     instrument: bool = False,
     watch: Stopwatch | None = None,
 ) -> Kernels:
-    """Kernels to objects; equal kernels compile once. instrument: with counters, see `instrumented`."""
+    """Kernels to objects; equal kernels compile once. instrument: with counters, see `instrumented`.
+
+    Raises TargetError for counters on a backend that takes tiles: they are woven into loops.
+    """
+    if instrument and backend.takes != "loops":
+        raise TargetError(
+            f"{backend.name} takes {backend.takes}s, and only loops carry counters", step="count with target='cpu'"
+        )
     symbols: dict[str, str] = {}
     unique: dict[str, KernelOp] = {}
     for name, kernel in kernels.items():
@@ -279,4 +306,5 @@ def build_kernels(
         {symbol: b.object for symbol, b in built.items()},
         {name: built[symbol].source for name, symbol in symbols.items()},
         tuple(sorted({feature for b in built.values() for feature in b.features})),
+        {symbol: b.grid for symbol, b in built.items() if b.grid is not None},
     )

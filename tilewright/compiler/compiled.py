@@ -10,7 +10,7 @@ from typing import Any, Literal
 from tilewright.compiler.checking import FirstCall
 from tilewright.compiler.code import Code
 from tilewright.compiler.report import Report
-from tilewright.errors import OptionError
+from tilewright.errors import OptionError, TargetError
 from tilewright.runtime.executor import Executable, Profile
 from tilewright.runtime.memory import Footprint
 from tilewright.runtime.states import StateStore
@@ -20,10 +20,14 @@ Level = Literal["graph", "tile", "target"]
 
 @dataclass
 class Compiled:
-    """A compiled model. Call it like the model; any number of threads may call at once. No call compiles."""
+    """A compiled model. Call it like the model; any number of threads may call at once. No call compiles.
+
+    loaded: what runs it; None where it was compiled for a device that this process has no executor for. Its report, IR
+    and sources are there all the same, and what needs a run raises TargetError.
+    """
 
     code: Code
-    executable: Executable
+    loaded: Executable | None
     facts: Mapping[str, Any]
     first_call: FirstCall | None = None
     _profile: Profile | None = None
@@ -32,6 +36,17 @@ class Compiled:
         program = self.code.program
         dims = ", ".join(map(str, program.dims)) or "no dims"
         return f"<Compiled {self.facts.get('model', 'program')} on {program.target}, {dims}>"
+
+    @property
+    def executable(self) -> Executable:
+        """What runs the program."""
+        if self.loaded is None:
+            target = self.code.program.target
+            raise TargetError(
+                f"the kernels were compiled for {target}, and this process has no executor for that device",
+                step="read .sources and .report, or compile with target='cpu' to run",
+            )
+        return self.loaded
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the program; raises coded errors for arguments outside what was compiled."""

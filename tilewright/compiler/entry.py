@@ -46,7 +46,7 @@ def compile_model(
     with watch.stage("capture"):
         captured = captures()
     compiled = finish(captured, target, options, watch)
-    if options.check == "first":
+    if options.check == "first" and compiled.executable is not None:
         compiled.first_call = FirstCall(model, captures, target, compiled.facts["options"])
     return compiled
 
@@ -62,6 +62,9 @@ def finish(captured: Captured, target: Target, options: Options, watch: Stopwatc
     else:
         code, facts, origin = store.code(factors, lambda: generate(captured, target, options, watch))
     check_expected(options.expect, facts)
+    told = {**facts, "cache": origin, "notes": list(captured.notes), "model": captured.source.model}
+    if target.backend.device != "cpu":
+        return Compiled(code, None, {**told, "seconds": dict(watch.seconds)})
     with watch.stage("load"):
         require_features(code.features)
         library = load_objects([o for name, o in code.objects.items() if name != "driver"], code.program.symbols)
@@ -74,8 +77,4 @@ def finish(captured: Captured, target: Target, options: Options, watch: Stopwatc
         code.program, library, weights, pool, threads=options.threads, memory_limit=options.memory_limit,
         host=captured.externs,
     )  # fmt: skip
-    told = {
-        **facts, "seconds": dict(watch.seconds), "cache": origin, "notes": list(captured.notes), "model":
-        captured.source.model
-    }  # fmt: skip
-    return Compiled(code, executable, told)
+    return Compiled(code, executable, {**told, "seconds": dict(watch.seconds)})

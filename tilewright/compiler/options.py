@@ -100,11 +100,6 @@ class Options:
         target = given.get("target", "cpu")
         return Options(**{**given, "target": tuple(target) if isinstance(target, list) else target})
 
-    @property
-    def order(self) -> str:
-        """The determinism in force: batch where nothing else is asked for."""
-        return self.determinism or "batch"
-
     def key(self) -> dict[str, Any]:
-        """The options that decide code."""
-        return {"precision": self.precision, "determinism": self.order, "materialise": self.materialise}
+        """The options that decide code, but for determinism, whose default is the target's."""
+        return {"precision": self.precision, "materialise": self.materialise}

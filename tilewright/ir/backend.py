@@ -16,6 +16,7 @@ from typing import Literal, Protocol, TypeAlias
 from xdsl.dialects.builtin import ModuleOp
 
 from tilewright.errors import BackendManifestError, Problem, TargetError
+from tilewright.ir.grid_abi import Grid
 from tilewright.ir.loops import LoopKernel
 from tilewright.ir.machine import Machine
 from tilewright.ir.tile.structure import KernelOp
@@ -26,12 +27,17 @@ GROUP = "tilewright.backends"
 
 @dataclass(frozen=True, slots=True)
 class BuiltKernel:
-    """One compiled kernel: the symbol to call, its object code, its readable source, and the CPU features it needs."""
+    """One compiled kernel: the symbol to call, its object code, its readable source, and the CPU features it needs.
+
+    grid: how it is launched, on a device that runs the grid itself (`ir/grid_abi.py`); None for kernels that split
+    their own grid over threads (`ir/native_abi.py`).
+    """
 
     symbol: str
     object: bytes
     source: str
     features: tuple[str, ...]
+    grid: Grid | None = None
 
 
 Source: TypeAlias = KernelOp | LoopKernel
@@ -56,7 +62,9 @@ class Backend:
     takes: the level it accepts. machines: machine name -> description, built when asked. legalize: pipeline text run
     after the default pipeline. build: kernels to objects. runtime_objects: native code its programs need besides
     kernels (a driver), by name. toolchain: what decides the objects besides the kernels, for cache keys. warm: starts
-    what takes long to start, without waiting. probe: says what is missing to use it, or None when it is ready.
+    what takes long to start, without waiting. probe: says what is missing to use it, or None when it is ready. device:
+    where its kernels run: "cpu" in this process, by `ir/native_abi.py`; any other on a device of that name, by
+    `ir/grid_abi.py`.
     """
 
     api: int
@@ -71,6 +79,7 @@ class Backend:
     toolchain: Callable[[], Mapping[str, str]]
     warm: Callable[[], None]
     probe: Callable[[], str | None]
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         faults = []
@@ -116,7 +125,10 @@ def backends() -> dict[str, Backend]:
 
 
 def resolve_target(target: str | Sequence[str]) -> tuple[Backend, Machine]:
-    """The backend and machine of "cpu", "cpu:avx2" or a preference list (the first that is ready)."""
+    """The backend and machine of "cpu", "cpu:avx2" or a preference list (the first that is ready and runs here).
+
+    A single target is resolved wherever its kernels would run: compiling needs no device.
+    """
     wanted = [target] if isinstance(target, str) else list(target)
     known = backends()
     faults: list[str | Problem] = []
@@ -134,8 +146,12 @@ def resolve_target(target: str | Sequence[str]) -> tuple[Backend, Machine]:
         if missing is not None:
             faults.append(f"{backend_name} is not ready: {missing}")
             continue
+        if len(wanted) > 1 and backend.device != "cpu":
+            faults.append(f"{name} compiles here, but this process has no executor for it")
+            continue
         return backend, backend.machines[machine_name]()
-    listed = ", ".join(f"{b.name}:{m}" for b in known.values() for m in b.machines)
+    meant = [known[n] for n in dict.fromkeys(name.partition(":")[0] for name in wanted) if n in known]
+    listed = ", ".join(f"{b.name}:{m}" for b in meant or known.values() for m in b.machines)
     raise TargetError(faults, step=f"use one of {listed}")
 
 

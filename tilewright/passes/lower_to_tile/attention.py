@@ -35,7 +35,8 @@ def lower_attention(group: GroupOp, name: str, machine: Machine, dims: DimSpace)
     low, high = dims.interval(queries)
     variants: list[Variant] = []
     previous = 0
-    for limit, rows in ((4, 4), (16, 16), (None, machine.rules.query_block)):
+    few = [(n, n) for n in (4, 16) if machine.rules.dot_least <= n < machine.rules.query_block]
+    for limit, rows in (*few, (None, machine.rules.query_block)):
         if (low is None or limit is None or low <= limit) and (high is None or high > previous or not variants):
             variants.append(Variant(_kernel(group, anchor, f"{name}_q{rows}", machine, rows), limit))
         previous = limit or previous

@@ -154,7 +154,7 @@ class _Grouped:
             emitter.segment = lists[op.targets]
             size = op.sizes()[2].constant
             whole = None
-            if size and chunk_of(size, self.machine.rules.reduction_chunk) == size:
+            if size and chunk_of(size, self.machine.rules, whole=True) == size:
                 whole = b.load(left, [loop.at, 0], [self.rows, size])
             for product in self.anchors:
                 emitter.set(product.out, self._product(product, left, whole, loop.at, column, expert))
@@ -182,7 +182,7 @@ class _Grouped:
         zero = b.constant(0.0, (self.rows, self.width), kind)
         total = zero
         if k != 0:
-            step = DYNAMIC_K if k is None else chunk_of(k, self.machine.rules.reduction_chunk)
+            step = DYNAMIC_K if k is None else chunk_of(k, self.machine.rules, whole=True)
             fill = 0.0 if k is None else None
 
             def part(at: SSAValue, acc: SSAValue) -> SSAValue:
