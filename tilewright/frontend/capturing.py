@@ -63,9 +63,13 @@ def _module(
     inspection.require_module(model)
     inspection.require_evaluation(model)
     inspection.require_no_hooks(model)
+    inspection.require_no_autocast()
     notes: list[str] = []
     with preserved(model), huggingface.switched(model, kwargs, notes):
         example = declare(bind(model.forward, args, kwargs), dims)
+        inspection.require_on_cpu(
+            [*model.named_parameters(), *model.named_buffers()], [(leaf.name, leaf.value) for leaf in example.leaves]
+        )
         exported = export(model, example)
     tensors = weights.collect(exported.program)
     weights.add_aliases(tensors, model)
@@ -76,11 +80,15 @@ def _module(
 def _program(
     program: Any, args: Sequence[Any], kwargs: dict[str, Any], dims: Mapping[str, Any] | None, fallback: str
 ) -> Captured:
-    from tilewright.frontend import programs, weights
+    import torch
+
+    from tilewright.frontend import inspection, programs, weights
     from tilewright.frontend.assembling import assemble
     from tilewright.frontend.exporting import describe
 
     example = programs.example(program, args, kwargs, dims)
+    stored = {**program.state_dict, **{n: c for n, c in program.constants.items() if isinstance(c, torch.Tensor)}}
+    inspection.require_on_cpu(stored.items(), [(leaf.name, leaf.value) for leaf in example.leaves])
     exported = describe(program, example)
     tensors = weights.collect(exported.program)
     return assemble(exported, tensors, source="ExportedProgram", notes=[], fallback=fallback)

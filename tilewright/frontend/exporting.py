@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from tilewright.errors import CaptureError, Problem, TilewrightError
+from tilewright.errors import CaptureError, TilewrightError
 from tilewright.frontend.captured import Guard
 from tilewright.frontend.examples import Example
+from tilewright.frontend.export_faults import capture_error
 from tilewright.frontend.keywords import with_named_keywords
-from tilewright.frontend.locations import of_node, of_traceback
 from tilewright.frontend.quiet import quiet
 from tilewright.frontend.sizing import export_sizes, own_sizes
 from tilewright.frontend.symbols import Symbols, admitted, require_admitted
@@ -68,7 +67,7 @@ def _attempt(model: torch.nn.Module, example: Example) -> Exported:
     except TilewrightError:
         raise
     except Exception as fault:
-        raise _capture_error(fault) from fault
+        raise capture_error(fault, example) from fault
     return describe(program, example)
 
 
@@ -106,10 +105,10 @@ def describe(program: ExportedProgram, example: Example) -> Exported:
     # two dims that the model needs equal share a symbol: the first names it, the others are checked against it
     same = {(dim.name, symbols.size(symbol)) for dim, symbol in standing}
     equal = [Guard(Expr.of(name), "==", size) for name, size in sorted(same, key=str) if Expr.of(name) != size]
-    return Exported(functional(program), example, symbols, (*equal, *symbols.guards()))
+    return Exported(functional(program, example), example, symbols, (*equal, *symbols.guards()))
 
 
-def functional(program: ExportedProgram) -> ExportedProgram:
+def functional(program: ExportedProgram, example: Example) -> ExportedProgram:
     """The program without in-place ops. Programs that have none are left as they are: decomposing costs seconds.
 
     The empty table keeps composite ops (linear, attention, norms) whole.
@@ -123,7 +122,7 @@ def functional(program: ExportedProgram) -> ExportedProgram:
     except TilewrightError:
         raise
     except Exception as fault:
-        raise _capture_error(fault) from fault
+        raise capture_error(fault, example) from fault
 
 
 def _nodes(module: Any) -> list[Any]:
@@ -135,29 +134,3 @@ def _is_impure(node: Any) -> bool:
     schema = getattr(node.target, "_schema", None)
     is_mark = str(getattr(node.target, "__module__", "")).startswith("torch._functorch")
     return node.op == "call_function" and (bool(getattr(schema, "is_mutable", False)) or is_mark)
-
-
-# What the exporter says about its own settings and internals, around what it says about the model.
-_ADVICE: Final = re.compile(
-    r"For more information, run with TORCH_LOGS=\S+|For extended logs .*?=\"[^\"]*\"|If you suspect the guard .*?=1"
-    r"|For more debugging help, see \S+|For C\+\+ stack trace, run with \S+|\(Size-like symbols: [^)]*\)"
-    r"|\(unhinted: [^()]*\([^()]*\)\)\.?|Caused by: \([^)]*\)|consider using data-dependent friendly APIs [^.]*\."
-    r"|The following call raised this error: .*?(?=The error above|$)|The error above occurred when calling .*$"
-)
-
-
-def _capture_error(fault: Exception) -> CaptureError:
-    """The exporter's failure with the user's line and, for the known kinds, the way out."""
-    text = " ".join(_ADVICE.sub(" ", " ".join(str(fault).split())).split())
-    name = type(fault).__name__
-    where = of_traceback(fault.__traceback__)
-    node = getattr(fault, "node", None)
-    if where is None and node is not None:
-        where = of_node(node)
-    if "data-dependent" in text or "DataDependent" in name or "GuardOnDataDependent" in text:
-        step = "replace what depends on tensor values (.item(), if tensor:, nonzero) by tensor arithmetic"
-    elif "Constraint" in text or "Constraint" in name:
-        step = "narrow the dims that the message names, or leave them out of dims"
-    else:
-        step = "run the model on these example arguments eagerly; if that works, report the message above"
-    return CaptureError(Problem(f"{name}: {text[:1500]}", where=where), step=step)

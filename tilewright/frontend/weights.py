@@ -84,14 +84,12 @@ def _shared(by_storage: dict[Any, str], value: torch.Tensor, name: str, aliases:
 
 
 def _storage(value: torch.Tensor) -> Any:
-    """Equal for tensors that are the same elements of the same storage, on the meta device too."""
+    """Equal for tensors that are the same elements of the same storage."""
     return value.untyped_storage()._cdata, value.storage_offset(), tuple(value.shape), value.stride(), value.dtype
 
 
 def _is_structure(value: torch.Tensor, *, lifted: bool) -> bool:
     """Whether a tensor outside the state dict is the model's code: few numbers, a count, one repeated integer."""
-    if value.device.type == "meta":
-        return False
     small = value.numel() <= SMALL
     return (lifted and small) or (not value.is_floating_point() and _pattern(value) is not None)
 

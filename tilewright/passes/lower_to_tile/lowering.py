@@ -122,4 +122,4 @@ def lower_group(group: GroupOp, name: str, ctx: Context) -> Lowered:
         case "concat":
             return lower_concat(group, name, machine)
         case kind:
-            raise unsupported(next(iter(group.block.ops)), f"no skeleton lowers a {kind!r} group")
+            raise unsupported(next(iter(group.block.ops)), f"no kernel is made for it yet (kind {kind!r})")
