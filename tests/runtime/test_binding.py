@@ -91,7 +91,7 @@ def test_a_missing_argument() -> None:
 
 def test_an_extra_argument() -> None:
     assert refused(ArgumentError, two_inputs(), ids(), x(), 1) == (
-        "TW001 arguments do not match the signature: 3 positional arguments are given, 2 are taken\n"
+        "TW001 arguments do not match the signature: 3 positional arguments are given, it takes 2\n"
         "  next: call it as (ids, x)"
     )
 

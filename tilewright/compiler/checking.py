@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tilewright.errors import ExpectationError, NumericMismatchError, Problem
+from tilewright.errors import ExpectationError, NumericMismatchError, OptionError, Problem
 
 if TYPE_CHECKING:
     from tilewright.compiler.compilation import Target
     from tilewright.compiler.compiled import Compiled
     from tilewright.frontend.captured import Captured
+
+
+def check_names(expected: Mapping[str, int] | None) -> None:
+    """OptionError for patterns in `expect` that do not exist, and counts that are no whole numbers."""
+    from tilewright.compiler.compilation import STRUCTURED
+    from tilewright.passes.recognize import pattern_names
+
+    known = sorted({*pattern_names(), *STRUCTURED})
+    unknown = [name for name in expected or {} if name not in known]
+    faults = [f"expect names {name!r}, which is no pattern" for name in unknown]
+    faults += [
+        f"expect[{name!r}] is {count!r}, not a count"
+        for name, count in (expected or {}).items()
+        if type(count) is not int or count < 0
+    ]
+    if faults:
+        near = [match for name in unknown for match in difflib.get_close_matches(str(name), known, n=1)]
+        hint = f"did you mean {', '.join(map(repr, near))}? " if near else ""
+        raise OptionError(faults, step=f"{hint}the patterns are {', '.join(known)}")
 
 
 def check_expected(expected: Mapping[str, int] | None, facts: Mapping[str, Any]) -> None:

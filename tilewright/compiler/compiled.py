@@ -74,8 +74,9 @@ class Compiled:
     def update_weights(self, state_dict: Mapping[str, Any]) -> None:
         """Takes new values for all weights; WeightsError lists everything that does not fit.
 
-        state_dict: the model's own, whole: names that the program does not read are allowed. Buffers that no state dict
-        holds keep their values. Calls that are running finish with the old values.
+        state_dict: the model's own, whole: weights that the model has and the program does not read are allowed, names
+        that the model does not have are not. Buffers that no state dict holds keep their values. Calls that are running
+        finish with the old values.
         """
         self.executable.update_weights(state_dict)
 

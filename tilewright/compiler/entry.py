@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from tilewright.compiler.checking import FirstCall, check_expected
+from tilewright.compiler.checking import FirstCall, check_expected, check_names
 from tilewright.compiler.compilation import Progress, Stopwatch, Target, code_factors, generate
 from tilewright.compiler.compiled import Compiled
 from tilewright.compiler.options import Options
@@ -13,7 +15,8 @@ from tilewright.compiler.store import Store
 from tilewright.compiler.verify_each import NumericCheck
 from tilewright.errors import ArgumentError
 from tilewright.frontend.captured import Captured
-from tilewright.frontend.capturing import capture
+from tilewright.frontend.capturing import capture, load_program
+from tilewright.frontend.directories import open_directory
 from tilewright.runtime.executor import Executable
 from tilewright.runtime.native import load as load_objects
 from tilewright.runtime.native import require_features
@@ -36,10 +39,14 @@ def compile_model(
             step="write args=(x,)",
         )
     options = Options.of(given)
+    check_names(options.expect)
     watch = Stopwatch(progress)
     target = Target.of(options)
     store = Store.of(options)
     target.backend.warm()
+    notes: list[str] = []
+    if isinstance(model, (str, os.PathLike)):
+        model, args, kwargs, dims, notes = _opened(Path(model), args, kwargs, dims)
 
     def captures() -> Captured:
         return capture(model, args, dict(kwargs or {}), dims, fallback=options.fallback)
@@ -67,8 +74,20 @@ def compile_model(
         host=captured.externs,
     )  # fmt: skip
     told = {
-        **facts, "seconds": dict(watch.seconds), "cache": origin, "notes": list(captured.notes), "model":
+        **facts, "seconds": dict(watch.seconds), "cache": origin, "notes": [*notes, *captured.notes], "model":
         captured.source.model
     }  # fmt: skip
     first = FirstCall(model, captures, target, facts["options"]) if options.check == "first" else None
     return Compiled(code, executable, told, first)
+
+
+def _opened(
+    path: Path, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None, dims: Any
+) -> tuple[Any, tuple[Any, ...], Mapping[str, Any] | None, Any, list[str]]:
+    """A path's model with what compile() was given; a directory brings inputs and dims where none were given."""
+    if not path.is_dir():
+        return load_program(path), args, kwargs, dims, []
+    found = open_directory(path)
+    if args or kwargs:
+        return found.model, args, kwargs, dims, []
+    return found.model, (), found.kwargs, found.dims if dims is None else dims, [found.note]

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tilewright.compiler.code import Code
-from tilewright.errors import MissingDependencyError, OptionError, TargetError
+from tilewright.errors import MissingDependencyError, TargetError
 from tilewright.ir.dims import Expr
 from tilewright.ir.machine import Machine
+from tilewright.runtime.asked_sizes import asked_sizes
 from tilewright.runtime.executor import Profile
 from tilewright.runtime.resolve import footprint
 
@@ -54,17 +55,7 @@ class Report:
 
     def at(self, **dims: int) -> Report:
         """The report at given sizes. OptionError names dims without a value, unknown, or out of range."""
-        known = {d.name: d for d in self.code.program.dims}
-        faults = [f"the program has no dim {n!r}" for n in dims if n not in known]
-        faults += [f"{n} has no value" for n in known if n not in dims]
-        faults += [
-            f"{n} = {v} is outside {known[n].min}..{known[n].max}"
-            for n, v in dims.items()
-            if n in known and not (known[n].min <= v and (known[n].max is None or v <= (known[n].max or 0)))
-        ]
-        if faults:
-            raise OptionError(faults, step=f"give {', '.join(f'{d.name}={d.min}' for d in known.values())}")
-        return replace(self, dims=dims)
+        return replace(self, dims=asked_sizes(self.code.program.dims, dims))
 
     @cached_property
     def counts(self) -> Mapping[str, KernelCounts]:

@@ -68,7 +68,9 @@ def _dims_line(example: Example, partners: Mapping[tuple[Leaf, int], str]) -> st
     if any("." in leaf.name for leaf in example.leaves):
         # parts of nested arguments are declared in the arguments' own structure
         return ", ".join(f"{leaf.name} axis {axis} as {dim}" for (leaf, axis), dim in partners.items())
-    left = {dim.name: f'tw.Dim("{dim.name}", {dim.min}{"" if dim.max is None else f", {dim.max}"})' for dim in example.dims}
+    left = {
+        dim.name: f'tw.Dim("{dim.name}", {dim.min}{"" if dim.max is None else f", {dim.max}"})' for dim in example.dims
+    }
     entries = []
     for leaf in example.leaves:
         names = {axis: dim.name for axis, dim in enumerate(leaf.axes) if dim is not None}

@@ -88,7 +88,9 @@ def require_on_cpu(weights: Iterable[tuple[str, Any]], inputs: Iterable[tuple[st
         raise DeviceError(
             [f"the example's {name} is on {device}" for name, device in strangers],
             step="give example tensors on the CPU: "
-            + ", ".join(f"torch.zeros_like({n}, device='cpu')" if d.type == "meta" else f"{n}.cpu()" for n, d in strangers),
+            + ", ".join(
+                f"torch.zeros_like({n}, device='cpu')" if d.type == "meta" else f"{n}.cpu()" for n, d in strangers
+            ),
         )
 
 

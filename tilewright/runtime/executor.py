@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilewright.errors import DimRangeError, OptionError, TargetError
+from tilewright.runtime.asked_sizes import asked_sizes
 from tilewright.runtime.binding import Binder, Binding
 from tilewright.runtime.launch import HostFunction, Times, run_parts
 from tilewright.runtime.memory import ArenaPool, Footprint
@@ -149,16 +150,11 @@ class Executable:
             self._states.reset(weights, weights_only=True)
 
     def footprint(self, dims: Mapping[str, int]) -> Footprint:
-        """What the program holds while one call runs at these sizes of its declared and read dims."""
-        upper = {dim.name: dim.max or 0 for dim in self.program.dims if dim.kind == "runtime"}
-        given = {**upper, **dims}
-        names = {dim.name for dim in self.program.dims}
-        faults = [f"{name} has no value" for name in sorted(names - given.keys())]
-        faults += [f"the program has no dim {name}" for name in sorted(given.keys() - names)]
-        if faults:
-            listed = ", ".join(f"{dim.name}={dim.max or dim.min}" for dim in self.program.dims if dim.kind != "runtime")
-            raise OptionError(faults, step=f"give a value to each dim: {listed}")
-        return footprint(self.program, {dim.name: given[dim.name] for dim in self.program.dims})
+        """What the program holds while one call runs at these sizes of its declared and read dims.
+
+        OptionError for sizes that no call may have.
+        """
+        return footprint(self.program, asked_sizes(self.program.dims, dims))
 
     def _run(self, binding: Binding, *, timed: bool) -> tuple[Any, Times | None, Resolved, int]:
         with self._turn if self._stateful else nullcontext():

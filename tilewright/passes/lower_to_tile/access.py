@@ -28,7 +28,7 @@ def unsupported(op: Operation | Block, reason: str) -> LoweringError:
     name = op.name if isinstance(op, Operation) else "block"
     return LoweringError(
         Problem(reason, op=name, where=where),
-        step="report the model, and this line of it: no kernel is made for it yet",
+        step="report the model, and this line of it",
     )
 
 
