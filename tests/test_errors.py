@@ -146,10 +146,13 @@ TW040 weights do not fit: 2 problems
   next: pass the state_dict() of the model that was compiled, with other values""",
     "TW041": """
 TW041 cache is not usable: the cache in /proc/cache cannot be written: No such file or directory
-  next: export TILEWRIGHT_CACHE=/a/folder/you/can/write, or compile with cache=False""",
+  next: export TILEWRIGHT_CACHE=/a/folder/you/can/write, or compile with cache=False (--cache off)""",
     "TW042": """
 TW042 artifact is damaged: linear.tilewright is truncated: section weights ends at byte {N}, the file at {N}
   next: save or copy the artifact again""",
+    "TW046": """
+TW046 artifact cannot be read or written: no-such-file.tilewright cannot be read: No such file or directory
+  next: give the path of a file that save() wrote""",
     "TW045": """
 TW045 state does not fit: there is no state 'counts'; the program has count
   next: did you mean 'count'?""",

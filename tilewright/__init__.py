@@ -50,8 +50,8 @@ def compile(
 
     model: a torch.nn.Module, a torch.export.ExportedProgram, or the path of a .pt2 file or of a model directory as
     transformers saves them.
-    args, kwargs: example inputs (torch tensors or NumPy arrays), nested as the model takes them; a .pt2 file and a model
-    directory bring their own.
+    args, kwargs: example inputs (torch tensors or NumPy arrays), nested as the model takes them; a .pt2 file and a
+    model directory bring their own.
     dims: which axes vary: {"ids": (B, T)} or {"ids": {1: T}}, following the arguments' tree; the same Dim means equal.
 
     Options:
@@ -83,7 +83,6 @@ def load(
     file.
     """
     from tilewright.compiler.artifacts import load_compiled
-
     from tilewright.runtime.memory import parse_bytes
 
     limit = parse_bytes(memory_limit) if isinstance(memory_limit, str) else memory_limit

@@ -135,5 +135,5 @@ def test_a_model_that_reads_no_tokens_needs_a_function(tmp_path: Path) -> None:
     transformers.ViTModel(config).save_pretrained(tmp_path)
     assert refusal(str(tmp_path)) == (
         "ViTModel does not take input_ids and attention_mask alone\n"
-        "  next: load it in Python and compile it with example inputs of its own (on the command line: module:callable)"
+        "  next: load it in Python and compile it with its own example inputs (on the command line: module:callable)"
     )

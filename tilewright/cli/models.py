@@ -88,7 +88,9 @@ def _called(module: str, name: str) -> Model:
         and isinstance(given[1], (tuple, list))
         and isinstance(given[2], Mapping)
     ):
-        shown = f"a tuple of {len(given)}" if isinstance(given, tuple) else f"a {type(given).__name__}"
+        from tilewright.ir.passing import a
+
+        shown = f"a tuple of {len(given)}" if isinstance(given, tuple) else a(type(given).__name__)
         raise ModelInputError(
             f"{text} returned {shown}, not (model, args, kwargs)", step="end it with: return model, (example,), {}"
         )

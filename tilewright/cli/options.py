@@ -45,7 +45,7 @@ At = Annotated[
     str | None, typer.Option(metavar="SIZES", help="Sizes of the dims: batch=8,tokens=82.", show_default=False)
 ]
 Random = Annotated[
-    int | None, typer.Option(metavar="SEED", help="Draw the inputs that are not given.", show_default=False)
+    int | None, typer.Option(metavar="SEED", min=0, help="Draw the inputs that are not given.", show_default=False)
 ]
 Inputs = Annotated[
     list[str] | None,
@@ -97,7 +97,7 @@ def open_source(text: str, dims: Sequence[str] | None, options: dict[str, Any]) 
         late = [f"--{name}" for name, value in asked.items() if value and name not in _FOR_CALLS]
         if late:
             raise OptionError(
-                f"{text} is an artifact: {', '.join(late)} was decided when it was compiled, and counts only for a MODEL",
+                f"{text} is an artifact: {', '.join(late)} counts for a MODEL only, when it is compiled",
                 step=f"leave {', '.join(late)} out, or give the model it was compiled from",
             )
         import tilewright

@@ -62,9 +62,14 @@ class FirstCall:
     target: Target
     options: Mapping[str, Any]
 
-    def __call__(self, compiled: Compiled, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """The call's output. Raises NumericMismatchError when results differ by more than rounding explains, naming the
-        first stage, pass or kernel that does.
+    def __repr__(self) -> str:
+        return "<the first call will be compared with the model>"
+
+    def __call__(self, compiled: Compiled, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, str]:
+        """The call's output, and a line on how far it is from the model's.
+
+        Raises NumericMismatchError when results differ by more than rounding explains, naming the first stage, pass or
+        kernel that does.
         """
         import torch
         from torch.utils import _pytree as pytree
@@ -82,20 +87,26 @@ class FirstCall:
                 buffer.copy_(value)
         output = compiled.executable(*args, **kwargs)
         faults: list[Problem] = []
+        worst = bound = 0.0
         for i, (want, got) in enumerate(zip(expected, pytree.tree_leaves(output), strict=True)):
-            if isinstance(want, torch.Tensor) and (fault := differs(want, torch.as_tensor(got), self._bound(want))):
+            if not isinstance(want, torch.Tensor):
+                continue
+            found, allowed = torch.as_tensor(got), self._bound(want)
+            if fault := differs(want, found, allowed):
                 faults.append(Problem(f"output {i}: {fault}"))
+            elif (off := distance(want, found)) >= worst:
+                worst, bound = off, allowed
         if faults:
             wanted = [value for value in expected if isinstance(value, torch.Tensor)]
             case = Case(self.capture, tensors, wanted, self.target, self.options)
-            found = first_difference(case, self._bound)
+            first = first_difference(case, self._bound)
             raise NumericMismatchError(
-                [*faults, Problem(f"first in {found}" if found else "no step differs by itself")],
+                [*faults, Problem(f"first in {first}" if first else "no step differs by itself")],
                 step="report it with the lines above"
-                if found
+                if first
                 else "compile with cache=False: what was cached, or the weights, may not be this model's",
             )
-        return output
+        return output, f"the first call agrees with the model: off by {worst:.3g}, rounding explains {bound:.3g}"
 
     def _bound(self, expected: Any) -> float:
         return tolerance(expected, str(self.options["precision"]))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tilewright.compiler.code import Code
-from tilewright.errors import MissingDependencyError, TargetError
+from tilewright.errors import MissingDependencyError, OptionError, TargetError
 from tilewright.ir.dims import Expr
 from tilewright.ir.machine import Machine
 from tilewright.runtime.asked_sizes import asked_sizes
@@ -141,6 +141,7 @@ class Report:
             "seconds": dict(self.facts.get("seconds", {})),
             "cache": self.facts.get("cache"),
             "notes": list(self.facts.get("notes", [])),
+            "checked": self.facts.get("checked"),
         }
 
     def _memory(self) -> dict[str, Any]:
@@ -164,14 +165,20 @@ class Report:
         return screen(self)
 
     def save_html(self, path: str | Path) -> None:
-        """Writes the report as one self-contained page."""
+        """Writes the report as one self-contained page. OptionError where the path cannot be written."""
         body = html.escape(str(self))
         data = html.escape(json.dumps(self.to_dict(), default=str))
-        Path(path).write_text(
+        page = (
             f"<!doctype html><meta charset=utf-8><title>Tilewright report</title>"
             f"<style>body{{font:14px/1.4 system-ui;margin:2em}}pre{{overflow-x:auto}}</style>"
             f"<h1>Tilewright report</h1><pre>{body}</pre><script type=application/json id=report>{data}</script>\n"
         )
+        try:
+            Path(path).write_text(page, encoding="utf-8")
+        except OSError as fault:
+            raise OptionError(
+                f"the report cannot be written to {path}: {fault.strerror}", step="give a path you can write to"
+            ) from fault
 
 
 def _needs(fault: ImportError) -> MissingDependencyError:

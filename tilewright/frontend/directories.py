@@ -64,7 +64,7 @@ def open_directory(folder: Path, *, seed: int = 0) -> Directory:
     if vocabulary is None or getattr(model.config, "is_encoder_decoder", False):
         raise ModelInputError(
             f"{type(model).__name__} does not take input_ids and attention_mask alone",
-            step="load it in Python and compile it with example inputs of its own (on the command line: module:callable)",
+            step="load it in Python and compile it with its own example inputs (on the command line: module:callable)",
         )
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, vocabulary, (2, 8), generator=generator)

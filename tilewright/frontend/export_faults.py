@@ -64,7 +64,7 @@ def _partners(example: Example) -> dict[tuple[Leaf, int], str]:
 
 
 def _dims_line(example: Example, partners: Mapping[tuple[Leaf, int], str]) -> str:
-    """The `dims=` argument that declares the partners beside what is declared, to paste: each Dim once, then by name."""
+    """The `dims=` argument that declares the partners beside what is declared: each Dim once, then by name."""
     if any("." in leaf.name for leaf in example.leaves):
         # parts of nested arguments are declared in the arguments' own structure
         return ", ".join(f"{leaf.name} axis {axis} as {dim}" for (leaf, axis), dim in partners.items())

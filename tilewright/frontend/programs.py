@@ -79,8 +79,8 @@ def _finite(bound: Any) -> int | None:
 
 
 def _named(found: Example, shapes: list[list[Any]], ranges: Mapping[Any, Any], names: Mapping[str, str]) -> Example:
-    """Every dynamic axis as a dim with the range it was exported for: under the name it was exported with, where that is
-    known, else under that of the first axis that has it.
+    """Every dynamic axis as a dim with the range it was exported for, by the name that it was exported with where that
+    is known, else by the first axis that has it.
     """
     dims: dict[str, Dim] = {}
     rows = iter(shapes)

@@ -36,4 +36,4 @@ def asked_sizes(dims: Iterable[Dim], given: Mapping[str, Any]) -> dict[str, int]
     if faults:
         listed = ", ".join(f"{name}={size}" for name, size in right.items())
         raise OptionError(faults, step=f"give {listed}" if listed else "give no sizes: the program has no dims")
-    return {name: right[name] if name in right else dim.max or 0 for name, dim in known.items()}
+    return {name: right.get(name, dim.max or 0) for name, dim in known.items()}

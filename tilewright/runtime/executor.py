@@ -108,6 +108,9 @@ class Executable:
         self._runtime = tuple(i for i, dim in enumerate(program.dims) if dim.kind == "runtime")
         _alive.add(self)
 
+    def __repr__(self) -> str:
+        return f"<Executable of {len(self.program.main.steps)} steps on {self.program.target}>"
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the program; torch tensors in give torch tensors out, NumPy arrays give NumPy arrays."""
         return self._run(self._binder.bind(args, kwargs), timed=False)[0]
