@@ -167,8 +167,8 @@ def test_dims_are_not_declared_for_an_artifact(tw: Call, artifact: Path) -> None
         assert tw(verb, "net.tilewright", "--precision", "bf16", "--target", "cpu:generic", "--cache", "off") == (
             1,
             "",
-            "TW008 wrong option: net.tilewright is an artifact: --target, --precision, --cache counts for a MODEL only, "
-            "when it is compiled\n"
+            "TW008 wrong option: net.tilewright is an artifact: --target, --precision, --cache counts for a MODEL "
+            "only, when it is compiled\n"
             "  next: leave --target, --precision, --cache out, or give the model it was compiled from\n",
         )
 

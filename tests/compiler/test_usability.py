@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle  # noqa: TID251  (that it is refused is what is tested)
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,10 @@ def compiled(model: Mlp) -> Any:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"precision": "fp16"}, "precision='fp16' is not one of 'model', 'f32', 'bf16'\n  next: write precision='bf16'"),
+        (
+            {"precision": "fp16"},
+            "precision='fp16' is not one of 'model', 'f32', 'bf16'\n  next: write precision='bf16'",
+        ),
         (
             {"precision": "f16"},
             "precision='f16' needs a machine with f16 products; the CPU classes have none\n"
@@ -66,12 +68,12 @@ def test_a_memory_limit_may_be_a_text() -> None:
 
 def test_patterns_that_do_not_exist_are_refused_before_anything_is_compiled(model: Mlp) -> None:
     known = (
-        "attention, experts, gelu, norm, norm-of-narrow-values, relu, rotary, scaled-norm, shifted-norm, sigmoid, silu, "
-        "softmax, softplus"
+        "attention, experts, gelu, norm, norm-of-narrow-values, relu, rotary, scaled-norm, shifted-norm, sigmoid, "
+        "silu, softmax, softplus"
     )
     for expected, said in (
-        ({"atention": 0}, f"expect names 'atention', which is no pattern\n  next: did you mean 'attention'? the patterns are "
-         f"{known}"),
+        ({"atention": 0}, "expect names 'atention', which is no pattern\n"
+         f"  next: did you mean 'attention'? the patterns are {known}"),
         ({"norm": "1"}, f"expect['norm'] is '1', not a count\n  next: the patterns are {known}"),
     ):  # fmt: skip
         with pytest.raises(OptionError) as raised:
@@ -160,7 +162,7 @@ def test_a_default_cache_that_cannot_be_written_is_gone_without(model: Mlp, monk
     monkeypatch.delenv("TILEWRIGHT_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc")
     x = torch.randn(2, 24)
-    with pytest.warns(UserWarning) as told:
+    with pytest.warns(UserWarning, match="TW041") as told:
         found = compile_mlp(model)
     assert [str(w.message) for w in told] == [
         "TW041 the cache in /proc/tilewright cannot be written: No such file or directory; going on without one. "
@@ -168,8 +170,7 @@ def test_a_default_cache_that_cannot_be_written_is_gone_without(model: Mlp, monk
     ]
     assert "cache: off (it cannot be written)" in str(found.report)
     close(found(x), model(x).detach())
-    with warnings.catch_warnings(), pytest.raises(CacheError):
-        warnings.simplefilter("error")
+    with pytest.raises(CacheError, match="/proc/tilewright"):
         compile_mlp(model, cache="/proc/tilewright")
     monkeypatch.setenv("TILEWRIGHT_CACHE", "/proc/mine")
     with pytest.raises(CacheError, match="/proc/mine"):

@@ -169,7 +169,9 @@ def test_autocast_around_the_capture_and_inside_the_model() -> None:
                 return self.up(x * 2)
 
     capture(Casts(False), (torch.ones(2, 4),))
-    with pytest.raises(UnsupportedOpError, match='torch.autocast inside the model: leave it out and compile with prec'):
+    with pytest.raises(
+        UnsupportedOpError, match=r"torch\.autocast inside the model: leave it out and compile with prec"
+    ):
         capture(Casts(True), (torch.ones(2, 4),))
 
 
