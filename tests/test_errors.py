@@ -44,13 +44,14 @@ TW004 dim out of its declared range: batch = 9 is outside 1..8 (input axis 0)
   next: compile with dims={"input": {0: tw.Dim("batch", 1, 9)}}""",
     "TW005": """
 TW005 dim does not match what was compiled: input axis 1 has size 5, compiled for 4 (it is not declared in dims)
-  next: compile with dims={"input": {0: tw.Dim("batch", 1, 8), 1: tw.Dim("input_1", 4, 5)}}""",
+  next: pass the size compiled for, or, if the model itself takes others, \
+compile with dims={"input": {0: tw.Dim("batch", 1, 8), 1: tw.Dim("input_1", 4, 5)}}""",
     "TW006": """
 TW006 dims declaration is wrong: dims names 'inputs', the arguments are input
   next: follow the arguments: dims={"input": {0: tw.Dim("batch", 1, 64)}}""",
     "TW007": """
 TW007 tensor is on another device: input is on meta, compiled for cpu
-  next: move it: input.cpu()""",
+  next: pass tensors that hold data""",
     "TW008": """
 TW008 wrong option: precision='fp32' is not one of 'model', 'f32', 'bf16', 'f16'
   next: write precision='f32'""",
@@ -61,7 +62,8 @@ TW009 not a model: Linear is a class
 TW010 unsupported operators: 2 problems
   - aten.linalg_det.default: no lowering, 1 use  (at example.py:10)
   - aten.linalg_inv.default: no lowering, 1 use  (at example.py:10)
-  next: write these parts with supported operators, or compile the rest of the model""",
+  next: write these parts with supported operators, or compile the rest of the model; \
+whether the other operators have kernels shows after that""",
     "TW011": """
 TW011 module is in training mode: 1 (Dropout) drops elements with p=0.1
   next: call model.eval() before compiling""",
@@ -102,8 +104,8 @@ TW024 results differ: after add-again: out is off by {N}, {N} is rounding (sizes
 TW025 out-of-bounds value was used: tile.store: stores a lane that was never loaded, in @copy at (0)
   next: give the load a fill value, or mask the lanes outside the view""",
     "TW026": """
-TW026 no lowering: graph.convolution: no skeleton lowers a 'convolution' group
-  next: report the model, and this line of it: no kernel is made for it yet""",
+TW026 no lowering: graph.convolution: no kernel is made for it yet
+  next: report the model, and this line of it""",
     "TW027": """
 TW027 memory plan is unsound: main: h reads slot 0, which no longer holds its operand
   next: report the module: tilewright opt --print-after=lower-to-tile shows it""",
@@ -147,10 +149,13 @@ TW040 weights do not fit: 2 problems
   next: pass the state_dict() of the model that was compiled, with other values""",
     "TW041": """
 TW041 cache is not usable: the cache in /proc/cache cannot be written: No such file or directory
-  next: export TILEWRIGHT_CACHE=/a/folder/you/can/write, or compile with cache=False""",
+  next: export TILEWRIGHT_CACHE=/a/folder/you/can/write, or compile with cache=False (--cache off)""",
     "TW042": """
 TW042 artifact is damaged: linear.tilewright is truncated: section weights ends at byte {N}, the file at {N}
   next: save or copy the artifact again""",
+    "TW046": """
+TW046 artifact cannot be read or written: no-such-file.tilewright cannot be read: No such file or directory
+  next: give the path of a file that save() wrote""",
     "TW045": """
 TW045 state does not fit: there is no state 'counts'; the program has count
   next: did you mean 'count'?""",

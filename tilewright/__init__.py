@@ -63,8 +63,10 @@ def compile(
 ) -> Compiled:
     """Compiles a model for the whole declared range of its dims; no later call compiles anything.
 
-    model: a torch.nn.Module, a torch.export.ExportedProgram, or the path of a .pt2 file.
-    args, kwargs: example inputs (torch tensors or NumPy arrays), nested as the model takes them.
+    model: a torch.nn.Module, a torch.export.ExportedProgram, or the path of a .pt2 file or of a model directory as
+    transformers saves them.
+    args, kwargs: example inputs (torch tensors or NumPy arrays), nested as the model takes them; a .pt2 file and a
+    model directory bring their own.
     dims: which axes vary: {"ids": (B, T)} or {"ids": {1: T}}, following the arguments' tree; the same Dim means equal.
 
     Options:
@@ -78,7 +80,7 @@ def compile(
     - check: "first" compares the first call with the original model and names the first op that differs.
     - verify_each: "numeric" runs the module before and after every pass on random inputs.
     - materialise: True plans every op as a kernel of its own with a buffer of its own, for comparing intermediates.
-    - threads, memory_limit (bytes): bounds for a call. cache: True, False, or a directory.
+    - threads, memory_limit (bytes, or "2GiB"): bounds for a call. cache: True, False, or a directory.
 
     Raises subclasses of TilewrightError, each with a code: `tilewright explain CODE`.
     """
@@ -88,7 +90,7 @@ def compile(
 
 
 def load(
-    path: str | Path, *, native: bool = True, threads: int | None = None, memory_limit: int | None = None
+    path: str | Path, *, native: bool = True, threads: int | None = None, memory_limit: int | str | None = None
 ) -> Compiled:
     """Opens an artifact that `Compiled.save` wrote.
 
@@ -96,8 +98,10 @@ def load(
     file.
     """
     from tilewright.compiler.artifacts import load_compiled
+    from tilewright.runtime.memory import parse_bytes
 
-    return load_compiled(path, native=native, threads=threads, memory_limit=memory_limit)
+    limit = parse_bytes(memory_limit) if isinstance(memory_limit, str) else memory_limit
+    return load_compiled(path, native=native, threads=threads, memory_limit=limit)
 
 
 def pipeline() -> Pipeline:
@@ -153,3 +157,8 @@ def __getattr__(name: str) -> Any:
     if name == "testing":
         return import_module("tilewright.testing")
     raise AttributeError(f"module 'tilewright' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    # what is meant to be used, lazy names included; not what this file itself imports
+    return sorted([*__all__, "__version__", "testing"])

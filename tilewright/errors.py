@@ -283,6 +283,12 @@ class ArtifactError(TilewrightError):
     code, title = "TW042", "artifact is damaged"
 
 
+class ArtifactAccessError(ArtifactError):
+    """An artifact's file does not exist, is a folder or cannot be opened, or there is no place to write it to."""
+
+    code, title = "TW046", "artifact cannot be read or written"
+
+
 class ArtifactVersionError(TilewrightError):
     """An artifact was written by another format version than this one reads."""
 

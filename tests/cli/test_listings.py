@@ -128,6 +128,7 @@ def test_explain_lists_every_code(tw: Call) -> None:
     assert tw("explain", "TW99") == (
         1,
         "",
-        "TW008 wrong option: no error has the code or name 'TW99'\n  next: did you mean TW029?\n",
+        "TW008 wrong option: no error has the code or name 'TW99'\n  next: tilewright explain lists them\n",
     )
+    assert tw("explain", "RankErorr")[2].endswith("next: did you mean RankError?\n")
     assert tw("explain", "zzzz")[2].endswith("next: tilewright explain lists them\n")

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Count = Annotated[
     int, typer.Option("-n", "--count", min=1, help="How many tuples of sizes to draw, the least one first.")
 ]
-Seed = Annotated[int, typer.Option(help="Of the sizes and the inputs.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of the sizes and the inputs.")]
 
 # Dims without an upper bound, or with a far one, are drawn up to here: the model itself runs at every size drawn.
 _LARGEST = 128

@@ -287,6 +287,9 @@ compiled.save("linear.tilewright")
 tw.load("linear.tilewright")
 """,
     ),
+    "TW046": Example(
+        'tw.load("no-such-file.tilewright")', 'compiled.save("a-file.tilewright")\ntw.load("a-file.tilewright")'
+    ),
     "TW043": Example(
         'tw.load("saved-by-a-later-version.tilewright")',
         "pip install --upgrade tilewright        # or save it again with this version",

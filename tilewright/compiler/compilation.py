@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from xdsl.dialects.builtin import ModuleOp
 
@@ -206,11 +206,15 @@ def generate(
             device=target.backend.device,
         )  # fmt: skip
         objects = {**built.objects, **target.backend.runtime_objects(target.machine)}
-    facts = {**facts_of(ctx, watched.structured or {}), "pipeline": str(target.pipeline), "options": dict(ctx.options)}
+    facts = {
+        **facts_of(ctx, watched.structured or {}), "pipeline": str(target.pipeline), "options": dict(ctx.options),
+        "model": captured.source.model,
+    }  # fmt: skip
     return Code(program, objects, built.sources, texts, built.features), facts
 
 
-_STRUCTURED = ("graph.attention", "graph.norm", "graph.rotary", "graph.softmax", "graph.experts")
+STRUCTURED: Final = ("attention", "norm", "rotary", "softmax", "experts")
+"""Ops of the graph dialect that count as patterns where they stay whole."""
 
 
 def facts_of(ctx: Context, structured: Mapping[str, int]) -> dict[str, Any]:
@@ -238,7 +242,9 @@ class _Texts:
     @contextmanager
     def around(self, p: Any, module: ModuleOp, ctx: Context) -> Iterator[None]:
         if p.name in ("dedupe-layers", "fuse", "materialise") and self.structured is None:
-            self.structured = Counter(op.name.partition(".")[2] for op in module.walk() if op.name in _STRUCTURED)
+            self.structured = Counter(
+                name for op in module.walk() if (name := op.name.removeprefix("graph.")) in STRUCTURED
+            )
         if p.name == "lower-to-tile":
             self.texts["graph"] = print_module(module)
         yield

@@ -101,10 +101,10 @@ class Builder:
 
     def add(self, op: GraphOp) -> GraphOp:
         """Appends an op at the node's source location."""
-        self.place(op)
+        self.append(op)
         return op
 
-    def place(self, op: TwOperation) -> None:
+    def append(self, op: TwOperation) -> None:
         """`add` for ops of any dialect."""
         if self._loc:
             op.attributes[LOC] = Str(self._loc)

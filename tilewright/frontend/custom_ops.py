@@ -96,7 +96,7 @@ class Launches:
             limits=[],
             dims=list(made.dims),
         )
-        builder.place(launch)
+        builder.append(launch)
         return tuple(launch.outputs) if several else launch.outputs[0]
 
     def _name(self, kernel: KernelOp) -> str:

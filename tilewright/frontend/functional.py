@@ -92,7 +92,7 @@ def capture_functional(graph_module: Any, frozen: Mapping[int, tuple[str, torch.
         states={},
         signature=_signature(types, outputs),
         dims=tuple(symbols.space.dims.values()),
-        guards=(),
+        guards=tuple(symbols.required.values()),
         notes=(),
         source=Source("torch.compile graph", captured_by(), dict(lowering.operators)),
         externs={},
@@ -146,7 +146,8 @@ def _symbols(placeholders: Sequence[Any]) -> Symbols:
         fake = getattr(value, "fake_mode", None)
         shape_env = shape_env or getattr(fake, "shape_env", None)
     dims = [_dim(symbol, shape_env) for symbol in sorted(found, key=str)]
-    return Symbols(shape_env, DimSpace(dims), found)
+    traced = {str(symbol): int(shape_env.size_hint(symbol)) for symbol in found}
+    return Symbols(shape_env, DimSpace(dims), found, traced)
 
 
 _UNBOUNDED: Final = 2**62

@@ -14,7 +14,7 @@ from tilewright.frontend.builder import Builder, Weak
 from tilewright.frontend.custom_ops import Launches, registered
 from tilewright.frontend.externs import Externs
 from tilewright.frontend.liveness import live_nodes
-from tilewright.frontend.locations import of_node
+from tilewright.frontend.locations import module_path, of_node
 from tilewright.frontend.registry import Unsupported, lowerings
 from tilewright.frontend.symbols import UnknownSizeError
 from tilewright.ir.dtypes import F64
@@ -62,7 +62,9 @@ class GraphLowering:
                 for (name, reason), places in sorted(self._problems.items())
             ]
             raise UnsupportedOpError(
-                problems, step="write these parts with supported operators, or compile the rest of the model"
+                problems,
+                step="write these parts with supported operators, or compile the rest of the model; "
+                "whether the other operators have kernels shows after that",
             )
 
     def _node(self, module: Any, node: Any) -> Any:
@@ -111,6 +113,9 @@ class GraphLowering:
         wrapper = getattr(node.target, "__name__", str(node.target))
         if wrapper not in _TRANSPARENT:
             return self._refuse(node, "control flow")
+        if wrapper == "wrap_with_autocast" and node.args[2]:
+            # it casts what it likes at each call; a switched-off region (rotary embeddings have one) changes nothing
+            return self._refuse(node, 'torch.autocast inside the model: leave it out and compile with precision="bf16"')
         placeholders = [n for n in inner.graph.nodes if n.op == "placeholder"]
         for placeholder, argument in zip(placeholders, arguments, strict=True):
             self.values[placeholder] = self.value(argument)
@@ -159,8 +164,14 @@ class GraphLowering:
         )
 
     def _refuse(self, node: Any, reason: str) -> Any:
-        self._problems.setdefault((str(node.target), reason), []).append(of_node(node))
+        self._problems.setdefault((str(node.target), reason), []).append(_place(node))
         return REFUSED
+
+
+def _place(node: Any) -> str | None:
+    """The user's line, or the module where all code is torch's own: torch.nn.Sequential has no line of the user's."""
+    path = module_path(node)
+    return of_node(node) or (f"module {path}" if path else None)
 
 
 _TRANSPARENT = ("wrap_with_set_grad_enabled", "wrap_with_autocast", "inductor_compiled_code")

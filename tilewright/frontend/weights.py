@@ -84,7 +84,7 @@ def _shared(by_storage: dict[Any, str], value: torch.Tensor, name: str, aliases:
 
 
 def _storage(value: torch.Tensor) -> Any:
-    """Equal for tensors that are the same elements of the same storage, on the meta device too."""
+    """Equal for tensors that are the same elements of the same storage."""
     return value.untyped_storage()._cdata, value.storage_offset(), tuple(value.shape), value.stride(), value.dtype
 
 

@@ -7,6 +7,7 @@ back to [K, N] by transpose, reshape and slice, which the matmul skeleton turns 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 
@@ -35,6 +36,7 @@ class PlanLayout(Pass):
     """Matmul weights become packed panels; `panel` overrides the machine's panel width."""
 
     name: ClassVar[str] = "plan-layout"
+    least: ClassVar[Mapping[str, int]] = {"panel": 0}
     requires: ClassVar[tuple[str, ...]] = ("fuse|materialise",)
     panel: int = 0
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from tilewright.errors import DimRangeError, OptionError, TargetError
 from tilewright.ir.trees import LEAF
+from tilewright.runtime.asked_sizes import asked_sizes
 from tilewright.runtime.binding import Binder, Key
 from tilewright.runtime.call import Call
 from tilewright.runtime.launch import HostFunction, Times, run_parts
@@ -112,6 +113,9 @@ class Executable:
         self._runtime = tuple(i for i, dim in enumerate(program.dims) if dim.kind == "runtime")
         _alive.add(self)
 
+    def __repr__(self) -> str:
+        return f"<Executable of {len(self.program.main.steps)} steps on {self.program.target}>"
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the program; torch tensors in give torch tensors out, NumPy arrays give NumPy arrays."""
         binder = self._binder
@@ -177,16 +181,11 @@ class Executable:
             self._states.reset(weights, weights_only=True)
 
     def footprint(self, dims: Mapping[str, int]) -> Footprint:
-        """What the program holds while one call runs at these sizes of its declared and read dims."""
-        upper = {dim.name: dim.max or 0 for dim in self.program.dims if dim.kind == "runtime"}
-        given = {**upper, **dims}
-        names = {dim.name for dim in self.program.dims}
-        faults = [f"{name} has no value" for name in sorted(names - given.keys())]
-        faults += [f"the program has no dim {name}" for name in sorted(given.keys() - names)]
-        if faults:
-            listed = ", ".join(f"{dim.name}={dim.max or dim.min}" for dim in self.program.dims if dim.kind != "runtime")
-            raise OptionError(faults, step=f"give a value to each dim: {listed}")
-        return footprint(self.program, {dim.name: given[dim.name] for dim in self.program.dims})
+        """What the program holds while one call runs at these sizes of its declared and read dims.
+
+        OptionError for sizes that no call may have.
+        """
+        return footprint(self.program, asked_sizes(self.program.dims, dims))
 
     def _call_of(self, key: Key, leaves: Sequence[Any]) -> Call:
         """The plan of a call with these tensors, kept for the next one like it."""

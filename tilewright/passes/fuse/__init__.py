@@ -8,6 +8,7 @@ stored once, and a small operand is computed again for each repeat only where th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -39,6 +40,7 @@ class Fuse(Pass):
     """
 
     name: ClassVar[str] = "fuse"
+    least: ClassVar[Mapping[str, int]] = {"max_ops": 1}
     epilogues: bool = True
     prologues: bool = True
     pairs: bool = True

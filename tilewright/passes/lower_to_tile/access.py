@@ -32,11 +32,14 @@ from tilewright.ir.operation import TwOperation
 
 def unsupported(op: Operation | Block, reason: str) -> LoweringError:
     """The error for a group that no skeleton lowers."""
-    where = op.loc if isinstance(op, TwOperation) else None
+    where = None
+    if isinstance(op, TwOperation):
+        # of a module that is torch's own code there is no line
+        where = op.loc or (f"module {op.path}" if op.path else None)
     name = op.name if isinstance(op, Operation) else "block"
     return LoweringError(
         Problem(reason, op=name, where=where),
-        step="report the model, and this line of it: no kernel is made for it yet",
+        step="report the model, and this line of it",
     )
 
 

@@ -156,5 +156,5 @@ def lower_group(group: GroupOp, name: str, ctx: Context) -> Lowered:
             return lower_pack(group, name, machine)
         case "concat":
             return lower_concat(group, name, machine)
-        case kind:
-            raise unsupported(next(iter(group.block.ops)), f"no skeleton lowers a {kind!r} group")
+        case _:
+            raise unsupported(next(iter(group.block.ops)), "no kernel is made for it yet")
