@@ -27,7 +27,7 @@ from tilewright.ir.tile.ranges import overflowing
 from tilewright.ir.tile.structure import KernelOp, LaunchOp
 
 
-def uncontained(module: ModuleOp, facts: Sequence[Expr] = ()) -> list[Problem]:
+def unproved(module: ModuleOp, facts: Sequence[Expr] = ()) -> list[Problem]:
     """What is not proved of the accesses of the module's kernels; its launches must be verified.
 
     facts: expressions of the program's dims that are 0 or more in every call, beyond the dims' bounds.

@@ -48,7 +48,9 @@ class _Ranges:
     def __init__(self, kernel: KernelOp, bounds: Mapping[str, Interval]) -> None:
         self.kernel, self.bounds = kernel, bounds
         self.known: dict[SSAValue, int] = {}
-        self.sizes = [m for value in kernel.buffers for m, _ in product(buffer(value).dims).terms]
+        # no buffer has more than MOST elements, so neither has a product of some of its dims
+        terms = [term for value in kernel.buffers for term in product(buffer(value).dims).terms]
+        self.sizes = [(monomial, MOST // coefficient) for monomial, coefficient in terms if 0 < coefficient < MOST]
         for value, extent in zip(kernel.coordinates, kernel.extents.data, strict=True):
             self.known[value] = self.magnitude(extent)
 
@@ -82,9 +84,7 @@ class _Ranges:
         total = 1
         for atom in monomial:
             total *= self._atom(atom, given)
-        if total > MOST and any(_divides(monomial, size) for size in self.sizes):
-            return MOST
-        return total
+        return min([total, *(most for size, most in self.sizes if _divides(monomial, size))])
 
     def _atom(self, atom: Atom, given: Mapping[str, int]) -> int:
         if not atom.args:
