@@ -105,7 +105,8 @@ class Assumptions:
             if rest is not None and self._prove(rest, depth - 1, seen):
                 return True
         return any(
-            all(self._prove(case, depth - 1, seen) for case in cases) for cases in (*self._cases(expr), *self._less(expr))
+            all(self._prove(case, depth - 1, seen) for case in cases)
+            for cases in (*self._cases(expr), *self._less(expr))
         )
 
     def _shifted(self, expr: Expr) -> tuple[Expr, dict[str, Interval]]:

@@ -15,16 +15,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from xdsl.dialects.builtin import ModuleOp
+from xdsl.ir import Operation
 
 from tilewright.errors import Problem
+from tilewright.ir.attributes import Dims
 from tilewright.ir.dims import Expr, ExprLike, product
+from tilewright.ir.graph.base import tensor
+from tilewright.ir.graph.shape import ReshapeOp
 from tilewright.ir.intervals import Interval
-from tilewright.ir.module import dim_space
+from tilewright.ir.module import dim_space, functions
 from tilewright.ir.proofs import Assumptions
 from tilewright.ir.tile.base import buffer
 from tilewright.ir.tile.memory import ViewOp
-from tilewright.ir.tile.ranges import overflowing
-from tilewright.ir.tile.structure import KernelOp, LaunchOp
+from tilewright.ir.tile.ranges import MOST, divisors, overflowing
+from tilewright.ir.tile.structure import ExprOp, KernelOp, LaunchOp
 
 
 def unproved(module: ModuleOp, facts: Sequence[Expr] = ()) -> list[Problem]:
@@ -36,17 +40,33 @@ def unproved(module: ModuleOp, facts: Sequence[Expr] = ()) -> list[Problem]:
     program = Assumptions.of(dim_space(module).bounds, facts)
     launched: dict[str, dict[tuple[Expr, ...], None]] = {}
     problems = []
-    for op in module.walk():
-        if not isinstance(op, LaunchOp):
-            continue
-        for dim in op.dims.data:
-            if not program.nonnegative(dim):
-                problems.append(Problem(f"its dim {dim} may be negative", op=op.callees.data[0], where=op.loc))
-        for name in op.callees.data:
-            launched.setdefault(name, {})[op.dims.data] = None
+    for function in functions(module).values():
+        for op in function.block.ops:
+            problems += [Problem(text, op=op.name) for text in _values(op, program)]
+            if isinstance(op, LaunchOp):
+                for name in op.callees.data:
+                    launched.setdefault(name, {})[op.dims.data] = None
     for name, found in launched.items():
         problems += _kernel(kernels[name], list(found), program)
     return problems
+
+
+def _values(op: Operation, program: Assumptions) -> Iterator[str]:
+    """What is not proved of the memory that one op of a function names: sizes, and that reshapes keep them."""
+    sizes = [d for result in op.results for d in tensor(result).dims]
+    if isinstance(op, LaunchOp):
+        sizes += op.dims.data
+        yield from (f"the guard divides by {d}" for d in divisors(op.guard.data) if (d.constant or 0) < 1)
+    for d in dict.fromkeys(sizes):
+        # quotients and remainders have a value for divisors of 1 or more alone
+        if not program.nonnegative(d) or not all(program.at_least(by, 1) for by in divisors([d])):
+            yield f"its size {d} may be negative"
+        if (program.interval(d)[1] or 0) > MOST:
+            yield f"its size {d} may be larger than any memory"
+    if isinstance(op, ReshapeOp):
+        gap = product(tensor(op.out).dims) - product(tensor(op.x).dims)
+        if not (program.nonnegative(gap) and program.nonnegative(-gap)):
+            yield f"{op.out.type} is not proved to have the elements of {op.x.type}"
 
 
 def _kernel(kernel: KernelOp, launched: Sequence[tuple[Expr, ...]], program: Assumptions) -> Iterator[Problem]:
@@ -66,6 +86,14 @@ def _kernel(kernel: KernelOp, launched: Sequence[tuple[Expr, ...]], program: Ass
             yield _outside(region, views[region], kernel, "")
     bounds = {n: _joined([program.interval(dims[i]) for dims in launched]) for i, n in enumerate(names)}
     yield from overflowing(kernel, bounds)
+    known = Assumptions.of(bounds)
+    for op in kernel.walk():
+        stated = [e for a in op.properties.values() if isinstance(a, Dims) for e in a.data]
+        for by in divisors(stated):
+            # operands of an index expression are no sizes: nothing is known of them
+            unknown = isinstance(op, ExprOp) and by.symbols - set(names)
+            if unknown or not known.at_least(by, 1):
+                yield Problem(f"divides by {by}, which may be 0 or less", op=f"{op.name} in @{kernel.sym_name.data}")
 
 
 def _outside(region: _Region, op: ViewOp, kernel: KernelOp, with_dims: str) -> Problem:

@@ -7,7 +7,7 @@ every view.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from xdsl.ir import SSAValue
@@ -16,8 +16,9 @@ from tilewright.errors import Problem
 from tilewright.ir.dims import Atom, Expr, Monomial, product
 from tilewright.ir.intervals import Interval
 from tilewright.ir.tile.base import buffer
-from tilewright.ir.tile.structure import CompareOp, ExprOp, ForOp, KernelOp
-from tilewright.ir.types import IndexType
+from tilewright.ir.tile.memory import LoadOp, StoreOp, ViewOp, ViewPagesOp, ViewRowsOp, ViewSegmentOp, ViewWindowOp
+from tilewright.ir.tile.structure import CompareOp, ExprOp, ForOp, KernelOp, ScalarOp
+from tilewright.ir.types import IndexType, TileType
 
 MOST: Final = 1 << 47
 READ: Final = 1 << 40
@@ -36,6 +37,8 @@ def overflowing(kernel: KernelOp, bounds: Mapping[str, Interval]) -> Iterator[Pr
     if programs > _PROGRAMS or programs * steps > _WORD:
         yield Problem("its programs cannot be counted in 64 bits", op=f"@{kernel.sym_name.data}")
     for op in kernel.walk():
+        if isinstance(op, (LoadOp, StoreOp, ScalarOp)) and ranges.reached(op) > _WORD:
+            yield Problem("its coordinates may leave 64 bits", op=f"{op.name} in @{kernel.sym_name.data}", where=op.loc)
         if isinstance(op, ExprOp) and ranges.of(op.out) > _WORD:
             yield Problem(f"{op.expr} may leave 64 bits", op=f"{op.name} in @{kernel.sym_name.data}", where=op.loc)
         if isinstance(op, ForOp) and max(ranges.of(op.lo), ranges.of(op.hi)) + op.step.data > _WORD:
@@ -71,6 +74,29 @@ class _Ranges:
             return max(self.of(loop.lo), self.of(loop.hi)) + loop.step.data
         return READ
 
+    def reached(self, op: LoadOp | StoreOp | ScalarOp) -> int:
+        """The largest coordinate that an access goes through on its way down a chain of views."""
+        value = op.target if isinstance(op, StoreOp) else op.source
+        tile_type = op.source.type if isinstance(op, StoreOp) else op.out.type
+        extents = tile_type.extents if isinstance(tile_type, TileType) else (1,) * len(op.at)
+        at = [self.of(a) + n for a, n in zip(op.at, extents, strict=True)]
+        largest = max(at, default=0)
+        while not isinstance(value.owner, ViewOp):
+            view = value.owner
+            if isinstance(view, ViewWindowOp):
+                moved = zip(view.offsets, at, view.steps.data, strict=True)
+                at = [self.of(offset) + a * step for offset, a, step in moved]
+            elif isinstance(view, ViewPagesOp):
+                at = [0, 0, *at[1:]]
+            elif isinstance(view, (ViewRowsOp, ViewSegmentOp)):
+                # from memory, and checked at run time against both ends
+                at[view.axis.data] = 0
+            else:
+                break
+            largest = max(largest, *at)
+            value = view.source
+        return largest
+
     def magnitude(self, expr: Expr, given: Mapping[str, int] | None = None) -> int:
         """A bound of every value that computing the expression goes through."""
         return max(sum(abs(c) * self._monomial(m, given or {}) for m, c in expr.terms), self._inner(expr, given or {}))
@@ -100,6 +126,19 @@ class _Ranges:
                 return b
             case _:
                 return max(a, b)
+
+
+def divisors(exprs: Iterable[Expr]) -> list[Expr]:
+    """What expressions divide by, anywhere inside, where it is not a number of 1 or more."""
+    found: dict[Expr, None] = {}
+    pending = list(exprs)
+    while pending:
+        for monomial, _ in pending.pop().terms:
+            for atom in monomial:
+                pending += atom.args
+                if atom.name in ("floordiv", "mod") and (atom.args[1].constant or 0) < 1:
+                    found[atom.args[1]] = None
+    return list(found)
 
 
 def _divides(monomial: Monomial, size: Monomial) -> bool:
