@@ -17,7 +17,9 @@ from tilewright.ir.graph.attention import AttentionOp
 from tilewright.ir.graph.base import GraphOp, tensor
 from tilewright.ir.graph.contraction import MatmulOp
 from tilewright.ir.graph.indexing import GatherOp, PutAlongOp, ScatterOp, TakeAlongOp
+from tilewright.ir.graph.recurrence import ExpertsOp
 from tilewright.ir.graph.reduction import CumulativeOp, NormOp, ReduceOp, SoftmaxOp
+from tilewright.ir.graph.routing import GroupedMatmulOp
 from tilewright.ir.graph.windows import ConvolutionOp, PoolOp
 from tilewright.ir.graph_interpreter import interpret
 from tilewright.ir.module import function, parse_module, print_module, states, weights
@@ -144,6 +146,12 @@ def _terms(op: Operation, sizes: Sizes) -> int:
     match op:
         case MatmulOp():
             return tensor(op.a).dims[-1].evaluate(sizes)
+        case GroupedMatmulOp():
+            return tensor(op.a).dims[-1].evaluate(sizes)
+        case ExpertsOp():
+            # two products after each other, and a sum over slots
+            hidden, slots = tensor(op.down).dims[2], tensor(op.indices).dims[1]
+            return (tensor(op.x).dims[1] + hidden + slots).evaluate(sizes)
         case AttentionOp():
             return tensor(op.q).dims[-1].evaluate(sizes) + tensor(op.k).dims[-2].evaluate(sizes)
         case ConvolutionOp():

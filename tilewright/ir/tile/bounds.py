@@ -3,7 +3,7 @@ more.
 
 What depends on them is widened: a branch counts as taken, a view's data-dependent end as its declared extent, a loop
 up to a data-dependent end as reaching the end of what it indexes. Loops over the segments of one axis together reach
-the end of that axis once, because offsets ascend.
+the end of that axis once, because offsets never fall.
 """
 
 from __future__ import annotations
