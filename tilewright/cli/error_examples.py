@@ -47,6 +47,7 @@ def double(b, x, y):
     tile = b.load(b.dense(x), [i], [16])
     b.store(b.map("add", tile, tile), b.dense(y), [i])
 
+
 double(torch.randn(5))
 """.strip()
 
