@@ -53,7 +53,7 @@ TW006 dims declaration is wrong: dims names 'inputs', the arguments are input
 TW007 tensor is on another device: input is on meta, compiled for cpu
   next: pass tensors that hold data""",
     "TW008": """
-TW008 wrong option: precision='fp32' is not one of 'model', 'f32', 'bf16', 'f16'
+TW008 wrong option: precision='fp32' is not one of 'model', 'f32', 'bf16'
   next: write precision='f32'""",
     "TW009": """
 TW009 not a model: Linear is a class

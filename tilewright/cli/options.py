@@ -94,7 +94,7 @@ def open_source(text: str, dims: Sequence[str] | None, options: dict[str, Any]) 
     if is_artifact(text):
         # those with a default are told from it: the defaults themselves ask for nothing
         asked = {"dims": dims, **{n: v for n, v in options.items() if v != _DEFAULTS.get(n)}}
-        late = [f"--{name}" for name, value in asked.items() if value and name not in _FOR_CALLS]
+        late = [f"--{name}" for name, value in asked.items() if value not in (None, []) and name not in _FOR_CALLS]
         if late:
             raise OptionError(
                 f"{text} is an artifact: {', '.join(late)} counts for a MODEL only, when it is compiled",

@@ -115,7 +115,8 @@ class GraphLowering:
             return self._refuse(node, "control flow")
         if wrapper == "wrap_with_autocast" and node.args[2]:
             # it casts what it likes at each call; a switched-off region (rotary embeddings have one) changes nothing
-            return self._refuse(node, 'torch.autocast inside the model: leave it out and compile with precision="bf16"')
+            reason = 'torch.autocast inside the model: leave it out and compile with precision="bf16"'
+            return self._refuse(node, reason, at=next((n for n in inner.graph.nodes if n.op == "call_function"), None))
         placeholders = [n for n in inner.graph.nodes if n.op == "placeholder"]
         for placeholder, argument in zip(placeholders, arguments, strict=True):
             self.values[placeholder] = self.value(argument)
@@ -163,8 +164,8 @@ class GraphLowering:
             for value, fake in zip(made, val, strict=True)
         )
 
-    def _refuse(self, node: Any, reason: str) -> Any:
-        self._problems.setdefault((str(node.target), reason), []).append(_place(node))
+    def _refuse(self, node: Any, reason: str, *, at: Any = None) -> Any:
+        self._problems.setdefault((str(node.target), reason), []).append(_place(node if at is None else at))
         return REFUSED
 
 
