@@ -131,6 +131,7 @@ def _read_back(
     shape: tuple[Expr, Expr],
 ) -> SSAValue:
     """Has a group take panels for its argument, and gives the matrix that they are."""
+    lead = tensor(op.b).dims[:-2] if isinstance(op, GroupedMatmulOp) else ()
     result = next(v for n, v in prepare.results().items() if n == packed)
     read = PackedOp.make(name=packed, result_types=[result.type], like=source)
     block = group.parent_block()
@@ -138,7 +139,6 @@ def _read_back(
     block.insert_op_before(read, group)
     group.operands[group.block.args.index(argument)] = read.out
     argument._type = result.type
-    lead = tensor(op.b).dims[:-2] if isinstance(op, GroupedMatmulOp) else ()
     at, dims = len(lead), tensor(result).dims
     paired = len(dims) - at == 4
     rest = (at + 1, at + 3, at, at + 2) if paired else (at + 1, at, at + 2)
