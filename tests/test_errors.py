@@ -92,8 +92,8 @@ TW021 text does not parse: pipeline text does not parse at column 14: 'fuse{max-
   next: write it as name{option=value option=value},name""",
     "TW022": """
 TW022 bad pass or pass option: the pipeline has no pass 'fusion'
-  next: it has: canonicalize, fold, canonicalize, recognize, canonicalize, hoist-weights, dedupe-layers, fuse, \
-inline-layers, plan-layout, lower-to-tile, place-levels, plan-memory""",
+  next: it has: canonicalize, fold, canonicalize, channels-last, recognize, expand-experts, canonicalize, \
+hoist-weights, dedupe-layers, fuse, inline-layers, plan-layout, lower-to-tile, place-levels, plan-memory""",
     "TW023": """
 TW023 pass order: plan-layout comes before fuse or materialise, which it requires
   next: edit the default pipeline: tw.pipeline().after("recognize", MyPass())""",
@@ -104,10 +104,10 @@ TW024 results differ: after add-again: out is off by {N}, {N} is rounding (sizes
 TW025 out-of-bounds value was used: tile.store: stores a lane that was never loaded, in @copy at (0)
   next: give the load a fill value, or mask the lanes outside the view""",
     "TW026": """
-TW026 no lowering: graph.convolution: no kernel is made for it yet
+TW026 no lowering: graph.attention: attention in f64: its exponentials are expanded for f32; cast q, k and v to f32
   next: report the model, and this line of it""",
     "TW027": """
-TW027 memory plan is unsound: main: h reads slot 0, which no longer holds its operand
+TW027 memory plan is unsound: main: add reads slot 0, which no longer holds its operand
   next: report the module: tilewright opt --print-after=lower-to-tile shows it""",
     "TW028": """
 TW028 does not fit in memory: one call at its only sizes needs 288 B

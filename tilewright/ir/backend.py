@@ -7,10 +7,10 @@ table.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Literal, Protocol, TypeAlias
 
 from xdsl.dialects.builtin import ModuleOp
@@ -107,9 +107,40 @@ def register_backend(backend: Backend) -> None:
         raise BackendManifestError(f"backend {backend.name!r} is registered twice", step="rename one of them")
 
 
-def backends() -> dict[str, Backend]:
-    """Every backend: those registered in this process and those installed as entry points."""
-    found = dict(_registered)
+def backends() -> Mapping[str, Backend]:
+    """Every backend: those registered in this process and those installed as entry points, imported when looked up."""
+    return _Backends()
+
+
+class _Backends(Mapping[str, Backend]):
+    """Backends by name. One that cannot be imported fails for those who ask for it."""
+
+    def __init__(self) -> None:
+        self._points = _entry_points()
+
+    def __getitem__(self, name: str) -> Backend:
+        if name in _registered:
+            return _registered[name]
+        point = self._points[name]
+        try:
+            found: Backend = point.load()
+        except ImportError as fault:
+            distribution = point.dist.name if point.dist else "?"
+            raise BackendManifestError(
+                f"backend {name!r} of {distribution} cannot be imported: {fault}",
+                step=f"install {distribution} again, or uninstall it",
+            ) from fault
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**_registered, **self._points})
+
+    def __len__(self) -> int:
+        return len({**_registered, **self._points})
+
+
+def _entry_points() -> dict[str, EntryPoint]:
+    found: dict[str, EntryPoint] = {}
     origin: dict[str, str] = {}
     for point in entry_points(group=GROUP):
         distribution = point.dist.name if point.dist else "?"
@@ -119,8 +150,7 @@ def backends() -> dict[str, Backend]:
                 step="uninstall one of them",
             )
         origin[point.name] = distribution
-        if point.name not in found:
-            found[point.name] = point.load()
+        found.setdefault(point.name, point)
     return found
 
 
@@ -151,7 +181,7 @@ def resolve_target(target: str | Sequence[str]) -> tuple[Backend, Machine]:
             continue
         return backend, backend.machines[machine_name]()
     meant = [known[n] for n in dict.fromkeys(name.partition(":")[0] for name in wanted) if n in known]
-    listed = ", ".join(f"{b.name}:{m}" for b in meant or known.values() for m in b.machines)
+    listed = ", ".join(f"{b.name}:{m}" for b in meant for m in b.machines) or ", ".join(known)
     raise TargetError(faults, step=f"use one of {listed}")
 
 
