@@ -36,16 +36,44 @@ class Dim:
 
     def __post_init__(self) -> None:
         faults = []
-        if not _is_name(self.name):
-            faults.append(f"{self.name!r} is not a name a dim can have")
-        if re.fullmatch(r"a\d+", self.name):
+        if not isinstance(self.name, str) or not _is_name(self.name):
+            faults.append(f"{self.name!r} is not a name a dim can have: letters, digits and _, not a digit first")
+        elif re.fullmatch(r"a\d+", self.name):
             faults.append(f"{self.name!r} is a name that kernels use for index values: call the dim something else")
-        if self.min < 0:
-            faults.append(f"{self.name}: the lower bound {self.min} is negative")
-        if self.max is not None and self.max < self.min:
-            faults.append(f"{self.name}: the upper bound {self.max} is below the lower bound {self.min}")
+        bounds = [("lower", self.min), *([] if self.max is None else [("upper", self.max)])]
+        whole = [isinstance(bound, int) and not isinstance(bound, bool) for _, bound in bounds]
+        faults += [
+            f"{self.name}: the {side} bound {bound!r} is not a whole number"
+            for (side, bound), fits in zip(bounds, whole, strict=True)
+            if not fits
+        ]
+        if all(whole):
+            if self.min < 0:
+                faults.append(f"{self.name}: the lower bound {self.min} is negative")
+            if self.max is not None and self.max < self.min:
+                faults.append(f"{self.name}: the upper bound {self.max} is below the lower bound {self.min}")
         if faults:
-            raise DimDeclarationError(faults, step='declare it as tw.Dim("tokens", 1, 256)')
+            raise DimDeclarationError(faults, step=f"declare it as {self._nearest(all(whole))}")
+
+    def _nearest(self, whole: bool) -> str:
+        """The declaration closest to what was given that is one."""
+        words = re.sub(r"\W+", "_", str(self.name), flags=re.ASCII).strip("_")
+        name = f"dim_{words}" if not _is_name(words) or re.fullmatch(r"a\d+", words) else words
+        low = max(int(self.min), 0) if whole or (isinstance(self.min, float) and math.isfinite(self.min)) else 1
+        upper = self.max
+        if upper is None:
+            return f'tw.Dim("{name}", {low})'
+        high = int(upper) if whole or (isinstance(upper, (int, float)) and math.isfinite(upper)) else low
+        return f'tw.Dim("{name}", {min(low, max(high, 0))}, {max(low, high)})'
+
+    def _no_arithmetic(self, _other: object) -> Expr:
+        raise DimDeclarationError(
+            f"a Dim is one size, and arithmetic on {self.name} gives another that no axis can be declared with",
+            step="give the other axis a Dim of its own: where the model ties the two, a call is held to it",
+        )
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _no_arithmetic
+    __floordiv__ = __rfloordiv__ = __truediv__ = __rtruediv__ = __mod__ = __rmod__ = __pow__ = _no_arithmetic
 
     def __str__(self) -> str:
         return f"{self.name}: {self.min}..{'' if self.max is None else self.max}"
