@@ -85,7 +85,9 @@ class DimRangeError(TilewrightError):
 
 
 class DimMismatchError(TilewrightError):
-    """An undeclared dim differs from the example's size, or two axes that share a Dim differ."""
+    """An undeclared dim differs from the example's size, two axes that share a Dim differ, or the model decides by sizes
+    and was captured for the other answer.
+    """
 
     code, title = "TW005", "dim does not match what was compiled"
 
@@ -142,7 +144,9 @@ class CaptureError(TilewrightError):
 
 
 class SpecialisationError(TilewrightError):
-    """Capture fixed a declared dim to one size, or to a narrower range than declared."""
+    """The model decides by a declared dim: capture holds for one size, for a narrower range than declared, or for sizes
+    that no check of a call can tell.
+    """
 
     code, title = "TW014", "a declared dim was specialised"
 

@@ -52,7 +52,9 @@ class Interface:
         """Of a captured model."""
         return Interface(
             captured.signature,
-            tuple(Guard(g.left, g.relation, g.right, g.where or "") for g in captured.guards),
+            tuple(
+                Guard(g.left, g.relation, g.right, f"decided at {g.where}" if g.where else "") for g in captured.guards
+            ),
             tuple(sorted(captured.aliases.items())),
             frozenset(captured.transient),
             frozenset({*captured.weights, *captured.states}),

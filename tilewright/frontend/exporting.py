@@ -128,8 +128,8 @@ def describe(program: ExportedProgram, example: Example, own: Mapping[str, int],
             if getattr(symbol, "is_Symbol", False):
                 names.setdefault(symbol, Expr.of(dim))
     found = {dim.name: admitted(dim, symbol, shape_env) for dim, symbol in standing}
-    # a range that starts late is torch's own guards over again, which are tried out where there is a model
-    require_admitted(replace(entry, low=entry.dim.min) if doubts else entry for entry in found.values())
+    # the ranges of a trace are torch's own guards over again, which say more and are tried out where there is a model
+    require_admitted(replace(e, low=e.dim.min, high=e.dim.max) if doubts else e for e in found.values())
     space = DimSpace(example.dims)
     if not all(_admits(dim, own[dim.name]) for dim in example.dims):
         own = sizes_of(example)
@@ -143,7 +143,9 @@ def describe(program: ExportedProgram, example: Example, own: Mapping[str, int],
         *traced_facts(symbols),
         *carried_facts(program, example, symbols),
     ]
-    return Exported(program, example, symbols, settled(facts, space, own, doubts=doubts), own)
+    sorted_out = settled(facts, space, own, doubts=doubts)
+    require_admitted(replace(e, low=e.dim.min) for e in found.values() if e.dim.max is None)
+    return Exported(program, example, symbols, sorted_out, own)
 
 
 def _admits(dim: Dim, size: int) -> bool:

@@ -19,6 +19,7 @@ from typing import Final, Literal, SupportsIndex, TypeAlias
 
 from tilewright.errors import DimDeclarationError, IRError, ParseError
 from tilewright.ir import intervals
+from tilewright.ir.dim_faults import dim_faults, is_name, nearest
 from tilewright.ir.intervals import Interval
 
 DimKind = Literal["declared", "read", "runtime"]
@@ -35,36 +36,9 @@ class Dim:
     kind: DimKind = "declared"
 
     def __post_init__(self) -> None:
-        faults = []
-        if not isinstance(self.name, str) or not _is_name(self.name):
-            faults.append(f"{self.name!r} is not a name a dim can have: letters, digits and _, not a digit first")
-        elif re.fullmatch(r"a\d+", self.name):
-            faults.append(f"{self.name!r} is a name that kernels use for index values: call the dim something else")
-        bounds = [("lower", self.min), *([] if self.max is None else [("upper", self.max)])]
-        whole = [isinstance(bound, int) and not isinstance(bound, bool) for _, bound in bounds]
-        faults += [
-            f"{self.name}: the {side} bound {bound!r} is not a whole number"
-            for (side, bound), fits in zip(bounds, whole, strict=True)
-            if not fits
-        ]
-        if all(whole):
-            if self.min < 0:
-                faults.append(f"{self.name}: the lower bound {self.min} is negative")
-            if self.max is not None and self.max < self.min:
-                faults.append(f"{self.name}: the upper bound {self.max} is below the lower bound {self.min}")
+        faults = dim_faults(self.name, self.min, self.max)
         if faults:
-            raise DimDeclarationError(faults, step=f"declare it as {self._nearest(all(whole))}")
-
-    def _nearest(self, whole: bool) -> str:
-        """The declaration closest to what was given that is one."""
-        words = re.sub(r"\W+", "_", str(self.name), flags=re.ASCII).strip("_")
-        name = f"dim_{words}" if not _is_name(words) or re.fullmatch(r"a\d+", words) else words
-        low = max(int(self.min), 0) if whole or (isinstance(self.min, float) and math.isfinite(self.min)) else 1
-        upper = self.max
-        if upper is None:
-            return f'tw.Dim("{name}", {low})'
-        high = int(upper) if whole or (isinstance(upper, (int, float)) and math.isfinite(upper)) else low
-        return f'tw.Dim("{name}", {min(low, max(high, 0))}, {max(low, high)})'
+            raise DimDeclarationError(faults, step=f"declare it as {nearest(self.name, self.min, self.max)}")
 
     def _no_arithmetic(self, _other: object) -> Expr:
         raise DimDeclarationError(
@@ -105,7 +79,7 @@ class Expr:
         if isinstance(value, Expr):
             return value
         if isinstance(value, str):
-            return Expr((((Atom(value),), 1),)) if _is_name(value) else parse_expr(value)
+            return Expr((((Atom(value),), 1),)) if is_name(value) else parse_expr(value)
         if isinstance(value, Dim):
             return Expr((((Atom(value.name),), 1),))
         number = index(value)
@@ -432,15 +406,10 @@ def _common_factor(expr: Expr) -> Expr | None:
     return Expr(((tuple(common), 1),)) if common else None
 
 
-_NAME: Final = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _TOKEN: Final = re.compile(r"\s*(?:([0-9]+)|([A-Za-z_]\w*)|(.))", re.ASCII | re.DOTALL)
 # a stranger's file must end in an error, not in Python's recursion limit or a full memory
 _MAX_DEPTH: Final = 64
 _MAX_TERMS: Final = 1024
-
-
-def _is_name(text: str) -> bool:
-    return _NAME.fullmatch(text) is not None and text not in _FUNCTIONS
 
 
 def parse_expr(text: str) -> Expr:
@@ -489,7 +458,7 @@ def parse_expr(text: str) -> Expr:
             b = nested(total)
             take(")")
             return _FUNCTIONS[token](a, b)
-        if _is_name(token):
+        if is_name(token):
             return Expr.of(token)
         position -= 1
         raise fail("a number or a name")

@@ -183,8 +183,8 @@ def _unheld(program: Program, solution: Solution, broken: Sequence[Guard]) -> Di
     for guard in broken:
         names = sorted(guard.left.symbols | guard.right.symbols)
         at = ", ".join(f"{name} = {solution.values[name]}" for name in names)
-        where = f"; decided at {guard.reason}" if guard.reason else ""
-        problems.append(f"{guard.left} {guard.relation} {guard.right} does not hold for {at}{where}")
+        why = f"; {guard.reason}" if guard.reason else ""
+        problems.append(f"{guard.left} {guard.relation} {guard.right} does not hold for {at}{why}")
     fixed = {name for guard in broken for name in guard.left.symbols | guard.right.symbols}
     here = {d.name: Dim(d.name, *2 * (solution.values[d.name],), d.kind) for d in program.dims if d.name in fixed}
     line = dims_line(program, here, ())
