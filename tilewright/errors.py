@@ -85,9 +85,7 @@ class DimRangeError(TilewrightError):
 
 
 class DimMismatchError(TilewrightError):
-    """An undeclared dim differs from the example's size, two axes that share a Dim differ, or the model decides by sizes
-    and was captured for the other answer.
-    """
+    """A call's sizes are not those compiled for: fixed axes, axes that share a Dim, sizes the model decides by."""
 
     code, title = "TW005", "dim does not match what was compiled"
 
@@ -144,9 +142,7 @@ class CaptureError(TilewrightError):
 
 
 class SpecialisationError(TilewrightError):
-    """The model decides by a declared dim: capture holds for one size, for a narrower range than declared, or for sizes
-    that no check of a call can tell.
-    """
+    """The model decides by a declared dim: captured for one size, a narrower range, or sizes no check can tell."""
 
     code, title = "TW014", "a declared dim was specialised"
 

@@ -86,9 +86,8 @@ def test_no_size_of_the_declared_range_gets_the_wrong_branch(rng: np.random.Gene
         return
     found = right_or_refused(captured, model, [(floats(rng, t),) for t in range(13)])
     # no size that takes the example's branch is refused; without elements the branches are the same
-    assert not example or {t for (t,) in found} >= {t for t in range(13) if of_number(t) == of_number(example)} | {
-        example
-    }
+    if example:
+        assert {t for (t,) in found} >= {t for t in range(13) if of_number(t) == of_number(example)}
 
 
 @pytest.mark.parametrize("example", [(3, 5), (4, 4), (1, 6), (6, 3)])
