@@ -85,7 +85,7 @@ class DimRangeError(TilewrightError):
 
 
 class DimMismatchError(TilewrightError):
-    """An undeclared dim differs from the example's size, or two axes that share a Dim differ."""
+    """A call's sizes are not those compiled for: fixed axes, axes that share a Dim, sizes the model decides by."""
 
     code, title = "TW005", "dim does not match what was compiled"
 
@@ -142,7 +142,7 @@ class CaptureError(TilewrightError):
 
 
 class SpecialisationError(TilewrightError):
-    """Capture fixed a declared dim to one size, or to a narrower range than declared."""
+    """The model decides by a declared dim: captured for one size, a narrower range, or sizes no check can tell."""
 
     code, title = "TW014", "a declared dim was specialised"
 

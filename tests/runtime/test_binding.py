@@ -20,7 +20,7 @@ from tilewright.errors import (
     RankError,
     TilewrightError,
 )
-from tilewright.ir.dims import Dim, Expr
+from tilewright.ir.dims import Dim, Expr, floordiv
 from tilewright.ir.dtypes import F32, I32, I64
 from tilewright.ir.signature import Argument, Input, Parameter, Signature
 from tilewright.ir.trees import LEAF, Tree
@@ -261,18 +261,28 @@ def test_guards_hold_at_entry() -> None:
     Binder(guarded).bind((ids(2, 5), x(2, 5)), {})
     assert refused(DimMismatchError, guarded, ids(2, 6), x(2, 6)) == (
         "TW005 dim does not match what was compiled: 2 problems\n"
-        "  - batch*tokens <= 10 does not hold: 12 and 10; the cache holds 10\n"
-        "  - mod(tokens, 5) == 0 does not hold: 1 and 0\n"
-        "  next: pass sizes for which it holds"
+        "  - batch*tokens <= 10 does not hold for batch = 2, tokens = 6; the cache holds 10\n"
+        "  - mod(tokens, 5) == 0 does not hold for tokens = 6\n"
+        "  next: pass sizes for which it holds, or compile an example of these sizes with "
+        'dims={"ids": {0: tw.Dim("batch", 2, 2), 1: tw.Dim("tokens", 6, 6)}, '
+        '"x": {0: tw.Dim("batch", 2, 2), 1: tw.Dim("tokens", 6, 6)}}'
     )
 
 
-@pytest.mark.parametrize("relation", ["==", "<=", "<", ">=", ">"])
+@pytest.mark.parametrize("relation", ["==", "!=", "<=", "<", ">=", ">"])
 def test_guards_mean_what_python_means(relation: Any, rng: np.random.Generator) -> None:
     guard = Guard(B, relation, T)
     for _ in range(50):
         b, t = (int(n) for n in rng.integers(0, 4, 2))
         assert guard.holds({"batch": b, "tokens": t}) == eval(f"{b} {relation} {t}")
+
+
+def test_a_guard_that_divides_by_zero_does_not_hold() -> None:
+    guard = Guard(floordiv(Expr.of(12), B), "==", Expr.of(3))
+    assert [b for b in range(6) if guard.holds({"batch": b})] == [4]
+    guarded = two_inputs(guards=(guard,))
+    text = refused(DimMismatchError, guarded, ids(0, 6), x(0, 6))
+    assert "floordiv(12, batch) == 3 does not hold for batch = 0" in text
 
 
 def reading() -> Program:

@@ -121,7 +121,7 @@ def compare(model: Model, compiled: Compiled, precision: str, count: int, seed: 
     program = compiled.code.program
     limits = index_limits(parse_module(compiled.code.texts["captured"]))
     rng = np.random.default_rng(seed)
-    # a program's own guards refuse the sizes 0 and 1, which its graph computes all the same
+    # the sizes drawn are within the range that the program was exported for
     eager = model.model if isinstance(model.model, torch.nn.Module) else model.model.module(check_guards=False)
     for sizes in draw_sizes(program.dims, count, rng):
         tensors = [as_torch(leaf) for leaf in draw(program, sizes, limits, rng)]

@@ -10,6 +10,7 @@ from xdsl.ir import Block, BlockArgument, Operation, OpResult, SSAValue
 
 from tilewright.errors import LoweringError, Problem
 from tilewright.frontend.captured import Captured
+from tilewright.frontend.captured import Guard as CapturedGuard
 from tilewright.ir.backend import kernels_of
 from tilewright.ir.dims import DimSpace
 from tilewright.ir.graph.base import tensor
@@ -54,7 +55,7 @@ class Interface:
         """Of a captured model."""
         return Interface(
             captured.signature,
-            tuple(Guard(g.left, g.relation, g.right, str(g)) for g in captured.guards),
+            tuple(_guard(guard) for guard in captured.guards),
             tuple(sorted(captured.aliases.items())),
             frozenset(captured.transient),
             frozenset({*captured.weights, *captured.states}),
@@ -108,6 +109,11 @@ def assemble(
         ignored=tuple(sorted(interface.names - set(table.weights))),
         target=target,
     )
+
+
+def _guard(guard: CapturedGuard) -> Guard:
+    reason = f"decided at {guard.where}" if guard.where else ""
+    return Guard(guard.left, guard.relation, guard.right, reason)
 
 
 class _Table:

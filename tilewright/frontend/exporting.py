@@ -14,6 +14,7 @@ from tilewright.frontend.export_faults import capture_error
 from tilewright.frontend.generic_sizes import generic_sizes
 from tilewright.frontend.guarding import Fact, Settled, settled, traced_facts
 from tilewright.frontend.keywords import with_named_keywords
+from tilewright.frontend.program_guards import carried_facts
 from tilewright.frontend.quiet import quiet
 from tilewright.frontend.sizing import export_sizes, raised_sizes, sizes_of
 from tilewright.frontend.slicing import name_slices
@@ -127,18 +128,24 @@ def describe(program: ExportedProgram, example: Example, own: Mapping[str, int],
             if getattr(symbol, "is_Symbol", False):
                 names.setdefault(symbol, Expr.of(dim))
     found = {dim.name: admitted(dim, symbol, shape_env) for dim, symbol in standing}
-    # a range that starts late is torch's own guards over again, which are tried out where there is a model
-    require_admitted(replace(entry, low=entry.dim.min) if doubts else entry for entry in found.values())
-    space, traced = DimSpace(example.dims), sizes_of(example)
-    symbols = Symbols(shape_env, space, names, traced)
+    # the ranges of a trace are torch's own guards over again, which say more and are tried out where there is a model
+    require_admitted(replace(e, low=e.dim.min, high=e.dim.max) if doubts else e for e in found.values())
+    space = DimSpace(example.dims)
+    if not all(_admits(dim, own[dim.name]) for dim in example.dims):
+        own = sizes_of(example)
+    symbols = Symbols(shape_env, space, names, own)
     # two dims that the model needs equal share a symbol: the first names it, the others are checked against it
     same = {(dim.name, symbols.size(symbol)) for dim, symbol in standing}
     equal = [Guard(Expr.of(name), "==", size) for name, size in sorted(same, key=str) if Expr.of(name) != size]
     name_slices(symbols, program)
-    inside = all(_admits(dim, own[dim.name]) for dim in example.dims)
-    own = own if inside else traced
-    facts = [*(Fact.of(guard, space) for guard in equal), *traced_facts(symbols)]
-    return Exported(program, example, symbols, settled(facts, space, own, doubts=doubts), own)
+    facts = [
+        *(Fact.of(guard, space) for guard in equal),
+        *traced_facts(symbols),
+        *carried_facts(program, example, symbols),
+    ]
+    sorted_out = settled(facts, space, own, doubts=doubts)
+    require_admitted(replace(e, low=e.dim.min) for e in found.values() if e.dim.max is None)
+    return Exported(program, example, symbols, sorted_out, own)
 
 
 def _admits(dim: Dim, size: int) -> bool:

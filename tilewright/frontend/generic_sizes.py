@@ -37,10 +37,11 @@ def generic_sizes(*, zero: bool) -> Iterator[None]:
     import torch
     import torch.fx.experimental._config as config
     from torch.fx.experimental import symbolic_shapes
-    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     shapes: Any = symbolic_shapes
-    make_symbol, evaluate, uninteresting = shapes.make_symbol, ShapeEnv.evaluate_expr, shapes.uninteresting_files
+    environment: Any = shapes.ShapeEnv
+    tensors: Any = torch.Tensor
+    make_symbol, evaluate, uninteresting = shapes.make_symbol, environment.evaluate_expr, shapes.uninteresting_files
 
     def may_be_zero(prefix: Any, index: int, **assumptions: Any) -> Any:
         if assumptions.get("integer") and assumptions.pop("positive", None):
@@ -59,7 +60,7 @@ def generic_sizes(*, zero: bool) -> Iterator[None]:
     def is_contiguous(tensor: Any, *args: Any, **options: Any) -> Any:
         asking.append(None)
         try:
-            return torch.Tensor.__base__.is_contiguous(tensor, *args, **options)
+            return torch._C.TensorBase.is_contiguous(tensor, *args, **options)
         finally:
             asking.pop()
 
@@ -73,13 +74,14 @@ def generic_sizes(*, zero: bool) -> Iterator[None]:
             if zero:
                 shapes.make_symbol = may_be_zero
             shapes.uninteresting_files = uninteresting_files
-            ShapeEnv.evaluate_expr = evaluated  # type: ignore[method-assign]
+            environment.evaluate_expr = evaluated
             # C++ does not ask by this name, only Python does
-            torch.Tensor.is_contiguous = is_contiguous  # type: ignore[method-assign]
+            tensors.is_contiguous = is_contiguous
             yield
     finally:
-        del torch.Tensor.is_contiguous
-        ShapeEnv.evaluate_expr = evaluate  # type: ignore[method-assign]
+        if "is_contiguous" in vars(tensors):
+            del tensors.is_contiguous
+        environment.evaluate_expr = evaluate
         for name, function in saved.items():
             setattr(shapes, name, function)
 

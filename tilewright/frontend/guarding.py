@@ -218,7 +218,7 @@ def settled(facts: Iterable[Fact], space: DimSpace, own: Mapping[str, int], *, d
 
 
 def _run(fact: Fact, refused: Sizes | None, own: Mapping[str, int]) -> tuple[int, int | None, bool] | None:
-    """The stretch of sizes of one dim around the example for which a fact holds, and whether it holds nowhere else."""
+    """The sizes of one dim around the example's for which a fact holds, and whether it holds for no others."""
     if refused is None or len(fact.dims) != 1:
         return None
     (dim,) = fact.dims

@@ -16,13 +16,13 @@ _SLICES: Final = ("aten.slice.Tensor", "aten.slice_copy.Tensor")
 def from_the_front(symbols: Symbols, value: Any, size: Expr, where: str | None = None) -> Expr:
     """An index as counted from the front: negative ones count from the end.
 
-    An index that is negative for some of the declared sizes only is what it was in the trace, and its sign becomes a
-    requirement.
+    An index that is negative for some of the declared sizes only is what it is in the user's example, and its sign
+    becomes a requirement.
     """
     index = Expr.of(value)
     negative = symbols.space.compare(index, "<", 0)
     if negative is None and not nonnegative(symbols.space, index):
-        negative = index.evaluate(symbols.traced) < 0
+        negative = index.evaluate(symbols.own) < 0
         symbols.require(*((index, "<", Expr.of(0)) if negative else (Expr.of(0), "<=", index)), where)
     return index + size if negative else index
 
@@ -49,7 +49,8 @@ def name_slices(symbols: Symbols, program: Any) -> None:
 
 def _name(symbols: Symbols, node: Any) -> None:
     value = node.meta["val"]
-    source, axis, start, end, step = (*node.args, *(0, None, None, 1)[len(node.args) - 1 :])
+    given: tuple[Any, ...] = (*node.args, *(0, None, None, 1)[len(node.args) - 1 :])
+    source, axis, start, end, step = given
     axis += value.dim() if axis < 0 else 0
     made = getattr(getattr(value.shape[axis], "node", None), "expr", None)
     if made is None or not symbols.is_unnamed(made):

@@ -20,14 +20,14 @@ class UnknownSizeError(Exception):
 class Symbols:
     """The dims of one capture: torch's symbols by the dim each stands for.
 
-    traced: the size of each dim in the trace. required: what lowering relies on and torch has no guard for.
+    own: the size of each dim in the user's example. required: what lowering relies on and torch has no guard for.
     """
 
-    def __init__(self, shape_env: Any, dims: DimSpace, names: Mapping[Any, Expr], traced: Mapping[str, int]) -> None:
+    def __init__(self, shape_env: Any, dims: DimSpace, names: Mapping[Any, Expr], own: Mapping[str, int]) -> None:
         self.shape_env = shape_env
         self.space = dims
         self.names: dict[Any, Expr] = dict(names)
-        self.traced = dict(traced)
+        self.own = dict(own)
         self.required: dict[str, Guard] = {}
 
     def size(self, value: Any) -> Expr:

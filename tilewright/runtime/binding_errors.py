@@ -24,7 +24,8 @@ from tilewright.ir.dtypes import torch_name
 from tilewright.ir.signature import Argument, Input
 from tilewright.ir.solve import Axis, Solution, linear
 from tilewright.ir.trees import Tree
-from tilewright.runtime.program import Program
+from tilewright.runtime.program import Guard, Program
+from tilewright.runtime.solve import Axis, Solution, linear
 from tilewright.runtime.tensors import address_of, describe, is_torch, numpy_dtype
 
 
@@ -201,14 +202,23 @@ def check_dims(program: Program, solution: Solution) -> None:
         )
     broken = [g for g in program.guards if not g.holds(solution.values)]
     if broken:
-        raise DimMismatchError(
-            [
-                f"{g.left} {g.relation} {g.right} does not hold: {g.left.evaluate(solution.values)} and "
-                f"{g.right.evaluate(solution.values)}" + (f"; {g.reason}" if g.reason else "")
-                for g in broken
-            ],
-            step="pass sizes for which it holds",
-        )
+        raise _unheld(program, solution, broken)
+
+
+def _unheld(program: Program, solution: Solution, broken: Sequence[Guard]) -> DimMismatchError:
+    """The relations that a call breaks, with the dims line under which an example of these sizes compiles."""
+    problems = []
+    for guard in broken:
+        names = sorted(guard.left.symbols | guard.right.symbols)
+        at = ", ".join(f"{name} = {solution.values[name]}" for name in names)
+        why = f"; {guard.reason}" if guard.reason else ""
+        problems.append(f"{guard.left} {guard.relation} {guard.right} does not hold for {at}{why}")
+    fixed = {name for guard in broken for name in guard.left.symbols | guard.right.symbols}
+    here = {d.name: Dim(d.name, *2 * (solution.values[d.name],), d.kind) for d in program.dims if d.name in fixed}
+    line = dims_line(program, here, ())
+    return DimMismatchError(
+        problems, step=f"pass sizes for which it holds, or compile an example of these sizes with {line}"
+    )
 
 
 def _mismatch(program: Program, solution: Solution) -> DimMismatchError:
