@@ -7,6 +7,7 @@ the signs of its terms show it. Nothing is guessed: True is a proof, False says 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -139,8 +140,8 @@ class Assumptions:
                     else:
                         yield [with_a, with_b]
                 elif atom.name == "floordiv" and self._positive(b):
-                    # b * (a // b) lies in a - b + 1 .. a
-                    yield [others * b + rest * (a if coefficient < 0 else a - b + 1)]
+                    # b * (a // b) lies in a - b + 1 .. a; integers are 0 or more where b of them are above -b
+                    yield [others * b + rest * (a if coefficient < 0 else a - b + 1) + b - 1]
                 elif atom.name == "mod" and self._positive(b):
                     if coefficient > 0:
                         yield [others]
@@ -152,13 +153,14 @@ class Assumptions:
     def _less(self, expr: Expr) -> Iterator[list[Expr]]:
         """What is left after a multiple of something that is 0 or more is taken away."""
         for fact in self.facts:
-            lead, c = max(fact.terms, key=lambda term: len(term[0]))
-            if c <= 0 or not lead:
-                continue
-            for monomial, coefficient in expr.terms:
-                quotient = _divided(monomial, lead)
-                if quotient is not None and coefficient >= c and all(self._sign(a) for a in quotient):
-                    yield [expr - fact * Expr(((quotient, coefficient // c),))]
+            for lead, c in fact.terms:
+                for monomial, coefficient in expr.terms if lead else ():
+                    quotient = _divided(monomial, lead)
+                    if quotient is None or coefficient * c < 0 or not all(self._sign(a) for a in quotient):
+                        continue
+                    # integers: the expression is 0 or more where `times` of it are above -times
+                    times = abs(c) // math.gcd(c, coefficient)
+                    yield [expr * times + (times - 1) - fact * Expr(((quotient, coefficient * times // c),))]
 
     def _signed(self, term: Expr) -> bool:
         """Whether the sign of a term is that of its coefficient."""
@@ -167,7 +169,7 @@ class Assumptions:
 
     def _positive(self, expr: Expr) -> bool:
         low, _ = expr.interval(self.bounds)
-        return low is not None and low >= 1
+        return (low is not None and low >= 1) or expr - 1 in self.facts
 
     def _quick(self, expr: Expr) -> bool:
         low, _ = expr.interval(self.bounds)

@@ -2,7 +2,7 @@
 
 `save_artifact` writes it, `load_artifact` reads it with numpy and llvmlite alone. Nothing in it is executed or trusted
 before its hash has been checked; but native kernels are code, and a hash says nothing about who wrote them: load a
-stranger's file with native=False, which rebuilds everything from the IR.
+stranger's file with native=False, which rebuilds everything from IR whose accesses are proved to stay in bounds.
 """
 
 from __future__ import annotations

@@ -25,7 +25,6 @@ from tilewright.ir.signature import Argument, Input
 from tilewright.ir.solve import Axis, Solution, linear
 from tilewright.ir.trees import Tree
 from tilewright.runtime.program import Guard, Program
-from tilewright.runtime.solve import Axis, Solution, linear
 from tilewright.runtime.tensors import address_of, describe, is_torch, numpy_dtype
 
 

@@ -53,5 +53,6 @@ def mutated(text: str, rng: np.random.Generator, changes: int = 1) -> str:
         new = int(rng.choice(near)) if rng.random() < 0.7 else _OTHERS[int(rng.integers(len(_OTHERS)))]
         if text[start - 1] == "%":
             new = int(rng.integers(0, 12))
+        new += new == old
         text = text[:start] + str(new) + text[end:]
     return text

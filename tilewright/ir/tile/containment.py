@@ -28,7 +28,7 @@ from tilewright.ir.proofs import Assumptions
 from tilewright.ir.tile.base import buffer
 from tilewright.ir.tile.memory import ViewOp
 from tilewright.ir.tile.ranges import MOST, divisors, overflowing
-from tilewright.ir.tile.structure import ExprOp, KernelOp, LaunchOp
+from tilewright.ir.tile.structure import KernelOp, LaunchOp
 
 
 def unproved(module: ModuleOp, facts: Sequence[Expr] = ()) -> list[Problem]:
@@ -77,7 +77,7 @@ def _kernel(kernel: KernelOp, launched: Sequence[tuple[Expr, ...]], program: Ass
     left = [region for region in views if not region.inside({}, kernel, anyhow, ())]
     for region in left:
         for dims in launched if names else ():
-            actual = dict(zip(names, dims, strict=True))
+            actual = _actual(kernel, dims)
             if not region.inside(actual, kernel, program.bounds, program.facts):
                 with_dims = " with " + ", ".join(f"{n} = {e}" for n, e in actual.items())
                 yield _outside(region, views[region], kernel, with_dims)
@@ -86,14 +86,18 @@ def _kernel(kernel: KernelOp, launched: Sequence[tuple[Expr, ...]], program: Ass
             yield _outside(region, views[region], kernel, "")
     bounds = {n: _joined([program.interval(dims[i]) for dims in launched]) for i, n in enumerate(names)}
     yield from overflowing(kernel, bounds)
-    known = Assumptions.of(bounds)
     for op in kernel.walk():
         stated = [e for a in op.properties.values() if isinstance(a, Dims) for e in a.data]
         for by in divisors(stated):
             # operands of an index expression are no sizes: nothing is known of them
-            unknown = isinstance(op, ExprOp) and by.symbols - set(names)
-            if unknown or not known.at_least(by, 1):
+            sizes = not by.symbols - set(names)
+            if not sizes or not all(program.at_least(by.substitute(_actual(kernel, d)), 1) for d in launched):
                 yield Problem(f"divides by {by}, which may be 0 or less", op=f"{op.name} in @{kernel.sym_name.data}")
+
+
+def _actual(kernel: KernelOp, dims: Sequence[Expr]) -> dict[str, ExprLike]:
+    """What a kernel's dims are in a launch."""
+    return dict(zip(kernel.dims.data, dims, strict=True))
 
 
 def _outside(region: _Region, op: ViewOp, kernel: KernelOp, with_dims: str) -> Problem:
