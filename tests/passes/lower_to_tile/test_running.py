@@ -31,13 +31,16 @@ def cumulative(fn: str, axis: int, dtype: DType, *dims: ExprLike) -> GroupOp:
 
 
 def recurrence(axis: int, *dims: ExprLike, start: bool, dtype: DType = F32) -> GroupOp:
-    """h = a h + b with a that repeats along the last axis but one, something before and something after."""
+    """h = a h + b, where a repeats along the axes before its own, with something after.
+
+    In f32 with something before, too; what narrow floats would round there is amplified by the recurrence.
+    """
     rest = [d for i, d in enumerate(dims) if i != axis]
     types = [typed(dtype, *dims[-1:]), typed(dtype, *dims), *([typed(dtype, *rest)] if start else [])]
 
     def build(g: Any, a: Any, b: Any, h0: Any = None) -> list[Any]:
-        halved = g.add(MapOp.make(b, b, fn="mul"))
-        h = g.add(ScanOp.make(g.add(MapOp.make(a, fn="tanh")), halved, h0, axis=axis))
+        before = (a, b) if dtype is not F32 else (g.add(MapOp.make(a, fn="tanh")), g.add(MapOp.make(b, b, fn="mul")))
+        h = g.add(ScanOp.make(*before, h0, axis=axis))
         return [h, g.add(MapOp.make(h, b, fn="sub"))]
 
     return group("running", types, build)

@@ -176,6 +176,9 @@ class Emitter:
         b, table = self.b, op.x
         if not isinstance(table, BlockArgument):
             raise unsupported(op, "a gather inside a kernel needs its table in memory")
+        counted = self._counted(op)
+        if counted is not None:
+            return counted
         index = b.cast(self.tile(op.indices), I64)
         placed = dict(zip(*self._placed(self.strides[table]), strict=True))
         rows, columns = tile_type(index).extents
@@ -191,6 +194,25 @@ class Emitter:
         view = b.view(self.buffers[table], [*sizes, along], [*steps, step], self.strides[table].offset)
         found = b.lookup(view, b.reshape(index, own), at, extents, len(sizes))
         return b.reshape(found, self.flat(axes))
+
+    def _counted(self, op: indexing.GatherOp | indexing.TakeAlongOp) -> SSAValue | None:
+        """A load where the indices count along one axis of the space: a table read backwards, or in steps."""
+        b, table, leaf = self.b, op.x, op.indices.owner
+        if not isinstance(leaf, structure.IotaOp):
+            return None
+        axis = self.space.maps[op.indices][leaf.axis.data]
+        if len(axis.axes) != 1 or axis.sliced:
+            return None
+        (along,) = (i for i, members in enumerate(self.walk.members) if axis.axes[0] in members)
+        placed = dict(zip(*self._placed(self.strides[table]), strict=True))
+        if along in placed:
+            return None
+        step = product(tensor(table).dims[op.axis.data + 1 :])
+        placed[along] = step * leaf.step.data
+        axes = sorted(placed)
+        offset = self.strides[table].offset + step * leaf.start.data[0]
+        view = b.view(self.buffers[table], [self.walk.extents[a] for a in axes], [placed[a] for a in axes], offset)
+        return b.reshape(b.load(view, [self.at[a] for a in axes], [self.extent[a] for a in axes]), self.flat(axes))
 
     def _padded(self, op: shape.PadOp) -> SSAValue:
         """A load whose coordinates along the padded axes are moved; what lies outside the operand is the value."""
