@@ -130,6 +130,8 @@ What the columns mean:
   padded. One compiled object a dtype serves all sizes.
 - bf16: ours rounds the operands of matrix products and keeps f32 between them; eager PyTorch and Inductor run the model
   in bf16, OpenVINO with bf16 as its inference precision. ONNX Runtime has no bf16 products on CPUs.
+- Eager PyTorch and Inductor run with one thread and with all in every round, and the better one counts: where
+  neighbours take a core, OpenMP's threads wait for each other for longer than they save.
 - Inductor compiles every case by itself, sizes and weights being constants to it; the others serve all sizes with one
   program, exported to ONNX with open axes for ONNX Runtime and OpenVINO.
 - FLOPs and bytes are the report's: FLOPs as issued, with the padding of partial tiles, and the bytes of each kernel's

@@ -20,7 +20,11 @@ class Contestant(Protocol):
         """Makes the case ready; what is worth telling of that, such as seconds of compilation."""
 
     def call(self, case: Case) -> Callable[[], Any]:
-        """A function that runs the case once, start to end."""
+        """A function that runs the case once, start to end.
+
+        A peer with settings that no user would keep where they are slower has `ways`, too: one such function for each
+        setting, made when its turn comes. Of a round's turn the better setting counts.
+        """
 
 
 CONTESTANTS: dict[str, type[Contestant]] = {

@@ -1,9 +1,9 @@
-"""PyTorch: eager, and compiled by Inductor."""
+"""PyTorch: eager, and compiled by Inductor; each with one thread and with all, of which the better counts."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from bench.cases import Case
@@ -35,6 +35,20 @@ class Eager:
 
     def call(self, case: Case) -> Callable[[], Any]:
         return _inference(self.model(case), case)
+
+    def ways(self, case: Case) -> Iterator[Callable[[], Any]]:
+        """The same call with one thread and with as many as torch chose: its OpenMP team stalls where neighbours take a
+        core, and no user would keep the slower setting.
+        """
+        import torch
+
+        every = torch.get_num_threads()
+        try:
+            for count in sorted({1, every}):
+                torch.set_num_threads(count)
+                yield self.call(case)
+        finally:
+            torch.set_num_threads(every)
 
 
 class Inductor(Eager):

@@ -96,6 +96,16 @@ def test_equal_weights_in_another_order_are_another_packing(tmp_path: Path) -> N
             assert torch.equal(tw.compile(model, (x,), cache=tmp_path)(x), model(x))
 
 
-def test_integer_products_are_refused_with_a_code() -> None:
-    with pytest.raises(tw.TilewrightError, match=r"TW026.*a matrix product of i64: cast the operands"):
-        compiled(Unary(lambda x: x @ x), torch.ones(3, 3).long())
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
+@pytest.mark.parametrize("materialise", [False, True])
+def test_integer_products_wrap(dtype: torch.dtype, materialise: bool) -> None:
+    x = torch.randint(0, 256, (3, 3)).to(dtype)
+    model = Unary(lambda x: (x @ x, x[0] @ x, x @ x.T[None]))
+    found = compiled(model, x, materialise=materialise)(x)
+    assert all(torch.equal(got, want) for got, want in zip(found, model(x), strict=True))
+
+
+def test_numbers_wrap_into_small_integers() -> None:
+    x = torch.tensor([0, 3, 200, 253, 255], dtype=torch.uint8)
+    model = Unary(lambda x: (x % -3, torch.div(x, -3, rounding_mode="floor"), x + 300, torch.where(x > 5, x, -3)))
+    assert all(torch.equal(got, want) for got, want in zip(compiled(model, x)(x), model(x), strict=True))

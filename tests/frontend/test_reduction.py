@@ -51,6 +51,14 @@ REDUCTIONS: Table = {
     "smallest": lambda x: x.topk(2, -1, largest=False).values,
     "sort": lambda x: x.sort(-1, descending=True).values,
     "argsort": lambda x: x.argsort(-1),
+    "smallest_integers": lambda x: (x * 1000).int().topk(2, -1, largest=False).values,
+    "kth": lambda x: x.kthvalue(2, -1),
+    "kth_kept": lambda x: x.kthvalue(1, 1, keepdim=True).values,
+    "cummax": lambda x: x.cummax(1),
+    "cummin": lambda x: x.cummin(-1),
+    "cummax_integers": lambda x: (x * 3).to(torch.int8).cummax(-1),
+    "searchsorted": lambda x: torch.searchsorted(x.sort(-1).values, x[..., :2].contiguous(), right=True),
+    "bucketize": lambda x: torch.bucketize(x, torch.tensor([-0.5, 0.0, 1.0])),
 }
 NORMS: Table = {
     "layer_norm": lambda x: F.layer_norm(x, (6,)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -91,7 +92,7 @@ def test_a_missing_argument() -> None:
 
 def test_an_extra_argument() -> None:
     assert refused(ArgumentError, two_inputs(), ids(), x(), 1) == (
-        "TW001 arguments do not match the signature: 3 positional arguments are given, 2 are taken\n"
+        "TW001 arguments do not match the signature: 3 positional arguments are given, it takes 2\n"
         "  next: call it as (ids, x)"
     )
 
@@ -117,7 +118,7 @@ def test_things_that_are_no_tensors() -> None:
         "TW001 arguments do not match the signature: 2 problems\n"
         "  - ids is None, compiled for a tensor\n"
         "  - x is 3, compiled for a tensor\n"
-        "  next: call it as compiled: (ids, x)"
+        "  next: pass torch tensors or NumPy arrays"
     )
 
 
@@ -161,15 +162,26 @@ def test_wrong_ranks() -> None:
 
 def test_another_device() -> None:
     assert refused(DeviceError, two_inputs(), torch.zeros(2, 5, dtype=torch.int64, device="meta"), x()) == (
-        "TW007 tensor is on another device: ids is on meta, compiled for cpu\n  next: move it: ids.cpu()"
+        "TW007 tensor is on another device: ids is on meta, compiled for cpu\n  next: pass tensors that hold data"
     )
+
+
+def test_a_tensor_of_another_machine_is_to_be_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tilewright.runtime import binding_errors
+
+    real = binding_errors.describe
+    monkeypatch.setattr(binding_errors, "describe", lambda value: replace(real(value), device="npu:0"))
+    with pytest.raises(DeviceError) as raised:
+        binding_errors.check_tensors(two_inputs().signature.tensors, [ids(), x()])
+    assert raised.value.step == "move it: ids.cpu(), x.cpu()"
 
 
 def test_undeclared_axes_give_the_dims_line_that_declares_them() -> None:
     assert refused(DimMismatchError, two_inputs(), ids(), x(hidden=4)) == (
         "TW005 dim does not match what was compiled: "
         "x axis 2 has size 4, compiled for 3 (it is not declared in dims)\n"
-        '  next: compile with dims={"ids": {0: tw.Dim("batch", 0, 64), 1: tw.Dim("tokens", 0, 256)}, '
+        "  next: pass the size compiled for, or, if the model itself takes others, "
+        'compile with dims={"ids": {0: tw.Dim("batch", 0, 64), 1: tw.Dim("tokens", 0, 256)}, '
         '"x": {0: tw.Dim("batch", 0, 64), 1: tw.Dim("tokens", 0, 256), 2: tw.Dim("x_2", 3, 4)}}'
     )
 
@@ -344,6 +356,14 @@ def test_inputs_that_the_model_writes_to() -> None:
         "TW001 arguments do not match the signature: cache is read-only, but the model writes to it\n"
         "  next: pass a writeable copy"
     )
+    for folded in (torch.zeros(1).expand(10), np.broadcast_to(np.zeros(1, np.float32), 10).view()):
+        if isinstance(folded, np.ndarray):
+            folded.flags.writeable = True
+        assert refused(ArgumentError, mutating(), folded, whole) == (
+            "TW001 arguments do not match the signature: "
+            "cache, which the model writes to, has elements that share memory (expanded)\n"
+            "  next: pass a copy: cache.clone()"
+        )
     for a, b in (
         (whole[:11], whole[10:]),
         (whole[9::-1], whole[9:]),

@@ -19,7 +19,7 @@ from tilewright.ir.graph.elementwise import CastOp, MapOp
 from tilewright.ir.graph.reduction import ReduceOp
 from tilewright.ir.graph.shape import BroadcastOp, ReshapeOp, SliceOp, TransposeOp
 from tilewright.ir.graph.structure import ConstantOp, DimOp, IotaOp, PositionsOp
-from tilewright.ir.operation import LOC, PATH
+from tilewright.ir.operation import LOC, PATH, TwOperation
 from tilewright.ir.types import TensorType
 
 
@@ -65,8 +65,16 @@ class Builder:
 
     def type_of(self, fake: Any) -> TensorType:
         """The type of a traced tensor."""
+        return self.type_in(self.symbols, fake)
+
+    @staticmethod
+    def type_in(symbols: Symbols, fake: Any) -> TensorType:
+        """The type of a traced tensor whose sizes are these symbols'."""
+        dtype = from_torch_name(str(fake.dtype))
+        if dtype is None:
+            raise Unsupported(f"the dtype {str(fake.dtype).removeprefix('torch.')}")
         try:
-            return TensorType.of(self.symbols.dims(fake.shape), self.dtype(fake.dtype))
+            return TensorType.of(symbols.dims(fake.shape), dtype)
         except UnknownSizeError as unknown:
             raise Unsupported(f"its size depends on the values of tensors ({unknown})") from unknown
 
@@ -93,12 +101,16 @@ class Builder:
 
     def add(self, op: GraphOp) -> GraphOp:
         """Appends an op at the node's source location."""
+        self.append(op)
+        return op
+
+    def append(self, op: TwOperation) -> None:
+        """`add` for ops of any dialect."""
         if self._loc:
             op.attributes[LOC] = Str(self._loc)
         if self._path:
             op.attributes[PATH] = Str(self._path)
         self.block.add_op(op)
-        return op
 
     def constant(self, value: float, dtype: DType) -> SSAValue:
         """A rank-0 constant; equal ones are shared."""
@@ -145,7 +157,7 @@ class Builder:
             if value.constant is not None:
                 return self.constant(value.constant, dtype)
             return self.cast(self.emit(DimOp, value=[value]), dtype)
-        return self.constant(value, dtype)
+        return self.constant(_wrapped(value, dtype), dtype)
 
     def map(self, fn: str, *operands: Any, dtype: DType | None = None) -> SSAValue:
         """A function of the scalar table on operands of one dtype (the node's result dtype unless given).
@@ -227,6 +239,14 @@ def axes_of(axes: Any, rank: int) -> tuple[int, ...]:
         return tuple(range(rank))
     listed = axes if isinstance(axes, (list, tuple)) else [axes]
     return tuple(axis_of(a, rank) for a in listed) if rank else ()
+
+
+def _wrapped(value: Any, dtype: DType) -> Any:
+    """A Python integer as torch puts it into an integer dtype: modulo the dtype's range."""
+    if not isinstance(value, int) or isinstance(value, bool) or not dtype.is_integer:
+        return value
+    low = -(1 << (dtype.bits - 1)) if dtype.kind == "int" else 0
+    return (value - low) % (1 << dtype.bits) + low
 
 
 def _loses(value: Any, dtype: DType) -> bool:

@@ -67,6 +67,7 @@ class Captured:
     states: buffers that forward writes to, with their initial values.
     guards: relations between dims the graph relies on. notes: what the user should know and would not see otherwise.
     externs: the functions behind `graph.extern`, by callee.
+    reads: dims whose value is an input's only element: the dim, and the number of @main's argument.
     """
 
     module: ModuleOp
@@ -80,3 +81,4 @@ class Captured:
     notes: tuple[str, ...]
     source: Source
     externs: Mapping[str, Callable[..., Any]]
+    reads: tuple[tuple[str, int], ...] = ()

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from tilewright.errors import CaptureError, Problem, SpecialisationError, TilewrightError
+from tilewright.errors import CaptureError, SpecialisationError, TilewrightError
 from tilewright.frontend.captured import Guard
+from tilewright.frontend.custom_ops import decompositions
 from tilewright.frontend.examples import Example
+from tilewright.frontend.export_faults import capture_error
 from tilewright.frontend.generic_sizes import generic_sizes
 from tilewright.frontend.guarding import Fact, Settled, settled, traced_facts
 from tilewright.frontend.keywords import with_named_keywords
-from tilewright.frontend.locations import of_node, of_traceback
 from tilewright.frontend.program_guards import carried_facts
 from tilewright.frontend.quiet import quiet
 from tilewright.frontend.sizing import export_sizes, raised_sizes, sizes_of
@@ -89,7 +89,7 @@ def _attempt(model: torch.nn.Module, example: Example, own: Mapping[str, int]) -
         except TilewrightError:
             raise
         except Exception as fault:
-            raise _capture_error(fault) from fault
+            raise capture_error(fault, example) from fault
         return describe(program, example, own, doubts=True)
 
 
@@ -111,7 +111,7 @@ def describe(program: ExportedProgram, example: Example, own: Mapping[str, int],
     example: as the program was exported with. own: the sizes of the user's example. doubts: there is a model to try
     doubtful facts with.
     """
-    program = functional(program)
+    program = functional(program, example)
     values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"]
     # weights come first among the placeholders, then the leaves of the arguments in order
     inputs = values[len(values) - len(example.leaves) :]
@@ -152,21 +152,24 @@ def _admits(dim: Dim, size: int) -> bool:
     return dim.min <= size and (dim.max is None or size <= dim.max)
 
 
-def functional(program: ExportedProgram) -> ExportedProgram:
-    """The program without in-place ops. Programs that have none are left as they are: decomposing costs seconds.
+def functional(program: ExportedProgram, example: Example) -> ExportedProgram:
+    """The program without in-place ops and without operators that are registered by what they are made of.
 
-    The empty table keeps composite ops (linear, attention, norms) whole.
+    Programs that have none are left as they are: decomposing costs seconds. A table without composite ops (linear,
+    attention, norms) keeps them whole.
     """
-    if not any(_is_impure(node) for module in program.graph_module.modules() for node in _nodes(module)):
+    nodes = [node for module in program.graph_module.modules() for node in _nodes(module)]
+    table = decompositions({node.target for node in nodes if node.op == "call_function"})
+    if not table and not any(_is_impure(node) for node in nodes):
         return program
     try:
         with quiet():
-            decomposed: ExportedProgram = program.run_decompositions({})
+            decomposed: ExportedProgram = program.run_decompositions(table)
             return decomposed
     except TilewrightError:
         raise
     except Exception as fault:
-        raise _capture_error(fault) from fault
+        raise capture_error(fault, example) from fault
 
 
 def _nodes(module: Any) -> list[Any]:
@@ -178,29 +181,3 @@ def _is_impure(node: Any) -> bool:
     schema = getattr(node.target, "_schema", None)
     is_mark = str(getattr(node.target, "__module__", "")).startswith("torch._functorch")
     return node.op == "call_function" and (bool(getattr(schema, "is_mutable", False)) or is_mark)
-
-
-# What the exporter says about its own settings and internals, around what it says about the model.
-_ADVICE: Final = re.compile(
-    r"For more information, run with TORCH_LOGS=\S+|For extended logs .*?=\"[^\"]*\"|If you suspect the guard .*?=1"
-    r"|For more debugging help, see \S+|For C\+\+ stack trace, run with \S+|\(Size-like symbols: [^)]*\)"
-    r"|\(unhinted: [^()]*\([^()]*\)\)\.?|Caused by: \([^)]*\)|consider using data-dependent friendly APIs [^.]*\."
-    r"|The following call raised this error: .*?(?=The error above|$)|The error above occurred when calling .*$"
-)
-
-
-def _capture_error(fault: Exception) -> CaptureError:
-    """The exporter's failure with the user's line and, for the known kinds, the way out."""
-    text = " ".join(_ADVICE.sub(" ", " ".join(str(fault).split())).split())
-    name = type(fault).__name__
-    where = of_traceback(fault.__traceback__)
-    node = getattr(fault, "node", None)
-    if where is None and node is not None:
-        where = of_node(node)
-    if "data-dependent" in text or "DataDependent" in name or "GuardOnDataDependent" in text:
-        step = "replace what depends on tensor values (.item(), if tensor:, nonzero) by tensor arithmetic"
-    elif "Constraint" in text or "Constraint" in name:
-        step = "narrow the dims that the message names, or leave them out of dims"
-    else:
-        step = "run the model on these example arguments eagerly; if that works, report the message above"
-    return CaptureError(Problem(f"{name}: {text[:1500]}", where=where), step=step)

@@ -1,6 +1,6 @@
-"""Transformers models through their official registries: attention and masks arrive as one operator each.
+"""Transformers models through their official registries: attention, masks and experts arrive as one operator each.
 
-During a capture the configs of a model's transformers parts name our attention implementation and switch the cache off;
+During a capture the configs of a model's transformers parts name our implementations and switch the cache off;
 afterwards, also after a failure, they read as before.
 """
 
@@ -15,7 +15,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 from tilewright.errors import TrainingModeError
-from tilewright.frontend import operators
+from tilewright.frontend import experts, operators, recurrences
 from tilewright.frontend.masks import recognise
 
 if TYPE_CHECKING:
@@ -23,12 +23,13 @@ if TYPE_CHECKING:
 
 IMPLEMENTATION: Final = "tilewright"
 _ATTRIBUTE: Final = "_attn_implementation_internal"
+_EXPERTS: Final = "_experts_implementation_internal"
 _notes: ContextVar[list[str] | None] = ContextVar("notes", default=None)
 
 
 @contextmanager
 def switched(model: torch.nn.Module, kwargs: dict[str, Any], notes: list[str]) -> Iterator[None]:
-    """Within it, the model's transformers parts call our attention; `notes` receives what the user should know.
+    """Within it, the model's transformers parts call our operators; `notes` receives what the user should know.
 
     kwargs: the example's keyword arguments; `use_cache=True` among them is switched off too.
     """
@@ -42,9 +43,11 @@ def switched(model: torch.nn.Module, kwargs: dict[str, Any], notes: list[str]) -
     try:
         for config in _switchable(parts, kwargs, notes):
             _set(saved, config, _ATTRIBUTE, IMPLEMENTATION)
+        for config in _configs(parts):
+            _set(saved, config, _EXPERTS, IMPLEMENTATION)
         if kwargs.get("use_cache"):
             kwargs["use_cache"] = False
-        with cacheless(model):
+        with recurrences.replaced([model]), cacheless(model):
             yield
     finally:
         _notes.reset(token)
@@ -123,6 +126,7 @@ def _register() -> None:
     from transformers.masking_utils import AttentionMaskInterface
 
     operators.define()
+    experts.register(IMPLEMENTATION)
     AttentionInterface.register(IMPLEMENTATION, attention)
     AttentionMaskInterface.register(IMPLEMENTATION, mask)
 

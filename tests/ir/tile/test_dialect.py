@@ -15,6 +15,7 @@ from tilewright.ir.module import new_module, parse_module, print_module
 from tilewright.ir.tile import compute
 from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.dialect import TILE
+from tilewright.ir.tile.lines import SortLineOp, TopkLineOp
 from tilewright.ir.tile.memory import LoadOp, StageOp, StoreOp, ViewOp, ViewPagesOp, ViewSegmentOp, ViewWindowOp
 from tilewright.ir.tile.structure import ForOp, KernelOp, LaunchOp
 from tilewright.ir.types import TensorType
@@ -24,7 +25,7 @@ def every_op() -> ModuleOp:
     """A module with a launch, and a kernel in which every op of the dialect occurs."""
     b = KernelBuilder("every", ["m", "n"])
     x, words, ids, flags = b.buffer(["m", 16], F32), b.buffer(["m", 8], U8), b.buffer(["n"], I32), b.buffer([4], I1)
-    pages, y = b.buffer(["n", 4, 16], F32), b.output(["m", 16], F32)
+    pages, y, places = b.buffer(["n", 4, 16], F32), b.output(["m", 16], F32), b.output(["m", 16], I64)
     i, j = b.grid(["m", 16], [4, 16], [(0, 8), (1, 1), (0, 1)])
     f = b.load(b.dense(x), [i, j], [4, 16], -float("inf"))
     window = b.add(ViewWindowOp.make(b.dense(x), [b.index("a0 - 1", i), b.index(0)], extents=["m", 16], steps=[2, 1]))
@@ -56,6 +57,14 @@ def every_op() -> ModuleOp:
     b.add(compute.ScanOp.make([f, f], fn="linear", axis=1))
     b.add(compute.ReduceOp.make([f, b.cast(b.cast(f, I64), I8)], fn="argmax", axis=1))
     b.store(f, b.dense(y), [i, j])
+    found = b.lookup(b.dense(x), b.elements([2, 0, 1, 5], I64), [i], [4], 1)
+    b.update(found, b.elements([0, 1, 2, 3], I32), b.dense(y), [i], 1, "add")
+    lines = [b.view(v, ["m", 16], [16, 1]) for v in (x, y, places, places)]
+    b.add(
+        SortLineOp.make(*lines[:3], b.view(places, ["m", 32], [0, 1]), [i, i], axis=1, descending=True, result_types=[])
+    )
+    heads = [b.view(v, ["m", 3], [16, 1]) for v in (y, places)]
+    b.add(TopkLineOp.make(lines[0], *heads, [i], axis=1, k=3, result_types=[]))
     module = new_module([Dim("a"), Dim("c")])
     module.body.block.add_op(b.finish())
     types = {"x": (["a", 16], F32), "words": (["a", 8], U8), "ids": (["c"], I32), "flags": ([4], I1)}
@@ -68,10 +77,10 @@ def every_op() -> ModuleOp:
         guard=["m"],
         limits=[4],
         dims=["a", "c"],
-        result_types=[[TensorType.of(["a", 16], F32)]],
+        result_types=[[TensorType.of(["a", 16], F32), TensorType.of(["a", 16], I64)]],
     )
     main.block.add_op(launch)
-    module.body.block.add_op(main.finish(list(launch.results), ["y"]))
+    module.body.block.add_op(main.finish(list(launch.results), ["y", "places"]))
     return module
 
 

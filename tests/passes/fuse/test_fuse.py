@@ -9,6 +9,7 @@ from xdsl.ir import BlockArgument, SSAValue
 from tests.passes.encoder_text import ENCODER
 from tests.passes.graphs import Graph, ops_of
 from tilewright.ir.graph.base import tensor
+from tilewright.ir.graph.reduction import CumulativeOp
 from tilewright.ir.graph.structure import GroupOp, StateReadOp, StateWriteOp
 from tilewright.ir.types import TensorType
 from tilewright.passes.canonicalize import Canonicalize
@@ -213,12 +214,29 @@ def test_an_expensive_or_widening_small_operand_is_stored(seed: int) -> None:
         assert any("moves more words or work than loading it" in r for r in said)
 
 
-def test_a_gather_needs_its_indices_in_memory(seed: int) -> None:
+def test_a_gather_computes_its_indices(seed: int) -> None:
     g = Graph("b: 0..4")
     ids = g.map("add", g.input("ids", ["b"], "i64"), 1)
     found, said = fused(g.done(g.map("exp", g.gather(g.weight("w", [9, 16]), ids))), seed)
-    assert found == [("map", ["add"]), ("map", ["gather", "exp"])]
-    assert "not joined with graph.map: a look-up needs its operands in memory" in said
+    assert found == [("map", ["add", "gather", "exp"])]
+    assert not said
+
+
+def test_what_is_looked_up_lies_in_memory(seed: int) -> None:
+    g = Graph("b: 0..4")
+    table = g.map("exp", g.input("x", ["b", 16]))
+    found, said = fused(g.done(g.gather(table, g.input("ids", ["b"], "i64"))), seed)
+    assert found == [("map", ["exp"]), ("map", ["gather"])]
+    assert "not joined with graph.map: a look-up needs its table in memory" in said
+
+
+def test_running_ops_take_what_feeds_them_and_what_follows(seed: int) -> None:
+    g = Graph("b: 0..4", "t: 0..9")
+    x = g.input("x", ["b", "t"])
+    running = g.op(CumulativeOp, g.map("exp", x), fn="sum", axis=1)
+    found, said = fused(g.done(g.map("mul", running, x)), seed)
+    assert found == [("running", ["exp", "cumulative", "mul"])]
+    assert not said
 
 
 def test_a_value_read_through_a_view_is_in_memory(seed: int) -> None:

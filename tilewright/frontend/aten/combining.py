@@ -11,7 +11,9 @@ from tilewright.frontend.proving import at_most
 from tilewright.frontend.registry import Unsupported, lowers
 from tilewright.frontend.slicing import bound
 from tilewright.ir.dims import Expr, maximum
+from tilewright.ir.dtypes import I64
 from tilewright.ir.graph.base import tensor
+from tilewright.ir.graph.indexing import GatherOp
 from tilewright.ir.graph.shape import ConcatOp, PadOp
 
 
@@ -79,9 +81,30 @@ def _amount_below_zero(c: Builder, amount: Expr) -> Expr:
 def pad_mode(
     c: Builder, self: SSAValue, pad: list[Any], mode: str = "constant", value: float | None = None
 ) -> SSAValue:
-    if mode != "constant":
-        raise Unsupported(f"padding by {mode}")
-    return constant_pad(c, self, pad, value or 0)
+    if mode == "constant":
+        return constant_pad(c, self, pad, value or 0)
+    rank = tensor(self).rank
+    for i in range(len(pad) // 2):
+        axis, low, high = rank - 1 - i, Expr.of(pad[2 * i]), Expr.of(pad[2 * i + 1])
+        size = tensor(self).dims[axis]
+        places = c.iota([low + size + high], 0, start=-low)
+        self = c.emit(GatherOp, self, _folded_back(c, places, size, mode), axis=axis)
+    return self
+
+
+def _folded_back(c: Builder, places: SSAValue, size: Expr, mode: str) -> SSAValue:
+    """The element of an axis that stands at places before, in and behind it."""
+    match mode:
+        case "replicate":
+            return c.map("max", c.map("min", places, size - 1, dtype=I64), 0, dtype=I64)
+        case "reflect":
+            last = size - 1
+            from_end = c.map("sub", last, c.map("abs", places, dtype=I64), dtype=I64)
+            return c.map("sub", last, c.map("abs", from_end, dtype=I64), dtype=I64)
+        case "circular":
+            return c.map("remainder", places, size, dtype=I64)
+        case _:
+            raise Unsupported(f"padding by {mode}")
 
 
 @lowers("aten.slice_scatter.default")

@@ -6,6 +6,7 @@ from typing import Any
 
 from xdsl.ir import SSAValue
 
+from tilewright.frontend.aten.combining import concat
 from tilewright.frontend.builder import Builder, axis_of
 from tilewright.frontend.registry import Unsupported, lowers
 from tilewright.ir.dims import Expr, product
@@ -132,14 +133,21 @@ def gather(c: Builder, self: SSAValue, dim: int, index: SSAValue, **_: Any) -> S
 def scatter(c: Builder, self: SSAValue, dim: int, index: SSAValue, src: Any) -> SSAValue:
     axis = axis_of(dim, tensor(self).rank)
     at = tensor(index).dims
-    if any(a != b for i, (a, b) in enumerate(zip(at, tensor(self).dims, strict=True)) if i != axis):
-        raise Unsupported("an index that is shorter than the tensor off its axis")
     dtype = tensor(self).dtype
     updates = c.broadcast(c.operand(src, dtype), at) if not isinstance(src, SSAValue) else c.cast(src, dtype)
     for other, size in enumerate(at):
         updates = c.slice(updates, other, 0, size)
     mode = "add" if "scatter_add" in str(c.node.target) else "set"
-    return c.emit(PutAlongOp, self, index, updates, axis=axis, mode=mode)
+    return put(c, self, index, updates, axis, mode)
+
+
+def put(c: Builder, x: SSAValue, index: SSAValue, updates: SSAValue, axis: int, mode: str) -> SSAValue:
+    """Elements set or added along an axis; what an index shorter than x leaves out of other axes stays as it is."""
+    for other, (size, whole) in enumerate(zip(tensor(index).dims, tensor(x).dims, strict=True)):
+        if other != axis and size != whole:
+            inside = put(c, c.slice(x, other, 0, size), index, updates, axis, mode)
+            return concat(c, [inside, c.slice(x, other, size, whole)], other)
+    return c.emit(PutAlongOp, x, index, updates, axis=axis, mode=mode)
 
 
 @lowers("aten.index_put.default", "aten._unsafe_index_put.default")
@@ -187,3 +195,43 @@ def one_hot(c: Builder, self: SSAValue, num_classes: int = -1) -> SSAValue:
         raise Unsupported("the number of classes depends on values: pass num_classes")
     classes = c.iota([Expr.of(num_classes)], 0)
     return c.cast(c.map("eq", c.reshape(self, [*tensor(self).dims, 1]), classes, dtype=I64), I64)
+
+
+@lowers("aten.index_add.default", "aten.index_copy.default")
+def index_add(c: Builder, self: SSAValue, dim: int, index: SSAValue, source: SSAValue, alpha: Any = 1) -> SSAValue:
+    """Slices added or set at indices along an axis, in order."""
+    if not tensor(self).rank:
+        raise Unsupported("an index into a scalar")
+    dtype, axis = tensor(self).dtype, axis_of(dim, tensor(self).rank)
+    places = c.reshape(index, [tensor(index).elements])
+    source = c.cast(source, dtype) if alpha == 1 else c.map("mul", source, alpha, dtype=dtype)
+    mode = "add" if "index_add" in str(c.node.target) else "set"
+    return c.emit(ScatterOp, self, places, source, axis=axis, mode=mode)
+
+
+@lowers("aten.diagonal.default", "aten.diagonal_copy.default")
+def diagonal(c: Builder, self: SSAValue, offset: int = 0, dim1: int = 0, dim2: int = 1) -> SSAValue:
+    """Every (columns + 1)-th element of two axes laid end to end."""
+    rank = tensor(self).rank
+    ends = [axis_of(dim1, rank), axis_of(dim2, rank)]
+    rest = [axis for axis in range(rank) if axis not in ends]
+    x = c.transpose(self, [*rest, *ends])
+    dims = tensor(x).dims
+    rows, columns = dims[-2:]
+    flat = c.reshape(x, [*dims[:-2], rows * columns])
+    start = Expr.of(offset) if offset >= 0 else columns * -offset
+    at = c.map("mul", c.iota([c.result.dims[-1]], 0), columns + 1, dtype=I64)
+    return c.emit(GatherOp, flat, c.map("add", at, start, dtype=I64), axis=len(rest))
+
+
+@lowers("aten.isin.Tensor_Tensor")
+def isin(
+    c: Builder, elements: SSAValue, test_elements: SSAValue, *, assume_unique: bool = False, invert: bool = False
+) -> SSAValue:
+    dtype = tensor(elements).dtype
+    if tensor(test_elements).dtype != dtype:
+        raise Unsupported(f"elements of {dtype} among {tensor(test_elements).dtype}")
+    wanted = c.reshape(test_elements, [tensor(test_elements).elements])
+    equal = c.map("eq", c.reshape(elements, [*tensor(elements).dims, 1]), wanted, dtype=dtype)
+    found = c.reduce("any", equal, [tensor(elements).rank])
+    return c.map("not", found, dtype=I1) if invert else found

@@ -9,7 +9,8 @@ from xdsl.ir import SSAValue
 from tilewright.frontend.aten.combining import concat
 from tilewright.frontend.builder import Builder, axis_of
 from tilewright.frontend.registry import Unsupported, lowers
-from tilewright.ir.dtypes import I1, I64, DType
+from tilewright.ir.dims import Expr
+from tilewright.ir.dtypes import I1, I64
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.reduction import CumulativeOp, SoftmaxOp, SortOp, TopkOp
 
@@ -92,17 +93,82 @@ def _sorted(c: Builder, x: SSAValue, dim: int, descending: bool) -> tuple[SSAVal
 def topk(
     c: Builder, self: SSAValue, k: Any, dim: int = -1, largest: bool = True, sorted: bool = True
 ) -> tuple[SSAValue, ...]:
-    x, dtype = tensor(self), tensor(self).dtype
+    x = tensor(self)
     if not isinstance(k, int) or not x.rank:
         raise Unsupported("a number of elements that varies")
-    source = self if largest else _reversed(c, self, dtype)
+    source = self if largest else reversed_order(c, self)
     made = c.add(TopkOp.make(source, k=k, axis=axis_of(dim, x.rank)))
     values, indices = made.results
-    return (values if largest else _reversed(c, values, dtype)), indices
+    return (values if largest else reversed_order(c, values)), indices
 
 
-def _reversed(c: Builder, x: SSAValue, dtype: DType) -> SSAValue:
-    """Numbers in the opposite order; only floats can be negated without overflow."""
-    if not dtype.is_float:
-        raise Unsupported(f"the smallest elements of {dtype}")
-    return c.map("neg", x, dtype=dtype)
+def reversed_order(c: Builder, x: SSAValue) -> SSAValue:
+    """Numbers in the opposite order, and back: negated floats, integers with every bit turned over."""
+    dtype = tensor(x).dtype
+    return c.map("neg" if dtype.is_float else "not", x, dtype=dtype)
+
+
+@lowers("aten.kthvalue.default")
+def kthvalue(c: Builder, self: SSAValue, k: Any, dim: int = -1, keepdim: bool = False) -> tuple[SSAValue, ...]:
+    """The k-th smallest element of a stable order."""
+    rank = tensor(self).rank
+    if not rank:
+        return self, c.constant(0, I64)
+    axis = axis_of(dim, rank)
+    found = c.add(SortOp.make(self, axis=axis, descending=False)).results
+    at = Expr.of(k) - 1
+    return tuple(c.reshape(c.slice(r, axis, at, at + 1), c.result.dims) for r in found)
+
+
+@lowers("aten.cummax.default")
+def cummax(c: Builder, self: SSAValue, dim: int) -> tuple[SSAValue, ...]:
+    return _running_extreme(c, self, dim, largest=True)
+
+
+@lowers("aten.cummin.default")
+def cummin(c: Builder, self: SSAValue, dim: int) -> tuple[SSAValue, ...]:
+    return _running_extreme(c, self, dim, largest=False)
+
+
+def _running_extreme(c: Builder, x: SSAValue, dim: int, *, largest: bool) -> tuple[SSAValue, ...]:
+    """The extreme so far, and the last place that had it: where x is the extreme (or NaN), and nowhere later."""
+    dtype, rank = tensor(x).dtype, tensor(x).rank
+    if dtype == I1:
+        raise Unsupported("the running extreme of booleans")
+    if not rank:
+        return x, c.constant(0, I64)
+    axis = axis_of(dim, rank)
+    source = x if largest else reversed_order(c, x)
+    best = c.emit(CumulativeOp, source, fn="max", axis=axis)
+    here = c.map("eq", source, best, dtype=dtype)
+    if dtype.is_float:
+        here = c.map("or", here, c.map("isnan", source, dtype=dtype), dtype=I1)
+    places = c.select(here, c.iota(tensor(x).dims, axis), 0, I64)
+    return best if largest else reversed_order(c, best), c.emit(CumulativeOp, places, fn="max", axis=axis)
+
+
+@lowers("aten.searchsorted.Tensor")
+def searchsorted(
+    c: Builder, sorted_sequence: SSAValue, self: SSAValue, *, right: bool = False, side: str | None = None, **named: Any
+) -> SSAValue:
+    """The number of elements below (or not above) each value: the same for every order of the sequence."""
+    lines = tensor(sorted_sequence).dims
+    if len(lines) > 1:
+        sorted_sequence = c.reshape(sorted_sequence, [*lines[:-1], 1, lines[-1]])
+    return _below(c, sorted_sequence, self, right or side == "right", named)
+
+
+@lowers("aten.bucketize.Tensor")
+def bucketize(c: Builder, self: SSAValue, boundaries: SSAValue, *, right: bool = False, **named: Any) -> SSAValue:
+    return _below(c, boundaries, self, right, named)
+
+
+def _below(c: Builder, sequence: SSAValue, values: SSAValue, right: bool, named: Any) -> SSAValue:
+    if named.get("sorter") is not None:
+        raise Unsupported("a sequence that another tensor sorts")
+    dtype = tensor(sequence).dtype
+    if tensor(values).dtype != dtype:
+        raise Unsupported(f"values of {tensor(values).dtype} in a sequence of {dtype}")
+    apart = c.reshape(values, [*tensor(values).dims, 1])
+    below = c.map("le" if right else "lt", sequence, apart, dtype=dtype)
+    return c.cast(c.reduce("sum", c.cast(below, I64), [tensor(below).rank - 1]), c.result.dtype)

@@ -28,6 +28,7 @@ def same(c: Builder, self: SSAValue, *_: Any, **__: Any) -> SSAValue:
 @lowers(
     "aten.to.dtype", "aten.to.device", "aten.to.dtype_layout", "aten.to.other", "aten._to_copy.default",
     "aten.type_as.default", "aten.to.prim_Device", "aten.float.default", "aten.bool.default",
+    "prims.convert_element_type.default",
 )  # fmt: skip
 def to(c: Builder, self: SSAValue, *_: Any, **__: Any) -> SSAValue:
     """A copy in another dtype; where it lives is not the graph's concern."""

@@ -82,6 +82,13 @@ class LoopBuilder(Arithmetic):
         mask: Value | None = None, fill: Operand | None = None,
     ) -> Value:  # fmt: skip
         """memory[offset + lane * stride]; offsets and strides in elements. Lanes outside `mask` hold `fill` (0)."""
+        if _backwards(stride) and lanes > 1 and (fill is None or not isinstance(fill, Value)):
+            # one load of whole vectors and a shuffle, instead of a load a lane
+            turned = range(lanes - 1, -1, -1)
+            if mask is not None and mask.type.lanes > 1:
+                mask = self.shuffle(mask, turned)
+            first = self.add(self.index(offset), 1 - lanes)
+            return self.shuffle(self.load(memory, first, lanes, mask=mask, fill=fill), turned)
         indices = self._strided(stride, lanes)
         if indices is not None:
             return self.gather(memory, offset, indices, mask=mask, fill=fill)
@@ -281,6 +288,12 @@ class _Arm:
         self._scope._builder._close()
         if error is None and self._which == 1:
             self._scope.close()
+
+
+def _backwards(stride: Operand) -> bool:
+    """A stride that is known to be -1."""
+    number = stride.value if isinstance(stride, Const) else stride
+    return not isinstance(number, Value) and int(number) == -1
 
 
 def _types(values: Sequence[Value]) -> str:

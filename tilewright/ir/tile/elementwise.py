@@ -10,7 +10,7 @@ import numpy as np
 from xdsl.ir import Attribute
 from xdsl.irdl import irdl_op_definition, operand_def, prop_def, result_def, var_operand_def
 
-from tilewright.ir.attributes import Int, Ints, Number, Str
+from tilewright.ir.attributes import Int, Ints, Number, Numbers, Str
 from tilewright.ir.cost import Cost
 from tilewright.ir.dtypes import BF16, DTYPES, I1, I32, DType
 from tilewright.ir.loops.elementwise import cast as cast_lanes
@@ -37,6 +37,25 @@ class ConstantOp(TileOp):
     def evaluate(self) -> Array:
         dtype = DTYPES[self.dtype.data]
         return np.full(self.extents.data, element(self.value.data, dtype), dtype.numpy())
+
+
+@irdl_op_definition
+class ElementsOp(TileOp):
+    """A tile of rank 1 with the stated elements; integers saturate as in tile.constant."""
+
+    name = "tile.elements"
+    values = prop_def(Numbers)
+    dtype = prop_def(Str)
+    out = result_def(TileType)
+
+    def infer(self) -> Sequence[Attribute]:
+        if self.dtype.data not in DTYPES:
+            raise self.malformed(f"no dtype is called {self.dtype.data!r}")
+        return [TileType.of([len(self.values.data)], DTYPES[self.dtype.data])]
+
+    def evaluate(self) -> Array:
+        dtype = DTYPES[self.dtype.data]
+        return np.array([element(v, dtype) for v in self.values.data], dtype.numpy())
 
 
 @irdl_op_definition
@@ -175,4 +194,4 @@ class BroadcastOp(TileOp):
         return np.broadcast_to(poisoned[0], self.extents.data)
 
 
-ELEMENTWISE: list[type[Any]] = [ConstantOp, IndexTileOp, SplatOp, MapOp, CastOp, BroadcastOp]
+ELEMENTWISE: list[type[Any]] = [ConstantOp, ElementsOp, IndexTileOp, SplatOp, MapOp, CastOp, BroadcastOp]

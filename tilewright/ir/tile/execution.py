@@ -11,10 +11,11 @@ from xdsl.ir import Block, Operation, SSAValue
 
 from tilewright.errors import IRError
 from tilewright.ir.dims import Expr
-from tilewright.ir.dtypes import DType
+from tilewright.ir.dtypes import I64, DType
 from tilewright.ir.tile.axes import AffineAxis, Axis, Memory, PagesAxis, Reads, RowsAxis, SegmentAxis, Site, WindowAxis
 from tilewright.ir.tile.base import Array, TileOp, element, tile, view
 from tilewright.ir.tile.counting import MEMORY, Counters, Kind, Quantity, buffer_numbers, op_numbers
+from tilewright.ir.tile.lines import SortLineOp, TopkLineOp, spare_words
 from tilewright.ir.tile.memory import (
     POISON,
     LoadOp,
@@ -28,6 +29,8 @@ from tilewright.ir.tile.memory import (
     root,
     staged_load,
 )
+from tilewright.ir.tile.ordering import stable_order
+from tilewright.ir.tile.places import LookupOp, UpdateOp
 from tilewright.ir.tile.regions import View
 from tilewright.ir.tile.structure import CompareOp, ExprOp, ForOp, IfOp, KernelOp, ScalarOp, YieldOp
 from tilewright.ir.types import TileType
@@ -125,6 +128,12 @@ class Execution:
                 return self._load(op)
             case StoreOp():
                 return self._store(op)
+            case LookupOp():
+                return self._lookup(op)
+            case UpdateOp():
+                return self._update(op)
+            case SortLineOp() | TopkLineOp():
+                return self._line(op)
             case StageOp():
                 return self._stage(op)
             case ViewOp() | ViewWindowOp() | ViewRowsOp() | ViewPagesOp() | ViewSegmentOp():
@@ -239,6 +248,74 @@ class Execution:
             site.op = op
             stored: Tile = env[source]
             moved[quantity] += env[target].store(stored.values, stored.poison, [env[s] for s in at], reads, site)
+
+        return run
+
+    def _lookup(self, op: LookupOp) -> Step:
+        out, source, indices = self._slot(op.out), self._slot(op.source), self._slot(op.indices)
+        at, axis, extents, dtype = self._all(op.at), op.axis.data, op.extents.data, tile(op.out).dtype
+        outside = None if op.fill.data == POISON else element(op.value.data, dtype)
+        lost, site, moved = garbage(dtype), self._site, self._moved
+        quantity = self._counted(op, "read", op.source)
+
+        def run(env: Slots) -> None:
+            site.op = op
+            places: Tile = env[indices]
+            where = [env[s] for s in at]
+            loaded = env[source].look_up(axis, places.values, places.poison, where, extents, outside, lost, site)
+            moved[quantity] += loaded.inside
+            env[out] = Tile(*loaded)
+
+        return run
+
+    def _update(self, op: UpdateOp) -> Step:
+        source, indices, target = self._slot(op.source), self._slot(op.indices), self._slot(op.target)
+        at, axis, mode, site, moved = self._all(op.at), op.axis.data, op.mode.data, self._site, self._moved
+        quantities = [self._counted(op, "write", op.target)]
+        if mode == "add":
+            quantities.append(self._counted(op, "read", op.target))
+        self._executed[op] = 0
+
+        def run(env: Slots) -> None:
+            site.op = op
+            self._executed[op] += 1
+            given, places, where = env[source], env[indices], [env[s] for s in at]
+            changed = env[target].update(
+                axis, places.values, places.poison, given.values, given.poison, where, mode, site
+            )
+            for quantity in quantities:
+                moved[quantity] += changed
+
+        return run
+
+    def _line(self, op: SortLineOp | TopkLineOp) -> Step:
+        source, values, places = self._slot(op.source), self._slot(op.values), self._slot(op.places)
+        axis, rank, site, moved = op.axis.data, view(op.source).rank, self._site, self._moved
+        at = self._all(op.at[: rank - 1])
+        (length,) = self._evaluated([view(op.source).dims[axis]])
+        kept = length if isinstance(op, SortLineOp) else min(op.k.data, length)
+        descending = op.descending.data if isinstance(op, SortLineOp) else True
+        spare = (self._slot(op.spare), self._slot(op.at[rank - 1])) if isinstance(op, SortLineOp) else None
+        words = 2 * length * spare_words(view(op.source).dtype)
+        read = self._counted(op, "read", op.source)
+        written = [self._counted(op, "write", v) for v in (op.values, op.places)]
+
+        def run(env: Slots) -> None:
+            site.op = op
+            where = [env[s] for s in at]
+            where.insert(axis, 0)
+            extents = [length if a == axis else 1 for a in range(rank)]
+            loaded = env[source].load(where, extents, None, garbage(view(op.source).dtype), Reads(), site)
+            if loaded.poison is not None:
+                raise site.poison("orders a line that leaves its view")
+            moved[read] += loaded.inside
+            order = stable_order(loaded.values, axis, descending=descending).take(range(kept), axis)
+            results = (np.take_along_axis(loaded.values, order, axis), order.astype(np.int64))
+            for slot, quantity, result in zip((values, places), written, results, strict=True):
+                moved[quantity] += env[slot].store(result, None, where, Reads(), site)
+            if spare is not None:
+                rubbish = np.full((1, words), garbage(I64))
+                env[spare[0]].store(rubbish, None, [env[spare[1]], 0], Reads(), site)
 
         return run
 

@@ -101,7 +101,43 @@ class View:
     def _load_lanes(
         self, at: Sequence[int], extents: Sequence[int], outside: Any, lost: Any, reads: Reads, site: Site
     ) -> Loaded:
-        lanes = self._lanes(at, extents, reads, site)
+        return self._gathered(self._lanes(at, extents, reads, site), extents, outside, lost, site)
+
+    def look_up(
+        self, axis: int, indices: Array, unknown: Array | None, at: Sequence[int], extents: Sequence[int],
+        outside: Any, lost: Any, site: Site,
+    ) -> Loaded:  # fmt: skip
+        """Like `load`, with the coordinate along an axis from `indices`, of which some are unknown."""
+        return self._gathered(self._looked_up(axis, indices, unknown, at, extents, site), extents, outside, lost, site)
+
+    def _looked_up(
+        self, axis: int, indices: Array, unknown: Array | None, at: Sequence[int], extents: Sequence[int], site: Site
+    ) -> Lanes:
+        around = View(self.memory, self.base, (*self.axes[:axis], *self.axes[axis + 1 :]))
+        lanes = around._lanes(at, extents, Reads(), site)
+        known = np.ones(extents, bool) if unknown is None else ~np.broadcast_to(unknown, extents)
+        own = np.broadcast_to(indices, extents).astype(np.int64)
+        found = self.axes[axis].lanes(own.reshape(-1), known.reshape(-1), Reads(), site)
+        inside, offsets = (a.reshape(extents) for a in (found.inside, found.offsets))
+        reached = np.broadcast_to(lanes.inside, extents)
+        return Lanes(reached, reached & ~inside, lanes.offsets + offsets)
+
+    def update(
+        self, axis: int, indices: Array, unknown: Array | None, values: Array, poison: Array | None,
+        at: Sequence[int], mode: str, site: Site,
+    ) -> int:  # fmt: skip
+        """Sets or adds lanes in elements that this program wrote; gives how many there are."""
+        memory, lanes = self.memory, self._looked_up(axis, indices, unknown, at, values.shape, site)
+        if memory.writers is None:
+            raise site.error(IRError, f"updates buffer {memory.number}, an input", "update an output")
+        offsets = self._own_lanes(lanes, poison, site)
+        memory.check_read(memory.writers[offsets], site)
+        given = values[lanes.inside]
+        with np.errstate(all="ignore"):
+            memory.flat[offsets] = memory.flat[offsets] + given if mode == "add" else given
+        return int(offsets.size)
+
+    def _gathered(self, lanes: Lanes, extents: Sequence[int], outside: Any, lost: Any, site: Site) -> Loaded:
         known = lanes.inside & ~lanes.lost
         values = np.full(extents, lost, self.memory.flat.dtype)
         values[known] = self.memory.gather(lanes.offsets[known], site)
@@ -134,6 +170,15 @@ class View:
         self, values: Array, poison: Array | None, at: Sequence[int], writers: Array, reads: Reads, site: Site
     ) -> int:
         memory, lanes = self.memory, self._lanes(at, values.shape, reads, site)
+        offsets = self._own_lanes(lanes, poison, site)
+        memory.check_write(writers[offsets], site)
+        writers[offsets] = site.program + 1
+        memory.flat[offsets] = values[lanes.inside]
+        return int(offsets.size)
+
+    def _own_lanes(self, lanes: Lanes, poison: Array | None, site: Site) -> Array:
+        """The offsets of the lanes inside, which must exist, hold values and be distinct."""
+        memory = self.memory
         if lanes.lost.any():
             raise site.poison("stores to a place that an index outside the view names")
         if poison is not None and poison[lanes.inside].any():
@@ -141,16 +186,13 @@ class View:
         offsets = lanes.offsets[lanes.inside]
         if offsets.size and (offsets.min() < 0 or offsets.max() >= memory.flat.size):
             raise memory.leaves(site)
-        memory.check_write(writers[offsets], site)
         if np.unique(offsets).size != offsets.size:
             raise site.error(
                 KernelStoreError,
                 f"writes an element of output {memory.number} twice in one store",
                 "give every lane its own element",
             )
-        writers[offsets] = site.program + 1
-        memory.flat[offsets] = values[lanes.inside]
-        return int(offsets.size)
+        return offsets
 
 
 def _injective(spans: Sequence[Span]) -> bool:

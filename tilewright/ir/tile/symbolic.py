@@ -10,9 +10,10 @@ from typing import NamedTuple
 from xdsl.ir import Block, Operation, SSAValue
 
 from tilewright.errors import IRError, Problem
-from tilewright.ir.dims import Expr, ceildiv, floordiv
+from tilewright.ir.dims import Expr, ceildiv, floordiv, minimum
 from tilewright.ir.tile.base import TileOp, buffer, tile, view
 from tilewright.ir.tile.counting import MEMORY, Kind, Quantity, buffer_numbers, op_numbers
+from tilewright.ir.tile.lines import SortLineOp, TopkLineOp
 from tilewright.ir.tile.memory import (
     LoadOp,
     StageOp,
@@ -24,6 +25,7 @@ from tilewright.ir.tile.memory import (
     ViewWindowOp,
     staged_load,
 )
+from tilewright.ir.tile.places import LookupOp, UpdateOp
 from tilewright.ir.tile.spaces import Clip, Condition, Datum, Factor, Loop, PageSpan, Relation, Symbols, Term
 from tilewright.ir.tile.structure import CompareOp, ExprOp, ForOp, IfOp, KernelOp, ScalarOp, YieldOp
 from tilewright.ir.types import IndexType
@@ -134,19 +136,33 @@ class SymbolicWalk:
                 self._loaded[op] = clips
             case StoreOp():
                 self._region(op, "write", self._views[op.target], op.at, tile(op.source).extents)
+            case LookupOp():
+                around = _without(self._views[op.source], op.axis.data)
+                self._region(op, "read", around, op.at, op.extents.data)
+            case UpdateOp():
+                around = _without(self._views[op.target], op.axis.data)
+                self._region(op, "write", around, op.at, tile(op.source).extents)
+                if op.mode.data == "add":
+                    self._region(op, "read", around, op.at, tile(op.source).extents)
+                self._work(op)
+            case SortLineOp() | TopkLineOp():
+                self._line(op)
             case StageOp():
                 self._stage(op)
             case YieldOp():
                 pass
             case TileOp():
-                cost = op.cost()
-                works: tuple[tuple[Kind, int | None], ...] = (
-                    ("matrix", cost.matrix.constant),
-                    ("vector", cost.vector.constant),
-                )
-                for kind, flops in works:
-                    if flops:
-                        self._count(Quantity(self._numbers[op], kind), (), flops)
+                self._work(op)
+
+    def _work(self, op: TileOp) -> None:
+        cost = op.cost()
+        works: tuple[tuple[Kind, int | None], ...] = (
+            ("matrix", cost.matrix.constant),
+            ("vector", cost.vector.constant),
+        )
+        for kind, flops in works:
+            if flops:
+                self._count(Quantity(self._numbers[op], kind), (), flops)
 
     def _for(self, op: ForOp) -> None:
         outside = self._path
@@ -228,6 +244,21 @@ class SymbolicWalk:
                 self._count_buffer(op, "read", read.buffer, (lanes,))
         return clips
 
+    def _line(self, op: SortLineOp | TopkLineOp) -> None:
+        """A whole line read, and what is kept of it written twice: the length of a line is a loop of its own."""
+        axis, outside = op.axis.data, self._path
+        length = view(op.source).dims[axis]
+        kept = length if isinstance(op, SortLineOp) else minimum(length, op.k.data)
+        moves: list[tuple[Kind, SSAValue, Expr]] = [
+            ("read", op.source, length), ("write", op.values, kept), ("write", op.places, kept),
+        ]  # fmt: skip
+        for kind, moved, count in moves:
+            loop = Loop(self.symbols.fresh(), ZERO, count, 1)
+            self.symbols.loops[loop.name] = loop
+            self._path = (*outside, loop)
+            self._count_buffer(op, kind, self._views[moved].buffer, ())
+        self._path = outside
+
     def _stage(self, op: StageOp) -> None:
         staged, load = tile(op.source), staged_load(op)
         quantity = Quantity(self._numbers[op], "stage", None, op.level.data)
@@ -308,6 +339,10 @@ def _window(axis: SymbolicAxis, extent: Expr, offset: Expr, step: int) -> Symbol
     highs = dict.fromkeys((extent, *(ceildiv(high - offset, step) for high in axis.highs)))
     reads = tuple(r._replace(scale=r.scale * step, shift=r.shift + offset * r.scale) for r in axis.reads)
     return SymbolicAxis(tuple(lows), tuple(highs), lambda c: axis.address(offset + c * step), reads)
+
+
+def _without(source: SymbolicView, axis: int) -> SymbolicView:
+    return replace(source, axes=(*source.axes[:axis], *source.axes[axis + 1 :]))
 
 
 def _replaced(source: SymbolicView, at: int, by: SymbolicAxis) -> SymbolicView:

@@ -11,12 +11,13 @@ from tilewright.ir.module import functions
 from tilewright.ir.passing import Context, Pass
 from tilewright.passes.canonicalize.arithmetic import ARITHMETIC
 from tilewright.passes.canonicalize.broadcasts import BROADCASTS
+from tilewright.passes.canonicalize.products import PRODUCTS
 from tilewright.passes.canonicalize.shapes import SHAPES
 from tilewright.passes.canonicalize.sharing import share_equal_ops
 from tilewright.passes.canonicalize.singles import SINGLES
 from tilewright.passes.rewriting import Rules, erase_dead, run_rules
 
-RULES = Rules(SHAPES, BROADCASTS, SINGLES, ARITHMETIC)
+RULES = Rules(SHAPES, BROADCASTS, SINGLES, PRODUCTS, ARITHMETIC)
 
 
 @dataclass(frozen=True)

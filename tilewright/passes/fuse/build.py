@@ -10,42 +10,49 @@ from xdsl.ir import Block, Operation, Region, SSAValue
 from tilewright.ir.graph.attention import AttentionOp, RotaryOp
 from tilewright.ir.graph.contraction import MatmulOp
 from tilewright.ir.graph.elementwise import CastOp, MapOp
-from tilewright.ir.graph.indexing import GatherOp
-from tilewright.ir.graph.reduction import NormOp, ReduceOp, SoftmaxOp
+from tilewright.ir.graph.indexing import GatherOp, TakeAlongOp
+from tilewright.ir.graph.recurrence import ScanOp
+from tilewright.ir.graph.reduction import CumulativeOp, NormOp, ReduceOp, SoftmaxOp
+from tilewright.ir.graph.routing import GroupedMatmulOp
 from tilewright.ir.graph.shape import ReshapeOp, TransposeOp
 from tilewright.ir.graph.structure import CallOp, ExternOp, GroupOp, ReturnOp, YieldOp
+from tilewright.ir.graph.windows import ConvolutionOp, PoolOp
 from tilewright.ir.operation import TwOperation
+from tilewright.ir.tile.structure import LaunchOp
 from tilewright.passes.fuse.plan import OUTSIDE, Cluster, Plan, is_leaf, is_view, root
 from tilewright.passes.rewriting import only_adds_units
 
-ANCHORS = (MatmulOp, AttentionOp, NormOp, SoftmaxOp, ReduceOp)
-ELEMENTWISE = (MapOp, CastOp, RotaryOp, NormOp, SoftmaxOp, ReduceOp)
+ANCHORS = (
+    MatmulOp, GroupedMatmulOp, ConvolutionOp, PoolOp, AttentionOp, NormOp, SoftmaxOp, ReduceOp, CumulativeOp, ScanOp
+)  # fmt: skip
+ELEMENTWISE = (MapOp, CastOp, RotaryOp, NormOp, SoftmaxOp, ReduceOp, CumulativeOp, ScanOp)
+LOOKUPS = (GatherOp, TakeAlongOp)  # their second operand, the indices, is computed element by element
 # operands that attention computes per block of logits instead of loading tiles of q, k and v
 COMPUTED_BY_ATTENTION = ("bias", "valid", "q_positions", "k_positions", "sinks")
 
 
-def takes_views(op: Operation) -> bool:
-    """The op's kernel reads its operands through transposes, slices and broadcasts."""
-    return isinstance(op, (*ELEMENTWISE, MatmulOp, AttentionOp))
+def takes_views(op: Operation, operand: int | None = None) -> bool:
+    """The op's kernel reads its operands (or this one) through transposes, slices and broadcasts."""
+    return isinstance(op, (*ELEMENTWISE, MatmulOp, AttentionOp)) or (isinstance(op, LOOKUPS) and operand == 1)
 
 
 def takes_leaf(op: Operation, operand: int) -> bool:
     """The op's kernel computes this operand from coordinates."""
     if isinstance(op, AttentionOp):
         return any(getattr(op, name) is op.operands[operand] for name in COMPUTED_BY_ATTENTION) and operand > 2
-    return isinstance(op, ELEMENTWISE) or is_view(op)
+    return isinstance(op, ELEMENTWISE) or is_view(op) or (isinstance(op, LOOKUPS) and operand == 1)
 
 
 def addressing(op: Operation, operand: int) -> Hashable:
     """What decides how a kernel walks an operand: equal for those that one argument of the kernel can serve."""
     if isinstance(op, MatmulOp):
         return "rows" if operand == 0 else (op, operand)
-    return (op, operand) if isinstance(op, (AttentionOp, GatherOp)) else None
+    return (op, operand) if isinstance(op, (AttentionOp, ConvolutionOp, PoolOp, *LOOKUPS)) else None
 
 
 def is_fresh(value: SSAValue) -> bool:
     """The program itself made these bytes: a kernel, a called function or an extern did."""
-    return isinstance(value.owner, (GroupOp, CallOp, ExternOp))
+    return isinstance(value.owner, (GroupOp, CallOp, ExternOp, LaunchOp))
 
 
 @dataclass
@@ -222,7 +229,7 @@ class Builder:
         if value in body.inner:
             return body.inner[value]
         key = (addressing(op, index), after)
-        if not takes_views(op) and not is_view(op):
+        if not takes_views(op, index) and not is_view(op):
             self._dense(value)
         return self._viewed(body, value, leaf=takes_leaf(op, index), key=key)
 
@@ -245,7 +252,7 @@ class Builder:
         """Some reader cannot look through a view."""
         return any(
             isinstance(use.operation, ReshapeOp)
-            or (self.plan.is_node(use.operation) and not takes_views(use.operation))
+            or (self.plan.is_node(use.operation) and not takes_views(use.operation, use.index))
             for use in value.uses
         )
 

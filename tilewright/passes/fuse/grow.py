@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from xdsl.ir import Operation, SSAValue
 
 from tilewright.ir.graph.base import tensor
-from tilewright.ir.graph.contraction import MatmulOp
-from tilewright.ir.graph.reduction import ReduceOp
+from tilewright.ir.graph.recurrence import ScanOp
+from tilewright.ir.graph.reduction import CumulativeOp, ReduceOp
 from tilewright.ir.passing import Context
 from tilewright.passes.fuse import legality
 from tilewright.passes.fuse.plan import OUTSIDE, Cluster, Plan
@@ -34,8 +34,10 @@ class Growth:
     # --- matmul -----------------------------------------------------------------------------------------------------
 
     def epilogues(self) -> None:
-        """Every matmul takes the pointwise ops that its result alone flows into, while its tile addresses the rest."""
-        for cluster in self._of_kind("matmul"):
+        """Products and convolutions take the pointwise ops that their result alone flows into, while the tile addresses
+        the rest.
+        """
+        for cluster in [*self._products(), *self._of_kind("convolution")]:
             cluster.dims = tensor(cluster.ops[0].results[0]).dims
             while (op := self._sole_reader(cluster)) is not None:
                 other = self.plan.of[op]
@@ -48,13 +50,9 @@ class Growth:
 
     def pairs(self) -> None:
         """Two products of one left-hand side that meet in a pointwise op become one kernel with two accumulators."""
-        for cluster in self._of_kind("matmul"):
-            first = cluster.ops[0]
-            for other in self._of_kind("matmul"):
-                second = other.ops[0]
-                if not (isinstance(first, MatmulOp) and isinstance(second, MatmulOp)):
-                    continue
-                if cluster.single and other.single and legality.is_pair(first, second):
+        for cluster in self._products():
+            for other in self._of_kind(cluster.kind):
+                if cluster.single and other.single and legality.is_pair(cluster.ops[0], other.ops[0]):
                     self._pair(cluster, other)
 
     def _pair(self, cluster: Cluster, other: Cluster) -> None:
@@ -128,15 +126,16 @@ class Growth:
     # --- other axes -------------------------------------------------------------------------------------------------
 
     def reductions(self, *, epilogues: bool, prologues: bool) -> None:
-        """A reduction over other axes takes what feeds it alone, and what runs on its result alone."""
-        for cluster in self._of_kind("reduction"):
+        """A reduction over other axes, or a running op, takes what feeds it alone, and what runs on its result."""
+        for cluster in [*self._of_kind("reduction"), *self._of_kind("running")]:
             anchor = cluster.ops[0]
-            if not isinstance(anchor, ReduceOp):
+            if not isinstance(anchor, (ReduceOp, CumulativeOp, ScanOp)):
                 continue
-            cluster.dims = legality.row_dims(anchor)
+            result = tensor(anchor.out).dims
+            cluster.dims = legality.row_dims(anchor) if isinstance(anchor, ReduceOp) else result
             while prologues and self._prologue(cluster):
                 pass
-            cluster.dims = legality.reduced_dims(anchor)
+            cluster.dims = result
             while epilogues and (op := self._sole_reader(cluster)) is not None:
                 other = self.plan.of[op]
                 if not other.single or other.kind != "map":
@@ -205,6 +204,9 @@ class Growth:
 
     # --- joining ----------------------------------------------------------------------------------------------------
 
+    def _products(self) -> list[Cluster]:
+        return [*self._of_kind("matmul"), *self._of_kind("grouped-matmul")]
+
     def _of_kind(self, kind: str) -> list[Cluster]:
         found = {id(c): c for op in self.plan.position if (c := self.plan.of.get(op)) is not None and c.kind == kind}
         return list(found.values())
@@ -224,7 +226,7 @@ class Growth:
             (lambda: OUTSIDE not in (first.kind, second.kind), "no kernel computes it"),
             (lambda: len(both) <= self.max_ops, f"a kernel takes {self.max_ops} ops"),
             (lambda: legality.views_stay_outside(self.plan, both), "it also reads a view of the other's result"),
-            (lambda: legality.buffers_come_from_outside(self.plan, both), "a look-up needs its operands in memory"),
+            (lambda: legality.buffers_come_from_outside(self.plan, both), "a look-up needs its table in memory"),
             (lambda: self.plan.can_join(first, second), "another kernel has to run between the two"),
         ]
         for holds, said in checks:

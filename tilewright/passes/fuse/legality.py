@@ -8,6 +8,7 @@ unless that moves no more words.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeGuard
 
 from xdsl.ir import Operation, SSAValue
 
@@ -16,8 +17,10 @@ from tilewright.ir.graph.attention import RotaryOp
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.contraction import MatmulOp
 from tilewright.ir.graph.elementwise import CastOp, MapOp
-from tilewright.ir.graph.indexing import GatherOp
+from tilewright.ir.graph.indexing import GatherOp, TakeAlongOp
 from tilewright.ir.graph.reduction import NormOp, ReduceOp, SoftmaxOp
+from tilewright.ir.graph.routing import GroupedMatmulOp
+from tilewright.ir.graph.shape import PadOp
 from tilewright.ir.passing import Context
 from tilewright.ir.tile.reduction import LANES
 from tilewright.passes.fuse.plan import Cluster, Plan, is_leaf, root
@@ -111,13 +114,17 @@ def why_no_epilogue(op: Operation, inside: set[SSAValue], dims: Sequence[Expr]) 
     return None
 
 
-def is_pair(first: MatmulOp, second: MatmulOp) -> bool:
+def is_pair(first: Operation, second: Operation) -> bool:
     """Two products of the same left-hand side with right-hand sides of one shape: x is read once for both."""
+    if first is second or type(first) is not type(second) or not isinstance(first, (MatmulOp, GroupedMatmulOp)):
+        return False
+    # the same left-hand side and, of grouped products, the same segments of the same rows
+    shared = [i for i in range(min(len(first.operands), 5)) if i != 1]
     return (
-        first is not second
-        and first.a is second.a
-        and tensor(first.b) == tensor(second.b)
-        and first.transpose_b == second.transpose_b
+        len(first.operands) == len(second.operands)
+        and all(first.operands[i] is second.operands[i] for i in shared)
+        and tensor(first.operands[1]) == tensor(second.operands[1])
+        and first.properties["transpose_b"] == second.properties["transpose_b"]
     )
 
 
@@ -143,19 +150,24 @@ def views_stay_outside(plan: Plan, ops: Sequence[Operation]) -> bool:
 
 
 def buffers_come_from_outside(plan: Plan, ops: Sequence[Operation]) -> bool:
-    """What is looked up by index, and the indices, lie in memory: no op of the same kernel computes them."""
+    """What is looked up by index, or padded, lies in memory: no op of the same kernel computes it."""
     inside = set(ops)
-    return not any(plan.source(v) in inside for op in ops if isinstance(op, GatherOp) for v in op.operands)
+    return not any(plan.source(op.x) in inside for op in ops if reads_elsewhere(op))
+
+
+def reads_elsewhere(op: Operation) -> TypeGuard[GatherOp | TakeAlongOp | PadOp]:
+    """The elements of its first operand are read at other coordinates than those of its result."""
+    return isinstance(op, (GatherOp, TakeAlongOp, PadOp))
 
 
 def computes_elements(op: Operation) -> bool:
-    """What a map kernel computes: pointwise ops, rows looked up by index, rotary turns."""
-    return is_pointwise(op) or isinstance(op, RotaryOp) or (isinstance(op, GatherOp) and op.axis.data == 0)
+    """What a map kernel computes: pointwise ops, elements looked up by index or padded, rotary turns."""
+    return is_pointwise(op) or isinstance(op, RotaryOp) or reads_elsewhere(op)
 
 
 def is_prologue(op: Operation) -> bool:
-    """What a reduction may compute on its way to a row: pointwise ops and rows looked up by index."""
-    return is_pointwise(op) or (isinstance(op, GatherOp) and op.axis.data == 0)
+    """What a reduction may compute on its way to a row: pointwise ops, elements looked up by index or padded."""
+    return is_pointwise(op) or reads_elsewhere(op)
 
 
 def only_read_inside(plan: Plan, op: Operation, cluster: Cluster) -> bool:
@@ -175,7 +187,7 @@ def recomputes_cheaply(op: Operation, dims: Sequence[Expr], ctx: Context) -> boo
     repeated = Expr.of(1)
     for d in dims:
         repeated = repeated * d
-    if isinstance(op, GatherOp):
+    if reads_elsewhere(op):
         read = op.cost().read
     else:
         read = sum((tensor(v).bytes for v in op.operands if in_memory(v)), Expr.of(0))

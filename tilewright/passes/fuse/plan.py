@@ -17,9 +17,11 @@ from tilewright.ir.graph.attention import AttentionOp, RotaryOp
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.contraction import MatmulOp
 from tilewright.ir.graph.elementwise import CastOp, MapOp
-from tilewright.ir.graph.indexing import GatherOp
-from tilewright.ir.graph.reduction import NormOp, ReduceOp, SoftmaxOp
-from tilewright.ir.graph.shape import BroadcastOp, ReshapeOp, SliceOp, TransposeOp
+from tilewright.ir.graph.indexing import GatherOp, PutAlongOp, ScatterOp, TakeAlongOp
+from tilewright.ir.graph.recurrence import ScanOp
+from tilewright.ir.graph.reduction import CumulativeOp, NormOp, ReduceOp, SoftmaxOp, SortOp, TopkOp
+from tilewright.ir.graph.routing import GroupedMatmulOp
+from tilewright.ir.graph.shape import BroadcastOp, PadOp, ReshapeOp, SliceOp, TransposeOp
 from tilewright.ir.graph.structure import (
     ConstantOp,
     DimOp,
@@ -62,15 +64,21 @@ def skeleton(op: Operation) -> str:
             return "matmul"
         case AttentionOp():
             return "attention"
+        case GroupedMatmulOp():
+            return "grouped-matmul"
         case NormOp():
             return "row-reduction"
         case SoftmaxOp():
             return "row-reduction" if op.axis.data == tensor(op.x).rank - 1 else "reduction"
         case ReduceOp():
             return "row-reduction" if op.axes.data == (tensor(op.x).rank - 1,) else "reduction"
-        case GatherOp():
-            return "map" if op.axis.data == 0 else "gather"
-        case MapOp() | CastOp() | RotaryOp():
+        case CumulativeOp() | ScanOp():
+            return "running"
+        case ScatterOp() | PutAlongOp():
+            return "scatter"
+        case SortOp() | TopkOp():
+            return "ordering"
+        case MapOp() | CastOp() | RotaryOp() | GatherOp() | TakeAlongOp() | PadOp():
             return "map"
         case _ if is_view(op) or is_leaf(op):
             return "map"
@@ -80,7 +88,7 @@ def skeleton(op: Operation) -> str:
 
 def is_outside(op: Operation) -> bool:
     """Ops that no kernel computes."""
-    return not is_pure(op) or bool(op.regions) or isinstance(op, (WeightOp, PackedOp, ConstantOp))
+    return not is_pure(op) or bool(op.regions) or isinstance(op, (WeightOp, PackedOp))
 
 
 @dataclass(eq=False)

@@ -7,6 +7,7 @@ FLOPs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 
 from xdsl.ir import Operation, SSAValue
@@ -14,6 +15,7 @@ from xdsl.ir import Operation, SSAValue
 from tilewright.ir.loops import BufferArg, Value
 from tilewright.ir.tile.base import TileOp, tile
 from tilewright.ir.tile.counting import MEMORY, Kind, Quantity, buffer_numbers, op_numbers
+from tilewright.ir.tile.lines import SortLineOp, TopkLineOp
 from tilewright.ir.tile.memory import (
     LoadOp,
     StageOp,
@@ -26,6 +28,7 @@ from tilewright.ir.tile.memory import (
     root,
     staged_load,
 )
+from tilewright.ir.tile.places import LookupOp, UpdateOp
 from tilewright.ir.tile.structure import CompareOp, ExprOp, ForOp, IfOp, KernelOp, ScalarOp, YieldOp
 from tilewright.passes.lower_tile_to_loops.context import Lowering
 from tilewright.passes.lower_tile_to_loops.indices import Index
@@ -49,11 +52,24 @@ def quantities(kernel: KernelOp) -> tuple[Quantity, ...]:
             found[Quantity(numbers[op], kind, buffers[root(view)], MEMORY)] = None
             for read in _index_views(view):
                 found[Quantity(numbers[op], "read", buffers[root(read)], MEMORY)] = None
+        elif isinstance(op, LookupOp):
+            found[Quantity(numbers[op], "read", buffers[root(op.source)], MEMORY)] = None
+        elif isinstance(op, (SortLineOp, TopkLineOp)):
+            found[Quantity(numbers[op], "read", buffers[root(op.source)], MEMORY)] = None
+            for line in (op.values, op.places):
+                found[Quantity(numbers[op], "write", buffers[root(line)], MEMORY)] = None
         else:
+            if isinstance(op, UpdateOp):
+                for moved in _updates(op):
+                    found[Quantity(numbers[op], moved, buffers[root(op.target)], MEMORY)] = None
             for work, flops in _work(op):
                 if flops:
                     found[Quantity(numbers[op], work)] = None
     return tuple(found)
+
+
+def _updates(op: UpdateOp) -> list[Kind]:
+    return ["write", "read"] if op.mode.data == "add" else ["write"]
 
 
 def _work(op: TileOp) -> list[tuple[Kind, int]]:
@@ -92,6 +108,13 @@ class CounterRow:
                 self.region(op, "read", op.source, list(op.at), tile(op.out).extents)
             case StoreOp():
                 self.region(op, "write", op.target, list(op.at), tile(op.source).extents)
+            case LookupOp():
+                self.around(op, ["read"], op.source, list(op.at), tile(op.out).extents)
+            case UpdateOp():
+                self.around(op, _updates(op), op.target, list(op.at), tile(op.source).extents)
+                self.work(op)
+            case SortLineOp() | TopkLineOp():
+                self.line(op)
             case ScalarOp():
                 self.region(op, "read", op.source, list(op.at), (1,) * len(op.at))
             case ViewSegmentOp():
@@ -103,9 +126,31 @@ class CounterRow:
             case StageOp():
                 self.stage(op)
             case TileOp() if not isinstance(op, _SILENT):
-                for work, flops in _work(op):
-                    if flops:
-                        self.add(Quantity(self.numbers[op], work), self.cx.b.index(flops))
+                self.work(op)
+
+    def work(self, op: TileOp) -> None:
+        for work, flops in _work(op):
+            if flops:
+                self.add(Quantity(self.numbers[op], work), self.cx.b.index(flops))
+
+    def around(
+        self, op: LookupOp | UpdateOp, kinds: Sequence[Kind], view: SSAValue, at: list[SSAValue], extents: Sequence[int]
+    ) -> None:
+        """Counts the lanes whose coordinates along the other axes lie inside the view."""
+        source, total = self.cx.views[view], self.cx.b.index(1)
+        others = [axis for axis in range(len(source.extents)) if axis != op.axis.data]
+        for axis, start, count in zip(others, at, extents, strict=True):
+            total = self.cx.b.mul(total, Run.of(source, axis, self.cx.indices[start], count).inside)
+        for kind in kinds:
+            self.moved(op, kind, view, total)
+
+    def line(self, op: SortLineOp | TopkLineOp) -> None:
+        """Counts a line read, and what is kept of it written twice."""
+        length = self.cx.views[op.source].extents[op.axis.data].value
+        kept = self.cx.b.min(length, op.k.data) if isinstance(op, TopkLineOp) else length
+        self.moved(op, "read", op.source, length)
+        for line in (op.values, op.places):
+            self.moved(op, "write", line, kept)
 
     def region(self, op: Operation, kind: Kind, view: SSAValue, at: list[SSAValue], extents: tuple[int, ...]) -> None:
         """Counts a region's lanes inside the view, and the indices that addressing it reads."""

@@ -14,9 +14,11 @@ from tilewright.ir.tile import compute
 from tilewright.ir.tile.base import element, tile
 from tilewright.ir.tile.formats import FORMATS
 from tilewright.ir.tile.memory import LoadOp, StageOp
+from tilewright.ir.tile.places import LookupOp
 from tilewright.passes.lower_tile_to_loops import rearrangement, scalar_functions
 from tilewright.passes.lower_tile_to_loops.context import Lowering
 from tilewright.passes.lower_tile_to_loops.loads import load
+from tilewright.passes.lower_tile_to_loops.lookups import lookup
 from tilewright.passes.lower_tile_to_loops.sites import ORIGIN, Coord, Site, lane_positions
 
 
@@ -76,6 +78,17 @@ def _constant(cx: Lowering, op: compute.ConstantOp, site: Site) -> Value:
     return cx.b.const(float(number) if dtype.is_float else int(number), dtype)
 
 
+def _elements(cx: Lowering, op: compute.ElementsOp, site: Site) -> Value:
+    dtype, (coord,) = DTYPES[op.dtype.data], site.coords
+    if coord.static is None:
+        raise cx.unsupported(op, "stated elements at places of run time")
+    numbers = [float(n) if dtype.is_float else int(n) for n in (element(v, dtype) for v in op.values.data)]
+    if not coord.step:
+        return cx.b.const(numbers[coord.static], dtype)
+    places = [coord.static + lane * coord.step for lane in range(site.lanes)]
+    return cx.b.constants([numbers[p] if p < len(numbers) else 0 for p in places], dtype)
+
+
 def _index(cx: Lowering, op: compute.IndexTileOp, site: Site) -> Value:
     b, coord = cx.b, site.coords[op.axis.data]
     base = cx.indices[op.base].value
@@ -89,6 +102,10 @@ def _index(cx: Lowering, op: compute.IndexTileOp, site: Site) -> Value:
 
 def _splat(cx: Lowering, op: compute.SplatOp, site: Site) -> Value:
     return cx.b.cast(cx.indices[op.source].value, tile(op.out).dtype)
+
+
+def _lookup(cx: Lowering, op: LookupOp, site: Site) -> Value:
+    return lookup(cx, op, site, evaluate(cx, op.indices, operand_site(site, op.indices, tile(op.out).extents)))
 
 
 def _stage(cx: Lowering, op: StageOp, site: Site) -> Value:
@@ -153,6 +170,7 @@ _RULES: Final[dict[type, Callable[[Lowering, Any, Site], Value]]] = {
     compute.CastOp: _cast,
     compute.BroadcastOp: _broadcast,
     compute.ConstantOp: _constant,
+    compute.ElementsOp: _elements,
     compute.IndexTileOp: _index,
     compute.SplatOp: _splat,
     compute.UnpackOp: _unpack,
@@ -162,6 +180,7 @@ _RULES: Final[dict[type, Callable[[Lowering, Any, Site], Value]]] = {
     compute.SliceOp: lambda cx, op, site: evaluate(cx, op.source, rearrangement.sliced(cx.b, op, site)),
     compute.ConcatOp: lambda cx, op, site: rearrangement.concatenated(cx.b, op, site, lambda v, s: evaluate(cx, v, s)),
     LoadOp: load,
+    LookupOp: _lookup,
     StageOp: _stage,
 }
 INLINE: Final = frozenset(_RULES)

@@ -9,7 +9,9 @@ from tilewright.ir.loops import LoopKernel
 from tilewright.ir.machine import Machine
 from tilewright.ir.tile import compute
 from tilewright.ir.tile.base import buffer
+from tilewright.ir.tile.lines import SortLineOp, TopkLineOp
 from tilewright.ir.tile.memory import StoreOp, root
+from tilewright.ir.tile.places import UpdateOp
 from tilewright.ir.tile.structure import ForOp, IfOp, KernelOp, YieldOp
 from tilewright.passes.lower_tile_to_loops.context import Lowering
 from tilewright.passes.lower_tile_to_loops.control import lower_for, lower_if
@@ -21,6 +23,7 @@ from tilewright.passes.lower_tile_to_loops.emission import Emission
 from tilewright.passes.lower_tile_to_loops.grid import over_programs
 from tilewright.passes.lower_tile_to_loops.index_ops import lower_index_op
 from tilewright.passes.lower_tile_to_loops.indices import Facts
+from tilewright.passes.lower_tile_to_loops.lines import lower_sort_line, lower_topk_line
 from tilewright.passes.lower_tile_to_loops.ordering import lower_sort, lower_topk
 from tilewright.passes.lower_tile_to_loops.pair_dots import lower_pair_dot
 from tilewright.passes.lower_tile_to_loops.placement import place
@@ -28,6 +31,7 @@ from tilewright.passes.lower_tile_to_loops.reductions import lower_accumulate, l
 from tilewright.passes.lower_tile_to_loops.scaled_dots import lower_dot_scaled
 from tilewright.passes.lower_tile_to_loops.scans import lower_scan
 from tilewright.passes.lower_tile_to_loops.stores import store
+from tilewright.passes.lower_tile_to_loops.updates import update
 
 
 def lower_kernel(kernel: KernelOp, machine: Machine, *, instrument: bool = False) -> LoopKernel:
@@ -73,6 +77,12 @@ def _lower(cx: Lowering, op: Operation) -> None:
             lower_if(cx, op, lower_block)
         case StoreOp():
             store(cx, op)
+        case UpdateOp():
+            update(cx, op)
+        case SortLineOp():
+            lower_sort_line(cx, op)
+        case TopkLineOp():
+            lower_topk_line(cx, op)
         case _ if type(op) in INLINE:
             if op.results[0] in cx.plan.homes:
                 materialise(cx, op)

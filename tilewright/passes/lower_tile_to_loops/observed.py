@@ -14,10 +14,11 @@ from xdsl.ir import Block, BlockArgument, Operation, SSAValue
 from tilewright.ir.tile import compute
 from tilewright.ir.tile.base import tile, view
 from tilewright.ir.tile.memory import StageOp, StoreOp
+from tilewright.ir.tile.places import LookupOp
 from tilewright.ir.tile.structure import ForOp, IfOp, KernelOp, YieldOp
 from tilewright.ir.types import TileType
 from tilewright.passes.lower_tile_to_loops.operands import unit_axis, unit_reshape
-from tilewright.passes.lower_tile_to_loops.tails import Limit, beyond, depth_limit, folded_limit, tail
+from tilewright.passes.lower_tile_to_loops.tails import Constant, Limit, depth_limit, folded_limit, tail
 
 Seen: TypeAlias = Limit | Literal["none", "all"]
 
@@ -66,7 +67,7 @@ class Observed:
             case StoreOp():
                 at = op.at[axis]
                 return Limit(view(op.target).dims[axis], at) if isinstance(at, BlockArgument) else _ALL
-            case compute.MapOp() | compute.CastOp() | compute.BroadcastOp() | StageOp():
+            case compute.MapOp() | compute.CastOp() | compute.BroadcastOp() | StageOp() | LookupOp():
                 result = op.results[0]
                 if tile(value).extents[axis] != tile(result).extents[axis]:
                     return _ALL
@@ -138,7 +139,7 @@ def _selected(op: Operation, index: int, axis: int) -> Limit | None:
     if tile(condition).extents[axis] == 1:
         return None
     found = tail(condition, axis)
-    if found is None or beyond(condition, axis, found.limit) != (0.0 if index == 1 else 1.0):
+    if found is None or found.constant != Constant(0.0 if index == 1 else 1.0):
         return None
     return found.limit
 

@@ -14,18 +14,32 @@ from xdsl.ir import Block, Operation, SSAValue
 
 from tilewright.errors import LoweringError, Problem
 from tilewright.ir.dims import Expr, exact_div, product
-from tilewright.ir.graph import attention, contraction, elementwise, indexing, reduction, shape, structure
+from tilewright.ir.graph import (
+    attention,
+    contraction,
+    elementwise,
+    indexing,
+    recurrence,
+    reduction,
+    routing,
+    shape,
+    structure,
+    windows,
+)
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.operation import TwOperation
 
 
 def unsupported(op: Operation | Block, reason: str) -> LoweringError:
     """The error for a group that no skeleton lowers."""
-    where = op.loc if isinstance(op, TwOperation) else None
+    where = None
+    if isinstance(op, TwOperation):
+        # of a module that is torch's own code there is no line
+        where = op.loc or (f"module {op.path}" if op.path else None)
     name = op.name if isinstance(op, Operation) else "block"
     return LoweringError(
         Problem(reason, op=name, where=where),
-        step="report the model, and this line of it: no kernel is made for it yet",
+        step="report the model, and this line of it",
     )
 
 
@@ -170,7 +184,20 @@ def _to_operands(space: Space, op: Operation) -> None:
             _known(space, op.indices, out[at : at + rank])
             # the gathered axis of the table is addressed by the indices' values, not by the space
             _known(space, op.x, (*out[:at], UNIT, *out[at + rank :]))
-        case contraction.MatmulOp() | attention.AttentionOp():
+        case indexing.TakeAlongOp():
+            _known(space, op.indices, out)
+            _known(space, op.x, (*out[: op.axis.data], UNIT, *out[op.axis.data + 1 :]))
+        case shape.PadOp():
+            low = op.low.data
+            _known(space, op.x, [replace(a, offset=a.offset - by) for a, by in zip(out, low, strict=True)])
+        case reduction.CumulativeOp():
+            _known(space, op.x, out)
+        case recurrence.ScanOp():
+            _known(space, op.a, broadcast_axes(op.a, out))
+            _known(space, op.b, out)
+            if op.h0 is not None:
+                _known(space, op.h0, (*out[: op.axis.data], *out[op.axis.data + 1 :]))
+        case contraction.MatmulOp() | routing.GroupedMatmulOp() | attention.AttentionOp() | windows.WindowOp():
             pass  # their skeletons map their own operands
         case _:
             if op.operands:
@@ -219,6 +246,12 @@ def broadcast_axes(operand: SSAValue, out: Sequence[Axis]) -> list[Axis]:
     dims = tensor(operand).dims
     aligned = out[len(out) - len(dims) :]
     return [UNIT if d.constant == 1 else a for d, a in zip(dims, aligned, strict=True)]
+
+
+def padded_axes(op: shape.PadOp) -> list[int]:
+    """The axes of the result that have other elements than the operand's."""
+    sides = zip(op.low.data, op.high.data, strict=True)
+    return [i for i, (low, high) in enumerate(sides) if low != Expr.of(0) or high != Expr.of(0)]
 
 
 def _mark_reduced(space: Space, op: Operation, out: Sequence[Axis]) -> None:

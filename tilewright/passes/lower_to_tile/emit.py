@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 
 from xdsl.ir import BlockArgument, Operation, SSAValue
 
-from tilewright.ir.dims import Expr
+from tilewright.ir.dims import Expr, product
 from tilewright.ir.dtypes import F32, I64
 from tilewright.ir.graph import attention, elementwise, indexing, shape, structure
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.tile.base import tile as tile_type
 from tilewright.ir.tile.builder import KernelBuilder
-from tilewright.passes.lower_to_tile.access import Axis, Space, unsupported
+from tilewright.ir.tile.memory import ViewOp
+from tilewright.passes.lower_to_tile.access import Axis, Space, padded_axes, unsupported
 from tilewright.passes.lower_to_tile.layout import Strides, Walk, strides_of
 
 if TYPE_CHECKING:
@@ -137,8 +138,10 @@ class Emitter:
                 return b.cast(index, tensor(result).dtype)
             case structure.PositionsOp():
                 return self.position(self.space.maps[result][0])
-            case indexing.GatherOp():
-                return self._gather(op)
+            case indexing.GatherOp() | indexing.TakeAlongOp():
+                return self._looked_up(op)
+            case shape.PadOp():
+                return self._padded(op)
             case attention.RotaryOp():
                 return self._rotary(op)
             case _:
@@ -165,50 +168,83 @@ class Emitter:
             scale = scale * self.space.extents[number]
         return total
 
-    def _gather(self, op: indexing.GatherOp) -> SSAValue:
-        """Rows of a table: the indices' axis becomes a `rows` view; other index axes are one program wide."""
-        b = self.b
-        table, indices = op.x, op.indices
-        while isinstance(indices.owner, elementwise.CastOp):
-            indices = indices.owner.x
-        if not isinstance(table, BlockArgument) or not isinstance(indices, BlockArgument):
-            raise unsupported(op, "a gather inside a kernel needs its table and its indices in memory")
-        index_axes, index_steps = self._placed(self.strides[indices])
-        if self.column in index_axes:
-            raise unsupported(op, "indices along the innermost axis")
-        wide = [a for a in index_axes if self.extent[a] > 1]
-        index_view: SSAValue
-        if len(index_axes) == 1:
-            axis = index_axes[0]
-            index_view = b.view(
-                self.buffers[indices], [self.walk.extents[axis]], index_steps, self.strides[indices].offset
-            )
-            at: SSAValue = self.at[axis]
-        elif wide:
-            raise unsupported(op, "indices along several axes need rows of extent 1")
-        else:
-            size = tensor(indices).elements
-            index_view = b.view(self.buffers[indices], [size], [1], 0)
-            terms = Expr.of(self.strides[indices].offset)
-            for n, step in enumerate(index_steps):
-                terms = terms + step * f"a{n}"
-            at = b.index(terms, *(self.at[a] for a in index_axes))
-        gathered = self.strides[table]
-        axes, steps = self._placed(gathered)
+    def _looked_up(self, op: indexing.GatherOp | indexing.TakeAlongOp) -> SSAValue:
+        """Elements at indices along an axis of a table in memory; the indices may be computed here.
+
+        The view has the table's axes and those along which the indices vary, where it stands still.
+        """
+        b, table = self.b, op.x
+        if not isinstance(table, BlockArgument):
+            raise unsupported(op, "a gather inside a kernel needs its table in memory")
+        counted = self._counted(op)
+        if counted is not None:
+            return counted
+        index = b.cast(self.tile(op.indices), I64)
+        placed = dict(zip(*self._placed(self.strides[table]), strict=True))
+        rows, columns = tile_type(index).extents
+        wide = {a: n for a, n in ((self.row, rows), (self.column, columns)) if a is not None and n > 1}
+        axes = sorted({*placed, *wide})
         dims = tensor(table).dims
-        row_step = Expr.of(1)
-        for d in dims[op.axis.data + 1 :]:
-            row_step = row_step * d
-        view = b.view(
-            self.buffers[table],
-            [dims[op.axis.data], *(self.walk.extents[a] for a in axes)],
-            [row_step, *steps],
-            gathered.offset,
-        )
-        rows = b.rows(view, index_view)
-        extent = self.extent[index_axes[0]] if len(index_axes) == 1 else 1
-        loaded = b.load(rows, [at, *(self.at[a] for a in axes)], [extent, *(self.extent[a] for a in axes)])
-        return b.reshape(loaded, (extent, self.flat(axes)[1]))
+        along, step = dims[op.axis.data], product(dims[op.axis.data + 1 :])
+        steps = [placed.get(a, Expr.of(0)) for a in axes]
+        sizes, extents = [self.walk.extents[a] for a in axes], [self.extent[a] for a in axes]
+        at, own = [self.at[a] for a in axes], [wide.get(a, 1) for a in axes]
+        if not axes:
+            sizes, steps, at, extents, own = [Expr.of(1)], [Expr.of(0)], [b.index(0)], [1], [1]
+        view = b.view(self.buffers[table], [*sizes, along], [*steps, step], self.strides[table].offset)
+        found = b.lookup(view, b.reshape(index, own), at, extents, len(sizes))
+        return b.reshape(found, self.flat(axes))
+
+    def _counted(self, op: indexing.GatherOp | indexing.TakeAlongOp) -> SSAValue | None:
+        """A load where the indices count along one axis of the space: a table read backwards, or in steps."""
+        b, table, leaf = self.b, op.x, op.indices.owner
+        if not isinstance(leaf, structure.IotaOp):
+            return None
+        axis = self.space.maps[op.indices][leaf.axis.data]
+        if len(axis.axes) != 1 or axis.sliced:
+            return None
+        (along,) = (i for i, members in enumerate(self.walk.members) if axis.axes[0] in members)
+        placed = dict(zip(*self._placed(self.strides[table]), strict=True))
+        if along in placed:
+            return None
+        step = product(tensor(table).dims[op.axis.data + 1 :])
+        placed[along] = step * leaf.step.data
+        axes = sorted(placed)
+        offset = self.strides[table].offset + step * leaf.start.data[0]
+        view = b.view(self.buffers[table], [self.walk.extents[a] for a in axes], [placed[a] for a in axes], offset)
+        return b.reshape(b.load(view, [self.at[a] for a in axes], [self.extent[a] for a in axes]), self.flat(axes))
+
+    def _padded(self, op: shape.PadOp) -> SSAValue:
+        """A load whose coordinates along the padded axes are moved; what lies outside the operand is the value."""
+        b, x = self.b, op.x
+        if not isinstance(x, BlockArgument):
+            raise unsupported(op, "padding inside a kernel needs its operand in memory")
+        dims = tensor(x).dims
+        strides = ViewOp.row_major(dims)
+        whole = self.strides[x]
+        offset, taken = whole.offset, set[int]()
+        axes: dict[int, tuple[Expr, Expr, SSAValue, int]] = {}
+        for number, i in enumerate(padded_axes(op)):
+            place = self.space.maps[x][i]
+            if len(place.axes) > 1 or place.step != 1:
+                raise unsupported(op, "a padded axis that another op of its kernel splits")
+            offset = offset - place.offset * strides[i]
+            if place.axes:
+                (at,) = (w for w, members in enumerate(self.walk.members) if place.axes[0] in members)
+                taken.add(at)
+                start = b.index(Expr.of("a0") + place.offset, self.at[at])
+                axes[at] = (dims[i], strides[i], start, self.extent[at])
+            else:
+                axes[-1 - number] = (dims[i], strides[i], b.index(place.offset), 1)
+        for at, step in zip(*self._placed(whole), strict=True):
+            if at not in taken:
+                axes[at] = (self.walk.extents[at], step, self.at[at], self.extent[at])
+        order = sorted(axes)
+        if not order:
+            return self.load(x)
+        view = b.view(self.buffers[x], [axes[a][0] for a in order], [axes[a][1] for a in order], offset)
+        loaded = b.load(view, [axes[a][2] for a in order], [axes[a][3] for a in order], op.value.data)
+        return b.reshape(loaded, self.flat(order))
 
     def _rotary(self, op: attention.RotaryOp) -> SSAValue:
         """x * cos + partner(x) * sin, where the partner swaps the halves (or the pairs) and negates the first."""

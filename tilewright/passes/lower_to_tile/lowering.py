@@ -9,20 +9,30 @@ from typing import ClassVar
 from xdsl.dialects.builtin import ModuleOp
 
 from tilewright.errors import LoweringError
-from tilewright.ir.backend import content_of
+from tilewright.ir.backend import content_of, kernels_of
 from tilewright.ir.dims import Expr
 from tilewright.ir.graph.structure import FuncOp, GroupOp
 from tilewright.ir.machine import Machine
 from tilewright.ir.passing import Context, Pass
+from tilewright.ir.tile.base import buffer
 from tilewright.ir.tile.structure import KernelOp, LaunchOp
+from tilewright.ir.types import TensorType
 from tilewright.passes.lower_to_tile.access import unsupported
 from tilewright.passes.lower_to_tile.attention import lower_attention
+from tilewright.passes.lower_to_tile.constants import lower_constant
+from tilewright.passes.lower_to_tile.convolution import lower_convolution
 from tilewright.passes.lower_to_tile.frame import Lowered, Variant
+from tilewright.passes.lower_to_tile.grouped import lower_grouped_matmul
 from tilewright.passes.lower_to_tile.joining import lower_concat
 from tilewright.passes.lower_to_tile.matmul import lower_matmul
+from tilewright.passes.lower_to_tile.ordering import lower_ordering
 from tilewright.passes.lower_to_tile.packing import lower_pack
 from tilewright.passes.lower_to_tile.pointwise import lower_map
+from tilewright.passes.lower_to_tile.pooling import lower_pool
 from tilewright.passes.lower_to_tile.reductions import lower_reduction
+from tilewright.passes.lower_to_tile.routing import lower_route, lower_slots
+from tilewright.passes.lower_to_tile.running import lower_running
+from tilewright.passes.lower_to_tile.scattering import lower_scatter
 from tilewright.passes.rewriting import erase
 
 
@@ -45,7 +55,7 @@ class LowerToTile(Pass):
                     continue
                 launch = LaunchOp.make(
                     list(group.args),
-                    result_types=[[r.type for r in group.outs]],
+                    result_types=[_results(lowered)],
                     callees=[v.kernel.sym_name.data for v in lowered.variants],
                     guard=[lowered.guard],
                     limits=[v.limit for v in lowered.variants if v.limit is not None],
@@ -53,7 +63,7 @@ class LowerToTile(Pass):
                     like=group,
                 )
                 function.block.insert_op_before(launch, group)
-                for old, new in zip(group.outs, launch.outputs, strict=True):
+                for old, new in zip(group.outs, launch.outputs, strict=False):
                     old.replace_all_uses_with(new)
                 erase(group)
         if failed:
@@ -68,7 +78,7 @@ class _Kernels:
         self.module = module
         self.by_group: dict[str, Lowered] = {}
         self.by_content: dict[str, KernelOp] = {}
-        self.names: set[str] = set()
+        self.names = set(kernels_of(module))
 
     def lower(self, group: GroupOp, ctx: Context) -> Lowered:
         key = _text(group)
@@ -96,6 +106,13 @@ class _Kernels:
         return name
 
 
+def _results(lowered: Lowered) -> list[TensorType]:
+    """What a launch writes: the group's results, and memory that the kernel asked for beside them."""
+    kernel = lowered.variants[0].kernel
+    written = [buffer(v) for v in kernel.buffers[len(kernel.inputs) :]]
+    return [TensorType.of(b.dims, b.dtype) for b in written]
+
+
 def _text(group: GroupOp) -> str:
     """The group's text without names and source locations: equal text lowers to equal kernels."""
     clone = group.clone()
@@ -109,17 +126,35 @@ def lower_group(group: GroupOp, name: str, ctx: Context) -> Lowered:
     """The kernels of one group, by its skeleton."""
     machine: Machine = ctx.machine
     match group.kind.data:
-        case "map" | "gather":
+        case "map":
             return lower_map(group, name, machine)
         case "row-reduction" | "reduction" | "reduce" | "softmax" | "norm":
             return lower_reduction(group, name, machine)
         case "matmul":
             return lower_matmul(group, name, machine, ctx.dims)
+        case "grouped-matmul":
+            return lower_grouped_matmul(group, name, machine, ctx.dims)
+        case "route":
+            return lower_route(group, name)
+        case "slots":
+            return lower_slots(group, name)
         case "attention":
             return lower_attention(group, name, machine, ctx.dims)
+        case "convolution":
+            return lower_convolution(group, name, machine)
+        case "pool":
+            return lower_pool(group, name, machine)
+        case "running":
+            return lower_running(group, name, machine)
+        case "scatter":
+            return lower_scatter(group, name, machine)
+        case "ordering":
+            return lower_ordering(group, name, machine)
+        case "constant":
+            return lower_constant(group, name, machine)
         case "pack":
             return lower_pack(group, name, machine)
         case "concat":
             return lower_concat(group, name, machine)
-        case kind:
-            raise unsupported(next(iter(group.block.ops)), f"no skeleton lowers a {kind!r} group")
+        case _:
+            raise unsupported(next(iter(group.block.ops)), "no kernel is made for it yet")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from xdsl.ir import SSAValue
 
 from tilewright.ir.dims import Expr
-from tilewright.ir.graph import attention, indexing, structure
+from tilewright.ir.graph import attention, shape, structure
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.structure import GroupOp
 from tilewright.ir.machine import Machine
 from tilewright.ir.tile.compute import LANES
-from tilewright.passes.lower_to_tile.access import Space, map_group, unsupported
+from tilewright.passes.lower_to_tile.access import Space, map_group, padded_axes, unsupported
 from tilewright.passes.lower_to_tile.emit import Emitter
 from tilewright.passes.lower_to_tile.frame import Lowered, Variant, all_strides, begin, padded
 from tilewright.passes.lower_to_tile.layout import Walk, merge_axes
@@ -30,10 +30,9 @@ def axes_apart(space: Space, group: GroupOp) -> frozenset[int]:
                 apart.update(space.maps[op.results[0]][0].axes)
             case attention.RotaryOp():
                 apart.update(space.maps[op.results[0]][-1].axes)
-            case indexing.GatherOp():
-                # the table's own axes and the indices' axes must not run together
-                for axis in space.maps[op.x]:
-                    apart.update(axis.axes[:1])
+            case shape.PadOp():
+                for i in padded_axes(op):
+                    apart.update(space.maps[op.out][i].axes)
             case _:
                 pass
     return frozenset(apart)

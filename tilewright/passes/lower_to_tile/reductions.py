@@ -276,8 +276,7 @@ class _Reducer:
                 kind = _accumulator(fn, source.dtype, result)
                 neutral = IDENTITY[fn]
                 if not kind.is_float and fn in ("max", "min"):
-                    limit = 2 ** (kind.bits - 1)
-                    neutral = -limit if fn == "max" else limit - 1
+                    neutral = _least(kind) if fn == "max" else _greatest(kind)
                 return b.cast(self._fold(fn, kind, lambda: b.cast(self.e.tile(op.x), kind), neutral), result)
 
     def _truth(self, value: SSAValue) -> SSAValue:
@@ -286,29 +285,34 @@ class _Reducer:
         return tile if dtype.kind == "bool" else self.b.map("ne", tile, self.b.constant(0.0, (1, 1), dtype))
 
     def _arg(self, op: reduction.ReduceOp) -> SSAValue:
-        """The index of the first greatest (least) element of a row; NaN counts as greatest (least), as in torch."""
+        """The index of the first greatest (least) element along an axis; NaN counts as greatest (least), as in torch.
+
+        Whole rows are one tile; rows are otherwise searched tile by tile, and lines along other axes element by element
+        with one line a lane. What was found first stays where a later one equals it.
+        """
         b, e, fn = self.b, self.e, op.fn.data
-        if not self.in_rows or self.folded != [self.column]:
-            raise unsupported(op, f"{fn} over anything but the innermost axis")
         dtype = tensor(op.x).dtype
-        rows = e.extent[e.row] if e.row is not None else 1
+        (axis,) = (self.e.space.maps[op.x][a] for a in op.axes.data)
+        if len(axis.axes) != len(self.folded):
+            raise unsupported(op, f"{fn} along an axis that another op of its kernel splits")
+        rows, columns = e.extent[e.row] if e.row is not None else 1, e.extent[self.column]
         neutral = IDENTITY["max" if fn == "argmax" else "min"]
         if not dtype.is_float:
-            limit = 2 ** (dtype.bits - 1)
-            neutral = -limit if fn == "argmax" else limit - 1
+            neutral = _least(dtype) if fn == "argmax" else _greatest(dtype)
 
         def block() -> tuple[SSAValue, SSAValue]:
+            places = b.cast(e.position(axis), I32)
+            if not self.in_rows:
+                return self._full(e.tile(op.x)), places
             values = self._masked(self._full(e.tile(op.x)), neutral)
-            places = b.broadcast(
-                b.coordinates(e.at[self.column], 1, (1, e.extent[self.column])), tile_type(values).extents
-            )
-            made = TileReduceOp.make([values, places], fn=fn, axis=1)
+            made = TileReduceOp.make([values, b.broadcast(places, tile_type(values).extents)], fn=fn, axis=1)
             b.add(made)
             return made.results[0], made.results[1]
 
-        if self.whole:
+        if self.whole and self.folded == [self.column]:
             return block()[1]
-        best = [b.constant(neutral, (rows, 1), dtype), b.constant(0.0, (rows, 1), I32)]
+        extents = (rows, 1 if self.in_rows else columns)
+        best = [b.constant(neutral, extents, dtype), b.constant(0.0, extents, I32)]
 
         def step(carried: list[SSAValue]) -> list[SSAValue]:
             value, place = block()
@@ -316,6 +320,7 @@ class _Reducer:
             if dtype.is_float:
                 fresh_nan = b.map("and", b.map("isnan", value), b.map("not", b.map("isnan", carried[0])))
                 better = b.map("or", b.map("and", better, b.map("not", b.map("isnan", carried[0]))), fresh_nan)
+            place = b.broadcast(place, extents)
             return [b.map("select", better, value, carried[0]), b.map("select", better, place, carried[1])]
 
         return self._nest(self.folded, best, step)[1]
@@ -331,3 +336,13 @@ def _accumulator(fn: str, source: DType, result: DType) -> DType:
             return F32 if result.bits < 32 else result
         return I64 if result.kind != "bool" else I32
     return source
+
+
+def _least(dtype: DType) -> int:
+    """The smallest integer of a dtype."""
+    return -(1 << (dtype.bits - 1)) if dtype.kind == "int" else 0
+
+
+def _greatest(dtype: DType) -> int:
+    """The largest integer of a dtype."""
+    return (1 << (dtype.bits - 1)) - 1 if dtype.kind == "int" else (1 << dtype.bits) - 1
