@@ -14,6 +14,7 @@ from tilewright.errors import (
     MissingDependencyError,
     ModelInputError,
     OptionError,
+    SpecialisationError,
     TrainingModeError,
     UnsupportedOpError,
 )
@@ -184,14 +185,15 @@ def test_axes_that_go_with_a_declared_one_are_named_with_the_line_that_declares_
             return ids * mask
 
     dims = {"ids": (Dim("batch", 1, 8), Dim("tokens", 1, 16))}
-    with pytest.raises(CaptureError) as caught:
+    with pytest.raises(SpecialisationError) as caught:
         capture(Masked(), (torch.ones(2, 5), torch.ones(2, 5)), None, dims)
     said = str(caught.value)
     where = said.partition("(at ")[2].partition(")")[0]
     assert where.startswith("tests/frontend/test_capture_errors.py:")
     assert said == (
-        "TW013 capture failed: 3 problems\n"
-        f"  - ValueError: Expected mask.shape[0] to be batch, not 2  (at {where})\n"
+        "TW014 a declared dim was specialised: 4 problems\n"
+        f"  - batch (batch: 1..8) was fixed to 2  (at {where})\n"
+        "  - tokens (tokens: 1..16) was fixed to 5\n"
         "  - mask axis 0 is not declared in dims, but has the example's size of batch\n"
         "  - mask axis 1 is not declared in dims, but has the example's size of tokens\n"
         '  next: if these vary together, declare them too: dims={"ids": {0: tw.Dim("batch", 1, 8), '

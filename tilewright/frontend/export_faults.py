@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Final
 
-from tilewright.errors import CaptureError, Problem
+from tilewright.errors import CaptureError, Problem, SpecialisationError
 from tilewright.frontend.examples import Example, Leaf
 from tilewright.frontend.locations import of_node, of_traceback
 
@@ -37,16 +37,32 @@ def capture_error(fault: Exception, example: Example) -> CaptureError:
     elif "Constraint" in text or "Constraint" in name:
         step = "narrow the dims that the message names, or leave them out of dims"
     elif _SIZES.search(text) and (partners := _partners(example)):
-        step = f"if these vary together, declare them too: {_dims_line(example, partners)}"
-        problems = [
-            f"{leaf.name} axis {axis} is not declared in dims, but has the example's size of {dim}"
-            for (leaf, axis), dim in partners.items()
-        ]
+        step = _declare_too(example, partners)
+        problems = [*_undeclared(partners)]
     else:
         step = "run the model on these example arguments eagerly; if that works, report the message above"
     names = _names(fault.__traceback__, example)
     text = _SYMBOL.sub(lambda symbol: names.get(symbol[0], symbol[0]), text)
     return CaptureError([Problem(f"{name}: {text[:1500]}", where=where), *problems], step=step)
+
+
+def with_partners(fault: SpecialisationError, example: Example) -> SpecialisationError:
+    """A dim that was fixed, with the undeclared axes of its size: an axis beside it that stays fixed fixes it, too."""
+    partners = _partners(example)
+    if not partners:
+        return fault
+    return SpecialisationError([*fault.problems, *_undeclared(partners)], step=_declare_too(example, partners))
+
+
+def _undeclared(partners: Mapping[tuple[Leaf, int], str]) -> list[str]:
+    return [
+        f"{leaf.name} axis {axis} is not declared in dims, but has the example's size of {dim}"
+        for (leaf, axis), dim in partners.items()
+    ]
+
+
+def _declare_too(example: Example, partners: Mapping[tuple[Leaf, int], str]) -> str:
+    return f"if these vary together, declare them too: {_dims_line(example, partners)}"
 
 
 def _partners(example: Example) -> dict[tuple[Leaf, int], str]:

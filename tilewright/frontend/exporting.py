@@ -10,7 +10,7 @@ from tilewright.errors import CaptureError, SpecialisationError, TilewrightError
 from tilewright.frontend.captured import Guard
 from tilewright.frontend.custom_ops import decompositions
 from tilewright.frontend.examples import Example
-from tilewright.frontend.export_faults import capture_error
+from tilewright.frontend.export_faults import capture_error, with_partners
 from tilewright.frontend.generic_sizes import generic_sizes
 from tilewright.frontend.guarding import Fact, Settled, settled, traced_facts
 from tilewright.frontend.keywords import with_named_keywords
@@ -68,6 +68,8 @@ def export(model: torch.nn.Module, example: Example) -> Exported:
             # that a dim is fixed says more than how a model fails at sizes of our choice
             if not isinstance(fault, SpecialisationError) or isinstance(failure, SpecialisationError):
                 fault = failure
+    if isinstance(fault, SpecialisationError):
+        raise with_partners(fault, example) from fault
     raise fault if fault is not None else CaptureError("nothing was exported", step="give example arguments")
 
 

@@ -35,7 +35,8 @@ def example(program: Any, args: Sequence[Any], kwargs: Mapping[str, Any], dims: 
     shapes = _dynamic(program, len(found.leaves))
     if dims:
         return _declared(declare(found, dims), shapes)
-    return _named(found, shapes, program.range_constraints, _known_names(program))
+    env = _shape_env(program)
+    return _named(found, shapes, _traced_ranges(program, env), _known_names(env))
 
 
 def _names(program: Any, count: int, kwargs: Mapping[str, Any]) -> list[str]:
@@ -56,16 +57,24 @@ def _dynamic(program: Any, count: int) -> list[list[Any]]:
     return found
 
 
-def _dim(name: str, symbol: Any, bounds: Any) -> Dim:
-    """A symbol as a dim, in the range for which the program was exported: by default that starts at 2."""
-    low, high = (_finite(getattr(bounds, side, None)) for side in ("lower", "upper"))
-    return Dim(name, max(low or 0, 1 if symbol.is_positive else 0), high)
-
-
-def _known_names(program: Any) -> dict[str, str]:
-    """The names that the exporting user gave, by symbol: a program in memory still has them, a file does not."""
+def _shape_env(program: Any) -> Any:
     values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"]
-    env: Any = next((v.fake_mode.shape_env for v in values if hasattr(v, "fake_mode")), None)
+    return next((v.fake_mode.shape_env for v in values if hasattr(v, "fake_mode")), None)
+
+
+def _traced_ranges(program: Any, env: Any) -> dict[Any, tuple[int, int | None]]:
+    """The sizes of each symbol for which the program was traced: a declared range may start below them."""
+    found = {}
+    for symbol, declared in program.range_constraints.items():
+        traced = getattr(env, "var_to_range", {}).get(symbol, declared)
+        lows = [_finite(bounds.lower) or 0 for bounds in (declared, traced)]
+        highs = [high for bounds in (declared, traced) if (high := _finite(bounds.upper)) is not None]
+        found[symbol] = max(*lows, 1 if symbol.is_positive else 0), min(highs, default=None)
+    return found
+
+
+def _known_names(env: Any) -> dict[str, str]:
+    """The names that the exporting user gave, by symbol: a program in memory still has them, a file does not."""
     given: Mapping[str, str] = getattr(env, "source_name_to_debug_name", {})
     names = {}
     for symbol, sources in getattr(env, "var_to_sources", {}).items():
@@ -78,7 +87,12 @@ def _finite(bound: Any) -> int | None:
     return int(bound) if getattr(bound, "is_Integer", False) else None
 
 
-def _named(found: Example, shapes: list[list[Any]], ranges: Mapping[Any, Any], names: Mapping[str, str]) -> Example:
+def _named(
+    found: Example,
+    shapes: list[list[Any]],
+    ranges: Mapping[Any, tuple[int, int | None]],
+    names: Mapping[str, str],
+) -> Example:
     """Every dynamic axis as a dim with the range it was exported for, by the name that it was exported with where that
     is known, else by the first axis that has it.
     """
@@ -92,7 +106,7 @@ def _named(found: Example, shapes: list[list[Any]], ranges: Mapping[Any, Any], n
             for axis, symbol in enumerate(symbols):
                 if symbol is not None and str(symbol) not in dims:
                     plain = f"{leaf.name.replace('.', '_')}_{axis}"
-                    dims[str(symbol)] = _dim(names.get(str(symbol), plain), symbol, ranges.get(symbol))
+                    dims[str(symbol)] = Dim(names.get(str(symbol), plain), *ranges.get(symbol, (0, None)))
             leaves.append(replace(leaf, axes=tuple(None if s is None else dims[str(s)] for s in symbols)))
         entries.append(replace(entry, leaves=tuple(leaves)))
     return replace(found, entries=tuple(entries), dims=tuple(dims.values()))
