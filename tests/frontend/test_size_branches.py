@@ -206,3 +206,18 @@ def test_a_saved_program_keeps_the_guards_of_its_branches(rng: np.random.Generat
             assert dim.min == 2
             admits = [t for t in range(2, 13) if all(g.holds({dim.name: t}) for g in captured.guards)]
             assert admits == [t for t in range(2, 13) if holds(t)]
+
+
+def test_a_program_is_held_to_the_sizes_it_was_traced_for(rng: np.random.Generator, tmp_path: Any) -> None:
+    model = Apply(either(lambda a: a.shape[0] > 1))
+    for rows in (torch.export.Dim("rows", max=12), torch.export.Dim("rows", min=1, max=12), torch.export.Dim("rows")):
+        program = torch.export.export(model, (floats(rng, 5),), dynamic_shapes={"x": {0: rows}})
+        torch.export.save(program, tmp_path / "model.pt2")
+        for source in (program, tmp_path / "model.pt2"):
+            assert [d.min for d in capture(source).dims] == [2]
+            with pytest.raises(SpecialisationError, match=r'tw\.Dim\("t", 2'):
+                capture(source, (), None, {"x": {0: Dim("t", 1, 12)}})
+            captured = capture(source, (), None, {"x": {0: Dim("t", 2, 12)}})
+            for t in range(2, 13):
+                x = floats(rng, t)
+                assert_same(run(captured, x), model(x))

@@ -10,6 +10,7 @@ from tilewright.errors import ArgumentError, DimDeclarationError
 from tilewright.frontend.declaring import declare
 from tilewright.frontend.examples import Entry, Example, Leaf
 from tilewright.frontend.structures import tree_of
+from tilewright.frontend.symbols import least_asked
 from tilewright.ir.dims import Dim
 from tilewright.ir.signature import Parameter
 
@@ -69,7 +70,7 @@ def _traced_ranges(program: Any, env: Any) -> dict[Any, tuple[int, int | None]]:
         traced = getattr(env, "var_to_range", {}).get(symbol, declared)
         lows = [_finite(bounds.lower) or 0 for bounds in (declared, traced)]
         highs = [high for bounds in (declared, traced) if (high := _finite(bounds.upper)) is not None]
-        found[symbol] = max(*lows, 1 if symbol.is_positive else 0), min(highs, default=None)
+        found[symbol] = max(*lows, least_asked(symbol, env)), min(highs, default=None)
     return found
 
 

@@ -151,10 +151,19 @@ def admitted(dim: Dim, symbol: Any, shape_env: Any) -> Admitted:
     bounds = shape_env.var_to_range.get(symbol)
     locations = getattr(shape_env, "var_to_range_sloc", {}).get(symbol)
     low, high = (_finite(bounds.lower) or 0, _finite(bounds.upper)) if bounds is not None else (0, None)
-    # a symbol that is positive by nature was never asked about 0
-    low = max(low, 1) if symbol.is_positive else low
+    low = max(low, least_asked(symbol, shape_env))
     side = getattr(locations, "lower" if low > dim.min else "upper", None)
     return Admitted(dim, None, low, high, line_of(side))
+
+
+def least_asked(symbol: Any, shape_env: Any) -> int:
+    """The least size that a trace can have told from others: what was decided below it left no mark.
+
+    A symbol that is positive by nature was never asked about 0. One from a file has lost the range of its trace, which
+    starts at 2 by default.
+    """
+    from_file = symbol not in getattr(shape_env, "var_to_sources", {})
+    return 2 if from_file else 1 if symbol.is_positive else 0
 
 
 def require_admitted(found: Iterable[Admitted]) -> None:
