@@ -54,7 +54,7 @@ def main(
         shared = callers(servers["tilewright"], rounds, status.update)
         for server in (ceilings, *servers.values()):
             server.close()
-    versions = {name: cases[0]["prepared"][name]["version"] for name in names}
+    versions = {name: told["version"] for case in cases for name, told in case["prepared"].items()}
     data: dict[str, Any] = {
         "date": datetime.date.today().isoformat(), "cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)),
         "rounds": rounds, "load": [before, os.getloadavg()[0]], "versions": versions, "read_bytes": READ_BYTES,

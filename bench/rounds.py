@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bench.cases import CALLERS_CASE, TRIVIAL, Case
+from bench.contestants import CONTESTANTS
 from bench.server import Server
 
 CALLERS = 8
@@ -22,6 +23,7 @@ Told = Callable[[str], None]
 def compete(servers: dict[str, Server], ceilings: Server, case: Case, rounds: int, told: Told) -> dict[str, Any]:
     """All rounds of a case: what everybody told when preparing; of each round, ceilings and every call's seconds."""
     prepared, calls = {}, {}
+    servers = {name: server for name, server in servers.items() if case.dtype in CONTESTANTS[name].dtypes}
     for name, server in servers.items():
         told(f"{case.name}: {name} prepares")
         prepared[name] = server.ask("prepare", case=case.to_json())

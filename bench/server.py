@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from bench.cases import Case
@@ -71,19 +73,24 @@ class _Answers:
         return found
 
     def time(self, case: dict[str, Any], calls: int) -> list[float]:
-        """Seconds of each call, after one call that is not counted."""
-        run = self.contestant.call(Case(**case))
-        run()
-        times = []
-        for _ in range(calls):
-            begin = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - begin)
-        return times
+        """Seconds of each call, after one call that is not counted; of several ways, those of the better one."""
+        asked = Case(**case)
+        ways = self.contestant.ways(asked) if hasattr(self.contestant, "ways") else [self.contestant.call(asked)]
+        return min((_timed(run, calls) for run in ways), key=statistics.median)
 
     def callers(self, case: dict[str, Any], count: int, seconds: float) -> dict[str, float]:
         found: dict[str, float] = self.contestant.callers(Case(**case), count, seconds)
         return found
+
+
+def _timed(run: Callable[[], Any], calls: int) -> list[float]:
+    run()
+    times = []
+    for _ in range(calls):
+        begin = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - begin)
+    return times
 
 
 def main() -> None:

@@ -25,15 +25,20 @@ def headings(peers: list[str]) -> list[str]:
     ]
 
 
-def cells(line: Line) -> list[str]:
-    """A case in those columns."""
+def peers_of(lines: list[Line]) -> list[str]:
+    """Everybody who took part in some case."""
+    return list(dict.fromkeys(name for line in lines for name in line.ratios))
+
+
+def cells(line: Line, peers: list[str]) -> list[str]:
+    """A case in those columns; a peer that does not take the case's dtype has a dash."""
     ours = line.prepared["tilewright"]
     of_flops = line.of_flops.text(percent) if line.of_flops else "-"
     return [
         line.case.name,
         line.seconds["tilewright"].text(milliseconds),
-        *[line.seconds[name].text(milliseconds) for name in line.ratios],
-        *[ratio.text(times_as_fast) for ratio in line.ratios.values()],
+        *[line.seconds[name].text(milliseconds) if name in line.ratios else "-" for name in peers],
+        *[line.ratios[name].text(times_as_fast) if name in line.ratios else "-" for name in peers],
         prefixed(ours["flops"]),
         f"{prefixed(ours['bound'])}B",
         of_flops,
@@ -45,7 +50,7 @@ def show(console: Console, data: dict[str, Any]) -> None:
     """The terminal's table: medians, and the quartiles of ratios."""
     lines = [Line.of(case) for case in data["cases"]]
     table = Table(title="Medians over rounds", title_justify="left", box=None, pad_edge=False)
-    peers = list(lines[0].ratios)
+    peers = peers_of(lines)
     ratios = [f"{name} / ours" for name in peers]
     for heading in ("case", "ours ms", *[f"{name} ms" for name in peers], *ratios, "of FLOP/s", "of GB/s"):
         table.add_column(heading, justify="left" if heading == "case" else "right", no_wrap=True)
@@ -53,8 +58,8 @@ def show(console: Console, data: dict[str, Any]) -> None:
         table.add_row(
             line.case.name,
             milliseconds(line.seconds["tilewright"].median),
-            *[milliseconds(line.seconds[name].median) for name in peers],
-            *[line.ratios[name].text(times_as_fast) for name in peers],
+            *[milliseconds(line.seconds[name].median) if name in line.ratios else "-" for name in peers],
+            *[line.ratios[name].text(times_as_fast) if name in line.ratios else "-" for name in peers],
             percent(line.of_flops.median) if line.of_flops else "-",
             percent(line.of_bandwidth.median),
         )
@@ -95,8 +100,9 @@ def _range(s: Spread) -> str:
 def document(data: dict[str, Any]) -> str:
     """docs/benchmarks.md."""
     lines = [Line.of(case) for case in data["cases"]]
-    names = headings(list(lines[0].ratios))
-    rows = [names, ["---", *["---:"] * (len(names) - 1)], *[cells(line) for line in lines]]
+    peers = peers_of(lines)
+    names = headings(peers)
+    rows = [names, ["---", *["---:"] * (len(names) - 1)], *[cells(line, peers) for line in lines]]
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     load = data["load"]
     versions = ", ".join(f"{name} {version}" for name, version in data["versions"].items())
@@ -122,7 +128,12 @@ What the columns mean:
 
 - The model is all-MiniLM-L6-v2 with its weights, pooling and normalisation included; sizes are batch x tokens, nothing
   padded. One compiled object a dtype serves all sizes.
-- bf16: ours rounds the operands of matrix products and keeps f32 between them; eager PyTorch runs the model in bf16.
+- bf16: ours rounds the operands of matrix products and keeps f32 between them; eager PyTorch and Inductor run the model
+  in bf16, OpenVINO with bf16 as its inference precision. ONNX Runtime has no bf16 products on CPUs.
+- Eager PyTorch and Inductor run with one thread and with all in every round, and the better one counts: where
+  neighbours take a core, OpenMP's threads wait for each other for longer than they save.
+- Inductor compiles every case by itself, sizes and weights being constants to it; the others serve all sizes with one
+  program, exported to ONNX with open axes for ONNX Runtime and OpenVINO.
 - FLOPs and bytes are the report's: FLOPs as issued, with the padding of partial tiles, and the bytes of each kernel's
   distinct operands and results. The last two columns are our rates as shares of the ceilings of the same round:
   multiply-adds in registers in the case's dtype, and a plain read of {data["read_bytes"] >> 20} MiB. The model is

@@ -44,15 +44,16 @@ TW004 dim out of its declared range: batch = 9 is outside 1..8 (input axis 0)
   next: compile with dims={"input": {0: tw.Dim("batch", 1, 9)}}""",
     "TW005": """
 TW005 dim does not match what was compiled: input axis 1 has size 5, compiled for 4 (it is not declared in dims)
-  next: compile with dims={"input": {0: tw.Dim("batch", 1, 8), 1: tw.Dim("input_1", 4, 5)}}""",
+  next: pass the size compiled for, or, if the model itself takes others, \
+compile with dims={"input": {0: tw.Dim("batch", 1, 8), 1: tw.Dim("input_1", 4, 5)}}""",
     "TW006": """
 TW006 dims declaration is wrong: dims names 'inputs', the arguments are input
   next: follow the arguments: dims={"input": {0: tw.Dim("batch", 1, 64)}}""",
     "TW007": """
 TW007 tensor is on another device: input is on meta, compiled for cpu
-  next: move it: input.cpu()""",
+  next: pass tensors that hold data""",
     "TW008": """
-TW008 wrong option: precision='fp32' is not one of 'model', 'f32', 'bf16', 'f16'
+TW008 wrong option: precision='fp32' is not one of 'model', 'f32', 'bf16'
   next: write precision='f32'""",
     "TW009": """
 TW009 not a model: Linear is a class
@@ -61,7 +62,8 @@ TW009 not a model: Linear is a class
 TW010 unsupported operators: 2 problems
   - aten.linalg_det.default: no lowering, 1 use  (at example.py:10)
   - aten.linalg_inv.default: no lowering, 1 use  (at example.py:10)
-  next: write these parts with supported operators, or compile the rest of the model""",
+  next: write these parts with supported operators, or compile the rest of the model; \
+whether the other operators have kernels shows after that""",
     "TW011": """
 TW011 module is in training mode: 1 (Dropout) drops elements with p=0.1
   next: call model.eval() before compiling""",
@@ -90,8 +92,8 @@ TW021 text does not parse: pipeline text does not parse at column 14: 'fuse{max-
   next: write it as name{option=value option=value},name""",
     "TW022": """
 TW022 bad pass or pass option: the pipeline has no pass 'fusion'
-  next: it has: canonicalize, fold, canonicalize, recognize, canonicalize, hoist-weights, dedupe-layers, fuse, \
-inline-layers, plan-layout, lower-to-tile, place-levels, plan-memory""",
+  next: it has: canonicalize, fold, canonicalize, channels-last, recognize, expand-experts, canonicalize, \
+hoist-weights, dedupe-layers, fuse, inline-layers, plan-layout, lower-to-tile, place-levels, plan-memory""",
     "TW023": """
 TW023 pass order: plan-layout comes before fuse or materialise, which it requires
   next: edit the default pipeline: tw.pipeline().after("recognize", MyPass())""",
@@ -102,10 +104,11 @@ TW024 results differ: after add-again: out is off by {N}, {N} is rounding (sizes
 TW025 out-of-bounds value was used: tile.store: stores a lane that was never loaded, in @copy at (0)
   next: give the load a fill value, or mask the lanes outside the view""",
     "TW026": """
-TW026 no lowering: graph.convolution: no skeleton lowers a 'convolution' group
-  next: report the model, and this line of it: no kernel is made for it yet""",
+TW026 no lowering: graph.attention: attention in f64: its exponentials are expanded for f32; cast q, k and v to f32 \
+ (at example.py:10)
+  next: report the model, and this line of it""",
     "TW027": """
-TW027 memory plan is unsound: main: h reads slot 0, which no longer holds its operand
+TW027 memory plan is unsound: main: add reads slot 0, which no longer holds its operand
   next: report the module: tilewright opt --print-after=lower-to-tile shows it""",
     "TW028": """
 TW028 does not fit in memory: one call at its only sizes needs 288 B
@@ -121,7 +124,7 @@ results        24 B  1 tensors
 TW029 reference run failed: graph.gather: indices from 4 to 4 into an axis of 4
   next: look at the operands' values and shapes""",
     "TW030": """
-TW030 unknown target: cpu has no machine 'sse2'; it has generic, avx2, avx512, avx512-bf16
+TW030 target cannot be used: cpu has no machine 'sse2'; it has generic, avx2, avx512, avx512-bf16
   next: use one of cpu:generic, cpu:avx2, cpu:avx512, cpu:avx512-bf16""",
     "TW031": """
 TW031 backend manifest is invalid: backend cpu: api: 0 is not 1
@@ -137,6 +140,9 @@ TW033 toolchain failed: kernel @<unnamed>: Unable to parse module assembly:
 TW034 a kernel's writes are unsound: tile.kernel: 1 of 4 elements of output 1 are never written, the first at 3, \
 in @copy at ()
   next: make the grid and the stores cover the output""",
+    "TW035": """
+TW035 user kernel is wrong: @double: no input's shape gives m  (at example.py:8)
+  next: write it as "x f32[rows, 64] -> y f32[rows, 64]\"""",
     "TW040": """
 TW040 weights do not fit: 2 problems
   - bias is missing: f32 [2]
@@ -144,10 +150,13 @@ TW040 weights do not fit: 2 problems
   next: pass the state_dict() of the model that was compiled, with other values""",
     "TW041": """
 TW041 cache is not usable: the cache in /proc/cache cannot be written: No such file or directory
-  next: export TILEWRIGHT_CACHE=/a/folder/you/can/write, or compile with cache=False""",
+  next: export TILEWRIGHT_CACHE=/a/folder/you/can/write, or compile with cache=False (--cache off)""",
     "TW042": """
 TW042 artifact is damaged: linear.tilewright is truncated: section weights ends at byte {N}, the file at {N}
   next: save or copy the artifact again""",
+    "TW046": """
+TW046 artifact cannot be read or written: no-such-file.tilewright cannot be read: No such file or directory
+  next: give the path of a file that save() wrote""",
     "TW045": """
 TW045 state does not fit: there is no state 'counts'; the program has count
   next: did you mean 'count'?""",

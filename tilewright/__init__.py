@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 from tilewright.errors import TilewrightError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from tilewright.compiler.compiled import Compiled
+    from tilewright.compiler.kernel import Kernel
     from tilewright.ir.dims import Dim
     from tilewright.ir.passing import Context, Pass, Pipeline
 
@@ -34,8 +35,22 @@ _LAZY = {
     "Context": "tilewright.ir.passing",
     "Pipeline": "tilewright.ir.passing",
     "Compiled": "tilewright.compiler.compiled",
+    "Kernel": "tilewright.compiler.kernel",
+    "KernelBuilder": "tilewright.ir.tile.builder",
 }
-__all__ = ["Compiled", "Context", "Dim", "Pass", "Pipeline", "TilewrightError", "compile", "load", "pipeline"]
+__all__ = [
+    "Compiled",
+    "Context",
+    "Dim",
+    "Pass",
+    "Pipeline",
+    "TilewrightError",
+    "compile",
+    "kernel",
+    "load",
+    "pipeline",
+    "register_op",
+]
 
 
 def compile(
@@ -48,8 +63,10 @@ def compile(
 ) -> Compiled:
     """Compiles a model for the whole declared range of its dims; no later call compiles anything.
 
-    model: a torch.nn.Module, a torch.export.ExportedProgram, or the path of a .pt2 file.
-    args, kwargs: example inputs (torch tensors or NumPy arrays), nested as the model takes them.
+    model: a torch.nn.Module, a torch.export.ExportedProgram, or the path of a .pt2 file or of a model directory as
+    transformers saves them.
+    args, kwargs: example inputs (torch tensors or NumPy arrays), nested as the model takes them; a .pt2 file and a
+    model directory bring their own.
     dims: which axes vary: {"ids": (B, T)} or {"ids": {1: T}}, following the arguments' tree; the same Dim means equal.
 
     Options:
@@ -63,7 +80,7 @@ def compile(
     - check: "first" compares the first call with the original model and names the first op that differs.
     - verify_each: "numeric" runs the module before and after every pass on random inputs.
     - materialise: True plans every op as a kernel of its own with a buffer of its own, for comparing intermediates.
-    - threads, memory_limit (bytes): bounds for a call. cache: True, False, or a directory.
+    - threads, memory_limit (bytes, or "2GiB"): bounds for a call. cache: True, False, or a directory.
 
     Raises subclasses of TilewrightError, each with a code: `tilewright explain CODE`.
     """
@@ -73,16 +90,20 @@ def compile(
 
 
 def load(
-    path: str | Path, *, native: bool = True, threads: int | None = None, memory_limit: int | None = None
+    path: str | Path, *, native: bool = True, threads: int | None = None, memory_limit: int | str | None = None
 ) -> Compiled:
     """Opens an artifact that `Compiled.save` wrote.
 
-    native=False ignores its machine code and rebuilds the kernels from its verified IR: the way to open a stranger's
-    file.
+    native=False ignores its machine code and its step table and rebuilds both from its IR: the way to open a stranger's
+    file. Before anything is compiled, every access of every kernel is proved to stay inside its buffer, for all sizes
+    that the dims and guards admit; ArtifactError names what is not proved. What the file computes, and how long it
+    takes, is still the stranger's choice.
     """
     from tilewright.compiler.artifacts import load_compiled
+    from tilewright.runtime.memory import parse_bytes
 
-    return load_compiled(path, native=native, threads=threads, memory_limit=memory_limit)
+    limit = parse_bytes(memory_limit) if isinstance(memory_limit, str) else memory_limit
+    return load_compiled(path, native=native, threads=threads, memory_limit=limit)
 
 
 def pipeline() -> Pipeline:
@@ -92,9 +113,54 @@ def pipeline() -> Pipeline:
     return default_pipeline()
 
 
+def kernel(signature: str) -> Callable[[Callable[..., None]], Kernel]:
+    """Makes a kernel of a Python function that builds it from tiles: the way the compiler's own kernels are made.
+
+        @tw.kernel("x T[rows, n] -> y T[rows, n]")
+        def double(b, x, y, *, n, T):
+            (row,) = b.grid(["rows"], [8])
+            tile = b.load(b.dense(x), [row, 0], [8, n])
+            b.store(b.map("add", tile, tile), b.dense(y), [row, 0])
+
+        y = double(torch.randn(3, 5))
+
+    signature: inputs -> outputs, each a name, a dtype and dims. Keyword-only parameters are static: known from the
+    inputs or given at a call, and fixed in the kernel; other names are dims of any size. The function gets the builder
+    (`tilewright.ir.tile.builder.KernelBuilder`), the buffers, and the static parameters. Raises KernelError.
+    """
+    from tilewright.compiler.kernel import kernel as make
+
+    return make(signature)
+
+
+def register_op(
+    name: str,
+    *,
+    kernel: Kernel | None = None,
+    reference: Callable[..., Any] | None = None,
+    shape: Callable[..., Any] | None = None,
+) -> None:
+    """Teaches compile() an operator that a library has defined with torch.library: "mylib::swiglu".
+
+    kernel: made with @tw.kernel; its inputs are the operator's tensors in order, and its static parameters come from
+    their dtypes and sizes, or are the operator's arguments of the same name. reference: without a kernel, a function of
+    the operator's arguments that computes it from operators that compile. shape: what the operator gives, without
+    computing it, where torch does not know yet (`torch.library.register_fake`); the reference says it, too.
+    Raises OptionError. Compiling raises UnsupportedOpError where the kernel does not fit the model's tensors.
+    """
+    from tilewright.compiler.register_op import register_op as register
+
+    register(name, kernel=kernel, reference=reference, shape=shape)
+
+
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
     if name == "testing":
         return import_module("tilewright.testing")
     raise AttributeError(f"module 'tilewright' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    # what is meant to be used, lazy names included; not what this file itself imports
+    return sorted([*__all__, "__version__", "testing"])

@@ -85,7 +85,7 @@ class DimRangeError(TilewrightError):
 
 
 class DimMismatchError(TilewrightError):
-    """An undeclared dim differs from the example's size, or two axes that share a Dim differ."""
+    """A call's sizes are not those compiled for: fixed axes, axes that share a Dim, sizes the model decides by."""
 
     code, title = "TW005", "dim does not match what was compiled"
 
@@ -142,7 +142,7 @@ class CaptureError(TilewrightError):
 
 
 class SpecialisationError(TilewrightError):
-    """Capture fixed a declared dim to one size, or to a narrower range than declared."""
+    """The model decides by a declared dim: captured for one size, a narrower range, or sizes no check can tell."""
 
     code, title = "TW014", "a declared dim was specialised"
 
@@ -151,6 +151,10 @@ class AutogradError(TilewrightError):
     """A compiled call received a tensor that requires grad while grad mode is on; compiled programs are inference."""
 
     code, title = "TW015", "autograd through a compiled call"
+
+
+class AutogradWarning(UserWarning):
+    """Under torch.compile: a graph that autograd records runs in eager. The text is AutogradError's, code included."""
 
 
 class ExpectationError(TilewrightError):
@@ -204,6 +208,12 @@ class KernelStoreError(TilewrightError):
     code, title = "TW034", "a kernel's writes are unsound"
 
 
+class KernelError(TilewrightError):
+    """A kernel written with @tw.kernel is wrong: its signature, a static parameter, or a line that builds it."""
+
+    code, title = "TW035", "user kernel is wrong"
+
+
 class LoweringError(TilewrightError):
     """A graph op has no lowering to tiles for this machine; the op and the reason are named."""
 
@@ -229,9 +239,9 @@ class CapacityError(TilewrightError):
 
 
 class TargetError(TilewrightError):
-    """No registered backend has this machine; the nearest names and all registered ones are listed."""
+    """No registered backend has this machine, or it is not ready, or nothing here runs what is compiled for it."""
 
-    code, title = "TW030", "unknown target"
+    code, title = "TW030", "target cannot be used"
 
 
 class BackendManifestError(TilewrightError):
@@ -271,6 +281,12 @@ class ArtifactError(TilewrightError):
     """A file is not a Tilewright artifact, or is truncated or altered: a hash does not match."""
 
     code, title = "TW042", "artifact is damaged"
+
+
+class ArtifactAccessError(ArtifactError):
+    """An artifact's file does not exist, is a folder or cannot be opened, or there is no place to write it to."""
+
+    code, title = "TW046", "artifact cannot be read or written"
 
 
 class ArtifactVersionError(TilewrightError):

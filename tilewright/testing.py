@@ -92,7 +92,7 @@ def ground(
     2^-digits(rounding) * number of ops * longest reduction * largest magnitude of the result. `rounding` names a wider
     bound's dtype, for passes that bind a constant rounded to it. In the declared dtypes, by the same with the narrowest
     float's digits if they are fewer, or not at all where `exact` is stated: then every bit is equal, signs of zero too,
-    and NaN equals NaN. Once there are kernels, only the declared dtypes are run.
+    and NaN equals NaN.
 
     Raises NumericMismatchError naming the result, the sizes and the seed.
     """
@@ -106,12 +106,10 @@ def ground(
             "the module after the passes does not print and parse back", step="compare the texts"
         )
     rng = np.random.default_rng(seed)
-    # a kernel has the dtypes it was lowered with
-    lowered = any(op.name == "tile.launch" for op in after.walk())
     for chosen in size_list(dim_space(before), sizes, rng):
         given = draw_values(before, chosen, rng)
         given["inputs"].update(inputs or {})
-        for wide in (False,) if lowered else (True, False):
+        for wide in (True, False):
             old, new = (outcome(m, given, wide) for m in (before, after))
             unit = max(unit_of(DTYPES[rounding]), 0.0 if wide else unit_of(narrowest(before, after)))
             bits = exact and not wide

@@ -48,6 +48,25 @@ def test_ls_shows_the_last_used_first(tw: Call, folder: str) -> None:
     assert rows[0][4] == "cpu:avx2, b: 1..8"
 
 
+def test_ls_names_the_models(tw: Call, tmp_path: Path) -> None:
+    folder = str(tmp_path)
+    assert tw("compile", "sample_models:counter", "-o", "counter.tilewright", "--cache", folder)[0] == 0
+    rows = [re.split(r"\s{2,}", line) for line in tw("cache", "ls", "--cache", folder)[1].splitlines()[1:]]
+    assert [row[4] for row in rows if row[1] == "code"] == ["Counter"]
+
+
+def test_a_folder_that_cannot_be_read_is_no_empty_cache(tw: Call, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for verb in ("ls", "stats"):
+        assert tw("cache", verb, "--cache", str(tmp_path / "file")) == (
+            1,
+            "",
+            f"TW041 cache is not usable: the cache in {tmp_path / 'file'} cannot be read: Not a directory\n"
+            "  next: export TILEWRIGHT_CACHE=/a/folder/you/can/write, or compile with cache=False (--cache off)\n",
+        )
+    assert tw("cache", "ls", "--cache", str(tmp_path / "none"))[0] == 0
+
+
 def test_stats(tw: Call, folder: str) -> None:
     code, out, _ = tw("cache", "stats", "--cache", folder)
     assert code == 0
@@ -99,4 +118,4 @@ def test_clear_leaves_what_is_in_use(tw: Call, folder: str) -> None:
     with held:
         assert tw("cache", "clear", "--cache", folder)[1] == "removed 2 entries, kept 1 that are in use\n"
     assert tw("cache", "clear", "--cache", folder)[1] == "removed 1 entries\n"
-    assert tw("cache", "ls", "--cache", folder)[1].splitlines() == ["key  kind  size  used  what"]
+    assert tw("cache", "ls", "--cache", folder)[1].splitlines() == ["key  kind  size  used  model  what"]

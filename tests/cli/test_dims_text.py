@@ -57,7 +57,7 @@ STEP = 'write --dims "ids=batch:1..64,tokens:1..256": an entry an axis, _ or its
             ["a=b:8..2"],
             DimDeclarationError,
             "TW006 dims declaration is wrong: b: the upper bound 2 is below the lower bound 8\n"
-            '  next: declare it as tw.Dim("tokens", 1, 256)',
+            '  next: declare it as tw.Dim("b", 2, 8)',
         ),
     ],
 )

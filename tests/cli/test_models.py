@@ -64,7 +64,9 @@ def test_other_paths(tmp_path: Path) -> None:
         refusal("sample_models.py")
         == f"sample_models.py is neither a .pt2 file nor a model directory\n  next: give {KINDS}"
     )
-    assert refusal(str(tmp_path)) == f"{tmp_path} has no config.json\n  next: give {KINDS}"
+    assert (
+        refusal(str(tmp_path)) == f"{tmp_path} has no config.json\n  next: give a directory that save_pretrained wrote"
+    )
     (tmp_path / "config.json").write_text("{")
     assert refusal(str(tmp_path)).startswith(f"{tmp_path}/config.json cannot be read: ")
     (tmp_path / "config.json").write_text("[]")
@@ -133,5 +135,5 @@ def test_a_model_that_reads_no_tokens_needs_a_function(tmp_path: Path) -> None:
     transformers.ViTModel(config).save_pretrained(tmp_path)
     assert refusal(str(tmp_path)) == (
         "ViTModel does not take input_ids and attention_mask alone\n"
-        "  next: write a function that returns (model, args, kwargs) and give module:function"
+        "  next: load it in Python and compile it with its own example inputs (on the command line: module:callable)"
     )

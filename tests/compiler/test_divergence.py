@@ -143,3 +143,9 @@ def case_of(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -
     return Case(
         lambda: capture(model, (x,), {}, None), [x], [function(x)], Target.of(Options()), {"precision": "model"}
     )
+
+
+def test_booleans_between_are_no_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, "tanh", "exp")
+    difference = found(case_of(lambda x: torch.where((x > 0) & (x < 3), torch.tanh(x * 2), x), torch.randn(5, 6)))
+    assert difference.stage == "kernel"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -26,6 +27,14 @@ def test_one_screen_with_every_kernel_and_their_sum(model: Any) -> None:
         assert line.split()[2] == number(row.flops)
     (total,) = [line.split() for line in lines if line.startswith("in all")]
     assert total[2:4] == [str(len(model.code.program.main.steps)), number(sum(row.flops for row in report.rows))]
+
+
+def test_the_columns_are_explained_and_small_memory_is_not_zero(model: Any) -> None:
+    lines = str(model.report.at(batch=1, tokens=1)).splitlines()
+    assert (
+        "bound: operands and results, each byte once; ratio: moved / bound; predicted: least time by peak and bandwidth"
+    ) in lines
+    assert re.search(r"memory: [1-9][0-9.]* KiB$", lines[1])
 
 
 def test_without_sizes_it_shows_the_largest_and_gives_formulas_as_data(model: Any) -> None:

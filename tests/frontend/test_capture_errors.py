@@ -8,13 +8,17 @@ import torch
 from tilewright.errors import (
     ArgumentError,
     CaptureError,
+    DeviceError,
+    DimDeclarationError,
     HookError,
     MissingDependencyError,
     ModelInputError,
     OptionError,
     TrainingModeError,
+    UnsupportedOpError,
 )
 from tilewright.frontend import capture
+from tilewright.ir.dims import Dim
 
 
 class Trained(torch.nn.Module):
@@ -123,3 +127,119 @@ def test_importing_the_frontend_loads_no_torch() -> None:
 
     code = "import sys, tilewright.frontend; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_weights_that_are_nowhere_are_said_before_anything_reads_them() -> None:
+    model = torch.nn.Sequential(*(torch.nn.Linear(4, 4, device="meta") for _ in range(2))).eval()
+    for x in (torch.ones(2, 4), torch.ones(2, 4, device="meta")):
+        with pytest.raises(DeviceError) as caught:
+            capture(model, (x,))
+        assert str(caught.value) == (
+            "TW007 tensor is on another device: the weights are on meta: 0.weight, 0.bias, 1.weight and 1 more\n"
+            "  next: load them first: model.to_empty(device='cpu'), then model.load_state_dict(...)"
+        )
+    with pytest.raises(DeviceError) as caught:
+        capture(torch.nn.Linear(4, 4), (torch.ones(2, 4, device="meta"),))
+    assert str(caught.value) == (
+        "TW007 tensor is on another device: the example's input is on meta\n"
+        "  next: give example tensors on the CPU: torch.zeros_like(input, device='cpu')"
+    )
+    program = torch.export.export(model, (torch.ones(2, 4, device="meta"),))
+    with pytest.raises(DeviceError, match=r"the weights are on meta: 0\.weight"):
+        capture(program)
+
+
+def test_autocast_around_the_capture_and_inside_the_model() -> None:
+    model = torch.nn.Linear(4, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(CaptureError) as caught:
+        capture(model, (torch.ones(2, 4),))
+    assert str(caught.value) == (
+        "TW013 capture failed: torch.autocast is on, and what it casts at each call cannot be captured\n"
+        '  next: compile outside of autocast, with precision="bf16" for products of bf16 operands'
+    )
+
+    class Casts(torch.nn.Module):
+        def __init__(self, enabled: bool) -> None:
+            super().__init__()
+            self.enabled = enabled
+            self.up = torch.nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.enabled):
+                return self.up(x * 2)
+
+    capture(Casts(False), (torch.ones(2, 4),))
+    with pytest.raises(
+        UnsupportedOpError,
+        match=r"torch\.autocast inside the model: .* \(at tests/frontend/test_capture_errors\.py:\d+\)",
+    ):
+        capture(Casts(True), (torch.ones(2, 4),))
+
+
+def test_axes_that_go_with_a_declared_one_are_named_with_the_line_that_declares_them() -> None:
+    class Masked(torch.nn.Module):
+        def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            if mask.shape[0] != ids.shape[0]:
+                raise ValueError(f"Expected mask.shape[0] to be {ids.shape[0]}, not {mask.shape[0]}")
+            return ids * mask
+
+    dims = {"ids": (Dim("batch", 1, 8), Dim("tokens", 1, 16))}
+    with pytest.raises(CaptureError) as caught:
+        capture(Masked(), (torch.ones(2, 5), torch.ones(2, 5)), None, dims)
+    said = str(caught.value)
+    where = said.partition("(at ")[2].partition(")")[0]
+    assert where.startswith("tests/frontend/test_capture_errors.py:")
+    assert said == (
+        "TW013 capture failed: 3 problems\n"
+        f"  - ValueError: Expected mask.shape[0] to be batch, not 2  (at {where})\n"
+        "  - mask axis 0 is not declared in dims, but has the example's size of batch\n"
+        "  - mask axis 1 is not declared in dims, but has the example's size of tokens\n"
+        '  next: if these vary together, declare them too: dims={"ids": {0: tw.Dim("batch", 1, 8), '
+        '1: tw.Dim("tokens", 1, 16)}, "mask": {0: "batch", 1: "tokens"}}'
+    )
+    capture(Masked(), (torch.ones(2, 5), torch.ones(2, 5)), None, {**dims, "mask": {0: "batch", 1: "tokens"}})
+
+
+def test_operators_of_torchs_own_modules_are_placed_by_the_module() -> None:
+    with pytest.raises(UnsupportedOpError, match=r"aten\.linalg_det\.default: no lowering, 1 use  \(at module 0\)"):
+        capture(torch.nn.Sequential(Determinant()), (torch.ones(3, 3),))
+
+
+class Determinant(torch.nn.Module):
+    forward = staticmethod(torch.linalg.det)
+
+
+def test_paths_that_are_no_programs(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"")
+    for path, said in (
+        ("bert-base-uncased", "there is no file bert-base-uncased\n  next: give the path of a .pt2 file or of a model "
+         "directory, or load the model first: transformers.AutoModel.from_pretrained('bert-base-uncased')"),
+        (str(tmp_path / "m.onnx"), "m.onnx: ONNX files are not read yet\n"
+         "  next: export the PyTorch model: torch.export.save(program, path)"),
+    ):  # fmt: skip
+        with pytest.raises(ModelInputError) as caught:
+            capture(path)
+        assert str(caught.value) == f"TW009 not a model: {said}"
+
+
+def test_dims_of_other_kinds() -> None:
+    for given, said in (
+        (torch.export.Dim("b"), "is given a torch.export.Dim; use tw.Dim(name, least, largest)"),
+        (-1, "is 2 in the example, but dims says -1"),
+        (2.0, "is given 2.0, which is neither a tw.Dim, nor a dim's name, nor 2, nor None for fixed"),
+    ):
+        with pytest.raises(DimDeclarationError) as caught:
+            capture(torch.nn.Linear(4, 4), (torch.ones(2, 4),), None, {"input": {0: given}})
+        assert str(caught.value) == (
+            f"TW006 dims declaration is wrong: input axis 0 {said}\n"
+            '  next: follow the arguments: dims={"input": {0: tw.Dim("batch", 1, 64)}}'
+        )
+
+
+def test_the_dims_of_an_exported_program_keep_their_names(tmp_path: Path) -> None:
+    shapes = {"input": {0: torch.export.Dim("rows", max=32)}}
+    program = torch.export.export(torch.nn.Linear(4, 4), (torch.ones(3, 4),), dynamic_shapes=shapes)
+    assert [d.name for d in capture(program).dims] == ["rows"]
+    torch.export.save(program, tmp_path / "m.pt2")
+    # a file does not hold the names
+    assert [d.name for d in capture(tmp_path / "m.pt2").dims] == ["input_0"]

@@ -133,7 +133,7 @@ def test_wrong_declarations_come_in_one_error() -> None:
         capture(model, (torch.ones(2), torch.ones(2)), None, {"x": (B,), "y": (Dim("batch", 1, 8),)})
     with pytest.raises(DimDeclarationError, match="batch is 2 at x axis 0 of the example and 4 at y axis 0"):
         capture(model, (torch.ones(2), torch.ones(4)), None, {"x": (B,), "y": (B,)})
-    with pytest.raises(DimDeclarationError, match="x axis 0 is 2, dims gives 3"):
+    with pytest.raises(DimDeclarationError, match="x axis 0 is 2 in the example, but dims says 3"):
         capture(model, (torch.ones(2), torch.ones(4)), None, {"x": (3,)})
 
 

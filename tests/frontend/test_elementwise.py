@@ -14,7 +14,7 @@ F = torch.nn.functional
 B, T = Dim("batch", 0, 64), Dim("tokens", 0, 256)
 SIZES = [(3, 5), (1, 1), (2, 7), (0, 4), (4, 0)]
 
-NAMES = """neg abs sqrt rsqrt reciprocal exp exp2 expm1 log log1p log2 log10 sin cos tan sinh cosh tanh erf erfc sigmoid
+NAMES = """neg abs sqrt rsqrt reciprocal exp exp2 expm1 log log1p log2 log10 sin cos tan sinh cosh tanh erf sigmoid
     square floor ceil trunc round sign isnan isinf isfinite nan_to_num logical_not positive clone"""
 UNARY: Table = {name: getattr(torch, name) for name in NAMES.split()}
 ACTIVATIONS: Table = {

@@ -296,11 +296,39 @@ def test_symbols_are_found_inside_functions() -> None:
         (("x y", 1, 2), "not a name"),
         (("t", -1, 2), "negative"),
         (("t", 5, 2), "below the lower bound"),
+        (("t", 1.5, 2), "1.5 is not a whole number"),
+        (("t", 1, "x"), "'x' is not a whole number"),
+        (("t", True, 3), "True is not a whole number"),
+        (("t", float("nan"), float("inf")), "nan is not a whole number"),
+        ((3, 1, 2), "3 is not a name"),
+        (("a1", 1, 2), "index values"),
     ],
 )
-def test_a_dim_that_makes_no_sense_is_an_error(arguments: Any, complaint: str) -> None:
-    with pytest.raises(DimDeclarationError, match=complaint):
+def test_a_dim_that_makes_no_sense_is_an_error_whose_step_declares_one(arguments: Any, complaint: str) -> None:
+    with pytest.raises(DimDeclarationError, match=complaint) as caught:
         Dim(*arguments)
+    line = str(caught.value).split("declare it as tw.")[1]
+    assert isinstance(eval(line, {"Dim": Dim}), Dim)
+
+
+@pytest.mark.parametrize(
+    "combine",
+    [
+        lambda d: 2 * d,
+        lambda d: d * 2,
+        lambda d: d + 1,
+        lambda d: 1 + d,
+        lambda d: d - d,
+        lambda d: 9 - d,
+        lambda d: d // 2,
+        lambda d: d % 2,
+        lambda d: d / 2,
+        lambda d: d**2,
+    ],
+)
+def test_arithmetic_on_a_declared_dim_says_what_to_declare_instead(combine: Any) -> None:
+    with pytest.raises(DimDeclarationError, match=r"give the other axis a Dim of its own"):
+        combine(Dim("t", 1, 4))
 
 
 def test_a_name_has_one_declaration() -> None:

@@ -12,8 +12,8 @@ from tests.backends.cpu.native_kernel import NativeKernel
 from tests.backends.cpu.op_cases import DISTINCT
 from tilewright.backends.cpu.cpu_class import CPU_CLASSES
 from tilewright.errors import IRError
-from tilewright.ir.dtypes import F32, F64
-from tilewright.ir.loop_math import MATH
+from tilewright.ir.dtypes import F32, F64, DType
+from tilewright.ir.loop_math import MATH, fmod
 from tilewright.ir.loops import LoopBuilder
 from tilewright.ir.loops_interpreter import run_kernel
 
@@ -204,3 +204,29 @@ def test_other_dtypes_are_refused_by_name() -> None:
     b = LoopBuilder("wide")
     with pytest.raises(IRError, match="exp is expanded for f32, not for f64x4"):
         MATH["exp"](b, b.const(1.0, F64, 4))
+
+
+@pytest.mark.parametrize("cpu", DISTINCT)
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_remainders_are_exact_for_any_quotient(cpu: str, dtype: DType, rng: np.random.Generator) -> None:
+    kind, bits = (np.float32, np.int32) if dtype is F32 else (np.float64, np.int64)
+    about = np.finfo(kind)
+    special = np.array(
+        [0, -0.0, 1, -1, 3.5, 7, -7, 1e9, INF, -INF, NAN, about.max, about.tiny, -about.smallest_subnormal], kind
+    )
+    pairs = np.array(np.meshgrid(special, special)).reshape(2, -1)
+    drawn = rng.integers(np.iinfo(bits).min, np.iinfo(bits).max, (2, 3000), dtype=bits).view(kind)
+    close = np.round(rng.normal(size=(2, 1000)) * [[1e6], [9]]).astype(kind)
+    x, y = np.concatenate([pairs, drawn, close], axis=1)
+    b = LoopBuilder("fmod")
+    left, right, out = b.buffer("x", dtype), b.buffer("y", dtype), b.buffer("out", dtype, writable=True)
+    with b.loop(0, b.dim("n"), 8) as loop:
+        mask = b.tail_mask(b.sub(b.dim("n"), loop.index), 8)
+        values = [b.load(v, loop.index, 8, mask=mask) for v in (left, right)]
+        b.store(fmod(b, *values), out, loop.index, mask=mask)
+    got = np.zeros_like(x)
+    NativeKernel(b.finish(), cpu)([x, y, got], [len(x)])
+    with np.errstate(all="ignore"):
+        wanted = np.fmod(x, y)
+    np.testing.assert_array_equal(got, wanted)
+    np.testing.assert_array_equal(np.signbit(got)[~np.isnan(wanted)], np.signbit(wanted)[~np.isnan(wanted)])

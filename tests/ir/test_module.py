@@ -166,7 +166,7 @@ def test_damaged_text_is_parsed_or_refused_with_a_code(data: st.DataObject) -> N
 def test_functions_weights_and_states_are_found() -> None:
     module = every_op.build().module
     assert list(functions(module)) == ["double", "prepare", "main"]
-    assert list(weights(module)) == ["w", "scale", "gain", "gate_up", "down", "kernel"]
+    assert list(weights(module)) == ["w", "scale", "gain", "gate_up", "down", "halves", "kernel"]
     assert str(states(module)["memory"]) == "f32[8]"
     with pytest.raises(IRError, match="use one of: double, prepare, main"):
         function(module, "decode")

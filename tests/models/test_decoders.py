@@ -10,6 +10,8 @@ import torch
 
 import tilewright as tw
 from tests.models.decoders import MOST_BATCH, MOST_TOKENS, VOCABULARY, Shape, bound, draw_call
+from tilewright.ir.module import parse_module
+from tilewright.ir.tile.containment import unproved
 
 SIZES = [(1, 1), (1, 2), (2, 3), (3, 17), (5, 31), (1, 127), (2, 64), (MOST_BATCH, 7), (1, MOST_TOKENS)]
 BF16 = torch.bfloat16
@@ -45,6 +47,7 @@ def eager(model: torch.nn.Module, call: dict[str, Any]) -> torch.Tensor:
 def agree(shape: Shape, seed: int, rng: np.random.Generator, *, masked: bool) -> None:
     model = shape.build(seed)
     program = compiled(model, masked=masked)
+    assert not unproved(parse_module(program.ir("tile")))
     drawn = [tuple(size) for size in rng.integers(1, [MOST_BATCH + 1, 48], (3, 2)).tolist()]
     for batch, tokens in SIZES + drawn:
         call = draw_call(rng, batch, tokens, masked=masked)

@@ -12,6 +12,8 @@ import tilewright as tw
 from tests.models.encoders import MOST_BATCH, MOST_TOKENS, SentenceEncoder, draw_call, draw_sizes, minilm
 from tilewright.backends.cpu import workers
 from tilewright.compiler import compilation
+from tilewright.ir.module import parse_module
+from tilewright.ir.tile.containment import unproved
 from tilewright.runtime import native
 
 CORNERS = [(1, 1), (1, 16), (1, MOST_TOKENS), (MOST_BATCH, 1), (8, 82), (MOST_BATCH, 31), (7, MOST_TOKENS)]
@@ -55,6 +57,11 @@ def no_compilation(in_f32: Any, in_bf16: Any, monkeypatch: pytest.MonkeyPatch) -
 def eager(model: SentenceEncoder, call: dict[str, torch.Tensor]) -> torch.Tensor:
     with torch.inference_mode():
         return model(**call)
+
+
+@pytest.mark.parametrize("precision", ["in_f32", "in_bf16"])
+def test_every_access_is_proved_to_stay_inside(precision: str, request: pytest.FixtureRequest) -> None:
+    assert not unproved(parse_module(request.getfixturevalue(precision).ir("tile")))
 
 
 @pytest.mark.usefixtures("no_compilation")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -19,12 +20,15 @@ from tilewright.ir.graph.contraction import MatmulOp
 from tilewright.ir.graph.structure import FuncOp, PackedOp, WeightOp
 from tilewright.ir.machine import Level, Machine
 from tilewright.ir.module import dim_space, functions, weights
-from tilewright.ir.passing import Context, Pipeline, run_pipeline
+from tilewright.ir.passing import Context, Pass, Pipeline, run_pipeline
+from tilewright.ir.tile.containment import unproved
 from tilewright.ir.tile.memory import StageOp
 from tilewright.ir.tile.structure import KernelOp, LaunchOp
 from tilewright.ir.tile_interpreter import run_module
+from tilewright.ir.verifier import verify
+from tilewright.passes.memory_plan_check import check_memory_plan
 from tilewright.passes.pipeline import PASSES
-from tilewright.passes.plan_memory import check_memory_plan, slots_of
+from tilewright.passes.plan_memory import slots_of
 from tilewright.testing import run
 
 GROUPS = "canonicalize,fuse"
@@ -44,8 +48,18 @@ def feed_forward(dtype: str = "f32") -> Graph:
 def lowered(module: ModuleOp, text: str, machine: Machine | None = None) -> ModuleOp:
     made = module.clone()
     ctx = Context(machine=machine or MACHINES["avx512-bf16"](), dims=dim_space(made))
-    run_pipeline(Pipeline.parse(text, PASSES), made, ctx)
+    run_pipeline(Pipeline.parse(text, PASSES), made, ctx, instruments=[Contained()])
     return made
+
+
+class Contained:
+    """After every pass that leaves kernels, each access is proved to stay inside its buffer."""
+
+    @contextmanager
+    def around(self, p: Pass, module: ModuleOp, ctx: Context) -> Iterator[None]:
+        yield
+        verify(module)
+        assert not unproved(module), p.name
 
 
 def agree(before: ModuleOp, after: ModuleOp, rng: np.random.Generator, tolerance: float = 1e-5) -> None:

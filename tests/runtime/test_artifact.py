@@ -282,7 +282,8 @@ def test_an_artifact_that_cannot_be_written(tmp_path: Path, rng: np.random.Gener
     with pytest.raises(ArtifactError) as raised:
         save(tmp_path / "none" / "a", values(rng))
     assert str(raised.value) == (
-        f"TW042 artifact is damaged: {tmp_path / 'none' / 'a'} cannot be written: No such file or directory\n"
+        "TW046 artifact cannot be read or written: "
+        f"{tmp_path / 'none' / 'a'} cannot be written: No such file or directory\n"
         "  next: give a path in a folder that you can write"
     )
 

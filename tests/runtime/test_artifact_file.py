@@ -152,9 +152,12 @@ def test_messages_in_full(tmp_path: Path) -> None:
         path.write_bytes(content)
         assert said(path) == text
     assert said(tmp_path / "none") == (
-        f"TW042 artifact is damaged: {tmp_path / 'none'} cannot be read: No such file or directory{other}"
+        "TW046 artifact cannot be read or written: "
+        f"{tmp_path / 'none'} cannot be read: No such file or directory{other}"
     )
-    assert said(tmp_path) == f"TW042 artifact is damaged: {tmp_path} cannot be read: Is a directory{other}"
+    assert (
+        said(tmp_path) == f"TW046 artifact cannot be read or written: {tmp_path} cannot be read: Is a directory{other}"
+    )
 
 
 def forged(header: Any, tail: bytes = b"", *, length: int | None = None) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from tilewright.errors import (
     RankError,
     TilewrightError,
 )
-from tilewright.ir.dims import Dim, Expr
+from tilewright.ir.dims import Dim, Expr, floordiv
 from tilewright.ir.dtypes import F32, I32, I64
 from tilewright.ir.signature import Argument, Input, Parameter, Signature
 from tilewright.ir.trees import LEAF, Tree
@@ -91,7 +92,7 @@ def test_a_missing_argument() -> None:
 
 def test_an_extra_argument() -> None:
     assert refused(ArgumentError, two_inputs(), ids(), x(), 1) == (
-        "TW001 arguments do not match the signature: 3 positional arguments are given, 2 are taken\n"
+        "TW001 arguments do not match the signature: 3 positional arguments are given, it takes 2\n"
         "  next: call it as (ids, x)"
     )
 
@@ -117,7 +118,7 @@ def test_things_that_are_no_tensors() -> None:
         "TW001 arguments do not match the signature: 2 problems\n"
         "  - ids is None, compiled for a tensor\n"
         "  - x is 3, compiled for a tensor\n"
-        "  next: call it as compiled: (ids, x)"
+        "  next: pass torch tensors or NumPy arrays"
     )
 
 
@@ -161,15 +162,26 @@ def test_wrong_ranks() -> None:
 
 def test_another_device() -> None:
     assert refused(DeviceError, two_inputs(), torch.zeros(2, 5, dtype=torch.int64, device="meta"), x()) == (
-        "TW007 tensor is on another device: ids is on meta, compiled for cpu\n  next: move it: ids.cpu()"
+        "TW007 tensor is on another device: ids is on meta, compiled for cpu\n  next: pass tensors that hold data"
     )
+
+
+def test_a_tensor_of_another_machine_is_to_be_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tilewright.runtime import binding_errors
+
+    real = binding_errors.describe
+    monkeypatch.setattr(binding_errors, "describe", lambda value: replace(real(value), device="npu:0"))
+    with pytest.raises(DeviceError) as raised:
+        binding_errors.check_tensors(two_inputs().signature.tensors, [ids(), x()])
+    assert raised.value.step == "move it: ids.cpu(), x.cpu()"
 
 
 def test_undeclared_axes_give_the_dims_line_that_declares_them() -> None:
     assert refused(DimMismatchError, two_inputs(), ids(), x(hidden=4)) == (
         "TW005 dim does not match what was compiled: "
         "x axis 2 has size 4, compiled for 3 (it is not declared in dims)\n"
-        '  next: compile with dims={"ids": {0: tw.Dim("batch", 0, 64), 1: tw.Dim("tokens", 0, 256)}, '
+        "  next: pass the size compiled for, or, if the model itself takes others, "
+        'compile with dims={"ids": {0: tw.Dim("batch", 0, 64), 1: tw.Dim("tokens", 0, 256)}, '
         '"x": {0: tw.Dim("batch", 0, 64), 1: tw.Dim("tokens", 0, 256), 2: tw.Dim("x_2", 3, 4)}}'
     )
 
@@ -249,18 +261,28 @@ def test_guards_hold_at_entry() -> None:
     Binder(guarded).bind((ids(2, 5), x(2, 5)), {})
     assert refused(DimMismatchError, guarded, ids(2, 6), x(2, 6)) == (
         "TW005 dim does not match what was compiled: 2 problems\n"
-        "  - batch*tokens <= 10 does not hold: 12 and 10; the cache holds 10\n"
-        "  - mod(tokens, 5) == 0 does not hold: 1 and 0\n"
-        "  next: pass sizes for which it holds"
+        "  - batch*tokens <= 10 does not hold for batch = 2, tokens = 6; the cache holds 10\n"
+        "  - mod(tokens, 5) == 0 does not hold for tokens = 6\n"
+        "  next: pass sizes for which it holds, or compile an example of these sizes with "
+        'dims={"ids": {0: tw.Dim("batch", 2, 2), 1: tw.Dim("tokens", 6, 6)}, '
+        '"x": {0: tw.Dim("batch", 2, 2), 1: tw.Dim("tokens", 6, 6)}}'
     )
 
 
-@pytest.mark.parametrize("relation", ["==", "<=", "<", ">=", ">"])
+@pytest.mark.parametrize("relation", ["==", "!=", "<=", "<", ">=", ">"])
 def test_guards_mean_what_python_means(relation: Any, rng: np.random.Generator) -> None:
     guard = Guard(B, relation, T)
     for _ in range(50):
         b, t = (int(n) for n in rng.integers(0, 4, 2))
         assert guard.holds({"batch": b, "tokens": t}) == eval(f"{b} {relation} {t}")
+
+
+def test_a_guard_that_divides_by_zero_does_not_hold() -> None:
+    guard = Guard(floordiv(Expr.of(12), B), "==", Expr.of(3))
+    assert [b for b in range(6) if guard.holds({"batch": b})] == [4]
+    guarded = two_inputs(guards=(guard,))
+    text = refused(DimMismatchError, guarded, ids(0, 6), x(0, 6))
+    assert "floordiv(12, batch) == 3 does not hold for batch = 0" in text
 
 
 def reading() -> Program:
@@ -334,6 +356,14 @@ def test_inputs_that_the_model_writes_to() -> None:
         "TW001 arguments do not match the signature: cache is read-only, but the model writes to it\n"
         "  next: pass a writeable copy"
     )
+    for folded in (torch.zeros(1).expand(10), np.broadcast_to(np.zeros(1, np.float32), 10).view()):
+        if isinstance(folded, np.ndarray):
+            folded.flags.writeable = True
+        assert refused(ArgumentError, mutating(), folded, whole) == (
+            "TW001 arguments do not match the signature: "
+            "cache, which the model writes to, has elements that share memory (expanded)\n"
+            "  next: pass a copy: cache.clone()"
+        )
     for a, b in (
         (whole[:11], whole[10:]),
         (whole[9::-1], whole[9:]),

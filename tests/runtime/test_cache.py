@@ -387,7 +387,7 @@ def test_an_unwritable_folder_in_full(tmp_path: Path) -> None:
         said = {blocked: "Not a directory", blocked / "below": "Not a directory"}.get(root, "No such file or directory")
         assert str(raised.value) == (
             f"TW041 cache is not usable: the cache in {root} cannot be written: {said}\n"
-            "  next: export TILEWRIGHT_CACHE=/a/folder/you/can/write, or compile with cache=False"
+            "  next: export TILEWRIGHT_CACHE=/a/folder/you/can/write, or compile with cache=False (--cache off)"
         )
 
 

@@ -229,8 +229,8 @@ def test_footprint_wants_every_dim(rng: np.random.Generator) -> None:
     with pytest.raises(OptionError) as raised:
         executable(affine_program(), values(rng)).footprint({"batch": 4, "token": 3})
     assert str(raised.value) == (
-        "TW008 wrong option: 2 problems\n  - tokens has no value\n  - the program has no dim token\n"
-        "  next: give a value to each dim: batch=64, tokens=256"
+        "TW008 wrong option: 2 problems\n  - the program has no dim 'token'; did you mean 'tokens'?\n"
+        "  - tokens has no value\n  next: give batch=4, tokens=256"
     )
 
 
@@ -267,7 +267,7 @@ def test_options_are_checked(rng: np.random.Generator) -> None:
     with pytest.raises(TargetError) as refused:
         executable(affine_program(main=away), weights)
     assert str(refused.value) == (
-        "TW030 unknown target: steps for npu cannot run on the CPU\n  next: compile with target='cpu'"
+        "TW030 target cannot be used: steps for npu cannot run on the CPU\n  next: compile with target='cpu'"
     )
 
 

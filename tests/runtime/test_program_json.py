@@ -88,7 +88,7 @@ programs = st.builds(
     states=tuples(st.builds(State, specs, st.none() | numbers), 2),
     prepare=tuples(routines, 2),
     copies=tuples(st.builds(Copy, refs, refs, exprs), 2),
-    guards=tuples(st.builds(Guard, exprs, st.sampled_from(["==", "<=", "<", ">=", ">"]), exprs, names), 2),
+    guards=tuples(st.builds(Guard, exprs, st.sampled_from(["==", "!=", "<=", "<", ">=", ">"]), exprs, names), 2),
     reads=tuples(st.builds(ReadDim, names, numbers, numbers), 2),
     kernels=tuples(st.builds(KernelInfo, names, names, plain), 2),
     tied=tuples(st.tuples(names, names), 2),

@@ -13,7 +13,16 @@ import torch
 
 from tilewright.errors import MissingDependencyError
 from tilewright.ir.dtypes import BF16, DTYPES, F32, torch_name
-from tilewright.runtime.tensors import Buffer, as_buffer, describe, empty_numpy, empty_torch, numpy_dtype
+from tilewright.runtime.tensors import (
+    Buffer,
+    as_buffer,
+    describe,
+    empty_numpy,
+    fresh_torch,
+    numpy_dtype,
+    row_major,
+    torch_dtype,
+)
 
 
 @pytest.mark.parametrize("dtype", list(DTYPES.values()), ids=str)
@@ -21,7 +30,9 @@ from tilewright.runtime.tensors import Buffer, as_buffer, describe, empty_numpy,
 def test_every_dtype_crosses_both_borders(dtype: Any, shape: tuple[int, ...], rng: np.random.Generator) -> None:
     array, address = empty_numpy(shape, dtype)
     array[...] = rng.integers(0, 2, shape)
-    tensor, _ = empty_torch(shape, dtype)
+    [(tensor, place)] = fresh_torch([(shape, row_major(shape), torch_dtype(dtype))])
+    assert place == tensor.data_ptr()
+    assert tensor.stride() == torch.empty(shape).stride()
     assert address % 64 == 0
     assert tensor.dtype == getattr(torch, torch_name(dtype))
     for value in (array, tensor):

@@ -61,6 +61,21 @@ def test_everything_wrong_comes_at_once() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (None, "a NoneType is no mapping from names to tensors\n  next: pass a state dict: model.state_dict(), "
+         "or WeightFiles of a checkpoint"),
+        ([1], "a list is no mapping from names to tensors\n  next: pass a state dict: model.state_dict(), "
+         "or WeightFiles of a checkpoint"),
+        (torch.nn.Linear(1, 1), "a Linear is no mapping from names to tensors\n"
+         "  next: pass its tensors: update_weights(model.state_dict())"),
+    ],
+)  # fmt: skip
+def test_what_is_no_state_dict(given: Any, said: str) -> None:
+    assert refused(given) == f"TW040 weights do not fit: {said}"
+
+
 def test_tied_weights_must_agree() -> None:
     given = source(**{"head.weight": torch.full((2, 3), torch.nan)})
     assert refused(given) == (

@@ -30,14 +30,24 @@ def _open(folder: str | None) -> Cache:
     return Cache(folder)
 
 
+def _readable(found: Cache) -> Cache:
+    """A cache to look into. CacheError where its folder exists and cannot be listed, or is no folder."""
+    found.require_readable()
+    return found
+
+
 @cache.command("ls")
 def ls(folder: Folder = None) -> None:
     """Lists the entries, last used first."""
     from tilewright.cli.tables import show
     from tilewright.runtime.memory import shown
 
-    rows = [(i.key[:12], i.kind, shown(i.bytes), _ago(i), _what(i.factors)) for i in _open(folder).entries()]
-    show(("key", "kind", "size", "used", "what"), rows, numbers=(2,))
+    found = _readable(_open(folder))
+    rows = [
+        (i.key[:12], i.kind, shown(i.bytes), _ago(i), i.note.rpartition(".")[2], _what(i.factors))
+        for i in found.entries()
+    ]
+    show(("key", "kind", "size", "used", "model", "what"), rows, numbers=(2,))
 
 
 @cache.command("stats")
@@ -46,7 +56,7 @@ def stats(folder: Folder = None) -> None:
     from tilewright.cli.tables import show
     from tilewright.runtime.memory import shown
 
-    found = _open(folder).stats()
+    found = _readable(_open(folder)).stats()
     print(f"{found['root']}: {found['entries']} entries, {shown(found['bytes'])} of at most {shown(found['limit'])}")
     show(
         ("kind", "entries", "size"),

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Count = Annotated[
     int, typer.Option("-n", "--count", min=1, help="How many tuples of sizes to draw, the least one first.")
 ]
-Seed = Annotated[int, typer.Option(help="Of the sizes and the inputs.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of the sizes and the inputs.")]
 
 # Dims without an upper bound, or with a far one, are drawn up to here: the model itself runs at every size drawn.
 _LARGEST = 128
@@ -121,7 +121,7 @@ def compare(model: Model, compiled: Compiled, precision: str, count: int, seed: 
     program = compiled.code.program
     limits = index_limits(parse_module(compiled.code.texts["captured"]))
     rng = np.random.default_rng(seed)
-    # a program's own guards refuse the sizes 0 and 1, which its graph computes all the same
+    # the sizes drawn are within the range that the program was exported for
     eager = model.model if isinstance(model.model, torch.nn.Module) else model.model.module(check_guards=False)
     for sizes in draw_sizes(program.dims, count, rng):
         tensors = [as_torch(leaf) for leaf in draw(program, sizes, limits, rng)]
@@ -149,14 +149,15 @@ def locate(model: Model, dims: Sequence[str] | None, options: Mapping[str, Any],
     from tilewright.frontend.capturing import capture
 
     chosen = Options.of(options)
+    target = Resolved.of(chosen)
     declared = parse_dims(dims or []) or model.dims
     return first_difference(
         Repeatable(
             capture=lambda: capture(model.model, model.args, dict(model.kwargs), declared, fallback=chosen.fallback),
             tensors=case.tensors,
             expected=case.expected,
-            target=Resolved.of(chosen),
-            options={"precision": chosen.precision, "determinism": chosen.order},
+            target=target,
+            options={"precision": chosen.precision, "determinism": target.order(chosen)},
         ),
         lambda wanted: tolerance(wanted, chosen.precision),
     )

@@ -40,6 +40,23 @@ builtin.module {
 """
 '''.strip()
 
+_USER_KERNEL: Final = """
+@tw.kernel("SIGNATURE")
+def double(b, x, y):
+    (i,) = b.grid(["n"], [16])
+    tile = b.load(b.dense(x), [i], [16])
+    b.store(b.map("add", tile, tile), b.dense(y), [i])
+
+
+double(torch.randn(5))
+""".strip()
+
+
+def _double(signature: str) -> str:
+    """A user's kernel with this signature."""
+    return _USER_KERNEL.replace("SIGNATURE", signature)
+
+
 _KERNEL: Final = '''
 text = """
 builtin.module {
@@ -62,6 +79,17 @@ tw.testing.run(text, {"x": torch.randn(4)})
 '''.strip()
 
 
+def _attention(dtype: str) -> str:
+    return f"""
+class Attention(torch.nn.Module):
+    def forward(self, q):
+        return torch.nn.functional.scaled_dot_product_attention(q, q, q)
+
+
+tw.compile(Attention(), args=(torch.randn(1, 2, 5, 8, dtype=torch.{dtype}),))
+""".strip()
+
+
 def _module(body: str, then: str) -> str:
     return f"{_MODULE.replace('BODY', body)}\n{then}"
 
@@ -73,19 +101,38 @@ def _kernel(read: int, written: int) -> str:
 _PLAN: Final = '''
 from tilewright.ir.dims import DimSpace
 from tilewright.ir.module import parse_module
-from tilewright.passes.plan_memory import check_memory_plan
+from tilewright.passes.memory_plan_check import check_memory_plan
 
 text = """
 builtin.module {
   graph.func() {sym_name = "main", arg_names = ["x"], result_names = ["y"]} {
   ^bb0(%x: !graph.tensor<[4], f32>):
-    %a = tile.launch(inputs=[%x]) {callees = ["f"], dims = [], guard = [0], limits = [], slots = [0]}
+    %a = tile.launch(inputs=[%x]) {callees = ["copy"], dims = [], guard = [0], limits = [], slots = [0]}
       : !graph.tensor<[4], f32>
-    %b = tile.launch(inputs=[%x]) {callees = ["g"], dims = [], guard = [0], limits = [], slots = [SLOT]}
+    %b = tile.launch(inputs=[%x]) {callees = ["copy"], dims = [], guard = [0], limits = [], slots = [SLOT]}
       : !graph.tensor<[4], f32>
-    %y = tile.launch(inputs=[%a, %b]) {callees = ["h"], dims = [], guard = [0], limits = [], slots = [-1]}
+    %y = tile.launch(inputs=[%a, %b]) {callees = ["add"], dims = [], guard = [0], limits = [], slots = [-1]}
       : !graph.tensor<[4], f32>
     graph.return(values=[%y])
+  }
+  tile.kernel() {sym_name = "copy", dims = [], extents = [4], tiles = [4], order = [0, 1], outputs = 1} {
+  ^bb0(%x: !tile.buffer<[4], f32>, %y: !tile.buffer<[4], f32>, %i: !tile.index):
+    %from = tile.view(%x) {extents = [4], strides = [1]} : !tile.view<[4], f32>
+    %tile = tile.load(%from, at=[%i]) {extents = [4]} : !tile.tile<[4], f32>
+    %to = tile.view(%y) {extents = [4], strides = [1]} : !tile.view<[4], f32>
+    tile.store(%tile, %to, at=[%i])
+    tile.yield(values=[])
+  }
+  tile.kernel() {sym_name = "add", dims = [], extents = [4], tiles = [4], order = [0, 1], outputs = 1} {
+  ^bb0(%x: !tile.buffer<[4], f32>, %z: !tile.buffer<[4], f32>, %y: !tile.buffer<[4], f32>, %i: !tile.index):
+    %from = tile.view(%x) {extents = [4], strides = [1]} : !tile.view<[4], f32>
+    %first = tile.load(%from, at=[%i]) {extents = [4]} : !tile.tile<[4], f32>
+    %other = tile.view(%z) {extents = [4], strides = [1]} : !tile.view<[4], f32>
+    %second = tile.load(%other, at=[%i]) {extents = [4]} : !tile.tile<[4], f32>
+    %sum = tile.map(args=[%first, %second]) {fn = "add"} : !tile.tile<[4], f32>
+    %to = tile.view(%y) {extents = [4], strides = [1]} : !tile.view<[4], f32>
+    tile.store(%sum, %to, at=[%i])
+    tile.yield(values=[])
   }
 }
 """
@@ -212,9 +259,7 @@ tw.compile(Model(), args=(x,), dims={"x": {0: tw.Dim("batch", 1, 8)}})
     ),
     "TW024": Example(_WRONG_PASS, 'tw.compile(model, args=(x,), verify_each="numeric")'),
     "TW025": Example(_kernel(3, 4), _kernel(4, 4)),
-    "TW026": Example(
-        "tw.compile(torch.nn.Conv1d(4, 2, 3), args=(torch.randn(1, 4, 9),))", "tw.compile(model, args=(x,))"
-    ),
+    "TW026": Example(_attention("float64"), _attention("float32")),
     "TW027": Example(_PLAN.replace("SLOT", "0"), _PLAN.replace("SLOT", "1")),
     "TW028": Example(
         'compiled = tw.compile(model, args=(x,), target="cpu:generic", memory_limit=50)\ncompiled(x)',
@@ -251,6 +296,7 @@ tw.compile(Model(), args=(x,), dims={"x": {0: tw.Dim("batch", 1, 8)}})
         'compile_object("llvm.func @f() { llvm.return }", TARGETS["generic"])',
     ),
     "TW034": Example(_kernel(4, 3), _kernel(4, 4)),
+    "TW035": Example(_double("x f32[n] -> y f32[m]"), _double("x f32[n] -> y f32[n]")),
     "TW040": Example(
         'compiled.update_weights({"weight": torch.randn(4, 2)})',
         'compiled.update_weights({"weight": torch.randn(2, 4), "bias": torch.randn(2)})',
@@ -269,6 +315,9 @@ tw.load("linear.tilewright")
 compiled.save("linear.tilewright")
 tw.load("linear.tilewright")
 """,
+    ),
+    "TW046": Example(
+        'tw.load("no-such-file.tilewright")', 'compiled.save("a-file.tilewright")\ntw.load("a-file.tilewright")'
     ),
     "TW043": Example(
         'tw.load("saved-by-a-later-version.tilewright")',

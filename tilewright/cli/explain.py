@@ -33,7 +33,8 @@ def find(code: str) -> type[TilewrightError]:
     for cls in known.values():
         if cls.__name__.lower() == code.lower():
             return cls
-    near = difflib.get_close_matches(code, [*known, *(cls.__name__ for cls in known.values())], n=1)
+    # a code that does not exist is no misspelt one: only names have near ones
+    near = [] if digits.isdigit() else difflib.get_close_matches(code, [c.__name__ for c in known.values()], n=1)
     raise OptionError(
         f"no error has the code or name {code!r}",
         step=f"did you mean {near[0]}?" if near else "tilewright explain lists them",

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import importlib.util
-import json
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from tilewright.errors import MissingDependencyError, ModelInputError
+from tilewright.errors import ModelInputError
 
 _KINDS: Final = "a .pt2 file, a directory with config.json and safetensors, or module:callable"
-# The longest sequence that is declared for a model directory when the user declares nothing.
-_TOKENS: Final = 256
 
 
 @dataclass(frozen=True)
@@ -45,7 +40,10 @@ def open_model(text: str, *, seed: int = 0) -> Model:
     """The model that a command line names. ModelInputError says what the text is instead."""
     path = Path(text)
     if path.is_dir():
-        return _directory(path, seed)
+        from tilewright.frontend.directories import open_directory
+
+        found = open_directory(path, seed=seed)
+        return Model(found.model, (), found.kwargs, found.dims, found.note)
     module, colon, name = text.partition(":")
     if colon and module and name and not path.exists():
         return _called(module, name)
@@ -90,7 +88,9 @@ def _called(module: str, name: str) -> Model:
         and isinstance(given[1], (tuple, list))
         and isinstance(given[2], Mapping)
     ):
-        shown = f"a tuple of {len(given)}" if isinstance(given, tuple) else f"a {type(given).__name__}"
+        from tilewright.ir.passing import a
+
+        shown = f"a tuple of {len(given)}" if isinstance(given, tuple) else a(type(given).__name__)
         raise ModelInputError(
             f"{text} returned {shown}, not (model, args, kwargs)", step="end it with: return model, (example,), {}"
         )
@@ -106,87 +106,3 @@ def _raised(text: str, fault: Exception) -> ModelInputError:
         f"{text} raised {type(fault).__name__}: {fault}{at}",
         step=f"make this run first: python -c 'import {text.partition(':')[0]} as m; m.{text.partition(':')[2]}()'",
     )
-
-
-def _directory(folder: Path, seed: int) -> Model:
-    """A transformers model from its own folder, with random tokens as example; nothing is downloaded or executed."""
-    config = _config(folder)
-    if not list(folder.glob("*.safetensors")):
-        raise ModelInputError(
-            f"{folder} has no .safetensors file",
-            step="save it with model.save_pretrained(folder): safetensors is its default",
-        )
-    if importlib.util.find_spec("transformers") is None:
-        raise MissingDependencyError("a model directory is read by transformers", step="pip install 'tilewright[hf]'")
-    import torch
-
-    with _silence():
-        import transformers
-
-        architecture = next(iter(config.get("architectures") or []), None)
-        build = getattr(transformers, architecture, None) if architecture else transformers.AutoModel
-        if build is None:
-            raise ModelInputError(
-                f"{folder}/config.json names the architecture {architecture}, which transformers "
-                f"{transformers.__version__} does not have",
-                step="install the transformers release that the model was saved with, or write module:callable",
-            )
-        try:
-            model = build.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
-        except Exception as fault:
-            reason = " ".join(str(fault).split())[:300]
-            raise ModelInputError(
-                f"{folder}: {reason}", step="save the model again with model.save_pretrained(folder)"
-            ) from fault
-    vocabulary, positions = _sizes(model)
-    if vocabulary is None or getattr(model.config, "is_encoder_decoder", False):
-        raise ModelInputError(
-            f"{type(model).__name__} does not take input_ids and attention_mask alone",
-            step="write a function that returns (model, args, kwargs) and give module:function",
-        )
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(0, vocabulary, (2, 8), generator=generator)
-    from tilewright.ir.dims import Dim
-
-    dims = (Dim("batch", 1, 64), Dim("tokens", 1, min(_TOKENS, positions or _TOKENS)))
-    names = ("input_ids", "attention_mask")
-    note = f"inputs from config.json: {names[0]} below {vocabulary} and {names[1]}; {'; '.join(map(str, dims))}"
-    return Model(model, (), {names[0]: ids, names[1]: torch.ones_like(ids)}, dict.fromkeys(names, dims), note)
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelInputError(f"{folder} has no config.json", step=f"give {_KINDS}") from None
-    except (OSError, ValueError) as fault:
-        raise ModelInputError(
-            f"{path} cannot be read: {fault}", step="save the model again with save_pretrained"
-        ) from fault
-    if not isinstance(found, dict):
-        raise ModelInputError(f"{path} does not hold a config", step="save the model again with save_pretrained")
-    return found
-
-
-def _sizes(model: Any) -> tuple[int | None, int | None]:
-    """Vocabulary and positions of a text model; no vocabulary for one that takes no tokens."""
-    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-    return getattr(config, "vocab_size", None), getattr(config, "max_position_embeddings", None)
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Without the progress bars and advice that loading a model prints."""
-    from transformers.utils import logging as untyped
-
-    logging: Any = untyped
-    before, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-        if shown:
-            logging.enable_progress_bar()

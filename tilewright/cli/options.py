@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -45,12 +45,17 @@ At = Annotated[
     str | None, typer.Option(metavar="SIZES", help="Sizes of the dims: batch=8,tokens=82.", show_default=False)
 ]
 Random = Annotated[
-    int | None, typer.Option(metavar="SEED", help="Draw the inputs that are not given.", show_default=False)
+    int | None, typer.Option(metavar="SEED", min=0, help="Draw the inputs that are not given.", show_default=False)
 ]
 Inputs = Annotated[
     list[str] | None,
     typer.Option("--input", metavar="NAME=FILE.npy", help="An input's value. May be repeated.", show_default=False),
 ]
+
+
+# What a call may be told of an artifact, and the values that options of compiling have where nobody gave them.
+_FOR_CALLS: Final = ("threads", "memory_limit")
+_DEFAULTS: Final = {"target": "cpu", "precision": "model"}
 
 
 def compile_options(**given: Any) -> dict[str, Any]:
@@ -59,20 +64,12 @@ def compile_options(**given: Any) -> dict[str, Any]:
     if "target" in options and "," in options["target"]:
         options["target"] = [part.strip() for part in options["target"].split(",")]
     if "memory_limit" in options:
+        from tilewright.runtime.memory import parse_bytes
+
         options["memory_limit"] = parse_bytes(options["memory_limit"])
     if "cache" in options:
         options["cache"] = False if options["cache"] == "off" else options["cache"]
     return options
-
-
-def parse_bytes(text: str) -> int:
-    """`1000`, `512MiB`, `2GiB` in bytes. OptionError otherwise."""
-    units = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
-    number = text.rstrip("BKMGTi")
-    try:
-        return int(float(number) * units[text[len(number) :]])
-    except (KeyError, ValueError, OverflowError):
-        raise OptionError(f"{text!r} is not a number of bytes", step="write 500000000, 512MiB or 2GiB") from None
 
 
 def compile_given(model: Model, dims: Sequence[str] | None, options: dict[str, Any]) -> Compiled:
@@ -95,12 +92,15 @@ def open_source(text: str, dims: Sequence[str] | None, options: dict[str, Any]) 
     from tilewright.cli.models import is_artifact, open_model
 
     if is_artifact(text):
-        if dims:
+        # those with a default are told from it: the defaults themselves ask for nothing
+        asked = {"dims": dims, **{n: v for n, v in options.items() if v != _DEFAULTS.get(n)}}
+        late = [f"--{name}" for name, value in asked.items() if value not in (None, []) and name not in _FOR_CALLS]
+        if late:
             raise OptionError(
-                f"{text} is an artifact: its dims were declared when it was compiled",
-                step="leave --dims out, or give the model it was compiled from",
+                f"{text} is an artifact: {', '.join(late)} counts for a MODEL only, when it is compiled",
+                step=f"leave {', '.join(late)} out, or give the model it was compiled from",
             )
         import tilewright
 
-        return tilewright.load(text, threads=options.get("threads"))
+        return tilewright.load(text, **{n: v for n, v in options.items() if n in _FOR_CALLS})
     return compile_given(open_model(text), dims, options)

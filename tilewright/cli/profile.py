@@ -26,7 +26,7 @@ from tilewright.cli.options import (
 if TYPE_CHECKING:
     from tilewright.runtime.executor import Profile
 
-Seed = Annotated[int, typer.Option("--random", metavar="SEED", help="Of the inputs that are not given.")]
+Seed = Annotated[int, typer.Option("--random", metavar="SEED", min=0, help="Of the inputs that are not given.")]
 Warmup = Annotated[int, typer.Option(min=0, help="Calls before the timed one.")]
 Trace = Annotated[
     Path | None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tilewright.cli.options import Inputs, MemoryLimit, Random, Threads, parse_bytes
+from tilewright.cli.options import Inputs, MemoryLimit, Random, Threads
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,8 +49,7 @@ def run(
     from tilewright.cli.progress import say
 
     arrays = read_arrays(inputs or [])
-    limit = None if memory_limit is None else parse_bytes(memory_limit)
-    compiled = tilewright.load(artifact, native=not rebuild, threads=threads, memory_limit=limit)
+    compiled = tilewright.load(artifact, native=not rebuild, threads=threads, memory_limit=memory_limit)
     args, kwargs, sizes = call_for(compiled, arrays, dims, random)
     begin = time.perf_counter()
     result = compiled(*args, **kwargs)

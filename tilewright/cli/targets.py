@@ -37,6 +37,8 @@ def _state(backend: Backend, machine: Machine) -> str:
     missing = backend.probe()
     if missing is not None:
         return f"not ready: {missing}"
+    if backend.device != "cpu":
+        return "compiles here"
     lacking = sorted(set(machine.features) - cpu_features()) if machine.family == "cpu" else []
     if lacking:
         return f"this CPU lacks {', '.join(lacking[:3])}" + (", ..." if len(lacking) > 3 else "")

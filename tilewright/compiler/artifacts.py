@@ -74,8 +74,8 @@ def load_compiled(
     """Opens an artifact. See tilewright.load.
 
     Its kernels run as they are where this CPU has the features they need. Elsewhere, and with native=False, they are
-    built from its verified IR, for the artifact's own CPU class or the best this CPU has; its step table is made again
-    from the IR, too.
+    built from its IR, for the artifact's own CPU class or the best this CPU has, once every access in it is proved to
+    stay inside its buffer (`rebuilding`); its step table is made again from the IR, too.
 
     Raises ArtifactError and ArtifactVersionError for a file that is damaged, foreign or of another format,
     CpuFeatureError and MissingDependencyError where kernels would have to be built and cannot be.

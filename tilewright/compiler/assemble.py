@@ -10,6 +10,7 @@ from xdsl.ir import Block, BlockArgument, Operation, OpResult, SSAValue
 
 from tilewright.errors import LoweringError, Problem
 from tilewright.frontend.captured import Captured
+from tilewright.frontend.captured import Guard as CapturedGuard
 from tilewright.ir.backend import kernels_of
 from tilewright.ir.dims import DimSpace
 from tilewright.ir.graph.base import tensor
@@ -24,6 +25,7 @@ from tilewright.runtime.program import (
     Guard,
     KernelInfo,
     Program,
+    ReadDim,
     Ref,
     Routine,
     Slot,
@@ -38,7 +40,7 @@ from tilewright.runtime.program import (
 class Interface:
     """What a program says of itself beyond its module: how it is called, and by which names its weights come.
 
-    tied, transient: as in Program. names: of every tensor of the model, read by the module or not.
+    tied, transient, reads: as in Program. names: of every tensor of the model, read by the module or not.
     """
 
     signature: Signature
@@ -46,23 +48,27 @@ class Interface:
     tied: tuple[tuple[str, str], ...]
     transient: frozenset[str]
     names: frozenset[str]
+    reads: tuple[ReadDim, ...] = ()
 
     @staticmethod
     def of(captured: Captured) -> Interface:
         """Of a captured model."""
         return Interface(
             captured.signature,
-            tuple(Guard(g.left, g.relation, g.right, str(g)) for g in captured.guards),
+            tuple(_guard(guard) for guard in captured.guards),
             tuple(sorted(captured.aliases.items())),
             frozenset(captured.transient),
             frozenset({*captured.weights, *captured.states}),
+            tuple(ReadDim(dim, number) for dim, number in captured.reads),
         )
 
     @staticmethod
     def again(program: Program) -> Interface:
         """Of a program that was assembled before."""
         names = frozenset({*(spec.name for spec in program.weights), *program.ignored})
-        return Interface(program.signature, program.guards, program.tied, frozenset(program.transient), names)
+        return Interface(
+            program.signature, program.guards, program.tied, frozenset(program.transient), names, program.reads
+        )
 
 
 def assemble(
@@ -73,14 +79,15 @@ def assemble(
     *,
     target: str,
     dims: DimSpace,
+    device: str = "cpu",
 ) -> Program:
     """The program of a module whose @main is planned.
 
-    symbols: kernel name in the module -> symbol of its object code.
+    symbols: kernel name in the module -> symbol of its object code. device: where the steps run.
     """
     functions = {f.kind.data: f for f in module.body.block.ops if isinstance(f, FuncOp)}
     main = functions["main"]
-    table = _Table(main, functions.get("prepare"), kernels_of(module), symbols)
+    table = _Table(main, functions.get("prepare"), kernels_of(module), symbols, device)
     results = tuple(TensorSpec(name, tensor(v).dims, tensor(v).dtype) for name, v in main.returned.items())
     routine, copies = table.main()
     prepare = tuple(table.prepare(dims))
@@ -95,6 +102,7 @@ def assemble(
         prepare=prepare,
         copies=tuple(copies),
         guards=interface.guards,
+        reads=interface.reads,
         kernels=tuple(kernels),
         tied=interface.tied,
         transient=tuple(sorted(interface.transient & set(table.weights))),
@@ -103,13 +111,24 @@ def assemble(
     )
 
 
+def _guard(guard: CapturedGuard) -> Guard:
+    reason = f"decided at {guard.where}" if guard.where else ""
+    return Guard(guard.left, guard.relation, guard.right, reason)
+
+
 class _Table:
     """Numbers weights, packed tensors and states as they are first met, and turns ops into steps."""
 
     def __init__(
-        self, main: FuncOp, prepare: FuncOp | None, kernels: Mapping[str, KernelOp], symbols: Mapping[str, str]
+        self,
+        main: FuncOp,
+        prepare: FuncOp | None,
+        kernels: Mapping[str, KernelOp],
+        symbols: Mapping[str, str],
+        device: str,
     ) -> None:
         self.function, self.preparing, self.kernels, self.symbols = main, prepare, kernels, symbols
+        self.device = device
         self.weights: dict[str, TensorSpec] = {}
         self.states: dict[str, State] = {}
         self.packed: dict[str, TensorSpec] = {}
@@ -175,6 +194,7 @@ class _Table:
             kind=kernel,
             path=op.path or "",
             location=op.loc,
+            device=self.device,
         )
 
     @staticmethod

@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tilewright.errors import ExpectationError, NumericMismatchError, Problem
+from tilewright.errors import ExpectationError, NumericMismatchError, OptionError, Problem
 
 if TYPE_CHECKING:
     from tilewright.compiler.compilation import Target
     from tilewright.compiler.compiled import Compiled
     from tilewright.frontend.captured import Captured
+
+
+def check_names(expected: Mapping[str, int] | None) -> None:
+    """OptionError for patterns in `expect` that do not exist, and counts that are no whole numbers."""
+    from tilewright.compiler.compilation import STRUCTURED
+    from tilewright.passes.recognize import pattern_names
+
+    known = sorted({*pattern_names(), *STRUCTURED})
+    unknown = [name for name in expected or {} if name not in known]
+    faults = [f"expect names {name!r}, which is no pattern" for name in unknown]
+    faults += [
+        f"expect[{name!r}] is {count!r}, not a count"
+        for name, count in (expected or {}).items()
+        if type(count) is not int or count < 0
+    ]
+    if faults:
+        near = [match for name in unknown for match in difflib.get_close_matches(str(name), known, n=1)]
+        hint = f"did you mean {', '.join(map(repr, near))}? " if near else ""
+        raise OptionError(faults, step=f"{hint}the patterns are {', '.join(known)}")
 
 
 def check_expected(expected: Mapping[str, int] | None, facts: Mapping[str, Any]) -> None:
@@ -42,9 +62,14 @@ class FirstCall:
     target: Target
     options: Mapping[str, Any]
 
-    def __call__(self, compiled: Compiled, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """The call's output. Raises NumericMismatchError when results differ by more than rounding explains, naming the
-        first stage, pass or kernel that does.
+    def __repr__(self) -> str:
+        return "<the first call will be compared with the model>"
+
+    def __call__(self, compiled: Compiled, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, str]:
+        """The call's output, and a line on how far it is from the model's.
+
+        Raises NumericMismatchError when results differ by more than rounding explains, naming the first stage, pass or
+        kernel that does.
         """
         import torch
         from torch.utils import _pytree as pytree
@@ -62,20 +87,26 @@ class FirstCall:
                 buffer.copy_(value)
         output = compiled.executable(*args, **kwargs)
         faults: list[Problem] = []
+        worst = bound = 0.0
         for i, (want, got) in enumerate(zip(expected, pytree.tree_leaves(output), strict=True)):
-            if isinstance(want, torch.Tensor) and (fault := differs(want, torch.as_tensor(got), self._bound(want))):
+            if not isinstance(want, torch.Tensor):
+                continue
+            found, allowed = torch.as_tensor(got), self._bound(want)
+            if fault := differs(want, found, allowed):
                 faults.append(Problem(f"output {i}: {fault}"))
+            elif (off := distance(want, found)) >= worst:
+                worst, bound = off, allowed
         if faults:
             wanted = [value for value in expected if isinstance(value, torch.Tensor)]
             case = Case(self.capture, tensors, wanted, self.target, self.options)
-            found = first_difference(case, self._bound)
+            first = first_difference(case, self._bound)
             raise NumericMismatchError(
-                [*faults, Problem(f"first in {found}" if found else "no step differs by itself")],
+                [*faults, Problem(f"first in {first}" if first else "no step differs by itself")],
                 step="report it with the lines above"
-                if found
+                if first
                 else "compile with cache=False: what was cached, or the weights, may not be this model's",
             )
-        return output
+        return output, f"the first call agrees with the model: off by {worst:.3g}, rounding explains {bound:.3g}"
 
     def _bound(self, expected: Any) -> float:
         return tolerance(expected, str(self.options["precision"]))

@@ -21,3 +21,6 @@ class Code:
     sources: Mapping[str, str]
     texts: Mapping[str, str]
     features: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<Code of {len(self.sources)} kernels for {self.program.target}>"

@@ -20,17 +20,18 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from xdsl.dialects.builtin import ModuleOp
 
 from tilewright.compiler.assemble import Interface, assemble
 from tilewright.compiler.code import Code
 from tilewright.compiler.options import Options
-from tilewright.errors import PassOptionError
+from tilewright.errors import OptionError, PassOptionError, TargetError
 from tilewright.frontend.captured import Captured
 from tilewright.ir.backend import Backend, Source, content_of, kernels_of, resolve_target
 from tilewright.ir.dims import DimSpace
+from tilewright.ir.grid_abi import Grid
 from tilewright.ir.machine import Machine
 from tilewright.ir.module import print_module
 from tilewright.ir.passing import Context, Instrument, Pipeline, run_pipeline
@@ -81,7 +82,17 @@ class Target:
         backend, machine = resolve_target(options.target)
         pipeline = pipeline_of(options)
         pipeline.check_order("lower-to-tile", "plan-memory")
+        if options.determinism in ("batch", "exact") and backend.device != "cpu":
+            raise OptionError(
+                f"determinism={options.determinism!r} is not promised by {backend.name}: its dots and sums add in an "
+                "order of their own, which depends on the tile",
+                step="write determinism='run'",
+            )
         return Target(backend, machine, pipeline)
+
+    def order(self, options: Options) -> str:
+        """The determinism in force: unless asked for, batch in this process and run on other devices."""
+        return options.determinism or ("batch" if self.backend.device == "cpu" else "run")
 
     @property
     def name(self) -> str:
@@ -156,6 +167,7 @@ def code_factors(captured: Captured, target: Target, options: Options) -> dict[s
         "graph": hashlib.sha256(print_module(captured.module).encode()).hexdigest(),
         "signature": key_of(captured.signature.to_json()),
         "guards": [str(g) for g in captured.guards],
+        "reads": [list(r) for r in captured.reads],
         "aliases": dict(sorted(captured.aliases.items())),
         "transient": sorted(captured.transient),
         "names": key_of(sorted({*captured.weights, *captured.states})),
@@ -164,7 +176,7 @@ def code_factors(captured: Captured, target: Target, options: Options) -> dict[s
         "backend": target.backend.name,
         "pipeline": str(target.pipeline),
         "plugins": plugins_of(target.pipeline),
-        "options": options.key(),
+        "options": {**options.key(), "determinism": target.order(options)},
         "toolchain": {**target.backend.toolchain(), "torch": version("torch"), "xdsl": version("xdsl")},
         "tilewright": sources_hash(),
     }
@@ -178,7 +190,7 @@ def generate(
     ctx = Context(
         machine=target.machine,
         dims=space,
-        options={"precision": options.precision, "determinism": options.order},
+        options={"precision": options.precision, "determinism": target.order(options)},
     )
     texts: dict[str, str] = {}
     with watch.stage("passes"):
@@ -189,13 +201,20 @@ def generate(
     with watch.stage("kernels"):
         built = build_kernels(kernels_of(module), target.backend, target.machine, watch=watch)
     with watch.stage("assemble"):
-        program = assemble(module, Interface.of(captured), built.symbols, built.infos, target=target.name, dims=space)
+        program = assemble(
+            module, Interface.of(captured), built.symbols, built.infos, target=target.name, dims=space,
+            device=target.backend.device,
+        )  # fmt: skip
         objects = {**built.objects, **target.backend.runtime_objects(target.machine)}
-    facts = {**facts_of(ctx, watched.structured or {}), "pipeline": str(target.pipeline), "options": dict(ctx.options)}
+    facts = {
+        **facts_of(ctx, watched.structured or {}), "pipeline": str(target.pipeline), "options": dict(ctx.options),
+        "model": captured.source.model,
+    }  # fmt: skip
     return Code(program, objects, built.sources, texts, built.features), facts
 
 
-_STRUCTURED = ("graph.attention", "graph.norm", "graph.rotary", "graph.softmax", "graph.experts")
+STRUCTURED: Final = ("attention", "norm", "rotary", "softmax", "experts")
+"""Ops of the graph dialect that count as patterns where they stay whole."""
 
 
 def facts_of(ctx: Context, structured: Mapping[str, int]) -> dict[str, Any]:
@@ -223,7 +242,9 @@ class _Texts:
     @contextmanager
     def around(self, p: Any, module: ModuleOp, ctx: Context) -> Iterator[None]:
         if p.name in ("dedupe-layers", "fuse", "materialise") and self.structured is None:
-            self.structured = Counter(op.name.partition(".")[2] for op in module.walk() if op.name in _STRUCTURED)
+            self.structured = Counter(
+                name for op in module.walk() if (name := op.name.removeprefix("graph.")) in STRUCTURED
+            )
         if p.name == "lower-to-tile":
             self.texts["graph"] = print_module(module)
         yield
@@ -231,17 +252,23 @@ class _Texts:
 
 @dataclass(frozen=True)
 class Kernels:
-    """Built kernels. symbols, sources: by the kernel's name. objects: by symbol. features: of the CPU that they use."""
+    """Built kernels. symbols, sources: by the kernel's name. objects: by symbol. features: of the CPU that they use.
+
+    grids: by symbol, how kernels are launched that a device's own grid runs.
+    """
 
     symbols: Mapping[str, str]
     objects: Mapping[str, bytes]
     sources: Mapping[str, str]
     features: tuple[str, ...]
+    grids: Mapping[str, Grid]
 
     @property
     def infos(self) -> list[KernelInfo]:
         """An entry for each symbol, with one of its kernels' names."""
-        return [KernelInfo(s, s, {"name": n}) for s, n in {self.symbols[n]: n for n in sorted(self.symbols)}.items()]
+        names = {self.symbols[n]: n for n in sorted(self.symbols)}
+        grids: dict[str, dict[str, Any]] = {s: {"grid": grid.plain()} for s, grid in self.grids.items()}
+        return [KernelInfo(s, s, {"name": n, **grids.get(s, {})}) for s, n in names.items()]
 
 
 def build_kernels(
@@ -252,7 +279,14 @@ def build_kernels(
     instrument: bool = False,
     watch: Stopwatch | None = None,
 ) -> Kernels:
-    """Kernels to objects; equal kernels compile once. instrument: with counters, see `instrumented`."""
+    """Kernels to objects; equal kernels compile once. instrument: with counters, see `instrumented`.
+
+    Raises TargetError for counters on a backend that takes tiles: they are woven into loops.
+    """
+    if instrument and backend.takes != "loops":
+        raise TargetError(
+            f"{backend.name} takes {backend.takes}s, and only loops carry counters", step="count with target='cpu'"
+        )
     symbols: dict[str, str] = {}
     unique: dict[str, KernelOp] = {}
     for name, kernel in kernels.items():
@@ -278,4 +312,5 @@ def build_kernels(
         {symbol: b.object for symbol, b in built.items()},
         {name: built[symbol].source for name, symbol in symbols.items()},
         tuple(sorted({feature for b in built.values() for feature in b.features})),
+        {symbol: b.grid for symbol, b in built.items() if b.grid is not None},
     )

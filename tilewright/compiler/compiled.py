@@ -10,7 +10,7 @@ from typing import Any, Literal
 from tilewright.compiler.checking import FirstCall
 from tilewright.compiler.code import Code
 from tilewright.compiler.report import Report
-from tilewright.errors import OptionError
+from tilewright.errors import ArtifactAccessError, OptionError, TargetError
 from tilewright.runtime.executor import Executable, Profile
 from tilewright.runtime.memory import Footprint
 from tilewright.runtime.states import StateStore
@@ -20,30 +20,55 @@ Level = Literal["graph", "tile", "target"]
 
 @dataclass
 class Compiled:
-    """A compiled model. Call it like the model; any number of threads may call at once. No call compiles."""
+    """A compiled model. Call it like the model; any number of threads may call at once. No call compiles.
+
+    loaded: what runs it; None where it was compiled for a device that this process has no executor for. Its report, IR
+    and sources are there all the same, and what needs a run raises TargetError.
+    """
 
     code: Code
-    executable: Executable
+    loaded: Executable | None
     facts: Mapping[str, Any]
     first_call: FirstCall | None = None
     _profile: Profile | None = None
+    _checked: str | None = None
 
     def __repr__(self) -> str:
         program = self.code.program
         dims = ", ".join(map(str, program.dims)) or "no dims"
         return f"<Compiled {self.facts.get('model', 'program')} on {program.target}, {dims}>"
 
+    @property
+    def executable(self) -> Executable:
+        """What runs the program."""
+        if self.loaded is None:
+            target = self.code.program.target
+            raise TargetError(
+                f"the kernels were compiled for {target}, and this process has no executor for that device",
+                step="read .sources and .report, or compile with target='cpu' to run",
+            )
+        return self.loaded
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """A program is machine code in this process's memory: pickle and copy.deepcopy cannot carry it elsewhere."""
+        raise ArtifactAccessError(
+            "a compiled program cannot be pickled or copied",
+            step="compiled.save(path), then tw.load(path) where it runs",
+        )
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the program; raises coded errors for arguments outside what was compiled."""
         if self.first_call is not None:
             check, self.first_call = self.first_call, None
-            return check(self, args, kwargs)
+            output, self._checked = check(self, args, kwargs)
+            return output
         return self.executable(*args, **kwargs)
 
     @property
     def report(self) -> Report:
         """What ran where and why, what moves, and what it costs; `.at(batch=8)` for numbers."""
-        return Report(self.code, self.facts, self._profile)
+        facts = self.facts if self._checked is None else {**self.facts, "checked": self._checked}
+        return Report(self.code, facts, self._profile)
 
     def profile(self, *args: Any, **kwargs: Any) -> Report:
         """Runs once with a clock around every step; the report, at this call's sizes, then has a measured column."""
@@ -74,8 +99,9 @@ class Compiled:
     def update_weights(self, state_dict: Mapping[str, Any]) -> None:
         """Takes new values for all weights; WeightsError lists everything that does not fit.
 
-        state_dict: the model's own, whole: names that the program does not read are allowed. Buffers that no state dict
-        holds keep their values. Calls that are running finish with the old values.
+        state_dict: the model's own, whole: weights that the model has and the program does not read are allowed, names
+        that the model does not have are not. Buffers that no state dict holds keep their values. Calls that are running
+        finish with the old values.
         """
         self.executable.update_weights(state_dict)
 

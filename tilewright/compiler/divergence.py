@@ -177,7 +177,9 @@ def _group_fault(group: GroupOp, exposed: Exposed) -> tuple[float, float] | None
         values.update(zip(op.results, results, strict=True))
         # what one element adds up: flops of the op, spread over its elements
         terms += -(-op.cost().flops.evaluate(exposed.sizes) // max(1, sum(r.numel() for r in results)))
-    scale = max([1e-30, *(float(v.abs().nan_to_num(0.0, 0.0, 0.0).max()) for v in values.values() if v.numel())])
+    # integers and booleans are equal or not; a float computed from them is among the values, too
+    numbers = [v.double() for v in values.values() if v.numel() and v.is_floating_point()]
+    scale = max([1e-30, *(float(v.abs().nan_to_num(0.0, 0.0, 0.0).max()) for v in numbers)])
     unit = max(_unit(v) for v in values)
     for yielded, result in zip(group.yielded, group.outs, strict=True):
         wanted, got = values[yielded], exposed.value(result)

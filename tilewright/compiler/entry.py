@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from tilewright.compiler.checking import FirstCall, check_expected
+from tilewright.compiler.checking import FirstCall, check_expected, check_names
 from tilewright.compiler.compilation import Progress, Stopwatch, Target, code_factors, generate
 from tilewright.compiler.compiled import Compiled
 from tilewright.compiler.options import Options
@@ -13,7 +15,8 @@ from tilewright.compiler.store import Store
 from tilewright.compiler.verify_each import NumericCheck
 from tilewright.errors import ArgumentError
 from tilewright.frontend.captured import Captured
-from tilewright.frontend.capturing import capture
+from tilewright.frontend.capturing import capture, load_program
+from tilewright.frontend.directories import open_directory
 from tilewright.runtime.executor import Executable
 from tilewright.runtime.native import load as load_objects
 from tilewright.runtime.native import require_features
@@ -36,16 +39,30 @@ def compile_model(
             step="write args=(x,)",
         )
     options = Options.of(given)
+    check_names(options.expect)
     watch = Stopwatch(progress)
     target = Target.of(options)
-    store = Store.of(options)
     target.backend.warm()
+    notes: list[str] = []
+    if isinstance(model, (str, os.PathLike)):
+        model, args, kwargs, dims, notes = _opened(Path(model), args, kwargs, dims)
 
     def captures() -> Captured:
         return capture(model, args, dict(kwargs or {}), dims, fallback=options.fallback)
 
     with watch.stage("capture"):
         captured = captures()
+    compiled = finish(captured, target, options, watch, notes)
+    if options.check == "first" and compiled.executable is not None:
+        compiled.first_call = FirstCall(model, captures, target, compiled.facts["options"])
+    return compiled
+
+
+def finish(
+    captured: Captured, target: Target, options: Options, watch: Stopwatch, notes: Sequence[str] = ()
+) -> Compiled:
+    """A captured model to a callable: code from the cache or generated, weights packed or mapped."""
+    store = Store.of(options)
     with watch.stage("key"):
         factors = code_factors(captured, target, options)
     if options.verify_each == "numeric":
@@ -54,6 +71,9 @@ def compile_model(
     else:
         code, facts, origin = store.code(factors, lambda: generate(captured, target, options, watch))
     check_expected(options.expect, facts)
+    told = {**facts, "cache": origin, "notes": [*notes, *captured.notes], "model": captured.source.model}
+    if target.backend.device != "cpu":
+        return Compiled(code, None, {**told, "seconds": dict(watch.seconds)})
     with watch.stage("load"):
         require_features(code.features)
         library = load_objects([o for name, o in code.objects.items() if name != "driver"], code.program.symbols)
@@ -66,9 +86,16 @@ def compile_model(
         code.program, library, weights, pool, threads=options.threads, memory_limit=options.memory_limit,
         host=captured.externs,
     )  # fmt: skip
-    told = {
-        **facts, "seconds": dict(watch.seconds), "cache": origin, "notes": list(captured.notes), "model":
-        captured.source.model
-    }  # fmt: skip
-    first = FirstCall(model, captures, target, facts["options"]) if options.check == "first" else None
-    return Compiled(code, executable, told, first)
+    return Compiled(code, executable, {**told, "seconds": dict(watch.seconds)})
+
+
+def _opened(
+    path: Path, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None, dims: Any
+) -> tuple[Any, tuple[Any, ...], Mapping[str, Any] | None, Any, list[str]]:
+    """A path's model with what compile() was given; a directory brings inputs and dims where none were given."""
+    if not path.is_dir():
+        return load_program(path), args, kwargs, dims, []
+    found = open_directory(path)
+    if args or kwargs:
+        return found.model, args, kwargs, dims, []
+    return found.model, (), found.kwargs, found.dims if dims is None else dims, [found.note]

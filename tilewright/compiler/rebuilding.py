@@ -1,7 +1,8 @@
 """Programs and kernels made again from the tile IR of an artifact, which is all that is believed of it.
 
 The text is parsed and verified; slots and barriers are planned anew. What the artifact says of a call (its signature)
-is held against the IR before anything is compiled: kernels bound their loads and stores by the IR's types.
+is held against the IR before anything is compiled, launches against their kernels, and of every view in a kernel it is
+proved that it lies inside its buffer for every call that the dims and guards admit. What is not proved is not compiled.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from tilewright.ir.graph.structure import FuncOp
 from tilewright.ir.machine import Machine
 from tilewright.ir.module import dim_space, parse_module
 from tilewright.ir.passing import Context
+from tilewright.ir.tile.containment import unproved
 from tilewright.passes.plan_memory import PlanMemory
 from tilewright.runtime import native
 from tilewright.runtime.artifact import Rebuildable
-from tilewright.runtime.program import Program
+from tilewright.runtime.program import Guard, Program
 
 _STEP = "save the artifact again where the model was compiled"
+_UNPROVED = "load a file that you trust with native=True, or compile the model again with bounds for all its dims"
 
 
 def rebuild(parts: Rebuildable) -> Code:
@@ -44,6 +47,7 @@ def rebuild(parts: Rebuildable) -> Code:
         ) from fault
     space = dim_space(module)
     _agree(module, parts)
+    _contained(module, parts)
     PlanMemory().run(module, Context(machine=machine, dims=space))
     built = build_kernels(kernels_of(module), backend, machine)
     target = f"{backend.name}:{machine.name}"
@@ -86,6 +90,29 @@ def _agree(module: ModuleOp, parts: Rebuildable) -> None:
             )
     if faults:
         raise ArtifactError(faults, step=_STEP)
+
+
+def _contained(module: ModuleOp, parts: Rebuildable) -> None:
+    """ArtifactError unless every access is proved to stay inside its buffer in every call."""
+    problems = unproved(module, [fact for guard in parts.program.guards for fact in _facts(guard)])
+    if problems:
+        raise ArtifactError([Problem(f"{parts.path}: {p.text}", p.op, p.where) for p in problems], step=_UNPROVED)
+
+
+def _facts(guard: Guard) -> list[Expr]:
+    """What is 0 or more where a guard holds; guards are checked in every call."""
+    gap = guard.right - guard.left
+    match guard.relation:
+        case "==":
+            return [gap, -gap]
+        case "<=":
+            return [gap]
+        case "<":
+            return [gap - 1]
+        case ">=":
+            return [-gap]
+        case _:
+            return [-gap - 1]
 
 
 def _equal(a: Expr, b: Expr, program: Program) -> bool:

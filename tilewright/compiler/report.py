@@ -15,6 +15,7 @@ from tilewright.compiler.code import Code
 from tilewright.errors import MissingDependencyError, OptionError, TargetError
 from tilewright.ir.dims import Expr
 from tilewright.ir.machine import Machine
+from tilewright.runtime.asked_sizes import asked_sizes
 from tilewright.runtime.executor import Profile
 from tilewright.runtime.resolve import footprint
 
@@ -54,17 +55,7 @@ class Report:
 
     def at(self, **dims: int) -> Report:
         """The report at given sizes. OptionError names dims without a value, unknown, or out of range."""
-        known = {d.name: d for d in self.code.program.dims}
-        faults = [f"the program has no dim {n!r}" for n in dims if n not in known]
-        faults += [f"{n} has no value" for n in known if n not in dims]
-        faults += [
-            f"{n} = {v} is outside {known[n].min}..{known[n].max}"
-            for n, v in dims.items()
-            if n in known and not (known[n].min <= v and (known[n].max is None or v <= (known[n].max or 0)))
-        ]
-        if faults:
-            raise OptionError(faults, step=f"give {', '.join(f'{d.name}={d.min}' for d in known.values())}")
-        return replace(self, dims=dims)
+        return replace(self, dims=asked_sizes(self.code.program.dims, dims))
 
     @cached_property
     def counts(self) -> Mapping[str, KernelCounts]:
@@ -150,6 +141,7 @@ class Report:
             "seconds": dict(self.facts.get("seconds", {})),
             "cache": self.facts.get("cache"),
             "notes": list(self.facts.get("notes", [])),
+            "checked": self.facts.get("checked"),
         }
 
     def _memory(self) -> dict[str, Any]:
@@ -173,14 +165,20 @@ class Report:
         return screen(self)
 
     def save_html(self, path: str | Path) -> None:
-        """Writes the report as one self-contained page."""
+        """Writes the report as one self-contained page. OptionError where the path cannot be written."""
         body = html.escape(str(self))
         data = html.escape(json.dumps(self.to_dict(), default=str))
-        Path(path).write_text(
+        page = (
             f"<!doctype html><meta charset=utf-8><title>Tilewright report</title>"
             f"<style>body{{font:14px/1.4 system-ui;margin:2em}}pre{{overflow-x:auto}}</style>"
             f"<h1>Tilewright report</h1><pre>{body}</pre><script type=application/json id=report>{data}</script>\n"
         )
+        try:
+            Path(path).write_text(page, encoding="utf-8")
+        except OSError as fault:
+            raise OptionError(
+                f"the report cannot be written to {path}: {fault.strerror}", step="give a path you can write to"
+            ) from fault
 
 
 def _needs(fault: ImportError) -> MissingDependencyError:

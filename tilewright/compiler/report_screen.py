@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tilewright.ir.dims import Expr
+from tilewright.runtime.memory import shown as bytes_text
 
 if TYPE_CHECKING:
     from tilewright.compiler.report import Report, Row
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 WIDTH: Final = 118
 _MOST_KERNELS: Final = 20
 _MOST_REASONS: Final = 6
+_LEGEND: Final = (
+    "bound: operands and results, each byte once; ratio: moved / bound; predicted: least time by peak and bandwidth"
+)
 
 
 def screen(report: Report) -> str:
@@ -31,7 +35,7 @@ def screen(report: Report) -> str:
     line(f"{data['model']} on {data['target']}, dims {'; '.join(data['dims']) or 'none'}")
     line(
         f"{sum(row.launches for row in shown.rows)} launches of {len(shown.rows)} kernels; "
-        f"fallbacks: {', '.join(data['fallbacks']) or 'none'}; memory: {data['memory']['bytes'] / 2**20:.1f} MiB"
+        f"fallbacks: {', '.join(data['fallbacks']) or 'none'}; memory: {bytes_text(data['memory']['bytes'])}"
     )
     line(f"cache: {data['cache'] or 'off'}")
     line("")
@@ -40,6 +44,7 @@ def screen(report: Report) -> str:
         why = "" if report.dims else ", the profiled call" if report.profile else ", the largest"
         line(f"At {sizes}{why} (.at(...) for others), all launches together, reads and writes in bytes:")
     console.print(kernels(shown.rows))
+    line(_LEGEND)
     line("")
     for label, counts in (("patterns", data["patterns"]), ("applied", data["applied"])):
         if counts:
@@ -47,6 +52,8 @@ def screen(report: Report) -> str:
     for text in reasons(data["refused"]):
         line(f"refused: {text}")
     line("seconds to compile: " + ", ".join(f"{name} {seconds:.2f}" for name, seconds in data["seconds"].items()))
+    if data["checked"]:
+        line(f"checked: {data['checked']}")
     for note in data["notes"]:
         line(f"note: {note}")
     return console.export_text()

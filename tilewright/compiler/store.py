@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,8 @@ from typing import Any
 
 from tilewright.compiler.code import Code
 from tilewright.compiler.options import Options
-from tilewright.runtime.cache import Cache
+from tilewright.errors import CacheError
+from tilewright.runtime.cache import ENVIRONMENT, NOTE, Cache
 from tilewright.runtime.cache_entry import Entry
 from tilewright.runtime.canonical import canonical_json, key_of
 from tilewright.runtime.native import NativeLibrary
@@ -27,15 +30,35 @@ _PACKED = "packed.safetensors"
 
 @dataclass
 class Store:
-    """Looks things up in a cache and builds what is missing; without a cache it just builds."""
+    """Looks things up in a cache and builds what is missing; without a cache it just builds.
+
+    required: the folder was asked for, so that not being able to write it is an error. Where nobody asked, a warning
+    with the error's text says that nothing is kept, once.
+    """
 
     cache: Cache | None
+    required: bool = True
 
     @staticmethod
     def of(options: Options) -> Store:
         if options.cache is False:
             return Store(None)
-        return Store(Cache(None if options.cache is True else options.cache))
+        if options.cache is not True:
+            return Store(Cache(options.cache))
+        required = bool(os.environ.get(ENVIRONMENT, "").strip())
+        try:
+            return Store(Cache(), required)
+        except CacheError as fault:
+            store = Store(None, required)
+            store._give_up(fault)
+            return store
+
+    def _give_up(self, fault: CacheError) -> None:
+        """Goes on without a cache, or does not where one was asked for."""
+        if self.required:
+            raise fault
+        self.cache = None
+        warnings.warn(f"{fault.code} {fault.problems[0]}; going on without one. {fault.step}", stacklevel=2)
 
     def code(
         self, factors: Mapping[str, Any], build: Callable[[], tuple[Code, dict[str, Any]]]
@@ -51,7 +74,11 @@ class Store:
             fresh.append(build())
             write_code(folder, *fresh[0])
 
-        entry = self.cache.get_or_build(factors, fill)
+        try:
+            entry = self.cache.get_or_build(factors, fill)
+        except CacheError as fault:
+            self._give_up(fault)
+            return *(fresh[0] if fresh else build()), "off (it cannot be written)"
         if fresh:
             return *fresh[0], f"miss ({miss})" if miss is not None else "miss (the entry was damaged)"
         return *read_code(entry), "hit"
@@ -77,7 +104,11 @@ class Store:
         def fill(folder: Path) -> None:
             prepare_weights(program, library, pool, source, folder / _PACKED)
 
-        entry = self.cache.get_or_build(factors, fill)
+        try:
+            entry = self.cache.get_or_build(factors, fill)
+        except CacheError as fault:
+            self._give_up(fault)
+            return prepare_weights(program, library, pool, source)
         return WeightSet(program, SafetensorsFile(entry.folder / _PACKED))
 
 
@@ -86,6 +117,7 @@ def write_code(folder: Path, code: Code, facts: Mapping[str, Any]) -> None:
     (folder / _PROGRAM).write_text(program_text(code.program), encoding="utf-8")
     (folder / _FACTS).write_text(canonical_json(facts), encoding="utf-8")
     (folder / _SOURCES).write_text(json.dumps(dict(code.sources)), encoding="utf-8")
+    (folder / NOTE).write_text(str(facts.get("model", "")), encoding="utf-8")
     (folder / _TEXTS).write_text(json.dumps(dict(code.texts)), encoding="utf-8")
     names = sorted(code.objects)
     index = {"features": list(code.features), "objects": [[name, len(code.objects[name])] for name in names]}

@@ -13,7 +13,6 @@ from tilewright.errors import NumericMismatchError, Problem
 from tilewright.ir.equivalence import compare, depth, draw_values, narrowest, outcome, size_list, unit_of, width
 from tilewright.ir.module import dim_space
 from tilewright.ir.passing import Context, Pass
-from tilewright.ir.tile.structure import LaunchOp
 
 if TYPE_CHECKING:
     import torch
@@ -22,8 +21,8 @@ if TYPE_CHECKING:
 class NumericCheck:
     """Compares what a module computes before and after each pass, at the least sizes and at drawn ones.
 
-    Graph passes are compared in float64 and in the declared dtypes, passes on kernels in the declared dtypes alone. The
-    bound is rounding: unit of the narrowest float * ops * longest reduction of the module as it was first seen.
+    The runs are compared in float64 and in the declared dtypes. The bound is rounding: unit of the narrowest float *
+    ops * longest reduction of the module as it was first seen.
     Raises NumericMismatchError naming the pass, the result and the sizes.
     """
 
@@ -56,9 +55,7 @@ class NumericCheck:
         self._before = after
 
     def _run(self, module: ModuleOp) -> list[dict[bool, dict[str, torch.Tensor]]]:
-        # kernels compute in the dtypes they declare: no float64 run has a meaning
-        modes = (False,) if any(isinstance(op, LaunchOp) for op in module.walk()) else (True, False)
-        return [{wide: outcome(module, given, wide) for wide in modes} for _, given, _ in self._values]
+        return [{wide: outcome(module, given, wide) for wide in (True, False)} for _, given, _ in self._values]
 
     def _compare(
         self, p: Pass, name: str, wanted: torch.Tensor, found: torch.Tensor, slack: float, sizes: Mapping[str, int]

@@ -37,7 +37,7 @@ def assemble(exported: Exported, tensors: Tensors, *, source: str, notes: Sequen
     arguments, types = _arguments(exported)
     main = FuncOp.begin("main", types)
     builder = Builder(main.block, symbols)
-    builder.token_dims = _token_dims(graph, builder)
+    builder.token_dims = token_dims(graph, builder)
     lowering = GraphLowering(builder, externs=externs)
     _bind(lowering, program, tensors, list(main.block.args))
 
@@ -52,6 +52,7 @@ def assemble(exported: Exported, tensors: Tensors, *, source: str, notes: Sequen
 
     module = new_module(exported.example.dims)
     module.body.block.add_op(main)
+    module.body.block.add_ops(lowering.launches.kernels.values())
     mutated = {name for name, _ in mutations}
     return Captured(
         module=module,
@@ -67,14 +68,15 @@ def assemble(exported: Exported, tensors: Tensors, *, source: str, notes: Sequen
             mutations=tuple(mutations),
         ),
         dims=exported.example.dims,
-        guards=exported.guards,
+        guards=exported.guards(),
         notes=tuple(notes),
-        source=Source(source, _captured_by(), dict(lowering.operators)),
+        source=Source(source, captured_by(), dict(lowering.operators)),
         externs=externs.functions if externs is not None else {},
     )
 
 
-def _captured_by() -> str:
+def captured_by() -> str:
+    """The library that traced the model, with its version."""
     import torch
 
     return f"torch.export {torch.__version__}"
@@ -118,7 +120,7 @@ def _placeholder_names(exported: Exported) -> dict[str, str]:
     return {node.name: leaf.name for node, leaf in zip(_user_nodes(exported.program), leaves, strict=True)}
 
 
-def _token_dims(graph: Any, builder: Builder) -> set[Expr]:
+def token_dims(graph: Any, builder: Builder) -> set[Expr]:
     """The varying sizes that count queries of an attention: what counts up to them counts tokens."""
     found: set[Expr] = set()
     for node in graph.nodes:
@@ -148,11 +150,12 @@ def _bind(lowering: GraphLowering, program: Any, tensors: Tensors, arguments: li
         elif node in live and node.name in tensors.roles:
             role, name = tensors.roles[node.name]
             if name not in made:
-                made[name] = _stored(builder, tensors, role, name, value)
+                made[name] = stored(builder, tensors, role, name, value)
             lowering.values[node] = made[name]
 
 
-def _stored(builder: Builder, tensors: Tensors, role: str, name: str, fake: Any) -> SSAValue:
+def stored(builder: Builder, tensors: Tensors, role: str, name: str, fake: Any) -> SSAValue:
+    """A tensor of the model as a value: a weight, a state, or its numbers."""
     try:
         found = builder.type_of(fake)
     except Unsupported as verdict:

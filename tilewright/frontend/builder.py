@@ -19,7 +19,7 @@ from tilewright.ir.graph.elementwise import CastOp, MapOp
 from tilewright.ir.graph.reduction import ReduceOp
 from tilewright.ir.graph.shape import BroadcastOp, ReshapeOp, SliceOp, TransposeOp
 from tilewright.ir.graph.structure import ConstantOp, DimOp, IotaOp, PositionsOp
-from tilewright.ir.operation import LOC, PATH
+from tilewright.ir.operation import LOC, PATH, TwOperation
 from tilewright.ir.types import TensorType
 
 
@@ -49,6 +49,11 @@ class Builder:
         """From here on ops belong to this node."""
         self.node, self._loc, self._path = node, of_node(node), module_path(node)
 
+    @property
+    def place(self) -> str | None:
+        """The user's line of the node."""
+        return self._loc
+
     # --- what torch says about the node ---------------------------------------------------------------------------
 
     def dtype(self, torch_dtype: Any) -> DType:
@@ -60,8 +65,16 @@ class Builder:
 
     def type_of(self, fake: Any) -> TensorType:
         """The type of a traced tensor."""
+        return self.type_in(self.symbols, fake)
+
+    @staticmethod
+    def type_in(symbols: Symbols, fake: Any) -> TensorType:
+        """The type of a traced tensor whose sizes are these symbols'."""
+        dtype = from_torch_name(str(fake.dtype))
+        if dtype is None:
+            raise Unsupported(f"the dtype {str(fake.dtype).removeprefix('torch.')}")
         try:
-            return TensorType.of(self.symbols.dims(fake.shape), self.dtype(fake.dtype))
+            return TensorType.of(symbols.dims(fake.shape), dtype)
         except UnknownSizeError as unknown:
             raise Unsupported(f"its size depends on the values of tensors ({unknown})") from unknown
 
@@ -88,12 +101,16 @@ class Builder:
 
     def add(self, op: GraphOp) -> GraphOp:
         """Appends an op at the node's source location."""
+        self.append(op)
+        return op
+
+    def append(self, op: TwOperation) -> None:
+        """`add` for ops of any dialect."""
         if self._loc:
             op.attributes[LOC] = Str(self._loc)
         if self._path:
             op.attributes[PATH] = Str(self._path)
         self.block.add_op(op)
-        return op
 
     def constant(self, value: float, dtype: DType) -> SSAValue:
         """A rank-0 constant; equal ones are shared."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from xdsl.dialects.builtin import ModuleOp
 
@@ -15,19 +15,33 @@ if TYPE_CHECKING:
     import torch
 
 
+Relation: TypeAlias = Literal["==", "!=", "<=", "<"]
+
+
 @dataclass(frozen=True, slots=True)
 class Guard:
     """A relation between dims that the capture relied on and that the bounds do not prove: checked at call entry."""
 
     left: Expr
-    relation: Literal["==", "<=", "<"]
+    relation: Relation
     right: Expr
     where: str | None = None
 
     def holds(self, sizes: Mapping[str, int]) -> bool:
-        """Whether the relation is true at given sizes."""
-        a, b = self.left.evaluate(sizes), self.right.evaluate(sizes)
-        return a == b if self.relation == "==" else a <= b if self.relation == "<=" else a < b
+        """Whether the relation is true at given sizes; false where it divides by 0."""
+        try:
+            a, b = self.left.evaluate(sizes), self.right.evaluate(sizes)
+        except ZeroDivisionError:
+            return False
+        match self.relation:
+            case "==":
+                return a == b
+            case "!=":
+                return a != b
+            case "<=":
+                return a <= b
+            case _:
+                return a < b
 
     def __str__(self) -> str:
         return f"{self.left} {self.relation} {self.right}"
@@ -53,6 +67,7 @@ class Captured:
     states: buffers that forward writes to, with their initial values.
     guards: relations between dims the graph relies on. notes: what the user should know and would not see otherwise.
     externs: the functions behind `graph.extern`, by callee.
+    reads: dims whose value is an input's only element: the dim, and the number of @main's argument.
     """
 
     module: ModuleOp
@@ -66,3 +81,4 @@ class Captured:
     notes: tuple[str, ...]
     source: Source
     externs: Mapping[str, Callable[..., Any]]
+    reads: tuple[tuple[str, int], ...] = ()

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -59,29 +60,40 @@ def _module(
     from tilewright.frontend.examples import bind
     from tilewright.frontend.exporting import export
     from tilewright.frontend.preserving import preserved
+    from tilewright.frontend.trial import tried
 
     inspection.require_module(model)
     inspection.require_evaluation(model)
     inspection.require_no_hooks(model)
+    inspection.require_no_autocast()
     notes: list[str] = []
     with preserved(model), huggingface.switched(model, kwargs, notes):
         example = declare(bind(model.forward, args, kwargs), dims)
+        inspection.require_on_cpu(
+            [*model.named_parameters(), *model.named_buffers()], [(leaf.name, leaf.value) for leaf in example.leaves]
+        )
         exported = export(model, example)
     tensors = weights.collect(exported.program)
     weights.add_aliases(tensors, model)
     source = f"{type(model).__module__}.{type(model).__qualname__}"
-    return assemble(exported, tensors, source=source, notes=notes, fallback=fallback)
+    captured = assemble(exported, tensors, source=source, notes=notes, fallback=fallback)
+    return replace(captured, guards=(*captured.guards, *tried(model, exported, captured)))
 
 
 def _program(
     program: Any, args: Sequence[Any], kwargs: dict[str, Any], dims: Mapping[str, Any] | None, fallback: str
 ) -> Captured:
-    from tilewright.frontend import programs, weights
+    import torch
+
+    from tilewright.frontend import inspection, programs, weights
     from tilewright.frontend.assembling import assemble
     from tilewright.frontend.exporting import describe
+    from tilewright.frontend.sizing import sizes_of
 
     example = programs.example(program, args, kwargs, dims)
-    exported = describe(program, example)
+    stored = {**program.state_dict, **{n: c for n, c in program.constants.items() if isinstance(c, torch.Tensor)}}
+    inspection.require_on_cpu(stored.items(), [(leaf.name, leaf.value) for leaf in example.leaves])
+    exported = describe(program, example, sizes_of(example), doubts=False)
     tensors = weights.collect(exported.program)
     return assemble(exported, tensors, source="ExportedProgram", notes=[], fallback=fallback)
 
@@ -92,9 +104,17 @@ def load_program(path: Path) -> Any:
 
     from tilewright.frontend.quiet import quiet
 
-    if not path.is_file():
-        raise ModelInputError(f"there is no file {path}", step="give the path of a .pt2 or .onnx file")
-    if path.suffix != ".pt2":
+    if not path.exists():
+        step = "give the path of a .pt2 file or of a model directory"
+        if path.suffix != ".pt2" and not path.is_absolute():
+            step += f", or load the model first: transformers.AutoModel.from_pretrained({str(path)!r})"
+        raise ModelInputError(f"there is no file {path}", step=step)
+    if path.suffix == ".onnx":
+        raise ModelInputError(
+            f"{path.name}: ONNX files are not read yet",
+            step="export the PyTorch model: torch.export.save(program, path)",
+        )
+    if path.suffix != ".pt2" or path.is_dir():
         raise ModelInputError(f"{path.name} is not a .pt2 file", step="save one with torch.export.save(program, path)")
     try:
         with quiet():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from types import NoneType
 from typing import Any
 
 from tilewright.errors import DimDeclarationError
@@ -45,7 +46,14 @@ def declare(example: Example, dims: Mapping[str, Any] | None) -> Example:
     used = {axis.name: axis for entry in entries for leaf in entry.leaves for axis in leaf.axes if axis is not None}
     space = DimSpace(dim for listed in specs.values() for spec in listed for dim in _dims_in(spec))
     known_dims = tuple(space.dims.get(name, dim) for name, dim in used.items())
-    return _without_single_sizes(replace(example, entries=entries, dims=known_dims))
+    given = {
+        axis.name: int(leaf.value.shape[i])
+        for entry in entries
+        for leaf in entry.leaves
+        for i, axis in enumerate(leaf.axes)
+        if axis is not None
+    }
+    return _without_single_sizes(replace(example, entries=entries, dims=known_dims, given=given))
 
 
 def _pattern(example: Example) -> str:
@@ -129,8 +137,16 @@ def _axis(leaf: Leaf, axis: int, item: Any, named: dict[str, Dim], problems: lis
         item = named.setdefault(item, Dim(item))
     if isinstance(item, Dim):
         return item
-    if item is not None and item != size:
-        problems.append(f"{leaf.name} axis {axis} is {size}, dims gives {item!r}: a Dim, its name, {size} or None")
+    if isinstance(item, (int, NoneType)) and not isinstance(item, bool):
+        if item is not None and item != size:
+            problems.append(f"{leaf.name} axis {axis} is {size} in the example, but dims says {item}")
+    elif type(item).__module__.startswith("torch.export"):
+        problems.append(f"{leaf.name} axis {axis} is given a torch.export.Dim; use tw.Dim(name, least, largest)")
+    else:
+        problems.append(
+            f"{leaf.name} axis {axis} is given {item!r}, which is neither a tw.Dim, nor a dim's name, nor {size}, "
+            "nor None for fixed"
+        )
     return None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from tilewright.frontend.structures import tree_of
@@ -41,11 +41,15 @@ class Entry:
 
 @dataclass(frozen=True)
 class Example:
-    """The example arguments of a capture, in the order in which they were given."""
+    """The example arguments of a capture, in the order in which they were given.
+
+    given: the sizes that the declared dims have in the user's own arguments.
+    """
 
     parameters: tuple[Parameter, ...]
     entries: tuple[Entry, ...]
     dims: tuple[Dim, ...] = ()
+    given: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def leaves(self) -> list[Leaf]:

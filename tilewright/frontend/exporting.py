@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-from tilewright.errors import CaptureError, Problem, TilewrightError
+from tilewright.errors import CaptureError, SpecialisationError, TilewrightError
 from tilewright.frontend.captured import Guard
+from tilewright.frontend.custom_ops import decompositions
 from tilewright.frontend.examples import Example
+from tilewright.frontend.export_faults import capture_error
+from tilewright.frontend.generic_sizes import generic_sizes
+from tilewright.frontend.guarding import Fact, Settled, settled, traced_facts
 from tilewright.frontend.keywords import with_named_keywords
-from tilewright.frontend.locations import of_node, of_traceback
+from tilewright.frontend.program_guards import carried_facts
 from tilewright.frontend.quiet import quiet
-from tilewright.frontend.sizing import export_sizes, own_sizes
+from tilewright.frontend.sizing import export_sizes, raised_sizes, sizes_of
+from tilewright.frontend.slicing import name_slices
 from tilewright.frontend.symbols import Symbols, admitted, require_admitted
 from tilewright.ir.dims import Dim, DimSpace, Expr
 
@@ -23,35 +28,50 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Exported:
-    """A functional exported program, the example it was exported with and the dims its symbols stand for."""
+    """A functional exported program, the example it was exported with and the dims its symbols stand for.
+
+    own: the sizes of the user's example, which every guard admits.
+    """
 
     program: ExportedProgram
     example: Example
     symbols: Symbols
-    guards: tuple[Guard, ...]
+    settled: Settled
+    own: Mapping[str, int]
+
+    def guards(self) -> tuple[Guard, ...]:
+        """The guards, those that lowering came to rely on included. SpecialisationError as for torch's own."""
+        space = self.symbols.space
+        found = settled(
+            [Fact.of(guard, space) for guard in self.symbols.required.values()], space, self.own, doubts=False
+        )
+        return tuple(dict.fromkeys((*self.settled.guards, *found.guards)))
 
 
 def export(model: torch.nn.Module, example: Example) -> Exported:
     """Exports a module with its declared dims dynamic.
 
     Tries sizes that collide with nothing first, so that no dim is fixed by an accidental equality. A model that only
-    works at sizes like the example's (multiples of something, equal dims) is then exported with those.
+    works at sizes like the example's (multiples of something, equal dims), or that takes another branch at those, is
+    then exported with those.
     """
     taken = {int(n) for tensor in (*model.parameters(), *model.buffers()) for n in tensor.shape}
-    attempts = [export_sizes(example, taken)]
-    own = own_sizes(example)
-    if own not in attempts:
-        attempts.append(own)
+    own = sizes_of(example)
+    attempts = [export_sizes(example, taken), raised_sizes(own), own]
     fault: TilewrightError | None = None
-    for sizes in attempts:
+    for number, sizes in enumerate(attempts):
+        if sizes in attempts[:number]:
+            continue
         try:
-            return _attempt(model, example.resized(sizes))
+            return _attempt(model, example.resized(sizes), own)
         except TilewrightError as failure:
-            fault = failure
+            # that a dim is fixed says more than how a model fails at sizes of our choice
+            if not isinstance(fault, SpecialisationError) or isinstance(failure, SpecialisationError):
+                fault = failure
     raise fault if fault is not None else CaptureError("nothing was exported", step="give example arguments")
 
 
-def _attempt(model: torch.nn.Module, example: Example) -> Exported:
+def _attempt(model: torch.nn.Module, example: Example, own: Mapping[str, int]) -> Exported:
     import torch
 
     args, kwargs = example.call()
@@ -61,15 +81,16 @@ def _attempt(model: torch.nn.Module, example: Example) -> Exported:
         dynamic = {axis: _dynamic(dim) for axis, dim in enumerate(leaf.axes) if dim is not None}
         if dynamic:
             shapes[leaf.value] = dynamic
-    try:
-        with quiet(), torch.no_grad():
-            spec = shapes.dynamic_shapes(model, args, kwargs) if example.dims else None
-            program = torch.export.export(model, args, kwargs, dynamic_shapes=spec, strict=False)
-    except TilewrightError:
-        raise
-    except Exception as fault:
-        raise _capture_error(fault) from fault
-    return describe(program, example)
+    with generic_sizes(zero=any(dim.min == 0 for dim in example.dims)):
+        try:
+            with quiet(), torch.no_grad():
+                spec = shapes.dynamic_shapes(model, args, kwargs) if example.dims else None
+                program = torch.export.export(model, args, kwargs, dynamic_shapes=spec, strict=False)
+        except TilewrightError:
+            raise
+        except Exception as fault:
+            raise capture_error(fault, example) from fault
+        return describe(program, example, own, doubts=True)
 
 
 def _dynamic(dim: Dim) -> Any:
@@ -84,8 +105,13 @@ def _dynamic(dim: Dim) -> Any:
     return torch.export.Dim.AUTO(**bounds) if bounds else torch.export.Dim.AUTO
 
 
-def describe(program: ExportedProgram, example: Example) -> Exported:
-    """The dims behind an exported program's symbols, and the program itself in functional form."""
+def describe(program: ExportedProgram, example: Example, own: Mapping[str, int], *, doubts: bool) -> Exported:
+    """The dims behind an exported program's symbols, and the program itself in functional form.
+
+    example: as the program was exported with. own: the sizes of the user's example. doubts: there is a model to try
+    doubtful facts with.
+    """
+    program = functional(program, example)
     values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"]
     # weights come first among the placeholders, then the leaves of the arguments in order
     inputs = values[len(values) - len(example.leaves) :]
@@ -101,29 +127,49 @@ def describe(program: ExportedProgram, example: Example) -> Exported:
             standing.append((dim, symbol))
             if getattr(symbol, "is_Symbol", False):
                 names.setdefault(symbol, Expr.of(dim))
-    require_admitted({dim.name: admitted(dim, symbol, shape_env) for dim, symbol in standing}.values())
-    symbols = Symbols(shape_env, DimSpace(example.dims), names)
+    found = {dim.name: admitted(dim, symbol, shape_env) for dim, symbol in standing}
+    # the ranges of a trace are torch's own guards over again, which say more and are tried out where there is a model
+    require_admitted(replace(e, low=e.dim.min, high=e.dim.max) if doubts else e for e in found.values())
+    space = DimSpace(example.dims)
+    if not all(_admits(dim, own[dim.name]) for dim in example.dims):
+        own = sizes_of(example)
+    symbols = Symbols(shape_env, space, names, own)
     # two dims that the model needs equal share a symbol: the first names it, the others are checked against it
     same = {(dim.name, symbols.size(symbol)) for dim, symbol in standing}
     equal = [Guard(Expr.of(name), "==", size) for name, size in sorted(same, key=str) if Expr.of(name) != size]
-    return Exported(functional(program), example, symbols, (*equal, *symbols.guards()))
+    name_slices(symbols, program)
+    facts = [
+        *(Fact.of(guard, space) for guard in equal),
+        *traced_facts(symbols),
+        *carried_facts(program, example, symbols),
+    ]
+    sorted_out = settled(facts, space, own, doubts=doubts)
+    require_admitted(replace(e, low=e.dim.min) for e in found.values() if e.dim.max is None)
+    return Exported(program, example, symbols, sorted_out, own)
 
 
-def functional(program: ExportedProgram) -> ExportedProgram:
-    """The program without in-place ops. Programs that have none are left as they are: decomposing costs seconds.
+def _admits(dim: Dim, size: int) -> bool:
+    return dim.min <= size and (dim.max is None or size <= dim.max)
 
-    The empty table keeps composite ops (linear, attention, norms) whole.
+
+def functional(program: ExportedProgram, example: Example) -> ExportedProgram:
+    """The program without in-place ops and without operators that are registered by what they are made of.
+
+    Programs that have none are left as they are: decomposing costs seconds. A table without composite ops (linear,
+    attention, norms) keeps them whole.
     """
-    if not any(_is_impure(node) for module in program.graph_module.modules() for node in _nodes(module)):
+    nodes = [node for module in program.graph_module.modules() for node in _nodes(module)]
+    table = decompositions({node.target for node in nodes if node.op == "call_function"})
+    if not table and not any(_is_impure(node) for node in nodes):
         return program
     try:
         with quiet():
-            decomposed: ExportedProgram = program.run_decompositions({})
+            decomposed: ExportedProgram = program.run_decompositions(table)
             return decomposed
     except TilewrightError:
         raise
     except Exception as fault:
-        raise _capture_error(fault) from fault
+        raise capture_error(fault, example) from fault
 
 
 def _nodes(module: Any) -> list[Any]:
@@ -135,29 +181,3 @@ def _is_impure(node: Any) -> bool:
     schema = getattr(node.target, "_schema", None)
     is_mark = str(getattr(node.target, "__module__", "")).startswith("torch._functorch")
     return node.op == "call_function" and (bool(getattr(schema, "is_mutable", False)) or is_mark)
-
-
-# What the exporter says about its own settings and internals, around what it says about the model.
-_ADVICE: Final = re.compile(
-    r"For more information, run with TORCH_LOGS=\S+|For extended logs .*?=\"[^\"]*\"|If you suspect the guard .*?=1"
-    r"|For more debugging help, see \S+|For C\+\+ stack trace, run with \S+|\(Size-like symbols: [^)]*\)"
-    r"|\(unhinted: [^()]*\([^()]*\)\)\.?|Caused by: \([^)]*\)|consider using data-dependent friendly APIs [^.]*\."
-    r"|The following call raised this error: .*?(?=The error above|$)|The error above occurred when calling .*$"
-)
-
-
-def _capture_error(fault: Exception) -> CaptureError:
-    """The exporter's failure with the user's line and, for the known kinds, the way out."""
-    text = " ".join(_ADVICE.sub(" ", " ".join(str(fault).split())).split())
-    name = type(fault).__name__
-    where = of_traceback(fault.__traceback__)
-    node = getattr(fault, "node", None)
-    if where is None and node is not None:
-        where = of_node(node)
-    if "data-dependent" in text or "DataDependent" in name or "GuardOnDataDependent" in text:
-        step = "replace what depends on tensor values (.item(), if tensor:, nonzero) by tensor arithmetic"
-    elif "Constraint" in text or "Constraint" in name:
-        step = "narrow the dims that the message names, or leave them out of dims"
-    else:
-        step = "run the model on these example arguments eagerly; if that works, report the message above"
-    return CaptureError(Problem(f"{name}: {text[:1500]}", where=where), step=step)

@@ -1,6 +1,6 @@
-"""Transformers models through their official registries: attention and masks arrive as one operator each.
+"""Transformers models through their official registries: attention, masks and experts arrive as one operator each.
 
-During a capture the configs of a model's transformers parts name our attention implementation and switch the cache off;
+During a capture the configs of a model's transformers parts name our implementations and switch the cache off;
 afterwards, also after a failure, they read as before.
 """
 
@@ -15,7 +15,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 from tilewright.errors import TrainingModeError
-from tilewright.frontend import operators
+from tilewright.frontend import experts, operators, recurrences
 from tilewright.frontend.masks import recognise
 
 if TYPE_CHECKING:
@@ -23,12 +23,13 @@ if TYPE_CHECKING:
 
 IMPLEMENTATION: Final = "tilewright"
 _ATTRIBUTE: Final = "_attn_implementation_internal"
+_EXPERTS: Final = "_experts_implementation_internal"
 _notes: ContextVar[list[str] | None] = ContextVar("notes", default=None)
 
 
 @contextmanager
 def switched(model: torch.nn.Module, kwargs: dict[str, Any], notes: list[str]) -> Iterator[None]:
-    """Within it, the model's transformers parts call our attention; `notes` receives what the user should know.
+    """Within it, the model's transformers parts call our operators; `notes` receives what the user should know.
 
     kwargs: the example's keyword arguments; `use_cache=True` among them is switched off too.
     """
@@ -43,18 +44,35 @@ def switched(model: torch.nn.Module, kwargs: dict[str, Any], notes: list[str]) -
         for config in _switchable(parts, kwargs, notes):
             _set(saved, config, _ATTRIBUTE, IMPLEMENTATION)
         for config in _configs(parts):
+            _set(saved, config, _EXPERTS, IMPLEMENTATION)
+        if kwargs.get("use_cache"):
+            kwargs["use_cache"] = False
+        with recurrences.replaced([model]), cacheless(model):
+            yield
+    finally:
+        _notes.reset(token)
+        _restore(saved)
+
+
+@contextmanager
+def cacheless(model: torch.nn.Module) -> Iterator[None]:
+    """Within it, the model's transformers parts return no cache."""
+    saved: list[tuple[Any, str, Any]] = []
+    try:
+        for config in _configs(_pretrained(model)):
             if getattr(config, "use_cache", False):
                 _set(saved, config, "use_cache", False)
                 # encoders carry the flag too and say so; it means nothing there
                 if getattr(config, "is_decoder", True) or getattr(config, "is_encoder_decoder", False):
                     _note("use_cache is off in the compiled program: outputs carry no past_key_values")
-        if kwargs.get("use_cache"):
-            kwargs["use_cache"] = False
         yield
     finally:
-        _notes.reset(token)
-        for config, name, value in reversed(saved):
-            config.__dict__[name] = value
+        _restore(saved)
+
+
+def _restore(saved: list[tuple[Any, str, Any]]) -> None:
+    for config, name, value in reversed(saved):
+        config.__dict__[name] = value
 
 
 def _set(saved: list[tuple[Any, str, Any]], config: Any, name: str, value: Any) -> None:
@@ -108,6 +126,7 @@ def _register() -> None:
     from transformers.masking_utils import AttentionMaskInterface
 
     operators.define()
+    experts.register(IMPLEMENTATION)
     AttentionInterface.register(IMPLEMENTATION, attention)
     AttentionMaskInterface.register(IMPLEMENTATION, mask)
 

@@ -1,10 +1,11 @@
-"""What must be true of a module before it is captured: evaluation mode, no hooks."""
+"""What must be true of a module before it is captured: evaluation mode, no hooks, weights in memory, no autocast."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
-from tilewright.errors import HookError, ModelInputError, Problem, TrainingModeError
+from tilewright.errors import CaptureError, DeviceError, HookError, ModelInputError, Problem, TrainingModeError
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +31,7 @@ def require_module(model: Any) -> None:
     if not isinstance(model, torch.nn.Module):
         raise ModelInputError(
             f"{type(model).__name__} is not a model",
-            step="pass a torch.nn.Module, an ExportedProgram, or the path of a .pt2 or .onnx file",
+            step="pass a torch.nn.Module, an ExportedProgram, or the path of a .pt2 file or a model directory",
         )
 
 
@@ -61,6 +62,47 @@ def require_no_hooks(model: torch.nn.Module) -> None:
                     problems.append(f"{name or 'the model'} ({type(module).__name__}) has the {what} {_name(hook)}")
     if problems:
         raise HookError(problems, step="call .remove() on each hook's handle, or move what it does into forward")
+
+
+def require_on_cpu(weights: Iterable[tuple[str, Any]], inputs: Iterable[tuple[str, Any]]) -> None:
+    """DeviceError unless all tensors are in the CPU's memory: kernels read weights where they lie.
+
+    weights: parameters and buffers by name; inputs: leaves of the example, of which those that are tensors count.
+    """
+    away: dict[str, list[str]] = {}
+    for name, tensor in weights:
+        if tensor.device.type != "cpu":
+            away.setdefault(str(tensor.device), []).append(name)
+    if away:
+        listed = [
+            f"the weights are on {device}: {', '.join(names[:3])}"
+            + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            for device, names in away.items()
+        ]
+        step = "move the model: model.cpu()"
+        if "meta" in away:
+            step = "load them first: model.to_empty(device='cpu'), then model.load_state_dict(...)"
+        raise DeviceError(listed, step=step)
+    strangers = [(name, t.device) for name, t in inputs if hasattr(t, "device") and t.device.type != "cpu"]
+    if strangers:
+        raise DeviceError(
+            [f"the example's {name} is on {device}" for name, device in strangers],
+            step="give example tensors on the CPU: "
+            + ", ".join(
+                f"torch.zeros_like({n}, device='cpu')" if d.type == "meta" else f"{n}.cpu()" for n, d in strangers
+            ),
+        )
+
+
+def require_no_autocast() -> None:
+    """CaptureError under torch.autocast: its casts happen at every call, so that none would be in the program."""
+    import torch
+
+    if torch.is_autocast_enabled("cpu"):
+        raise CaptureError(
+            "torch.autocast is on, and what it casts at each call cannot be captured",
+            step='compile outside of autocast, with precision="bf16" for products of bf16 operands',
+        )
 
 
 def _is_capturing_hook(hook: Any) -> bool:

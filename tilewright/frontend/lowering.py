@@ -11,9 +11,10 @@ from xdsl.ir import Block, Operation, SSAValue
 
 from tilewright.errors import IRError, Problem, UnsupportedOpError
 from tilewright.frontend.builder import Builder, Weak
+from tilewright.frontend.custom_ops import Launches, registered
 from tilewright.frontend.externs import Externs
 from tilewright.frontend.liveness import live_nodes
-from tilewright.frontend.locations import of_node
+from tilewright.frontend.locations import module_path, of_node
 from tilewright.frontend.registry import Unsupported, lowerings
 from tilewright.frontend.symbols import UnknownSizeError
 from tilewright.ir.dtypes import F64
@@ -32,6 +33,7 @@ class GraphLowering:
     def __init__(self, builder: Builder, *, externs: Externs | None) -> None:
         self.builder = builder
         self.externs = externs
+        self.launches = Launches()
         self.values: dict[Any, Any] = {}
         self.operators: Counter[str] = Counter()
         self._problems: dict[tuple[str, str], list[str | None]] = {}
@@ -60,7 +62,9 @@ class GraphLowering:
                 for (name, reason), places in sorted(self._problems.items())
             ]
             raise UnsupportedOpError(
-                problems, step="write these parts with supported operators, or compile the rest of the model"
+                problems,
+                step="write these parts with supported operators, or compile the rest of the model; "
+                "whether the other operators have kernels shows after that",
             )
 
     def _node(self, module: Any, node: Any) -> Any:
@@ -109,6 +113,10 @@ class GraphLowering:
         wrapper = getattr(node.target, "__name__", str(node.target))
         if wrapper not in _TRANSPARENT:
             return self._refuse(node, "control flow")
+        if wrapper == "wrap_with_autocast" and node.args[2]:
+            # it casts what it likes at each call; a switched-off region (rotary embeddings have one) changes nothing
+            reason = 'torch.autocast inside the model: leave it out and compile with precision="bf16"'
+            return self._refuse(node, reason, at=next((n for n in inner.graph.nodes if n.op == "call_function"), None))
         placeholders = [n for n in inner.graph.nodes if n.op == "placeholder"]
         for placeholder, argument in zip(placeholders, arguments, strict=True):
             self.values[placeholder] = self.value(argument)
@@ -131,6 +139,14 @@ class GraphLowering:
                 reason = str(verdict)
             except IRError as fault:
                 reason = fault.problems[0].text
+        custom = registered(name)
+        if custom is not None:
+            try:
+                return self._fitted(node, self.launches.call(self.builder, node, custom, args, kwargs))
+            except Unsupported as verdict:
+                reason = str(verdict)
+        elif lower is None and not name.startswith("aten."):
+            reason = "no lowering (tw.register_op gives it one)"
         if self.externs is not None:
             try:
                 return self.externs.call(self.builder, node, args, kwargs)
@@ -148,9 +164,15 @@ class GraphLowering:
             for value, fake in zip(made, val, strict=True)
         )
 
-    def _refuse(self, node: Any, reason: str) -> Any:
-        self._problems.setdefault((str(node.target), reason), []).append(of_node(node))
+    def _refuse(self, node: Any, reason: str, *, at: Any = None) -> Any:
+        self._problems.setdefault((str(node.target), reason), []).append(_place(node if at is None else at))
         return REFUSED
+
+
+def _place(node: Any) -> str | None:
+    """The user's line, or the module where all code is torch's own: torch.nn.Sequential has no line of the user's."""
+    path = module_path(node)
+    return of_node(node) or (f"module {path}" if path else None)
 
 
 _TRANSPARENT = ("wrap_with_set_grad_enabled", "wrap_with_autocast", "inductor_compiled_code")

@@ -15,7 +15,7 @@ from tilewright.ir.signature import Parameter
 
 
 def example(program: Any, args: Sequence[Any], kwargs: Mapping[str, Any], dims: Mapping[str, Any] | None) -> Example:
-    """The program's example arguments with its dynamic axes as dims: as declared, else named by their symbols."""
+    """The program's example arguments with its dynamic axes as dims: as declared, else as exported."""
     if not args and not kwargs:
         if program.example_inputs is None:
             raise ArgumentError("the program carries no example inputs", step="pass args=(...) as it was exported with")
@@ -33,7 +33,9 @@ def example(program: Any, args: Sequence[Any], kwargs: Mapping[str, Any], dims: 
     parameters += [Parameter(name, "keyword") for name in kwargs]
     found = Example(tuple(parameters), tuple(entries))
     shapes = _dynamic(program, len(found.leaves))
-    return _declared(declare(found, dims), shapes) if dims else _named(found, shapes, program.range_constraints)
+    if dims:
+        return _declared(declare(found, dims), shapes)
+    return _named(found, shapes, program.range_constraints, _known_names(program))
 
 
 def _names(program: Any, count: int, kwargs: Mapping[str, Any]) -> list[str]:
@@ -54,18 +56,32 @@ def _dynamic(program: Any, count: int) -> list[list[Any]]:
     return found
 
 
-def _dim(symbol: Any, bounds: Any) -> Dim:
-    """A symbol as a dim. The exporter starts ranges at 2 because it treats 0 and 1 apart."""
+def _dim(name: str, symbol: Any, bounds: Any) -> Dim:
+    """A symbol as a dim, in the range for which the program was exported: by default that starts at 2."""
     low, high = (_finite(getattr(bounds, side, None)) for side in ("lower", "upper"))
-    return Dim(str(symbol), low if low is not None and low > 2 else 1, high)
+    return Dim(name, max(low or 0, 1 if symbol.is_positive else 0), high)
+
+
+def _known_names(program: Any) -> dict[str, str]:
+    """The names that the exporting user gave, by symbol: a program in memory still has them, a file does not."""
+    values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"]
+    env: Any = next((v.fake_mode.shape_env for v in values if hasattr(v, "fake_mode")), None)
+    given: Mapping[str, str] = getattr(env, "source_name_to_debug_name", {})
+    names = {}
+    for symbol, sources in getattr(env, "var_to_sources", {}).items():
+        texts = [source.name if isinstance(source.name, str) else source.name() for source in sources]
+        names.update({str(symbol): given[text] for text in texts if text in given})
+    return names
 
 
 def _finite(bound: Any) -> int | None:
     return int(bound) if getattr(bound, "is_Integer", False) else None
 
 
-def _named(found: Example, shapes: list[list[Any]], ranges: Mapping[Any, Any]) -> Example:
-    """Every dynamic axis under the name of its symbol, with the range the program was exported for."""
+def _named(found: Example, shapes: list[list[Any]], ranges: Mapping[Any, Any], names: Mapping[str, str]) -> Example:
+    """Every dynamic axis as a dim with the range it was exported for, by the name that it was exported with where that
+    is known, else by the first axis that has it.
+    """
     dims: dict[str, Dim] = {}
     rows = iter(shapes)
     entries = []
@@ -73,8 +89,11 @@ def _named(found: Example, shapes: list[list[Any]], ranges: Mapping[Any, Any]) -
         leaves = []
         for leaf in entry.leaves:
             symbols = [s if s is not None and s.is_Symbol else None for s in next(rows)]
-            axes = [None if s is None else dims.setdefault(str(s), _dim(s, ranges.get(s))) for s in symbols]
-            leaves.append(replace(leaf, axes=tuple(axes)))
+            for axis, symbol in enumerate(symbols):
+                if symbol is not None and str(symbol) not in dims:
+                    plain = f"{leaf.name.replace('.', '_')}_{axis}"
+                    dims[str(symbol)] = _dim(names.get(str(symbol), plain), symbol, ranges.get(symbol))
+            leaves.append(replace(leaf, axes=tuple(None if s is None else dims[str(s)] for s in symbols)))
         entries.append(replace(entry, leaves=tuple(leaves)))
     return replace(found, entries=tuple(entries), dims=tuple(dims.values()))
 

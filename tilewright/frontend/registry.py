@@ -24,10 +24,14 @@ _FAMILIES: Final = (
     "indexing",
     "creation",
     "contraction",
+    "convolution",
+    "pooling",
     "reduction",
     "ordering",
     "normalisation",
     "attention",
+    "routing",
+    "recurrence",
 )
 
 

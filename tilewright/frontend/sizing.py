@@ -22,12 +22,17 @@ def export_sizes(example: Example, taken: set[int]) -> dict[str, int]:
     return sizes
 
 
-def own_sizes(example: Example) -> dict[str, int]:
-    """The sizes the user's example has, with those below 3 raised: dims that are equal there stay equal."""
+def sizes_of(example: Example) -> dict[str, int]:
+    """The size that each declared dim has in the example."""
     sizes: dict[str, int] = {}
     for size, dim in _axes(example):
         if dim is not None:
             sizes.setdefault(dim.name, size)
+    return sizes
+
+
+def raised_sizes(sizes: dict[str, int]) -> dict[str, int]:
+    """An example's sizes with those below 3 raised: dims that are equal there stay equal."""
     free = iter([n for n in _primes_from(3, 8 + len(sizes)) if n not in sizes.values()])
     raised = {size: next(free) for size in set(sizes.values()) if size < 3}
     return {name: raised.get(size, size) for name, size in sizes.items()}

@@ -1,16 +1,16 @@
-"""Torch's symbolic sizes as our dim expressions, and what the exporter assumed about them."""
+"""Torch's symbolic sizes as our dim expressions, and what the exporter made of the declared dims."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from tilewright.errors import Problem, SpecialisationError
-from tilewright.frontend.captured import Guard
+from tilewright.frontend.captured import Guard, Relation
 from tilewright.frontend.locations import innermost
 from tilewright.frontend.proving import at_most
-from tilewright.ir.dims import Dim, DimSpace, Expr, exact_div, floordiv, maximum, minimum, mod
+from tilewright.ir.dims import Dim, DimSpace, Expr, floordiv, maximum, minimum, mod
 
 
 class UnknownSizeError(Exception):
@@ -18,12 +18,17 @@ class UnknownSizeError(Exception):
 
 
 class Symbols:
-    """The dims of one capture: torch's symbols by the dim each stands for."""
+    """The dims of one capture: torch's symbols by the dim each stands for.
 
-    def __init__(self, shape_env: Any, dims: DimSpace, names: Mapping[Any, Expr]) -> None:
+    own: the size of each dim in the user's example. required: what lowering relies on and torch has no guard for.
+    """
+
+    def __init__(self, shape_env: Any, dims: DimSpace, names: Mapping[Any, Expr], own: Mapping[str, int]) -> None:
         self.shape_env = shape_env
         self.space = dims
         self.names: dict[Any, Expr] = dict(names)
+        self.own = dict(own)
+        self.required: dict[str, Guard] = {}
 
     def size(self, value: Any) -> Expr:
         """The expression of an int, a SymInt or a sympy expression; UnknownSizeError where data decides it."""
@@ -56,16 +61,22 @@ class Symbols:
             case "Pow" if args[1].constant is not None and args[1].constant >= 0:
                 return self._product([args[0]] * args[1].constant)
             case "FloorDiv" | "CleanDiv":
-                return floordiv(args[0], args[1])
+                return floordiv(args[0], self._divisor(args[1]))
             case "Mod" | "PythonMod":
-                return mod(args[0], args[1])
+                return mod(args[0], self._divisor(args[1]))
             case "ModularIndexing":
-                return mod(floordiv(args[0], args[1]), args[2])
+                return mod(floordiv(args[0], self._divisor(args[1])), self._divisor(args[2]))
             case "Max":
                 return self._extreme(args, largest=True)
             case "Min":
                 return self._extreme(args, largest=False)
         raise UnknownSizeError(str(expr))
+
+    def _divisor(self, size: Expr) -> Expr:
+        """A size that others are divided by: the model itself fails where it is 0."""
+        if not at_most(self.space, Expr.of(1), size):
+            self.require(Expr.of(1), "<=", size, None)
+        return size
 
     def _product(self, args: list[Expr]) -> Expr:
         total = Expr.of(1)
@@ -85,68 +96,17 @@ class Symbols:
                 best = maximum(best, arg) if largest else minimum(best, arg)
         return best
 
-    def guards(self) -> list[Guard]:
-        """The relations that the exporter relied on and that the declared bounds do not prove.
+    def is_unnamed(self, expr: Any) -> bool:
+        """Whether it is a symbol that torch made up and that stands for no expression of dims yet."""
+        return bool(expr.is_Symbol) and expr not in self.names and expr not in self.shape_env.replacements
 
-        Inequalities that only exclude the sizes 0 and 1 are left out: the exporter adds them for every symbol because
-        it treats those sizes apart, and what they decide (strides, broadcasting) means the same in the graph dialect.
-        """
-        found: dict[str, Guard] = {}
-        for item in getattr(self.shape_env, "guards", ()):
-            guard = self._guard(item.expr, _line(item.sloc))
-            if guard is not None:
-                found.setdefault(str(guard), guard)
-        return list(found.values())
-
-    def _guard(self, expr: Any, where: str | None) -> Guard | None:
-        kind = type(expr).__name__
-        if kind not in ("Equality", "LessThan", "StrictLessThan", "GreaterThan", "StrictGreaterThan"):
-            return None
-        try:
-            a, b = self._convert(expr.lhs), self._convert(expr.rhs)
-        except UnknownSizeError:
-            return None
-        if kind == "Equality":
-            a, b = _without_common_factor(a, b)
-            settled = self.space.compare(a, "==", b) is True or _is_nonempty_test(a, b)
-            return None if settled else Guard(a, "==", b, where)
-        if kind.endswith("GreaterThan"):
-            a, b = b, a
-        # a <= b or a < b from here on
-        relation: Literal["<", "<="] = "<" if kind.startswith("Strict") else "<="
-        excludes_only_small = a.constant is not None and a.constant <= (1 if relation == "<" else 2)
-        if excludes_only_small or at_most(self.space, a + 1 if relation == "<" else a, b):
-            return None
-        return Guard(a, relation, b, where)
+    def require(self, left: Expr, relation: Relation, right: Expr, where: str | None) -> None:
+        """A relation that lowering relies on; what bounds do not prove becomes a guard."""
+        guard = Guard(left, relation, right, where)
+        self.required.setdefault(str(guard), guard)
 
 
 _FUNCTIONS = {"Add", "Mul", "Pow", "FloorDiv", "CleanDiv", "Mod", "PythonMod", "ModularIndexing", "Max", "Min"}
-
-
-def _without_common_factor(a: Expr, b: Expr) -> tuple[Expr, Expr]:
-    """An equality with the factors that both sides share taken out: sizes of the other axes of a reshape."""
-    if not a.terms or not b.terms:
-        # everything divides zero
-        return a, b
-    for monomial, coefficient in (*a.terms, *b.terms):
-        for factor in (Expr(((monomial, coefficient),)), *(Expr((((atom,), 1),)) for atom in monomial)):
-            left, right = exact_div(a, factor), exact_div(b, factor)
-            if left is not None and right is not None and factor.constant != 1:
-                return _without_common_factor(left, right)
-    return a, b
-
-
-def _is_nonempty_test(a: Expr, b: Expr) -> bool:
-    """max(1, n) == n, and products of such: true for every size but 0."""
-    nonempty = {f"max({first}, {second})": rest for rest in _atoms(b) for first, second in ((1, rest), (rest, 1))}
-    text = str(a)
-    for maxed, plain in nonempty.items():
-        text = text.replace(maxed, plain)
-    return text == str(b)
-
-
-def _atoms(expr: Expr) -> list[str]:
-    return [str(atom) for monomial, _ in expr.terms for atom in monomial]
 
 
 @dataclass(frozen=True)
@@ -164,11 +124,10 @@ class Admitted:
         """How the admitted sizes fall short of the declared ones; None when they do not."""
         if self.fixed is not None:
             return f"{self.dim.name} ({self.dim}) was fixed to {self.fixed}"
-        # every symbol starts at 2 because the exporter treats 0 and 1 apart
-        short = self.low > max(self.dim.min, 2) or (
+        short = self.low > self.dim.min or (
             self.high is not None and (self.dim.max is None or self.high < self.dim.max)
         )
-        admits = f"{self.low if self.low > 2 else self.dim.min}..{'' if self.high is None else self.high}"
+        admits = f"{max(self.low, self.dim.min)}..{'' if self.high is None else self.high}"
         return f"{self.dim.name} is declared {self.dim}, the model admits {admits}" if short else None
 
     @property
@@ -176,7 +135,7 @@ class Admitted:
         """The line to paste."""
         if self.fixed is not None:
             return f"leave {self.dim.name} out of dims (its size is {self.fixed})"
-        low = max(self.dim.min, self.low if self.low > 2 else 0)
+        low = max(self.dim.min, self.low)
         ends = [n for n in (self.high, self.dim.max) if n is not None]
         return f'declare tw.Dim("{self.dim.name}", {", ".join(map(str, [low, *ends[:1]]))})'
 
@@ -186,14 +145,16 @@ def admitted(dim: Dim, symbol: Any, shape_env: Any) -> Admitted:
     if not getattr(symbol, "is_Symbol", False):
         value = int(symbol) if isinstance(symbol, int) or symbol.is_Integer else None
         slocs = getattr(shape_env, "replacements_slocs", {})
-        lines = [_line(slocs.get(old)) for old, new in shape_env.replacements.items() if new == symbol]
+        lines = [line_of(slocs.get(old)) for old, new in shape_env.replacements.items() if new == symbol]
         where = next(filter(None, lines), None)
         return Admitted(dim, value, dim.min, dim.max, where)
     bounds = shape_env.var_to_range.get(symbol)
     locations = getattr(shape_env, "var_to_range_sloc", {}).get(symbol)
     low, high = (_finite(bounds.lower) or 0, _finite(bounds.upper)) if bounds is not None else (0, None)
-    side = getattr(locations, "lower" if low > max(dim.min, 2) else "upper", None)
-    return Admitted(dim, None, low, high, _line(side))
+    # a symbol that is positive by nature was never asked about 0
+    low = max(low, 1) if symbol.is_positive else low
+    side = getattr(locations, "lower" if low > dim.min else "upper", None)
+    return Admitted(dim, None, low, high, line_of(side))
 
 
 def require_admitted(found: Iterable[Admitted]) -> None:
@@ -209,7 +170,7 @@ def _finite(bound: Any) -> int | None:
     return int(bound) if getattr(bound, "is_Integer", False) else None
 
 
-def _line(sloc: Any) -> str | None:
+def line_of(sloc: Any) -> str | None:
     """The user's line of one of torch's symbolic locations."""
     frame: Any = getattr(sloc, "framework_loc", None)
     return innermost([(frame.filename, frame.lineno)]) if hasattr(frame, "filename") else None

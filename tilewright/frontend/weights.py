@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
 
-# A lifted constant up to this many elements is written into the graph; a larger one is a weight.
+# A lifted constant up to this many equal elements is written into the graph; any other is a weight.
 SMALL: Final = 64
 
 
@@ -52,7 +52,7 @@ def collect(program: ExportedProgram) -> Tensors:
             tensors.states[name] = value.clone()
             if not persistent:
                 tensors.transient.add(name)
-        elif not persistent and _is_structure(value, lifted=kind == "CONSTANT_TENSOR"):
+        elif not persistent and is_structure(value, lifted=kind == "CONSTANT_TENSOR"):
             role = "inline"
             tensors.inline[name] = value
         else:
@@ -84,16 +84,20 @@ def _shared(by_storage: dict[Any, str], value: torch.Tensor, name: str, aliases:
 
 
 def _storage(value: torch.Tensor) -> Any:
-    """Equal for tensors that are the same elements of the same storage, on the meta device too."""
+    """Equal for tensors that are the same elements of the same storage."""
     return value.untyped_storage()._cdata, value.storage_offset(), tuple(value.shape), value.stride(), value.dtype
 
 
-def _is_structure(value: torch.Tensor, *, lifted: bool) -> bool:
+def is_structure(value: torch.Tensor, *, lifted: bool) -> bool:
     """Whether a tensor outside the state dict is the model's code: few numbers, a count, one repeated integer."""
     if value.device.type == "meta":
         return False
-    small = value.numel() <= SMALL
-    return (lifted and small) or (not value.is_floating_point() and _pattern(value) is not None)
+    return (lifted and _is_number(value)) or (not value.is_floating_point() and _pattern(value) is not None)
+
+
+def _is_number(value: torch.Tensor) -> bool:
+    """Whether a small tensor is one number, repeated or not."""
+    return value.numel() <= SMALL and (value.numel() < 2 or bool((value == value.reshape(-1)[0]).all()))
 
 
 def _pattern(value: torch.Tensor) -> Mapping[str, int] | None:

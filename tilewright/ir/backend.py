@@ -7,15 +7,16 @@ table.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Literal, Protocol, TypeAlias
 
 from xdsl.dialects.builtin import ModuleOp
 
 from tilewright.errors import BackendManifestError, Problem, TargetError
+from tilewright.ir.grid_abi import Grid
 from tilewright.ir.loops import LoopKernel
 from tilewright.ir.machine import Machine
 from tilewright.ir.tile.structure import KernelOp
@@ -26,12 +27,17 @@ GROUP = "tilewright.backends"
 
 @dataclass(frozen=True, slots=True)
 class BuiltKernel:
-    """One compiled kernel: the symbol to call, its object code, its readable source, and the CPU features it needs."""
+    """One compiled kernel: the symbol to call, its object code, its readable source, and the CPU features it needs.
+
+    grid: how it is launched, on a device that runs the grid itself (`ir/grid_abi.py`); None for kernels that split
+    their own grid over threads (`ir/native_abi.py`).
+    """
 
     symbol: str
     object: bytes
     source: str
     features: tuple[str, ...]
+    grid: Grid | None = None
 
 
 Source: TypeAlias = KernelOp | LoopKernel
@@ -56,7 +62,9 @@ class Backend:
     takes: the level it accepts. machines: machine name -> description, built when asked. legalize: pipeline text run
     after the default pipeline. build: kernels to objects. runtime_objects: native code its programs need besides
     kernels (a driver), by name. toolchain: what decides the objects besides the kernels, for cache keys. warm: starts
-    what takes long to start, without waiting. probe: says what is missing to use it, or None when it is ready.
+    what takes long to start, without waiting. probe: says what is missing to use it, or None when it is ready. device:
+    where its kernels run: "cpu" in this process, by `ir/native_abi.py`; any other on a device of that name, by
+    `ir/grid_abi.py`.
     """
 
     api: int
@@ -71,6 +79,7 @@ class Backend:
     toolchain: Callable[[], Mapping[str, str]]
     warm: Callable[[], None]
     probe: Callable[[], str | None]
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         faults = []
@@ -98,9 +107,40 @@ def register_backend(backend: Backend) -> None:
         raise BackendManifestError(f"backend {backend.name!r} is registered twice", step="rename one of them")
 
 
-def backends() -> dict[str, Backend]:
-    """Every backend: those registered in this process and those installed as entry points."""
-    found = dict(_registered)
+def backends() -> Mapping[str, Backend]:
+    """Every backend: those registered in this process and those installed as entry points, imported when looked up."""
+    return _Backends()
+
+
+class _Backends(Mapping[str, Backend]):
+    """Backends by name. One that cannot be imported fails for those who ask for it."""
+
+    def __init__(self) -> None:
+        self._points = _entry_points()
+
+    def __getitem__(self, name: str) -> Backend:
+        if name in _registered:
+            return _registered[name]
+        point = self._points[name]
+        try:
+            found: Backend = point.load()
+        except ImportError as fault:
+            distribution = point.dist.name if point.dist else "?"
+            raise BackendManifestError(
+                f"backend {name!r} of {distribution} cannot be imported: {fault}",
+                step=f"install {distribution} again, or uninstall it",
+            ) from fault
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**_registered, **self._points})
+
+    def __len__(self) -> int:
+        return len({**_registered, **self._points})
+
+
+def _entry_points() -> dict[str, EntryPoint]:
+    found: dict[str, EntryPoint] = {}
     origin: dict[str, str] = {}
     for point in entry_points(group=GROUP):
         distribution = point.dist.name if point.dist else "?"
@@ -110,13 +150,15 @@ def backends() -> dict[str, Backend]:
                 step="uninstall one of them",
             )
         origin[point.name] = distribution
-        if point.name not in found:
-            found[point.name] = point.load()
+        found.setdefault(point.name, point)
     return found
 
 
 def resolve_target(target: str | Sequence[str]) -> tuple[Backend, Machine]:
-    """The backend and machine of "cpu", "cpu:avx2" or a preference list (the first that is ready)."""
+    """The backend and machine of "cpu", "cpu:avx2" or a preference list (the first that is ready and runs here).
+
+    A single target is resolved wherever its kernels would run: compiling needs no device.
+    """
     wanted = [target] if isinstance(target, str) else list(target)
     known = backends()
     faults: list[str | Problem] = []
@@ -134,8 +176,12 @@ def resolve_target(target: str | Sequence[str]) -> tuple[Backend, Machine]:
         if missing is not None:
             faults.append(f"{backend_name} is not ready: {missing}")
             continue
+        if len(wanted) > 1 and backend.device != "cpu":
+            faults.append(f"{name} compiles here, but this process has no executor for it")
+            continue
         return backend, backend.machines[machine_name]()
-    listed = ", ".join(f"{b.name}:{m}" for b in known.values() for m in b.machines)
+    meant = [known[n] for n in dict.fromkeys(name.partition(":")[0] for name in wanted) if n in known]
+    listed = ", ".join(f"{b.name}:{m}" for b in meant for m in b.machines) or ", ".join(known)
     raise TargetError(faults, step=f"use one of {listed}")
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tilewright.errors import DimDeclarationError, DimMismatchError, DimRangeError, RankError
 from tilewright.ir.dims import DimSpace, Expr
+from tilewright.ir.solve import Axis, linear, solve
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +24,9 @@ def bind(
 ) -> dict[str, int]:
     """The size of every symbol that the shapes determine.
 
-    A symbol is found where it stands alone on an axis, or in a sum whose other symbols are found: `2*tokens + 1`. Then
-    every axis is compared with its dim. needed: symbols that must come out. known: sizes from elsewhere (read dims).
-    Raises RankError, DimMismatchError or DimRangeError with all offending axes, DimDeclarationError for what stays
+    Symbols are found as `solve` says, and every axis is compared with its dim. needed: symbols that must come out.
+    known: sizes from elsewhere (read dims). Raises RankError, DimMismatchError or DimRangeError with all offending
+    axes, DimDeclarationError for what stays
     unknown.
     """
     wrong = [
@@ -33,32 +34,23 @@ def bind(
     ]
     if wrong:
         raise RankError(wrong, step="give each input the number of axes it was declared with")
-    axes = [(t.name, i, d, n) for t in tensors for i, (d, n) in enumerate(zip(t.dims, t.shape, strict=True))]
-    sizes = dict(known or {})
-    pending = True
-    while pending:
-        pending = False
-        for _, _, dim, size in axes:
-            found = _solve(dim, size, sizes)
-            if found is not None:
-                sizes[found[0]] = found[1]
-                pending = True
-
-    unknown = sorted(set(needed) - set(sizes))
+    axes = [Axis(t.name, i, d, n) for t in tensors for i, (d, n) in enumerate(zip(t.dims, t.shape, strict=True))]
+    solution = solve(axes, known or {})
+    sizes = solution.values
+    # An axis with a symbol that no axis can give (a run-time dim) says nothing yet.
+    mismatches = [
+        f"axis {axis.axis} of {axis.input} is {axis.size}, {_explain(axis.expr, sizes)}"
+        for axis in solution.wrong
+        if axis.expr.symbols <= sizes.keys() or linear(axis.expr.substitute(sizes)) is not None
+    ]
+    if mismatches:
+        raise DimMismatchError(mismatches, step="make the shapes agree with the declared dims")
+    unknown = sorted(set(needed) - sizes.keys())
     if unknown:
         raise DimDeclarationError(
             f"no input's shape determines the dims {', '.join(unknown)}",
             step="let each dim be the whole size of an axis",
         )
-    # an axis with a symbol that stays unknown (a run-time dim) says nothing yet
-    settled = [(name, i, dim, size) for name, i, dim, size in axes if dim.symbols <= set(sizes)]
-    mismatches = [
-        f"axis {i} of {name} is {size}, {_explain(dim, sizes)}"
-        for name, i, dim, size in settled
-        if dim.evaluate(sizes) != size
-    ]
-    if mismatches:
-        raise DimMismatchError(mismatches, step="make the shapes agree with the declared dims")
     check_bounds(sizes, space)
     return sizes
 
@@ -77,24 +69,10 @@ def check_bounds(sizes: Mapping[str, int], space: DimSpace) -> None:
         raise DimRangeError(outside, step=f"declare {', '.join(lines)}")
 
 
-def _solve(dim: Expr, size: int, sizes: Mapping[str, int]) -> tuple[str, int] | None:
-    """The one unknown symbol of a dim and the size it must have, where the dim is linear in it."""
-    unknown = dim.symbols - set(sizes)
-    if len(unknown) != 1:
-        return None
-    (name,) = unknown
-    rest = dim.substitute(sizes)
-    offset = rest.substitute({name: 0}).constant
-    # linear exactly when the polynomial is slope * name + offset, which is canonical
-    slope = (rest - Expr.of(offset or 0)).terms
-    if offset is None or len(slope) != 1 or slope[0][0] != Expr.of(name).terms[0][0]:
-        return None
-    value = (size - offset) // slope[0][1]
-    # where it does not divide, the closest size is taken and the comparison reports the axis
-    return name, max(value, 0)
-
-
 def _explain(dim: Expr, sizes: Mapping[str, int]) -> str:
+    unknown = sorted(dim.symbols - sizes.keys())
+    if unknown:
+        return f"declared {dim}, which no {', '.join(unknown)} gives"
     if dim.is_static:
         return f"declared {dim}"
     parts = ", ".join(f"{s} = {sizes[s]}" for s in sorted(dim.symbols))

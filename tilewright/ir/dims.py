@@ -19,6 +19,7 @@ from typing import Final, Literal, SupportsIndex, TypeAlias
 
 from tilewright.errors import DimDeclarationError, IRError, ParseError
 from tilewright.ir import intervals
+from tilewright.ir.dim_faults import dim_faults, is_name, nearest
 from tilewright.ir.intervals import Interval
 
 DimKind = Literal["declared", "read", "runtime"]
@@ -35,17 +36,18 @@ class Dim:
     kind: DimKind = "declared"
 
     def __post_init__(self) -> None:
-        faults = []
-        if not _is_name(self.name):
-            faults.append(f"{self.name!r} is not a name a dim can have")
-        if re.fullmatch(r"a\d+", self.name):
-            faults.append(f"{self.name!r} is a name that kernels use for index values: call the dim something else")
-        if self.min < 0:
-            faults.append(f"{self.name}: the lower bound {self.min} is negative")
-        if self.max is not None and self.max < self.min:
-            faults.append(f"{self.name}: the upper bound {self.max} is below the lower bound {self.min}")
+        faults = dim_faults(self.name, self.min, self.max)
         if faults:
-            raise DimDeclarationError(faults, step='declare it as tw.Dim("tokens", 1, 256)')
+            raise DimDeclarationError(faults, step=f"declare it as {nearest(self.name, self.min, self.max)}")
+
+    def _no_arithmetic(self, _other: object) -> Expr:
+        raise DimDeclarationError(
+            f"a Dim is one size, and arithmetic on {self.name} gives another that no axis can be declared with",
+            step="give the other axis a Dim of its own: where the model ties the two, a call is held to it",
+        )
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _no_arithmetic
+    __floordiv__ = __rfloordiv__ = __truediv__ = __rtruediv__ = __mod__ = __rmod__ = __pow__ = _no_arithmetic
 
     def __str__(self) -> str:
         return f"{self.name}: {self.min}..{'' if self.max is None else self.max}"
@@ -77,7 +79,7 @@ class Expr:
         if isinstance(value, Expr):
             return value
         if isinstance(value, str):
-            return Expr((((Atom(value),), 1),)) if _is_name(value) else parse_expr(value)
+            return Expr((((Atom(value),), 1),)) if is_name(value) else parse_expr(value)
         if isinstance(value, Dim):
             return Expr((((Atom(value.name),), 1),))
         number = index(value)
@@ -404,15 +406,10 @@ def _common_factor(expr: Expr) -> Expr | None:
     return Expr(((tuple(common), 1),)) if common else None
 
 
-_NAME: Final = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _TOKEN: Final = re.compile(r"\s*(?:([0-9]+)|([A-Za-z_]\w*)|(.))", re.ASCII | re.DOTALL)
 # a stranger's file must end in an error, not in Python's recursion limit or a full memory
 _MAX_DEPTH: Final = 64
 _MAX_TERMS: Final = 1024
-
-
-def _is_name(text: str) -> bool:
-    return _NAME.fullmatch(text) is not None and text not in _FUNCTIONS
 
 
 def parse_expr(text: str) -> Expr:
@@ -461,7 +458,7 @@ def parse_expr(text: str) -> Expr:
             b = nested(total)
             take(")")
             return _FUNCTIONS[token](a, b)
-        if _is_name(token):
+        if is_name(token):
             return Expr.of(token)
         position -= 1
         raise fail("a number or a name")

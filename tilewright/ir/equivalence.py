@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -14,11 +15,15 @@ from tilewright.ir.dims import DimSpace
 from tilewright.ir.dtypes import DTYPES, DType
 from tilewright.ir.graph.attention import AttentionOp
 from tilewright.ir.graph.base import GraphOp, tensor
-from tilewright.ir.graph.contraction import ConvolutionOp, MatmulOp
+from tilewright.ir.graph.contraction import MatmulOp
 from tilewright.ir.graph.indexing import GatherOp, PutAlongOp, ScatterOp, TakeAlongOp
+from tilewright.ir.graph.recurrence import ExpertsOp
 from tilewright.ir.graph.reduction import CumulativeOp, NormOp, ReduceOp, SoftmaxOp
+from tilewright.ir.graph.routing import GroupedMatmulOp
+from tilewright.ir.graph.windows import ConvolutionOp, PoolOp
 from tilewright.ir.graph_interpreter import interpret
-from tilewright.ir.module import function, states, weights
+from tilewright.ir.module import function, parse_module, print_module, states, weights
+from tilewright.ir.tile.structure import LaunchOp
 from tilewright.ir.tile_interpreter import tile_launcher
 from tilewright.ir.types import TensorType
 
@@ -74,11 +79,21 @@ def _index_limit(op: Operation, sizes: Sizes) -> int:
     return 1 << 30
 
 
+def widened(module: ModuleOp) -> ModuleOp:
+    """The module with every float dtype made f64, in kernels, too: what it computes apart from rounding."""
+    text = re.sub(r"(?<=, )(bf16|f16|f32)(?=>)", "f64", print_module(module))
+    return parse_module(re.sub(r'(?<=dtype = ")(bf16|f16|f32)(?=")', "f64", text))
+
+
 def outcome(module: ModuleOp, given: Values, wide: bool) -> dict[str, torch.Tensor]:
     """Results and final states by name, in float64 or in the declared dtypes; kernels run in the tile interpreter."""
     import torch
 
     from tilewright.ir.dtypes import torch_name
+
+    if wide and any(isinstance(op, LaunchOp) for op in module.walk()):
+        # a kernel computes in the dtypes that it declares
+        module = widened(module)
 
     def fit(values: Mapping[str, torch.Tensor], types: Mapping[str, TensorType]) -> dict[str, torch.Tensor]:
         if wide:
@@ -131,10 +146,18 @@ def _terms(op: Operation, sizes: Sizes) -> int:
     match op:
         case MatmulOp():
             return tensor(op.a).dims[-1].evaluate(sizes)
+        case GroupedMatmulOp():
+            return tensor(op.a).dims[-1].evaluate(sizes)
+        case ExpertsOp():
+            # two products after each other, and a sum over slots
+            hidden, slots = tensor(op.down).dims[2], tensor(op.indices).dims[1]
+            return (tensor(op.x).dims[1] + hidden + slots).evaluate(sizes)
         case AttentionOp():
             return tensor(op.q).dims[-1].evaluate(sizes) + tensor(op.k).dims[-2].evaluate(sizes)
         case ConvolutionOp():
-            return math.prod(d.evaluate(sizes) for d in tensor(op.w).dims[1:])
+            return math.prod(d.evaluate(sizes) for d in (op.depth, *op.windows))
+        case PoolOp():
+            return math.prod(op.window.data)
         case ReduceOp():
             return math.prod(tensor(op.x).dims[a].evaluate(sizes) for a in op.axes.data)
         case SoftmaxOp() | CumulativeOp():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from tilewright.errors import BackendManifestError
 
@@ -34,12 +34,14 @@ class Level:
 class TileRules:
     """What shapes tiles may take on a machine, and which ops it has natively.
 
-    lanes: f32 elements of one vector. registers: vectors a program may hold. extent: "any" or "power-of-two". dot:
+    lanes: f32 elements of one vector. registers: vectors a program may hold. dot:
     (rows, vectors) register tiles by the number of rows a kernel has, ascending: ((4, 4, 2), (16, 8, 2), (None, 14, 2))
     reads "up to 4 rows: 4 by 2 vectors; up to 16: 8 by 2; more: 14 by 2". panel: columns of a packed matrix operand.
     reduction_chunk: k elements accumulated before a chunk's sum joins the total. key_segment: keys of one attention
     segment. query_block: query rows of one attention program. rows, columns: extents of elementwise and row-reduction
-    tiles.
+    tiles. extent: "any", or "power-of-two" where the machine prints every tile as large as the next power of two, so
+    that K is walked in steps of the chunk itself. dot_least: the fewest rows a dot multiplies; smaller variants of a
+    kernel would do the same work.
     """
 
     lanes: int
@@ -51,7 +53,8 @@ class TileRules:
     query_block: int = 64
     rows: int = 1
     columns: int = 64
-    extent: str = "any"
+    extent: Literal["any", "power-of-two"] = "any"
+    dot_least: int = 1
     native: frozenset[str] = frozenset()
 
 

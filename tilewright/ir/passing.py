@@ -122,6 +122,17 @@ class Pass:
     reads_weights: ClassVar[bool] = False
     # names of passes that must have run, or "one|another" where one of several will do
     requires: ClassVar[tuple[str, ...]] = ()
+    # the least value of options that are numbers
+    least: ClassVar[Mapping[str, int]] = {}
+
+    def __post_init__(self) -> None:
+        small = {name: bound for name, bound in self.least.items() if getattr(self, name) < bound}
+        if small:
+            shown = {name.replace("_", "-"): (getattr(self, name), bound) for name, bound in small.items()}
+            raise PassOptionError(
+                [f"{self.name}: {name}={value} is below {bound}" for name, (value, bound) in shown.items()],
+                step="write " + " ".join(f"{name}={bound}" for name, (_, bound) in shown.items()) + " or more",
+            )
 
     def run(self, module: ModuleOp, ctx: Context) -> None:
         """Rewrites the module."""
@@ -170,11 +181,12 @@ def _option_value(pass_name: str, option: str, text: str, hint: Any) -> Any:
     except (KeyError, ValueError):
         wanted = getattr(hint, "__name__", str(hint))
         raise PassOptionError(
-            f"{pass_name}: {option}={text} is not {_a(wanted)}", step=f"write {option}=<{wanted}>"
+            f"{pass_name}: {option}={text} is not {a(wanted)}", step=f"write {option}=<{wanted}>"
         ) from None
 
 
-def _a(noun: str) -> str:
+def a(noun: str) -> str:
+    """A noun with its article."""
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 

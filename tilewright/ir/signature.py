@@ -235,7 +235,7 @@ def _misfits(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[
     if inspect.Parameter.VAR_KEYWORD not in kinds:
         problems += [f"{name} is not a parameter" for name in kwargs if name not in names]
     if inspect.Parameter.VAR_POSITIONAL not in kinds and len(args) > len(placed):
-        problems.append(f"{len(args)} positional arguments are given, {len(placed)} are taken")
+        problems.append(f"{len(args)} positional arguments are given, it takes {len(placed)}")
     taken = [p.name for p in placed[: len(args)]]
     problems += [f"{name} is given twice" for name in taken if name in kwargs and name in names]
     required = [p for p in (*placed, *named) if p.default is p.empty]

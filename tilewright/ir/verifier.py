@@ -14,6 +14,7 @@ from tilewright.ir.graph.base import GraphOp
 from tilewright.ir.graph.structure import CallOp, FuncOp, PackedOp, StateReadOp, StateWriteOp, WeightOp
 from tilewright.ir.module import DIMS, dim_space, functions
 from tilewright.ir.operation import TwOperation
+from tilewright.ir.tile.launching import launch_problems
 from tilewright.ir.types import ShapedType
 
 
@@ -23,6 +24,7 @@ def verify(module: ModuleOp) -> None:
     # the rules below read what the ops' own rules promise
     if not problems:
         problems = [*_names(module), *_calls(module), *_packed(module), *_one_type_each(module), *_symbols(module)]
+        problems += launch_problems(module)
     if problems:
         raise IRError(problems, step="print the module with print_module() and look at these ops")
 

@@ -9,7 +9,7 @@ copied into the function. So the cut is where the residual stream leaves the lay
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -28,6 +28,7 @@ class DedupeLayers(Pass):
     """Equal layers share one graph.func of kind "layer"; `min_ops` is the fewest ops that are worth a function."""
 
     name: ClassVar[str] = "dedupe-layers"
+    least: ClassVar[Mapping[str, int]] = {"min_ops": 1}
     min_ops: int = 6
 
     def run(self, module: ModuleOp, ctx: Context) -> None:

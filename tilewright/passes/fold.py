@@ -5,7 +5,7 @@ Values of weights are never read: an op on a weight stays an op, and hoist-weigh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -31,6 +31,7 @@ class Fold(Pass):
     """Constant operands give constant results, up to `max_elements` elements of different values."""
 
     name: ClassVar[str] = "fold"
+    least: ClassVar[Mapping[str, int]] = {"max_elements": 0}
     max_elements: int = 1024
 
     def run(self, module: ModuleOp, ctx: Context) -> None:

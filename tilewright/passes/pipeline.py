@@ -19,7 +19,9 @@ GROUP: Final = "tilewright.passes"
 _OWN: Final = {
     "canonicalize": "tilewright.passes.canonicalize:Canonicalize",
     "fold": "tilewright.passes.fold:Fold",
+    "channels-last": "tilewright.passes.channels_last:ChannelsLast",
     "recognize": "tilewright.passes.recognize:Recognize",
+    "expand-experts": "tilewright.passes.expand_experts:ExpandExperts",
     "hoist-weights": "tilewright.passes.hoist_weights:HoistWeights",
     "set-precision": "tilewright.passes.set_precision:SetPrecision",
     "dedupe-layers": "tilewright.passes.dedupe_layers:DedupeLayers",
@@ -37,8 +39,13 @@ _SIMPLIFY: Final = ("canonicalize", "fold", "canonicalize")
 
 _DEFAULT: Final = (
     *_SIMPLIFY,
+    # Before norms are looked for, because channels are the last axis then; before weights are hoisted, because filters
+    # are turned, and scaled by what follows their convolution, in @prepare.
+    "channels-last",
     # Before layers are shared: masks are built outside the layers that read them, and patterns count once a layer.
     "recognize",
+    # After recognize, which finds experts; before hoist-weights, which cuts their weights once.
+    "expand-experts",
     "canonicalize",
     # Before layers are shared: what depends on a layer's weights alone is an argument of the layer, as a weight is.
     "hoist-weights",
@@ -55,7 +62,17 @@ _DEFAULT: Final = (
 )
 
 # The plan to compare intermediates with: no fusion, no sharing of layers, no reuse of memory.
-_MATERIALISING: Final = (*_SIMPLIFY, "hoist-weights", "materialise", "plan-layout", "lower-to-tile", "place-levels")
+_MATERIALISING: Final = (
+    *_SIMPLIFY,
+    "expand-experts",
+    "channels-last",
+    "canonicalize",
+    "hoist-weights",
+    "materialise",
+    "plan-layout",
+    "lower-to-tile",
+    "place-levels",
+)
 
 
 class Registry(Mapping[str, Callable[[], type[Pass]]]):

@@ -7,22 +7,28 @@ back to [K, N] by transpose, reshape and slice, which the matmul skeleton turns 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import Block, BlockArgument, Region, SSAValue
 
-from tilewright.ir.dims import Expr
+from tilewright.ir.dims import Expr, product
 from tilewright.ir.dtypes import BF16
 from tilewright.ir.graph.base import GraphOp, tensor
 from tilewright.ir.graph.contraction import MatmulOp
+from tilewright.ir.graph.routing import GroupedMatmulOp
 from tilewright.ir.graph.shape import PadOp, ReshapeOp, SliceOp, TransposeOp
 from tilewright.ir.graph.structure import FuncOp, GroupOp, PackedOp, WeightOp, YieldOp
+from tilewright.ir.graph.windows import ConvolutionOp
 from tilewright.ir.machine import Machine
 from tilewright.ir.passing import Context, Pass
+from tilewright.passes.lower_to_tile.position_tiles import position_tile
 from tilewright.passes.prepare import Prepare
 from tilewright.passes.rewriting import erase_dead
+
+Product: TypeAlias = MatmulOp | GroupedMatmulOp
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,7 @@ class PlanLayout(Pass):
     """Matmul weights become packed panels; `panel` overrides the machine's panel width."""
 
     name: ClassVar[str] = "plan-layout"
+    least: ClassVar[Mapping[str, int]] = {"panel": 0}
     requires: ClassVar[tuple[str, ...]] = ("fuse|materialise",)
     panel: int = 0
 
@@ -38,26 +45,29 @@ class PlanLayout(Pass):
         packed: dict[tuple[str, str], str] = {}
         columns = self.panel or ctx.machine.rules.panel
         for function in [f for f in module.body.block.ops if isinstance(f, FuncOp) and f.kind.data == "main"]:
-            for group in [g for g in function.block.ops if isinstance(g, GroupOp) and g.kind.data == "matmul"]:
-                for op in [o for o in group.block.ops if isinstance(o, MatmulOp)]:
-                    self._pack(group, op, prepare, packed, columns, ctx)
+            for group in [g for g in function.block.ops if isinstance(g, GroupOp)]:
+                for op in list(group.block.ops):
+                    if isinstance(op, (MatmulOp, GroupedMatmulOp)) and group.kind.data in ("matmul", "grouped-matmul"):
+                        self._pack(group, op, prepare, packed, columns, ctx)
+                    elif isinstance(op, ConvolutionOp) and op.groups.data == 1:
+                        self._pack_filters(group, op, prepare, packed, ctx)
             erase_dead(function.block)
 
     def _pack(
         self,
         group: GroupOp,
-        op: MatmulOp,
+        op: Product,
         prepare: Prepare,
         packed: dict[tuple[str, str], str],
         columns: int,
         ctx: Context,
     ) -> None:
-        weight = _weight_operand(group, op)
+        weight = _weight_operand(group, op.b)
         if weight is None:
             ctx.refuse(op, "the right-hand side is not a weight: it is read where it lies")
             return
-        if not is_matrix(op.b):
-            ctx.refuse(op, f"the weight {tensor(op.b)} is not a matrix of fixed size")
+        if not is_packable(op):
+            ctx.refuse(op, f"the weight {tensor(op.b)} is not of fixed size, or not a matrix (an expert)")
             return
         pairs = pairs_of(ctx.machine, op)
         if not ctx.apply([op], f"panels of {columns} columns", saves=0):
@@ -68,43 +78,94 @@ class PlanLayout(Pass):
         if key not in packed:
             panels = _panels(prepare, prepare.clone(source.out), op.transpose_b.data, columns, pairs)
             packed[key] = prepare.add_result(panels, f"{name}:panels{columns}" + (f"x{pairs}" if pairs > 1 else ""))
-        result = next(v for n, v in prepare.results().items() if n == packed[key])
-        read = PackedOp.make(name=packed[key], result_types=[result.type], like=source)
-        block = group.parent_block()
-        assert block is not None  # groups stand in a function's block
-        block.insert_op_before(read, group)
-        index = group.block.args.index(argument)
-        group.operands[index] = read.out
-        n = tensor(op.out).dims[-1]
-        k = op.sizes()[3]
-        argument._type = result.type
-        rank3 = pairs == 1
-        turned = TransposeOp.make(argument, permutation=(1, 0, 2) if rank3 else (1, 3, 0, 2), like=op)
-        rows = tensor(result).dims[1] * (1 if rank3 else tensor(result).dims[3])
-        width = tensor(result).dims[0] * columns
-        flat = ReshapeOp.make(turned.out, dims=[rows, width], like=op)
-        cut = SliceOp.make(flat.out, starts=[0, 0], stops=[k, n], like=op)
-        group.block.insert_ops_before([turned, flat, cut], op)
-        op.operands[1] = cut.out
+        n, k = tensor(op.out).dims[-1], op.sizes()[-1]
+        op.operands[1] = _read_back(group, argument, source, op, packed[key], prepare, (k, n))
         op.properties["transpose_b"] = type(op.transpose_b)(False)
 
+    def _pack_filters(
+        self,
+        group: GroupOp,
+        op: ConvolutionOp,
+        prepare: Prepare,
+        packed: dict[tuple[str, str], str],
+        ctx: Context,
+    ) -> None:
+        """Filters [window..., C, F] are a matrix of taps and channels by filters; panels are as wide as the register
+        tile that the image's rows call for.
+        """
+        weight = _weight_operand(group, op.w)
+        filters, depth = op.filters, product((*op.windows, op.depth))
+        if weight is None:
+            ctx.refuse(op, "the filters are not a weight: they are read where they lie")
+            return
+        count, most = filters.constant, ctx.machine.rules.panel
+        if not count or not depth.constant:
+            ctx.refuse(op, f"the filters {tensor(op.w)} are not of fixed size")
+            return
+        rows = tensor(op.out).dims[-2].constant
+        columns = self.panel or min(most, position_tile(ctx.machine, rows, count)[1] * ctx.machine.rules.lanes)
+        if not ctx.apply([op], f"panels of {columns} filters", saves=0):
+            return
+        argument, source = weight
+        name = source.label.data
+        key = (f"{type(source).__name__}:{name}", f"filters{columns}")
+        if key not in packed:
+            matrix = ReshapeOp.make(prepare.clone(source.out), dims=[depth, filters], like=op)
+            prepare.append(matrix)
+            panels = _panels(prepare, matrix.out, False, columns, 1)
+            packed[key] = prepare.add_result(panels, f"{name}:panels{columns}")
+        dims = tensor(op.w).dims
+        cut = _read_back(group, argument, source, op, packed[key], prepare, (depth, filters))
+        whole = ReshapeOp.make(cut, dims=dims, like=op)
+        group.block.insert_op_before(whole, op)
+        op.operands[1] = whole.out
 
-def is_matrix(value: SSAValue) -> bool:
-    """Only a two-dimensional weight of fixed size is packed."""
-    return tensor(value).rank == 2 and all(d.is_static for d in tensor(value).dims)
+
+def _read_back(
+    group: GroupOp,
+    argument: BlockArgument,
+    source: WeightOp | PackedOp,
+    op: Product | ConvolutionOp,
+    packed: str,
+    prepare: Prepare,
+    shape: tuple[Expr, Expr],
+) -> SSAValue:
+    """Has a group take panels for its argument, and gives the matrix that they are."""
+    lead = tensor(op.b).dims[:-2] if isinstance(op, GroupedMatmulOp) else ()
+    result = next(v for n, v in prepare.results().items() if n == packed)
+    read = PackedOp.make(name=packed, result_types=[result.type], like=source)
+    block = group.parent_block()
+    assert block is not None  # groups stand in a function's block
+    block.insert_op_before(read, group)
+    group.operands[group.block.args.index(argument)] = read.out
+    argument._type = result.type
+    at, dims = len(lead), tensor(result).dims
+    paired = len(dims) - at == 4
+    rest = (at + 1, at + 3, at, at + 2) if paired else (at + 1, at, at + 2)
+    turned = TransposeOp.make(argument, permutation=(*range(at), *rest), like=op)
+    rows = dims[at + 1] * (dims[at + 3] if paired else 1)
+    flat = ReshapeOp.make(turned.out, dims=[*lead, rows, dims[at] * dims[at + 2]], like=op)
+    cut = SliceOp.make(flat.out, starts=[0] * (at + 2), stops=[*lead, *shape], like=op)
+    group.block.insert_ops_before([turned, flat, cut], op)
+    return cut.out
 
 
-def pairs_of(machine: Machine, op: MatmulOp) -> int:
+def is_packable(op: Product) -> bool:
+    """Only weights of fixed size are packed: a matrix, or one matrix an expert."""
+    rank = 3 if isinstance(op, GroupedMatmulOp) else 2
+    return tensor(op.b).rank == rank and all(d.is_static for d in tensor(op.b).dims)
+
+
+def pairs_of(machine: Machine, op: Product) -> int:
     """Elements of k that lie side by side: 2 where bf16 pairs are multiplied in one instruction and K is even."""
-    k = op.sizes()[3].constant
+    k = op.sizes()[-1].constant
     return (
         2 if tensor(op.b).dtype == BF16 and "dot2-bf16" in machine.rules.native and k is not None and k % 2 == 0 else 1
     )
 
 
-def _weight_operand(group: GroupOp, op: MatmulOp) -> tuple[BlockArgument, WeightOp | PackedOp] | None:
-    """The group argument that is the matmul's right-hand side and nothing else, and the weight it reads."""
-    argument = op.b
+def _weight_operand(group: GroupOp, argument: SSAValue) -> tuple[BlockArgument, WeightOp | PackedOp] | None:
+    """The group argument that is the op's operand and nothing else, and the weight it reads."""
     if not isinstance(argument, BlockArgument) or len(list(argument.uses)) != 1:
         return None
     source = group.args[argument.index].owner
@@ -120,19 +181,21 @@ def _panels(prepare: Prepare, weight: SSAValue, transposed: bool, columns: int, 
         return op.results[0]
 
     value: SSAValue = block.args[0]
+    at = tensor(weight).rank - 2
+    lead = range(at)
     if transposed:
-        value = add(TransposeOp.make(value, permutation=(1, 0)))
-    k, n = tensor(value).dims
+        value = add(TransposeOp.make(value, permutation=(*lead, at + 1, at)))
+    *outer, k, n = tensor(value).dims
     missing = (-n) % columns
     if missing != Expr.of(0):
-        value = add(PadOp.make(value, low=[0, 0], high=[0, missing]))
+        value = add(PadOp.make(value, low=[0] * (at + 2), high=[*[0] * (at + 1), missing]))
         n = n + missing
     if pairs == 1:
-        split = add(ReshapeOp.make(value, dims=[k, n // columns, columns]))
-        value = add(TransposeOp.make(split, permutation=(1, 0, 2)))
+        split = add(ReshapeOp.make(value, dims=[*outer, k, n // columns, columns]))
+        value = add(TransposeOp.make(split, permutation=(*lead, at + 1, at, at + 2)))
     else:
-        split = add(ReshapeOp.make(value, dims=[k // pairs, pairs, n // columns, columns]))
-        value = add(TransposeOp.make(split, permutation=(2, 0, 3, 1)))
+        split = add(ReshapeOp.make(value, dims=[*outer, k // pairs, pairs, n // columns, columns]))
+        value = add(TransposeOp.make(split, permutation=(*lead, at + 2, at, at + 3, at + 1)))
     block.add_op(YieldOp.make([value]))
     group = GroupOp.make([weight], result_types=[[value.type]], regions=[Region(block)], kind="pack", name="pack")
     prepare.append(group)

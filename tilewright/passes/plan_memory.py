@@ -3,7 +3,7 @@
 Buffers sit in slots. A slot's size is the largest of its buffers' sizes, evaluated once per dim tuple, and slots never
 overlap, so non-overlap holds for all dims by construction. A result takes a free slot whose buffers' sizes it provably
 does not exceed (or that it provably covers), else a new one. Reshapes at this level are names for the same bytes.
-`check_memory_plan` proves the plan independently, from the launches alone.
+`memory_plan_check` proves the plan independently, from the launches alone.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import ClassVar
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import Operation, OpResult, SSAValue
 
-from tilewright.errors import MemoryPlanError
 from tilewright.ir.attributes import Bool, Ints
 from tilewright.ir.dims import DimSpace, Expr
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.shape import ReshapeOp
-from tilewright.ir.graph.structure import FuncOp, PackedOp, ReturnOp, StateReadOp, StateWriteOp, WeightOp
+from tilewright.ir.graph.structure import FuncOp, ReturnOp, StateReadOp, StateWriteOp
 from tilewright.ir.passing import Context, Pass
 from tilewright.ir.tile.structure import LaunchOp
+from tilewright.passes.memory_plan_check import check_plans
 from tilewright.passes.rewriting import erase
 
 
@@ -37,14 +37,14 @@ class PlanMemory(Pass):
     def run(self, module: ModuleOp, ctx: Context) -> None:
         for function in [f for f in module.body.block.ops if isinstance(f, FuncOp) and f.kind.data == "main"]:
             plan_function(function, ctx.dims, reuse=self.reuse)
-        check_memory_plan(module, ctx.dims)
 
 
 def plan_function(function: FuncOp, dims: DimSpace, *, reuse: bool) -> None:
-    """Plans one function: states are read once, then slots, then barriers."""
+    """Plans one function: states are read once, then slots, then barriers. The plan is checked."""
     _forward_states(function)
     _assign(function, dims, reuse)
     _place_barriers(function)
+    check_plans([function], dims)
 
 
 def _forward_states(function: FuncOp) -> None:
@@ -178,66 +178,3 @@ def _place_barriers(function: FuncOp) -> None:
         before = op
     if before is not None:
         before.properties["barrier"] = Bool(True)
-
-
-def check_memory_plan(module: ModuleOp, dims: DimSpace) -> None:
-    """Replays each function symbolically: a read must find in its slot the value it wants, and see it behind a barrier.
-
-    Independent of the planner: it knows launches, slots and barriers, not liveness. Raises MemoryPlanError.
-    """
-    faults: list[str] = []
-    for function in [f for f in module.body.block.ops if isinstance(f, FuncOp) and f.kind.data == "main"]:
-        holds: dict[int, SSAValue] = {}
-        unmet_writes: dict[int, str] = {}
-        unmet_reads: dict[int, str] = {}
-        for op in function.block.ops:
-            if isinstance(op, (ReshapeOp, WeightOp, PackedOp, StateReadOp)):
-                continue
-            name = op.callees.data[0] if isinstance(op, LaunchOp) else op.name
-            read_now: dict[int, str] = {}
-            for operand in op.operands:
-                source = storage_of(operand)
-                if not isinstance(source.owner, LaunchOp):
-                    continue
-                given = source.owner.slots.data
-                if _position(source) >= len(given):
-                    faults.append(f"{function.symbol}: {name} reads a result that has no slot")
-                    continue
-                slot = given[_position(source)]
-                if holds.get(slot) is not source:
-                    faults.append(f"{function.symbol}: {name} reads slot {slot}, which no longer holds its operand")
-                if slot in unmet_writes and isinstance(op, LaunchOp):
-                    faults.append(f"{function.symbol}: {name} reads slot {slot} before all threads wrote it")
-                read_now[slot] = name
-            if isinstance(op, ReturnOp) or not isinstance(op, LaunchOp):
-                continue
-            numbers = op.slots.data
-            if len(numbers) != len(op.outputs) or len(set(numbers)) != len(numbers):
-                faults.append(f"{function.symbol}: {name} has results without a slot of their own")
-                continue
-            for slot, result in zip(numbers, op.outputs, strict=True):
-                if slot in read_now:
-                    faults.append(f"{function.symbol}: {name} writes slot {slot} while it reads it")
-                if slot in unmet_reads:
-                    faults.append(
-                        f"{function.symbol}: {name} overwrites slot {slot} while {unmet_reads[slot]} may still read it"
-                    )
-                if slot in unmet_writes:
-                    faults.append(
-                        f"{function.symbol}: {name} and {unmet_writes[slot]} both write slot {slot} without a barrier"
-                    )
-                holds[slot] = result
-            if op.barrier.data:
-                unmet_reads, unmet_writes = {}, {}
-            else:
-                unmet_reads.update(read_now)
-                unmet_writes.update(dict.fromkeys(numbers, name))
-        # sizes are looked at only where every result has its slot
-        for number, slot_ in enumerate([] if faults else slots_of(function)):
-            for size in slot_.sizes:
-                if dims.at_most(size) is None and not all(
-                    dims.dims[s].max is None for s in size.symbols if s in dims.dims
-                ):
-                    faults.append(f"{function.symbol}: slot {number} holds a buffer of unbounded size {size}")
-    if faults:
-        raise MemoryPlanError(faults, step="report the module: tilewright opt --print-after=lower-to-tile shows it")

@@ -2,7 +2,7 @@
 
 `save_artifact` writes it, `load_artifact` reads it with numpy and llvmlite alone. Nothing in it is executed or trusted
 before its hash has been checked; but native kernels are code, and a hash says nothing about who wrote them: load a
-stranger's file with native=False, which rebuilds everything from the IR.
+stranger's file with native=False, which rebuilds everything from IR whose accesses are proved to stay in bounds.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tilewright import __version__
-from tilewright.errors import ArtifactError, CpuFeatureError, IRError, OptionError, WeightsError
+from tilewright.errors import ArtifactAccessError, ArtifactError, CpuFeatureError, IRError, OptionError, WeightsError
 from tilewright.runtime import native
 from tilewright.runtime.artifact_file import Container, NewSection, write_container
 from tilewright.runtime.native import NativeLibrary
@@ -103,7 +103,8 @@ def save_artifact(
 ) -> None:
     """Writes an artifact; weights are streamed. The same arguments give the same bytes, whatever the process or folder.
 
-    weights: the tensors of `Program.stored`. facts: plain data to note in it. ArtifactError when it cannot be written.
+    weights: the tensors of `Program.stored`. facts: plain data to note in it. ArtifactAccessError when it cannot
+    be written.
     """
     check_program(program)
     kernels = sorted(native_code.kernels, key=lambda kernel: kernel.key)
@@ -123,7 +124,7 @@ def save_artifact(
     try:
         write_container(Path(path), header, sections)
     except OSError as fault:
-        raise ArtifactError(
+        raise ArtifactAccessError(
             f"{path} cannot be written: {fault.strerror}", step="give a path in a folder that you can write"
         ) from fault
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tilewright.errors import ArtifactError, ArtifactVersionError
+from tilewright.errors import ArtifactAccessError, ArtifactError, ArtifactVersionError
 from tilewright.runtime.canonical import canonical_json
 from tilewright.runtime.safetensors_file import write_all
 
@@ -150,7 +150,7 @@ class Container:
             self._size = os.fstat(self.fd).st_size
             start = os.pread(self.fd, _PREAMBLE.size, 0)
         except OSError as fault:
-            raise ArtifactError(
+            raise ArtifactAccessError(
                 f"{self.path} cannot be read: {fault.strerror}", step="give the path of a file that save() wrote"
             ) from fault
         self.facts, self.sections = self._header(start)

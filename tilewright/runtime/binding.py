@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from tilewright.ir.signature import Argument, Input
+from tilewright.ir.solve import axes_of, solve
 from tilewright.runtime import binding_errors as errors
 from tilewright.runtime.program import Program
-from tilewright.runtime.solve import axes_of, solve
-from tilewright.runtime.tensors import address_of, as_buffer, describe, is_torch
+from tilewright.runtime.tensors import Buffer, address_of, as_buffer, describe, is_torch
 
 # Distinct combinations of shapes remembered before starting anew.
 _REMEMBERED = 4096
@@ -36,17 +36,25 @@ class Binding:
 
     values: tuple[int, ...]
     addresses: list[int]
-    tensors: list[Any]
+    tensors: Sequence[Any]
     leaves: Sequence[Any]
     torch: bool
 
 
+Key = tuple[Any, ...]
+"""What a call's tensors are, but for their values: type, shape, dtype, device and layout of each, and whether autograd
+would record the call."""
+
+
 @dataclass(frozen=True, slots=True)
-class _Known:
-    """What a combination of shapes means: the dims it gives, and which leaves must be copied to be dense."""
+class Known:
+    """What a combination of shapes means: the dims it gives, which leaves must be copied to be dense, and whether
+    results are torch tensors.
+    """
 
     values: tuple[int, ...]
     copied: frozenset[int]
+    torch: bool
 
 
 class Binder:
@@ -57,7 +65,7 @@ class Binder:
         self._signature = program.signature
         self._inputs = program.signature.tensors
         self._flat = _Flat.of(program)
-        self._known: dict[Any, _Known] = {}
+        self._known: dict[Key, Known] = {}
         mutated = {name for name, _ in program.signature.mutations}
         self._mutated = [i for i, leaf in enumerate(self._inputs) if leaf.name in mutated]
 
@@ -67,41 +75,49 @@ class Binder:
         Raises, each with every problem of its kind and in this order: ArgumentError, DeviceError, DTypeError,
         RankError, AutogradError, DimMismatchError, DimRangeError.
         """
+        leaves = self.leaves(args, kwargs)
+        known = self.known(self.key(leaves), leaves)
+        addresses, tensors = self.addresses(leaves, known.copied)
+        return Binding(known.values, addresses, tensors, leaves, known.torch)
+
+    def leaves(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Any]:
+        """The tensors of a call in the order of @main's arguments, not checked; ArgumentError for another structure."""
         leaves = None if self._flat is None else self._flat.take(args, kwargs)
-        if leaves is None:
-            leaves = self._signature.flatten(args, kwargs)
-        key: list[Any] = []
+        return self._signature.flatten(args, kwargs) if leaves is None else leaves
+
+    @staticmethod
+    def key(leaves: Sequence[Any]) -> Key:
+        """What decides how these tensors are bound; equal keys are bound alike, but for read dims."""
         torch: Any = sys.modules.get("torch")
         # A torch that is only being imported has no Tensor yet.
         tensor_class = getattr(torch, "Tensor", ())
-        any_torch = gradient = False
+        key: list[Any] = []
+        gradient = False
         for leaf in leaves:
             if type(leaf) is np.ndarray:
                 key += (leaf.shape, leaf.dtype, leaf.flags.num)
             elif isinstance(leaf, tensor_class):
-                any_torch = True
-                strided = leaf.layout is torch.strided
-                dense = strided and leaf.is_contiguous()
+                dense = leaf.layout is torch.strided and leaf.is_contiguous()
                 key += (type(leaf), leaf.shape, leaf.dtype, leaf.device, dense, leaf.is_neg())
                 gradient = gradient or leaf.requires_grad
             else:
-                # A scalar or a subclass of ndarray; what is no tensor never gets into `_known`.
+                # A scalar or a subclass of ndarray; what is no tensor is never known.
                 key += (type(leaf), getattr(leaf, "shape", None), getattr(leaf, "dtype", None))
-        gradient = gradient and torch.is_grad_enabled()
-        shapes = tuple(key)
-        known = None if self._program.reads else self._known.get(shapes)
-        if known is None or gradient:
-            known = self._check(shapes, leaves, gradient)
-        return self._bound(leaves, known, any_torch)
+        key.append(gradient and torch.is_grad_enabled())
+        return tuple(key)
 
-    def _check(self, shapes: tuple[Any, ...], leaves: Sequence[Any], gradient: bool) -> _Known:
-        """What is known of these shapes, and of the values of read dims, or all that is wrong with them."""
+    def known(self, key: Key, leaves: Sequence[Any]) -> Known:
+        """What these shapes mean, with the values of read dims, or all that is wrong with them: raises as `bind`."""
+        known = None if self._program.reads else self._known.get(key)
+        if known is not None:
+            return known
         errors.check_tensors(self._inputs, leaves)
-        if gradient:
+        if key[-1]:
             errors.check_gradients(self._inputs, leaves)
         reads = errors.read_dims(self._program, leaves)
-        key = (shapes, *reads.values()) if reads else shapes
-        known = self._known.get(key)
+        if reads:
+            key = (*key, *reads.values())
+            known = self._known.get(key)
         if known is None:
             known = self._learn(leaves, reads)
             if len(self._known) >= _REMEMBERED:
@@ -109,30 +125,32 @@ class Binder:
             self._known[key] = known
         return known
 
-    def _learn(self, leaves: Sequence[Any], reads: Mapping[str, int]) -> _Known:
+    def _learn(self, leaves: Sequence[Any], reads: Mapping[str, int]) -> Known:
         found = [describe(leaf) for leaf in leaves]
         axes = axes_of(self._inputs, [d.shape for d in found if d is not None])
         upper = {dim.name: dim.max for dim in self._program.dims if dim.kind == "runtime" and dim.max is not None}
         solution = solve(axes, {**upper, **reads})
         errors.check_dims(self._program, solution)
         copied = frozenset(i for i, leaf in enumerate(leaves) if not _dense(leaf))
-        return _Known(tuple(solution.values[dim.name] for dim in self._program.dims), copied)
+        values = tuple(solution.values[dim.name] for dim in self._program.dims)
+        return Known(values, copied, any(is_torch(leaf) for leaf in leaves))
 
-    def _bound(self, leaves: Sequence[Any], known: _Known, torch: bool) -> Binding:
-        tensors = list(leaves)
-        addresses = []
-        for index, leaf in enumerate(leaves):
-            if index in known.copied:
-                buffer = as_buffer(leaf)
-                tensors[index] = buffer
-                addresses.append(buffer.address)
-            elif type(leaf) is np.ndarray:
-                addresses.append(address_of(leaf))
-            else:
-                addresses.append(leaf.data_ptr())
+    def addresses(self, leaves: Sequence[Any], copied: frozenset[int]) -> tuple[list[int], Sequence[Any]]:
+        """Where the tensors lie, dense, and what keeps them there. copied: `Known.copied`."""
         if self._mutated:
             errors.check_written(self._inputs, leaves, self._mutated)
-        return Binding(known.values, addresses, tensors, leaves, torch)
+        if not copied:
+            return [address_of(leaf) if type(leaf) is np.ndarray else leaf.data_ptr() for leaf in leaves], leaves
+        tensors = [as_buffer(leaf) if index in copied else leaf for index, leaf in enumerate(leaves)]
+        return [_address(tensor) for tensor in tensors], tensors
+
+
+def _address(tensor: Any) -> int:
+    """Where a dense tensor lies."""
+    if type(tensor) is np.ndarray:
+        return address_of(tensor)
+    address: int = tensor.address if isinstance(tensor, Buffer) else tensor.data_ptr()
+    return address
 
 
 def _dense(leaf: Any) -> bool:
@@ -146,13 +164,15 @@ def _dense(leaf: Any) -> bool:
 class _Flat:
     """The common case of a signature, without Python's argument binding: every argument is one parameter and one leaf.
 
-    positions: parameters that may be given by position, in order. arguments: by parameter name. Anything unusual in a
+    positions: parameters that may be given by position, in order. arguments: by parameter name. whole: all arguments
+    are tensors in the order of the positions, so that a call by position alone is its own leaves. Anything unusual in a
     call is left to `Signature.flatten`, which also says what is wrong.
     """
 
     positions: tuple[str, ...]
     arguments: dict[str, Input]
     order: tuple[str, ...]
+    whole: bool
 
     @staticmethod
     def of(program: Program) -> _Flat | None:
@@ -163,10 +183,15 @@ class _Flat:
             return None
         positions = tuple(p.name for p in signature.parameters if p.kind == "either")
         by_keyword = {a.name: a.inputs[0] for a in signature.arguments}
-        return _Flat(positions, by_keyword, tuple(a.name for a in signature.arguments))
+        order = tuple(a.name for a in signature.arguments)
+        whole = order == positions and all(leaf.is_tensor for leaf in by_keyword.values())
+        return _Flat(positions, by_keyword, order, whole)
 
-    def take(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any] | None:
+    def take(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Any] | None:
         """The tensors of a call in the order of @main's arguments; None where the long way must decide."""
+        if self.whole and not kwargs and len(args) == len(self.order):
+            # what is no tensor is told apart where its type is looked up
+            return args
         if len(args) + len(kwargs) != len(self.order) or len(args) > len(self.positions):
             return None
         given = dict(zip(self.positions, args, strict=False))

@@ -22,9 +22,9 @@ from tilewright.errors import (
 from tilewright.ir.dims import Dim
 from tilewright.ir.dtypes import torch_name
 from tilewright.ir.signature import Argument, Input
+from tilewright.ir.solve import Axis, Solution, linear
 from tilewright.ir.trees import Tree
-from tilewright.runtime.program import Program
-from tilewright.runtime.solve import Axis, Solution, linear
+from tilewright.runtime.program import Guard, Program
 from tilewright.runtime.tensors import address_of, describe, is_torch, numpy_dtype
 
 
@@ -32,7 +32,7 @@ def check_tensors(inputs: Sequence[Input], leaves: Sequence[Any]) -> None:
     """Every leaf is a tensor on the CPU with the declared dtype and rank, and has memory."""
     found = [describe(leaf) for leaf in leaves]
     strangers = [
-        f"{leaf.name} is a {type(value).__name__}, compiled for a tensor"
+        f"{leaf.name} is {_named(value)}, compiled for a tensor"
         for leaf, value, d in zip(inputs, leaves, found, strict=True)
         if d is None
     ]
@@ -43,7 +43,9 @@ def check_tensors(inputs: Sequence[Input], leaves: Sequence[Any]) -> None:
     if elsewhere:
         raise DeviceError(
             [f"{leaf.name} is on {device}, compiled for cpu" for leaf, device in elsewhere],
-            step="move it: " + ", ".join(f"{leaf.name}.cpu()" for leaf, _ in elsewhere),
+            step="pass tensors that hold data"
+            if all(device == "meta" for _, device in elsewhere)
+            else "move it: " + ", ".join(f"{leaf.name}.cpu()" for leaf, device in elsewhere if device != "meta"),
         )
     types = [(leaf, value, d) for leaf, value, d in known if d.dtype != leaf.dtype]
     if types:
@@ -64,6 +66,11 @@ def check_tensors(inputs: Sequence[Input], leaves: Sequence[Any]) -> None:
     ]
     if hollow:
         raise ArgumentError(hollow, step="pass dense tensors that hold data")
+
+
+def _named(value: Any) -> str:
+    plain = value is None or isinstance(value, (bool, int, float, str))
+    return repr(value) if plain else f"a {type(value).__name__}"
 
 
 def _axes(sizes: Sequence[Any]) -> str:
@@ -108,6 +115,12 @@ def check_written(inputs: Sequence[Input], leaves: Sequence[Any], mutated: Seque
     ]
     if faults:
         raise ArgumentError(faults, step="pass a writeable copy")
+    folded = [inputs[i].name for i in mutated if _overlaps_itself(leaves[i])]
+    if folded:
+        raise ArgumentError(
+            [f"{name}, which the model writes to, has elements that share memory (expanded)" for name in folded],
+            step="pass a copy: " + ", ".join(f"{name}.clone()" for name in folded),
+        )
     extents = [_extent(value) for value in leaves]
     for i in mutated:
         low, high = extents[i]
@@ -117,6 +130,20 @@ def check_written(inputs: Sequence[Input], leaves: Sequence[Any], mutated: Seque
                 faults.append(f"{inputs[i].name}, which the model writes to, shares memory with {inputs[j].name}")
     if faults:
         raise ArgumentError(faults, step="pass a copy: the program was compiled for separate tensors")
+
+
+def _overlaps_itself(value: Any) -> bool:
+    """Whether two elements may lie on the same bytes: sorted by stride, every axis must step over all before it."""
+    if is_torch(value):
+        item, axes = 1, zip(value.shape, value.stride(), strict=True)
+    else:
+        item, axes = value.itemsize, zip(value.shape, value.strides, strict=True)
+    end = item
+    for step, size in sorted((abs(step), size) for size, step in axes if size > 1):
+        if step < end:
+            return True
+        end += step * (size - 1)
+    return False
 
 
 def _extent(value: Any) -> tuple[int, int]:
@@ -174,14 +201,23 @@ def check_dims(program: Program, solution: Solution) -> None:
         )
     broken = [g for g in program.guards if not g.holds(solution.values)]
     if broken:
-        raise DimMismatchError(
-            [
-                f"{g.left} {g.relation} {g.right} does not hold: {g.left.evaluate(solution.values)} and "
-                f"{g.right.evaluate(solution.values)}" + (f"; {g.reason}" if g.reason else "")
-                for g in broken
-            ],
-            step="pass sizes for which it holds",
-        )
+        raise _unheld(program, solution, broken)
+
+
+def _unheld(program: Program, solution: Solution, broken: Sequence[Guard]) -> DimMismatchError:
+    """The relations that a call breaks, with the dims line under which an example of these sizes compiles."""
+    problems = []
+    for guard in broken:
+        names = sorted(guard.left.symbols | guard.right.symbols)
+        at = ", ".join(f"{name} = {solution.values[name]}" for name in names)
+        why = f"; {guard.reason}" if guard.reason else ""
+        problems.append(f"{guard.left} {guard.relation} {guard.right} does not hold for {at}{why}")
+    fixed = {name for guard in broken for name in guard.left.symbols | guard.right.symbols}
+    here = {d.name: Dim(d.name, *2 * (solution.values[d.name],), d.kind) for d in program.dims if d.name in fixed}
+    line = dims_line(program, here, ())
+    return DimMismatchError(
+        problems, step=f"pass sizes for which it holds, or compile an example of these sizes with {line}"
+    )
 
 
 def _mismatch(program: Program, solution: Solution) -> DimMismatchError:
@@ -203,7 +239,8 @@ def _mismatch(program: Program, solution: Solution) -> DimMismatchError:
         else:
             problems.append(f"{axis} has size {axis.size}, which is not {axis.expr} for any size")
     if fixed:
-        step = f"compile with {dims_line(program, {}, fixed)}"
+        line = dims_line(program, {}, fixed)
+        step = f"pass the size compiled for, or, if the model itself takes others, compile with {line}"
     else:
         step = "axes that share a dim must be equal: pass equal sizes, or compile with a tw.Dim of its own for each"
     return DimMismatchError(problems, step=step)

@@ -33,6 +33,9 @@ ENVIRONMENT: Final = "TILEWRIGHT_CACHE"
 DEFAULT_LIMIT: Final = 20 << 30
 """Bytes above which the entries unused for longest are removed."""
 
+NOTE: Final = "note"
+"""The payload file that `Item.note` is read from."""
+
 # Part of every path: another layout starts with an empty cache.
 _LAYOUT = "v1"
 _KIND = re.compile(r"[a-z][a-z0-9-]*")
@@ -55,18 +58,21 @@ def default_root() -> Path:
         raise CacheError(f"there is no home folder to keep a cache in ({fault})", step=_STEP) from fault
 
 
-_STEP = f"export {ENVIRONMENT}=/a/folder/you/can/write, or compile with cache=False"
+_STEP = f"export {ENVIRONMENT}=/a/folder/you/can/write, or compile with cache=False (--cache off)"
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """What `entries` tells of an entry. used: seconds since the epoch when it was last opened."""
+    """What `entries` tells of an entry. used: seconds since the epoch when it was last opened. note: what its builder
+    wrote for people into the file `note`, which is no part of the key.
+    """
 
     kind: str
     key: str
     bytes: int
     used: float
     factors: Any
+    note: str = ""
 
 
 class Cache:
@@ -135,8 +141,18 @@ class Cache:
                 path = folder / FACTORS
                 factors = json.loads(path.read_text(encoding="ascii"))
                 used = path.stat().st_mtime
-                found.append(Item(folder.parent.name, folder.name, bytes_of(folder), used, factors))
+                found.append(Item(folder.parent.name, folder.name, bytes_of(folder), used, factors, _note(folder)))
         return sorted(found, key=lambda item: (-item.used, item.key))
+
+    def require_readable(self) -> None:
+        """CacheError where the folder is there and cannot be listed. One that is not there yet is an empty cache."""
+        try:
+            with os.scandir(self._base if self._base.is_dir() else self.root):
+                return
+        except FileNotFoundError:
+            return
+        except OSError as fault:
+            raise CacheError(f"the cache in {self.root} cannot be read: {fault.strerror}", step=_STEP) from fault
 
     def stats(self) -> dict[str, Any]:
         """Entries and bytes on disk, in total and by kind, and this process's counts."""
@@ -321,6 +337,13 @@ class Cache:
 
     def _unusable(self, fault: OSError) -> CacheError:
         return CacheError(f"the cache in {self.root} cannot be written: {fault.strerror or fault}", step=_STEP)
+
+
+def _note(folder: Path) -> str:
+    try:
+        return (folder / NOTE).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
 
 
 def _listed(folder: Path) -> list[Path]:

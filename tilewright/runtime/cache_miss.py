@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any, Final
 from tilewright.runtime.canonical import canonical_json
 
 _ABSENT: Final = "(absent)"
+_DIGEST: Final = re.compile(r'"[0-9a-f]{32,}"')  # a hash says that something differs, and not what
 _LONGEST = 60
 _SHOWN = 8
 
@@ -23,6 +25,8 @@ class Difference:
     new: str
 
     def __str__(self) -> str:
+        if _DIGEST.fullmatch(self.old) and _DIGEST.fullmatch(self.new):
+            return f"{self.path}: other content"
         return f"{self.path}: {_short(self.old)} -> {_short(self.new)}"
 
 

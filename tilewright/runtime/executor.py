@@ -13,7 +13,6 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilewright.errors import DimRangeError, OptionError, TargetError
-from tilewright.runtime.binding import Binder, Binding
+from tilewright.ir.trees import LEAF
+from tilewright.runtime.asked_sizes import asked_sizes
+from tilewright.runtime.binding import Binder, Key
+from tilewright.runtime.call import Call
 from tilewright.runtime.launch import HostFunction, Times, run_parts
 from tilewright.runtime.memory import ArenaPool, Footprint
 from tilewright.runtime.prepare import prepare_weights
@@ -29,7 +31,7 @@ from tilewright.runtime.program import Program
 from tilewright.runtime.program_check import check_program
 from tilewright.runtime.resolve import BaseTable, Code, Resolved, footprint, resolve
 from tilewright.runtime.states import StateStore
-from tilewright.runtime.tensors import address_of, empty_numpy, empty_torch, is_torch
+from tilewright.runtime.tensors import fresh_numpy, fresh_torch, is_torch
 from tilewright.runtime.threads import ThreadPool
 from tilewright.runtime.weights import Source, WeightSet
 
@@ -98,8 +100,12 @@ class Executable:
         self._binder = Binder(program)
         self._arenas = ArenaPool()
         self._plans: OrderedDict[tuple[int, ...], Resolved] = OrderedDict()
+        self._calls: dict[Key, Call] = {}
         self._plans_lock = threading.Lock()
         numbers = {leaf.name: number for number, leaf in enumerate(program.signature.tensors)}
+        outputs = program.signature.outputs
+        # A lone tensor is its own output, nothing to be put together.
+        self._single = program.signature.output == LEAF and [out.index for out in outputs] == [0]
         self._mutations = [(numbers[name], result) for name, result in program.signature.mutations]
         self._stateful = bool(program.states)
         self._turn = threading.RLock()
@@ -107,18 +113,27 @@ class Executable:
         self._runtime = tuple(i for i, dim in enumerate(program.dims) if dim.kind == "runtime")
         _alive.add(self)
 
+    def __repr__(self) -> str:
+        return f"<Executable of {len(self.program.main.steps)} steps on {self.program.target}>"
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the program; torch tensors in give torch tensors out, NumPy arrays give NumPy arrays."""
-        return self._run(self._binder.bind(args, kwargs), timed=False)[0]
+        binder = self._binder
+        leaves = binder.leaves(args, kwargs)
+        key = binder.key(leaves)
+        call = self._calls.get(key)
+        if call is None:
+            call = self._call_of(key, leaves)
+        return self._run(call, leaves)[0]
 
     def profile(self, *args: Any, **kwargs: Any) -> tuple[Any, Profile]:
         """One call with a clock around every step: its output, and the times."""
         begin = time.perf_counter()
-        binding = self._binder.bind(args, kwargs)
-        output, times, plan, threads = self._run(binding, timed=True)
+        leaves = self._binder.leaves(args, kwargs)
+        call = self._call_of(self._binder.key(leaves), leaves)
+        output, times, threads = self._run(call, leaves, timed=True)
         seconds = time.perf_counter() - begin
-        sizes = self.program.sizes(binding.values)
-        return output, Profile(_step_times(self.program, plan, times), threads, seconds, sizes)
+        return output, Profile(_step_times(self.program, call.plan, times), threads, seconds, call.sizes)
 
     @property
     def state(self) -> StateStore:
@@ -139,8 +154,25 @@ class Executable:
 
         Calls that are running finish with the old values. States that start from a weight take its new value.
         """
+        self.set_weights(self._prepared(source))
+
+    def sibling(self, source: Source) -> Executable:
+        """The same program with other values for all weights but the transient, beside this one; raises as
+        `update_weights`.
+        """
+        return Executable(
+            self.program,
+            self._code,
+            self._prepared(source),
+            self._pool,
+            threads=self._threads,
+            memory_limit=self.memory_limit,
+            host=self._host,
+        )
+
+    def _prepared(self, source: Source) -> WeightSet:
         kept = {name: self._weights.weight(name) for name in self.program.transient if name not in source}
-        self.set_weights(prepare_weights(self.program, self._code, self._pool, {**source, **kept} if kept else source))
+        return prepare_weights(self.program, self._code, self._pool, {**source, **kept} if kept else source)
 
     def set_weights(self, weights: WeightSet) -> None:
         """Takes weights that have been prepared already, as `update_weights` does."""
@@ -149,38 +181,59 @@ class Executable:
             self._states.reset(weights, weights_only=True)
 
     def footprint(self, dims: Mapping[str, int]) -> Footprint:
-        """What the program holds while one call runs at these sizes of its declared and read dims."""
-        upper = {dim.name: dim.max or 0 for dim in self.program.dims if dim.kind == "runtime"}
-        given = {**upper, **dims}
-        names = {dim.name for dim in self.program.dims}
-        faults = [f"{name} has no value" for name in sorted(names - given.keys())]
-        faults += [f"the program has no dim {name}" for name in sorted(given.keys() - names)]
-        if faults:
-            listed = ", ".join(f"{dim.name}={dim.max or dim.min}" for dim in self.program.dims if dim.kind != "runtime")
-            raise OptionError(faults, step=f"give a value to each dim: {listed}")
-        return footprint(self.program, {dim.name: given[dim.name] for dim in self.program.dims})
+        """What the program holds while one call runs at these sizes of its declared and read dims.
 
-    def _run(self, binding: Binding, *, timed: bool) -> tuple[Any, Times | None, Resolved, int]:
-        with self._turn if self._stateful else nullcontext():
-            plan = self._resolved(binding.values)
-            results, addresses = _empty(self.program, plan, torch=binding.torch)
-            weights = self._weights
-            words = np.empty(self._bases.size + len(binding.values), np.int64)
-            first = self._bases.first
-            words[first["input"] : first["weight"]] = binding.addresses + addresses
-            words[first["weight"] : first["state"]] = weights.pointers
-            words[first["state"] : self._bases.size] = self._states.pointers
-            words[BaseTable.DIMS] = address_of(words) + words.itemsize * self._bases.size
-            table = words[self._bases.size :]
-            table[:] = binding.values
-            times, threads = self._launch(plan, words, timed=timed)
-            values = binding.values
-            if self._runtime:
-                values = tuple(table.tolist())
-                results = self._cut(results, values)
-            for leaf, result in self._mutations:
-                _assign(binding.leaves[leaf], results[result])
-        return self.program.signature.rebuild(results, self.program.sizes(values)), times, plan, threads
+        OptionError for sizes that no call may have.
+        """
+        return footprint(self.program, asked_sizes(self.program.dims, dims))
+
+    def _call_of(self, key: Key, leaves: Sequence[Any]) -> Call:
+        """The plan of a call with these tensors, kept for the next one like it."""
+        known = self._binder.known(key, leaves)
+        sizes = self.program.sizes(known.values)
+        call = Call.of(self.program, known, self._resolved(known.values), sizes)
+        if not self.program.reads:
+            with self._plans_lock:
+                self._calls[key] = call
+                if len(self._calls) > _PLANS:
+                    del self._calls[next(iter(self._calls))]
+        return call
+
+    def _run(self, call: Call, leaves: Sequence[Any], *, timed: bool = False) -> tuple[Any, Times | None, int]:
+        if self._stateful:
+            with self._turn:
+                return self._run_in_turn(call, leaves, timed)
+        return self._run_in_turn(call, leaves, timed)
+
+    def _run_in_turn(self, call: Call, leaves: Sequence[Any], timed: bool) -> tuple[Any, Times | None, int]:
+        addresses, kept = self._binder.addresses(leaves, call.copied)
+        results = fresh_torch(call.results) if call.torch else fresh_numpy(call.results)
+        frame = call.frame(self._bases, self._weights, self._states)
+        view, at = frame.view, BaseTable.FIRST
+        for address in addresses:
+            view[at] = address
+            at += 1
+        for _, address in results:
+            view[at] = address
+            at += 1
+        times, threads = None, 1
+        if call.alone is not None and not timed:
+            self._pool.run_alone(call.alone.address, frame.address)
+        else:
+            times, threads = self._launch(call.plan, frame.words, timed=timed)
+        outputs = [result for result, _ in results]
+        sizes = call.sizes
+        if self._runtime:
+            values = tuple(frame.words[self._bases.size :].tolist())
+            frame.words[self._bases.size :] = call.values
+            sizes = self.program.sizes(values)
+            outputs = self._cut(outputs, values)
+        # Not in a `finally`: a frame that a fault has left is dropped, whatever is in it.
+        call.frames.append(frame)
+        del kept
+        for leaf, result in self._mutations:
+            _assign(leaves[leaf], outputs[result])
+        return outputs[0] if self._single else self.program.signature.rebuild(outputs, sizes), times, threads
 
     def _launch(self, plan: Resolved, words: NDArray[np.int64], *, timed: bool) -> tuple[Times | None, int]:
         with self._pool.team(self._threads) as team:
@@ -265,16 +318,6 @@ def _check_options(
             [f"the program calls {name} on the host, which was not given" for name in missing],
             step="load it with the functions it was compiled with",
         )
-
-
-def _empty(program: Program, plan: Resolved, *, torch: bool) -> tuple[list[Any], list[int]]:
-    """Fresh memory for every result, and its addresses."""
-    results, addresses = [], []
-    for spec, shape in zip(program.results, plan.shapes, strict=True):
-        result, address = empty_torch(shape, spec.dtype) if torch else empty_numpy(shape, spec.dtype)
-        results.append(result)
-        addresses.append(address)
-    return results, addresses
 
 
 def _assign(leaf: Any, value: Any) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tilewright.errors import CapacityError
+from tilewright.errors import CapacityError, OptionError
 from tilewright.runtime.tensors import address_of
 
 _HUGE_PAGE = 2 << 20
@@ -196,3 +196,13 @@ def shown(size: int) -> str:
         if amount < 1024:
             return f"{amount:.1f} {unit}"
     return f"{amount / 1024:.1f} TiB"
+
+
+def parse_bytes(text: str) -> int:
+    """`1000`, `512MiB`, `2GiB` in bytes. OptionError otherwise."""
+    units = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+    number = text.strip().rstrip("BKMGTi")
+    try:
+        return int(float(number) * units[text.strip()[len(number) :].strip()])
+    except (KeyError, ValueError, OverflowError):
+        raise OptionError(f"{text!r} is not a number of bytes", step="write 500000000, 512MiB or 2GiB") from None

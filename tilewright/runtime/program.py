@@ -25,7 +25,7 @@ from tilewright.ir.dtypes import DType
 from tilewright.ir.signature import Signature
 
 Space = Literal["input", "output", "weight", "packed", "state", "slot", "dims"]
-Relation = Literal["==", "<=", "<", ">=", ">"]
+Relation = Literal["==", "!=", "<=", "<", ">=", ">"]
 Json: TypeAlias = Any
 """Plain data: None, bool, int, float, str, lists and dicts with string keys."""
 
@@ -152,11 +152,16 @@ class Guard:
     reason: str = ""
 
     def holds(self, sizes: Mapping[str, int]) -> bool:
-        """Whether it does at these values of the dims."""
-        a, b = self.left.evaluate(sizes), self.right.evaluate(sizes)
+        """Whether it does at these values of the dims; it does not where it divides by 0."""
+        try:
+            a, b = self.left.evaluate(sizes), self.right.evaluate(sizes)
+        except ZeroDivisionError:
+            return False
         match self.relation:
             case "==":
                 return a == b
+            case "!=":
+                return a != b
             case "<=":
                 return a <= b
             case "<":

@@ -7,8 +7,8 @@ from itertools import pairwise
 
 from tilewright.errors import IRError, Problem
 from tilewright.ir.dims import Expr
+from tilewright.ir.solve import solvable
 from tilewright.runtime.program import SPACES, Program, Ref, Routine, Step, TensorSpec
-from tilewright.runtime.solve import solvable
 
 # What @prepare may touch: it runs before any call exists.
 _PREPARE_SPACES = ("weight", "packed", "slot")

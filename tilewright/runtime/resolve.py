@@ -30,6 +30,8 @@ class BaseTable:
 
     ARENA = 0
     DIMS = 1
+    FIRST = 2
+    """The first input; the outputs follow the inputs."""
 
     def __init__(self, program: Program) -> None:
         self.first: dict[Space, int] = {"slot": self.ARENA, "dims": self.DIMS}
@@ -40,7 +42,7 @@ class BaseTable:
             ("packed", len(program.packed)),
             ("state", len(program.states)),
         ]
-        self.size = 2
+        self.size = self.FIRST
         for space, count in counts:
             self.first[space] = self.size
             self.size += count

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -137,6 +137,23 @@ def address_of(array: NDArray[Any]) -> int:
     return int(array.__array_interface__["data"][0])
 
 
+def row_major(shape: Sequence[int]) -> tuple[int, ...]:
+    """The strides, in elements, of a dense tensor."""
+    strides = [1]
+    for size in reversed(shape[1:]):
+        strides.append(strides[-1] * max(size, 1))
+    return tuple(reversed(strides)) if shape else ()
+
+
+Plan: TypeAlias = Sequence[tuple[Sequence[int], Sequence[int], Any]]
+"""Tensors to make: (shape, strides in elements, dtype) of each."""
+
+
+def fresh_numpy(plan: Plan) -> list[tuple[Any, int]]:
+    """Fresh arrays on boundaries of 64 bytes, each with its address. Dtypes are the IR's."""
+    return [empty_numpy(shape, dtype) for shape, _, dtype in plan]
+
+
 def empty_numpy(shape: Sequence[int], dtype: DType) -> tuple[NDArray[Any], int]:
     """A fresh array on a boundary of 64 bytes, and its address."""
     element = numpy_dtype(dtype)
@@ -147,13 +164,18 @@ def empty_numpy(shape: Sequence[int], dtype: DType) -> tuple[NDArray[Any], int]:
     return room.view(element).reshape(shape), address
 
 
-def empty_torch(shape: Sequence[int], dtype: DType) -> tuple[Any, int]:
-    """A fresh torch tensor and its address."""
-    try:
-        tensor = sys.modules["torch"].empty(tuple(shape), dtype=torch_dtype(dtype))
-    except (RuntimeError, OverflowError, TypeError) as fault:
-        raise _refused(shape, dtype, fault) from fault
-    return tensor, tensor.data_ptr()
+def fresh_torch(plan: Plan) -> list[tuple[Any, int]]:
+    """Fresh torch tensors, each with its address. Dtypes are torch's."""
+    # torch.empty takes twice as long; without `device` a default device of the user's would be taken.
+    empty = sys.modules["torch"].empty_strided
+    made = []
+    for shape, strides, dtype in plan:
+        try:
+            tensor = empty(shape, strides, dtype=dtype, device="cpu")
+        except (RuntimeError, OverflowError, TypeError) as fault:
+            raise _refused(shape, from_torch_name(str(dtype)) or dtype, fault) from fault
+        made.append((tensor, tensor.data_ptr()))
+    return made
 
 
 @cache

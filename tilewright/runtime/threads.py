@@ -3,7 +3,8 @@
 A call takes a `Team` for as long as it computes: the calling thread itself, plus workers when it was granted more than
 one core. Workers are Python daemon threads parked inside the native driver, where they hold no interpreter lock.
 At any moment the teams together have at most as many threads as there are cores, so a barrier's spinning is seldom in
-vain, and a process never has more threads than cores + callers.
+vain, and a process never has more threads than cores + callers. Plans of a few microseconds run on the calling thread
+without asking (`run_alone`): asking takes longer.
 
 *Fork.* A child starts with a fresh pool and a fresh lease, whatever the parent's threads were doing. A team that was
 open across the fork goes on alone in the child.
@@ -60,6 +61,9 @@ class Driver:
         # ctypes lets go of the interpreter lock around these.
         launch = ctypes.CFUNCTYPE(None, pointer, pointer, pointer, pointer)
         self.launch: Callable[[int, int, int, int | None], None] = launch(library[abi.LAUNCH])
+        # For calls of a few microseconds: keeps the interpreter lock, which other threads may take long to hand back.
+        short = ctypes.PYFUNCTYPE(None, pointer, pointer, pointer, pointer)
+        self.launch_short: Callable[[int, int, int, int | None], None] = short(library[abi.LAUNCH])
         self.worker: Callable[[int], None] = ctypes.CFUNCTYPE(None, pointer)(library[abi.WORKER])
         self.stop: Callable[[int], None] = ctypes.CFUNCTYPE(None, pointer)(library[abi.STOP])
         self.pause: Callable[[int], None] = ctypes.CFUNCTYPE(None, word)(library[abi.PAUSE])
@@ -189,12 +193,18 @@ class ThreadPool:
     def __init__(self, driver: Driver, cores: int | None = None) -> None:
         self.driver = driver
         self._cores = cores
+        self._lone_words = np.array([1, 0], np.int64)
+        self._lone = int(self._lone_words.ctypes.data)
         self.state = self._fresh()
         _pools.add(self)
 
     def team(self, threads: int | None = None) -> Team:
         """Take a team of at most `threads` threads (None: all cores), waiting for a core if none is free."""
         return Team(self, self.state.lease.cores if threads is None else threads)
+
+    def run_alone(self, plan: int, bases: int) -> None:
+        """`Team.run` on the calling thread alone, for plans of a few microseconds; it takes no lease."""
+        self.driver.launch_short(self._lone, plan, bases, None)
 
     def close(self) -> None:
         """Stop the idle workers; calls after this run on their own thread alone."""

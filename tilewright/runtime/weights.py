@@ -87,6 +87,7 @@ def check_source(program: Program, source: Source) -> dict[str, str]:
     Raises WeightsError listing every missing and unknown name, wrong shape, wrong dtype, and tied weights with
     different values. Values are read for tied weights only.
     """
+    _require_names(source)
     names: dict[str, str] = {}
     problems: list[Problem] = []
     aliases: dict[str, list[str]] = {}
@@ -116,6 +117,15 @@ def check_source(program: Program, source: Source) -> dict[str, str]:
     if problems:
         raise WeightsError(problems, step="pass the state_dict() of the model that was compiled, with other values")
     return names
+
+
+def _require_names(source: Source) -> None:
+    if isinstance(source, Mapping) and all(isinstance(name, str) for name in source):
+        return
+    step = "pass a state dict: model.state_dict(), or WeightFiles of a checkpoint"
+    if hasattr(source, "state_dict"):
+        step = "pass its tensors: update_weights(model.state_dict())"
+    raise WeightsError(f"a {type(source).__name__} is no mapping from names to tensors", step=step)
 
 
 def _description(source: Source, name: str) -> Description | None:

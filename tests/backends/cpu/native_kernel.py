@@ -7,9 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tilewright.backends.clike import CLike
 from tilewright.backends.cpu.cpu_class import CPU_CLASSES
 from tilewright.backends.cpu.mlir import TARGETS, compile_object
-from tilewright.backends.cpu.printer import print_kernel
+from tilewright.backends.cpu.printer import PrintedKernel, print_kernel
+from tilewright.backends.toy.compiler import compile_source
 from tilewright.ir.loops import LoopKernel
 from tilewright.runtime.native import NativeLibrary, cpu_features, load
 
@@ -22,11 +24,16 @@ def host_classes() -> list[str]:
 
 
 class NativeKernel:
-    """A kernel compiled for one class; call it with flat arrays and sizes."""
+    """A kernel compiled for one CPU class, or printed as "c" for the host's C compiler; call it with flat arrays."""
 
     def __init__(self, kernel: LoopKernel, cpu: str) -> None:
-        self.printed = print_kernel(kernel, CPU_CLASSES[cpu])
-        self._library: NativeLibrary = load([compile_object(self.printed.text, TARGETS[cpu])], [self.printed.symbol])
+        if cpu == "c":
+            self.printed = PrintedKernel(kernel.name, CLike(kernel).source(), 0)
+            code = compile_source(self.printed.text, kernel.name)
+        else:
+            self.printed = print_kernel(kernel, CPU_CLASSES[cpu])
+            code = compile_object(self.printed.text, TARGETS[cpu])
+        self._library: NativeLibrary = load([code], [self.printed.symbol])
         self.function = _SIGNATURE(self._library[self.printed.symbol])
 
     def __call__(self, buffers: Sequence[np.ndarray], dims: Sequence[int] = (), *, nthreads: int = 1) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from tests.backends.cpu.native_kernel import NativeKernel, host_classes
 from tilewright.backends.cpu.cpu_class import CPU_CLASSES
+from tilewright.backends.toy.compiler import missing
 from tilewright.ir.dtypes import BF16, F16, F32, F64, I1, I8, I16, I32, I64, U8, DType
 from tilewright.ir.loops import LoopBuilder, Value
 from tilewright.ir.loops.elementwise import storage
@@ -18,6 +19,8 @@ from tilewright.ir.loops_interpreter import run_kernel
 CLASSES = host_classes()
 # Text differs between these; avx512-bf16 prints dot2 alone otherwise than avx512.
 DISTINCT = [name for name in CLASSES if name != "avx512-bf16"]
+NO_CC = missing()
+C = pytest.param("c", marks=pytest.mark.skipif(NO_CC is not None, reason=f"toy: {NO_CC}"))
 SPECIAL = [
     0.0,
     -0.0,
@@ -100,7 +103,7 @@ def run_cases(cases: Sequence[Case], lanes: int, cpu: str, rng: np.random.Genera
     native = [np.zeros(room, storage(d)) for d in results]
     wanted = [np.zeros(room, storage(d)) for d in results]
     NativeKernel(kernel, cpu)([*arrays, *native])
-    run_kernel(kernel, [*arrays, *wanted], fused=CPU_CLASSES[cpu].fma)
+    run_kernel(kernel, [*arrays, *wanted], fused=cpu != "c" and CPU_CLASSES[cpu].fma)
     for case, got, right, dtype in zip(cases, native, wanted, results, strict=True):
         try:
             same(got, right, dtype)
@@ -108,4 +111,9 @@ def run_cases(cases: Sequence[Case], lanes: int, cpu: str, rng: np.random.Genera
             raise AssertionError(f"{case.name} on {lanes} lanes, {cpu}: {error}") from None
 
 
-grid = pytest.mark.parametrize(("cpu", "lanes"), [(c, n) for c in DISTINCT for n in (1, 4, 8, 16)])
+every_printer = pytest.mark.parametrize("cpu", [*DISTINCT, C])
+
+
+def grid(test: Callable[..., None]) -> Callable[..., None]:
+    """The test on every printer and number of lanes."""
+    return pytest.mark.parametrize("lanes", [1, 4, 8, 16])(every_printer(test))

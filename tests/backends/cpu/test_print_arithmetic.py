@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.backends.cpu.native_kernel import NativeKernel
-from tests.backends.cpu.op_cases import ALL, CLASSES, INTEGERS, Case, grid, run_cases, same
+from tests.backends.cpu.op_cases import ALL, CLASSES, INTEGERS, C, Case, grid, run_cases, same
 from tilewright.ir.dtypes import BF16, F32, F64, I1, I8, I16, I32, I64
 from tilewright.ir.loops import LoopBuilder
 from tilewright.ir.loops_interpreter import run_kernel
@@ -92,7 +92,7 @@ def test_moves_between_lanes_have_the_interpreters_bits(cpu: str, lanes: int, rn
     run_cases(cases, lanes, cpu, rng, rounds=7)
 
 
-@pytest.mark.parametrize("cpu", CLASSES)
+@pytest.mark.parametrize("cpu", [*CLASSES, C])
 @pytest.mark.parametrize("lanes", [1, 4, 8, 16])
 def test_dot2_rounds_twice_in_the_documented_order(cpu: str, lanes: int, rng: np.random.Generator) -> None:
     b = LoopBuilder("dot2")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from tests.backends.cpu.native_kernel import NativeKernel
-from tests.backends.cpu.op_cases import ALL, DISTINCT, Case, grid, run_cases, same
+from tests.backends.cpu.op_cases import ALL, Case, every_printer, grid, run_cases, same
 from tilewright.ir.dtypes import BF16, F16, F32
 from tilewright.ir.loops import LoopBuilder
 
@@ -17,7 +16,7 @@ def test_every_cast_has_the_interpreters_bits(cpu: str, lanes: int, rng: np.rand
     run_cases(cases, lanes, cpu, rng)
 
 
-@pytest.mark.parametrize("cpu", DISTINCT)
+@every_printer
 def test_every_half_and_bfloat_pattern_survives_widening_and_narrowing(cpu: str) -> None:
     b = LoopBuilder("patterns")
     halves, brains = b.buffer("halves", F16), b.buffer("brains", BF16)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.backends.cpu.native_kernel import NativeKernel
-from tests.backends.cpu.op_cases import DISTINCT
+from tests.backends.cpu.op_cases import DISTINCT, every_printer
 from tilewright.backends.cpu.cpu_class import CPU_CLASSES
 from tilewright.backends.cpu.printer import print_kernel
 from tilewright.ir.dtypes import F32, F64, I8, I64, DType
@@ -15,7 +15,7 @@ from tilewright.ir.loops.elementwise import storage
 from tilewright.ir.loops_interpreter import run_kernel
 
 
-@pytest.mark.parametrize("cpu", DISTINCT)
+@every_printer
 @pytest.mark.parametrize("unroll", [1, 2, 3, 4])
 def test_loops_carry_unroll_and_nest(cpu: str, unroll: int) -> None:
     b = LoopBuilder("loops")
@@ -42,7 +42,7 @@ def test_loops_carry_unroll_and_nest(cpu: str, unroll: int) -> None:
         assert wanted[3] == 5
 
 
-@pytest.mark.parametrize("cpu", DISTINCT)
+@every_printer
 def test_branches_give_values_and_effects(cpu: str) -> None:
     b = LoopBuilder("branches")
     out = b.buffer("out", F32, writable=True)

@@ -13,13 +13,14 @@ from tilewright.ir.attributes import Str
 from tilewright.ir.dims import Dim, ExprLike
 from tilewright.ir.dtypes import F32, I1, I64, DType
 from tilewright.ir.graph.attention import AttentionOp, RotaryOp
-from tilewright.ir.graph.contraction import ConvolutionOp, MatmulOp
+from tilewright.ir.graph.contraction import MatmulOp
 from tilewright.ir.graph.elementwise import CastOp, MapOp
 from tilewright.ir.graph.externs import register_extern
 from tilewright.ir.graph.indexing import GatherOp, PutAlongOp, ScatterOp, TakeAlongOp
 from tilewright.ir.graph.quantization import DequantizeOp, QuantizeOp
 from tilewright.ir.graph.recurrence import ExpertsOp, ScanOp
 from tilewright.ir.graph.reduction import CumulativeOp, NormOp, ReduceOp, SoftmaxOp, SortOp, TopkOp
+from tilewright.ir.graph.routing import GroupedMatmulOp, RouteOp, SlotsOp
 from tilewright.ir.graph.shape import BroadcastOp, ConcatOp, PadOp, ReshapeOp, SliceOp, TransposeOp
 from tilewright.ir.graph.structure import (
     CallOp,
@@ -36,6 +37,7 @@ from tilewright.ir.graph.structure import (
     WeightOp,
     YieldOp,
 )
+from tilewright.ir.graph.windows import ConvolutionOp, PoolOp
 from tilewright.ir.module import new_module
 from tilewright.ir.types import TensorType
 
@@ -72,6 +74,7 @@ def build() -> Ready:
         "gain": torch.randn(D),
         "gate_up": torch.randn(3, 12, D),
         "down": torch.randn(3, D, 6),
+        "halves": torch.randn(D, D, D // 2),
         "kernel": torch.randn(4, 1, 3),
         "scale": torch.rand(D, 2) + 0.1,
     }
@@ -145,6 +148,10 @@ def _main() -> FuncOp:
 
     values, order = put(TopkOp, put(SliceOp, y, starts=[0, 0], stops=[T, 3]), k=2, axis=1)
     routed = put(ExpertsOp, y, order, values, weight("gate_up", 3, 12, D), weight("down", 3, D, 6), activation="silu")
+    places, offsets = put(RouteOp, put(ReshapeOp, ids, dims=[main_dim() * 2]), experts=D)
+    order, rows = put(SlotsOp, places, each=2)
+    halves = put(GroupedMatmulOp, y, weight("halves", D, D, D // 2), rows, order, offsets)
+    routed = put(MapOp, routed, put(ReshapeOp, halves, dims=[T, D]), fn="add")
     sums = put(CumulativeOp, routed, fn="sum", axis=1)
     sorted_values, _ = put(SortOp, sums, axis=1, descending=True)
 
@@ -173,6 +180,7 @@ def _main() -> FuncOp:
         dilation=[1],
         groups=4,
     )
+    folded = put(PoolOp, folded, fn="max", window=[3], strides=[1], padding_low=[1], padding_high=[1], dilation=[1])
     (folded,) = _results(
         put(ExternOp, [folded], callee="tests.clip", arguments='{"low": -1.0}', result_types=[folded.type])
     )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.ir.graph.single_op import FLOATS, apply, complaint, run, value
 from tilewright.ir.dtypes import F64, I64, DType, torch_name
 from tilewright.ir.graph.base import Setting
-from tilewright.ir.graph.contraction import ConvolutionOp, MatmulOp
+from tilewright.ir.graph.contraction import MatmulOp
 
 sizes = st.sampled_from([0, 1, 2, 3, 7])
 
@@ -68,73 +68,3 @@ def test_matmul_keeps_symbols_and_counts_two_flops_a_multiply_add() -> None:
 )
 def test_matmul_names_what_does_not_fit(a: object, b: object, says: str) -> None:
     assert says in complaint(MatmulOp, a, b)
-
-
-@given(st.integers(1, 3), st.data())
-def test_convolution_is_torchs(spatial: int, data: st.DataObject) -> None:
-    def each(low: int, high: int) -> list[int]:
-        return [data.draw(st.integers(low, high)) for _ in range(spatial)]
-
-    groups, window, strides, dilation, padding = (
-        data.draw(st.integers(1, 3)),
-        each(1, 3),
-        each(1, 3),
-        each(1, 2),
-        each(0, 2),
-    )
-    sides = [d * (w - 1) + 1 + data.draw(st.integers(0, 4)) for d, w in zip(dilation, window, strict=True)]
-    x = torch.randn(data.draw(st.sampled_from([0, 1, 2])), 2 * groups, *sides, dtype=torch.float64)
-    w = torch.randn(groups * data.draw(st.integers(1, 2)), 2, *window, dtype=torch.float64)
-    bias = torch.randn(w.shape[0], dtype=torch.float64) if data.draw(st.booleans()) else None
-    theirs = getattr(torch.nn.functional, f"conv{spatial}d")(x, w, bias, strides, padding, dilation, groups)
-    ours = apply(
-        ConvolutionOp,
-        x,
-        w,
-        bias,
-        strides=strides,
-        padding_low=padding,
-        padding_high=padding,
-        dilation=dilation,
-        groups=groups,
-    )
-    torch.testing.assert_close(ours, theirs)
-
-
-def test_convolution_pads_each_side_on_its_own() -> None:
-    x, w = torch.randn(1, 2, 5), torch.randn(3, 2, 2)
-    ours = apply(ConvolutionOp, x, w, strides=[1], padding_low=[1], padding_high=[0], dilation=[1])
-    torch.testing.assert_close(ours, torch.nn.functional.conv1d(torch.nn.functional.pad(x, (1, 0)), w))
-
-
-def test_convolution_follows_symbols() -> None:
-    op = ConvolutionOp.make(
-        value(["batch", 3, "h"]), value([8, 3, 4]), strides=[4], padding_low=[0], padding_high=[0], dilation=[1]
-    )
-    assert str(op.out.type) == "f32[batch, 8, floordiv(h, 4)]"
-    run(op, torch.randn(2, 3, 19), torch.randn(8, 3, 4), None, sizes={"batch": 2, "h": 19})
-
-
-@pytest.mark.parametrize(
-    ("x", "w", "change", "says"),
-    [
-        ([1, 2], [1, 2], {}, "do not fit"),
-        ([1, 2, 5], [3, 2, 2], {"strides": [1, 1]}, "needs 1 strides"),
-        ([1, 2, 5], [3, 2, 2], {"strides": [0]}, "1 or more"),
-        ([1, 2, 5], [3, 2, 2], {"padding_low": [-1]}, "0 or more"),
-        ([1, 2, 5], [3, 3, 2], {}, "2 channels and 3 filters"),
-        ([1, 4, 5], [3, 2, 2], {"groups": 2}, "2 groups"),
-        ([1, 2, 5], [3, 2, 6], {}, "does not fit into"),
-    ],
-)
-def test_convolution_names_what_does_not_fit(x: list[int], w: list[int], change: dict[str, object], says: str) -> None:
-    properties = {"strides": [1], "padding_low": [0], "padding_high": [0], "dilation": [1], **change}
-    assert says in complaint(ConvolutionOp, value(x), value(w), **properties)
-
-
-def test_convolution_takes_floats_and_a_fitting_bias() -> None:
-    properties = {"strides": [1], "padding_low": [0], "padding_high": [0], "dilation": [1]}
-    assert "do not fit" in complaint(ConvolutionOp, value([1, 2, 5], I64), value([3, 2, 2], I64), **properties)
-    assert "bias must be f32[3]" in complaint(
-        ConvolutionOp, value([1, 2, 5]), value([3, 2, 2]), value([4]), **properties
-    )

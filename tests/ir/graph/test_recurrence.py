@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.ir.graph.single_op import apply, complaint, run, value
-from tilewright.errors import IRError
 from tilewright.ir.dtypes import F64, I64
 from tilewright.ir.graph.recurrence import ExpertsOp, ScanOp
 
@@ -72,22 +71,23 @@ def test_experts_name_what_does_not_fit(at: int, operand: Any, says: str) -> Non
     assert says in complaint(ExpertsOp, *operands, activation="silu")
 
 
-def test_experts_refuse_odd_activations_and_missing_experts() -> None:
+def test_experts_refuse_odd_activations() -> None:
     shapes = ([3, 8], [3, 2], [4, 12, 8], [4, 8, 6])
     x, weights, gate_up, down = (value(s) for s in shapes)
     assert "'add' is not a function of one float" in complaint(
         ExpertsOp, x, value([3, 2], I64), weights, gate_up, down, activation="add"
     )
-    with pytest.raises(IRError, match="token 0 goes to expert 9 of 4"):
-        apply(
-            ExpertsOp,
-            torch.zeros(1, 8),
-            torch.tensor([[9, 0]]),
-            torch.zeros(1, 2),
-            torch.zeros(4, 12, 8),
-            torch.zeros(4, 8, 6),
-            activation="silu",
-        )
+
+
+def test_a_slot_without_an_expert_adds_nothing() -> None:
+    x, gate_up, down = torch.randn(2, 8), torch.randn(4, 12, 8), torch.randn(4, 8, 6)
+    share = torch.rand(2, 2)
+    rest = {"activation": "silu"}
+    with_strays = apply(ExpertsOp, x, torch.tensor([[9, 0], [3, -1]]), share, gate_up, down, **rest)
+    kept = share * torch.tensor([[0, 1], [1, 0]])
+    torch.testing.assert_close(
+        with_strays, apply(ExpertsOp, x, torch.tensor([[1, 0], [3, 2]]), kept, gate_up, down, **rest)
+    )
 
 
 @given(st.lists(st.sampled_from([0, 1, 2, 5]), min_size=1, max_size=3), st.data())

@@ -52,3 +52,13 @@ def test_integers_read_at_run_time_may_be_anything() -> None:
     assert not facts.at_least(read, 0)
     assert not facts.at_least(N - read, 1)
     assert facts.at_least(read - read, 0)
+
+
+def test_a_factor_that_may_be_negative_gives_a_loop_no_sign() -> None:
+    facts = Facts()
+    at = facts.induction(Expr.of(0), N, 1)
+    wild = Expr.of("floordiv(m - 100, 7)")
+    assert not facts.at_least(at * wild, 0)
+    assert not facts.at_least(at * wild * -1, 0)
+    assert facts.at_least(at * Expr.of("floordiv(m, 7)"), 0)
+    assert not facts.at_least(minimum(N, M) * wild * -1 + N * wild, 0)

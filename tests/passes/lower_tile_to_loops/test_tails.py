@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from xdsl.ir import SSAValue
 
 from tests.passes.lower_tile_to_loops.kernels import attention
-from tests.passes.lower_tile_to_loops.running import inputs, lower_kernel, machine, outputs
+from tests.passes.lower_tile_to_loops.running import check, inputs, lower_kernel, machine, outputs
 from tilewright.ir.dims import Expr
-from tilewright.ir.dtypes import F32
+from tilewright.ir.dtypes import F32, I32
 from tilewright.ir.loops_interpreter import run_kernel
 from tilewright.ir.tile import compute
 from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.passes.lower_tile_to_loops.observed import Observed
-from tilewright.passes.lower_tile_to_loops.tails import Limit, depth_limit, folded_limit, tail
+from tilewright.passes.lower_tile_to_loops.tails import Constant, Limit, depth_limit, folded_limit, tail
 
 
 class Masked:
@@ -31,6 +32,11 @@ class Masked:
         inside = b.map("lt", b.coordinates(self.j, 1, (1, 32)), b.splat("m", (1, 1)))
         return b.map("select", inside, value, b.constant(beyond, (1, 1)))
 
+    def largest(self, scores: SSAValue) -> SSAValue:
+        """The largest of each row, or 0 where it is -inf."""
+        top, none = self.b.reduce("max", scores), self.b.constant(-np.inf, (1, 1))
+        return self.b.map("select", self.b.map("eq", top, none), self.b.constant(0.0, (1, 1)), top)
+
     def observed(self, *results: SSAValue) -> Observed:
         for value in results:
             self.b.store(self.b.broadcast(value, (4, 32)), self.b.dense(self.y), [self.i, self.j])
@@ -41,20 +47,64 @@ def test_a_fill_is_the_tail_of_a_load() -> None:
     k = Masked(fill=0.0)
     found = tail(k.tile, 1)
     assert found is not None
-    assert (found.limit, found.value) == (k.limit, 0.0)
+    assert (found.limit, found.constant) == (k.limit, Constant(0.0))
     assert tail(Masked().tile, 1) is None, "poison is no constant"
 
 
 def test_arithmetic_hands_a_tail_on() -> None:
     k = Masked()
     scores = k.select(k.tile, -np.inf)
-    top = k.b.reduce("max", scores)
+    top = k.largest(scores)
     weights = k.b.map("exp", k.b.map("sub", scores, top))
-    for value, constant in ((scores, -np.inf), (weights, 0.0)):
+    sums = k.b.map("add", weights, k.tile)
+    k.observed(weights, sums)
+    for value, constant in ((scores, Constant(-np.inf)), (weights, Constant(0.0, sure=False))):
         found = tail(value, 1)
         assert found is not None
-        assert found.value == constant
-    assert tail(k.b.map("add", weights, k.tile), 1) is None
+        assert found.constant == constant
+    assert tail(sums, 1) is None
+
+
+def test_no_constant_is_claimed_where_infinity_or_nan_may_meet_it() -> None:
+    k = Masked()
+    b, none = k.b, k.b.constant(-np.inf, (1, 1))
+    scores = k.select(k.tile, -np.inf)
+    for value in (
+        b.map("add", scores, k.tile),
+        b.map("sub", scores, k.tile),
+        b.map("sub", scores, b.reduce("max", scores)),
+        b.map("select", b.map("isnan", b.map("sub", scores, k.largest(scores))), b.constant(5.0, (1, 1)), scores),
+        b.map("max", b.map("sub", scores, k.largest(scores)), none),
+    ):
+        found = tail(value, 1)
+        assert found is None or (value.owner.fn.data == "select" and found.constant.value == -np.inf), value.owner
+
+
+@pytest.mark.parametrize("cpu", ["avx512", "avx2", "generic"])
+@pytest.mark.parametrize("m", [1, 17, 32, 45])
+def test_nan_and_infinity_are_what_they_are_without_tails(cpu: str, m: int, rng: np.random.Generator) -> None:
+    """Softmax weights, a masked sum with a bias that is not finite, and bits joined by `or`."""
+    x = rng.normal(size=(6, m)).astype(np.float32)
+    x[0, rng.integers(m)], x[1, rng.integers(m)], x[2] = np.nan, np.inf, -np.inf
+    for body in (_softmax_weights, _biased, _joined_bits):
+        k = Masked(fill=0.0)
+        k.b.store(k.b.broadcast(body(k), (4, 32)), k.b.dense(k.y), [k.i, k.j])
+        check(k.b.finish(), {"n": 6, "m": m}, rng, given=[x.reshape(-1)], tolerance=1e-6, classes=[cpu])
+
+
+def _softmax_weights(k: Masked) -> SSAValue:
+    scores = k.select(k.tile, -np.inf)
+    return k.b.reduce("sum", k.b.map("exp", k.b.map("sub", scores, k.largest(scores))))
+
+
+def _biased(k: Masked) -> SSAValue:
+    return k.b.reduce("max", k.b.map("add", k.select(k.b.constant(0.0, (4, 32)), -np.inf), k.tile))
+
+
+def _joined_bits(k: Masked) -> SSAValue:
+    whole = k.b.cast(k.b.map("select", k.b.map("isnan", k.tile), k.b.constant(3.0, (1, 1)), k.tile), I32)
+    first = k.select(k.b.constant(0.0, (4, 32)), 1.0)
+    return k.b.reduce("max", k.b.cast(k.b.map("or", k.b.cast(first, I32), whole), F32))
 
 
 def test_a_fold_ends_where_what_follows_is_neutral() -> None:

@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.passes.lower_tile_to_loops.running import check, check_counts, inputs
+from tests.passes.lower_tile_to_loops.running import (
+    CLASSES,
+    check,
+    check_counts,
+    inputs,
+    interpreted,
+    reference,
+    same,
+)
 from tilewright.ir.dims import Expr
 from tilewright.ir.dtypes import BF16, F32, I32, I64, DType
 from tilewright.ir.tile.builder import KernelBuilder
@@ -141,3 +149,53 @@ def test_a_negative_stride_reverses(rng: np.random.Generator) -> None:
     kernel = b.finish()
     for n in (1, 70):
         both(kernel, {"n": n}, inputs(kernel, {"n": n}, rng), rng)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("wild", [-1, 50, 2**31 - 1, -(2**31), 2**62, 2**63 - 1, -(2**63)])
+def test_an_index_that_points_nowhere_touches_nothing(wild: int, name: str, rng: np.random.Generator) -> None:
+    """Rows, pages, segments and scalars from memory: the loops' interpreter checks every access."""
+    n, sources = 6, []
+    for kind in ("rows", "scatter", "pages", "segment", "scalar"):
+        b = KernelBuilder(kind, ["n"])
+        x, ids, y = b.buffer([48, 8], F32), b.buffer(["n"], I64), b.output([48, 8], F32)
+        (i,) = b.grid(["n"], [1])
+        dense = b.dense(x)
+        if kind == "rows":
+            b.store(b.load(b.rows(dense, b.dense(ids)), [i, 0], [4, 8], 0.0), b.dense(y), [i, 0])
+        elif kind == "scatter":
+            b.store(b.load(dense, [i, 0], [4, 8], 0.0), b.rows(b.dense(y), b.dense(ids)), [i, 0])
+        elif kind == "pages":
+            paged = b.view(x, [12, 4, 8], [32, 8, 1])
+            length = b.index("4*n")
+            pages = b.add(ViewPagesOp.make(paged, b.dense(ids), length, page=4, extent=("4*n",)))
+            b.store(b.load(pages, [b.index("4*a0", i), 0], [4, 8], 0.0), b.dense(y), [i, 0])
+        elif kind == "segment":
+            part = b.add(ViewSegmentOp.make(dense, b.dense(ids), i, axis=0, extent=(48,)))
+            b.store(b.load(part, [0, 0], [16, 8], 0.0), b.dense(y), [i, 0])
+        else:
+            at = b.scalar(b.dense(ids), [i])
+            far = b.index("max(a0 + 1, 0) - a0", at)
+            b.store(b.load(dense, [far, 0], [4, 8], 0.0), b.dense(y), [b.index("a0*3", at), 0])
+        sources.append(b.finish())
+    for kernel in sources:
+        given = inputs(kernel, {"n": n}, rng)
+        given[1] = rng.integers(0, 12, n)
+        given[1][rng.random(n) < 0.5] = wild
+        interpreted(kernel, given, {"n": n}, name)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("start", ["k", "-k", "2*k"])
+def test_a_region_beyond_its_view_is_not_written(start: str, name: str, rng: np.random.Generator) -> None:
+    b = KernelBuilder("beyond", ["n", "k"])
+    x, y = b.buffer(["n", 70], F32), b.output(["n", 70], F32)
+    (i,) = b.grid(["n"], [3])
+    total = b.reduce("sum", b.load(b.dense(x), [i, 0], [3, 70], 0.0))
+    b.store(b.map("add", b.load(b.dense(x), [i, 0], [3, 70], 0.0), total), b.dense(y), [i, b.index(start)])
+    kernel = b.finish()
+    for k in (69, 70, 71, 200):
+        dims = {"n": 5, "k": k}
+        given = inputs(kernel, dims, rng)
+        wanted = reference(kernel, given, dims, complete=False)
+        same(interpreted(kernel, given, dims, name)[0], wanted[0], 1e-5, f"{start} {k}")

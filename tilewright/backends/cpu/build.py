@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from functools import cache
@@ -60,8 +61,16 @@ def _driver(name: str) -> bytes:
 
 def runtime_objects(machine: Machine) -> Mapping[str, bytes]:
     """The native driver, for the baseline of the machine's architecture: it runs wherever an artifact is opened."""
-    triple = TARGETS[machine.name].triple
-    return {"driver": _driver(next(t.name for t in TARGETS.values() if t.triple == triple))}
+    return {"driver": _baseline(TARGETS[machine.name].triple)}
+
+
+def host_driver() -> bytes:
+    """The driver for this machine's architecture: every backend whose kernels run on the host's cores shares it."""
+    return _baseline(f"{platform.machine()}-unknown-linux-gnu")
+
+
+def _baseline(triple: str) -> bytes:
+    return _driver(next(t.name for t in TARGETS.values() if t.triple == triple))
 
 
 def toolchain() -> Mapping[str, str]:

@@ -6,10 +6,11 @@ from typing import Any
 
 from xdsl.ir import SSAValue
 
-from tilewright.frontend.aten.shape import _bound
 from tilewright.frontend.builder import Builder, axis_of
+from tilewright.frontend.proving import at_most
 from tilewright.frontend.registry import Unsupported, lowers
-from tilewright.ir.dims import Expr
+from tilewright.frontend.slicing import bound
+from tilewright.ir.dims import Expr, maximum
 from tilewright.ir.dtypes import I64
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.indexing import GatherOp
@@ -114,7 +115,7 @@ def slice_scatter(
         raise Unsupported("writing to every other element of a slice")
     axis = axis_of(dim, tensor(self).rank)
     size = tensor(self).dims[axis]
-    first = _bound(c, start, size, default=Expr.of(0))
+    first = bound(c.symbols, start, size, default=Expr.of(0), where=c.place)
     return _replaced(c, self, src, axis, first, first + tensor(src).dims[axis])
 
 
@@ -155,5 +156,6 @@ def _rolled(c: Builder, x: SSAValue, axis: int, shift: Expr) -> SSAValue:
     size = tensor(x).dims[axis]
     if size.constant == 0:
         return x
-    cut = -shift % size if size.constant is None or shift.constant is None else Expr.of(-shift.constant % size.constant)
+    # an axis of size 0 has nothing to roll
+    cut = -shift % (size if at_most(c.symbols.space, Expr.of(1), size) else maximum(size, 1))
     return concat(c, [c.slice(x, axis, cut, size), c.slice(x, axis, 0, cut)], axis)

@@ -1,4 +1,4 @@
-"""Matrix products and convolutions."""
+"""Matrix products."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from xdsl.ir import SSAValue
 
 from tilewright.frontend.builder import Builder
 from tilewright.frontend.registry import Unsupported, lowers
-from tilewright.ir.dims import Expr, product
+from tilewright.ir.dims import product
 from tilewright.ir.graph.base import tensor
-from tilewright.ir.graph.contraction import ConvolutionOp, MatmulOp
+from tilewright.ir.graph.contraction import MatmulOp
 
 
 @lowers("aten.linear.default")
@@ -96,87 +96,3 @@ def _without(c: Builder, value: SSAValue, labels: str, needed: set[str]) -> tupl
     """A tensor with the labels that nobody else has summed out."""
     alone = [axis for axis, x in enumerate(labels) if x not in needed]
     return c.reduce("sum", value, alone), "".join(x for x in labels if x in needed)
-
-
-@lowers("aten.conv1d.default", "aten.conv2d.default", "aten.conv3d.default")
-def conv(
-    c: Builder,
-    input: SSAValue,
-    weight: SSAValue,
-    bias: SSAValue | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> SSAValue:
-    x, spatial = tensor(input), tensor(weight).rank - 2
-    batched = input if x.rank == spatial + 2 else c.reshape(input, [1, *x.dims])
-    low = high = _per_axis(padding, spatial)
-    made = c.emit(
-        ConvolutionOp,
-        batched,
-        weight,
-        bias,
-        strides=_per_axis(stride, spatial),
-        padding_low=low,
-        padding_high=high,
-        dilation=_per_axis(dilation, spatial),
-        groups=groups,
-    )
-    return c.reshape(made, c.result.dims)
-
-
-@lowers("aten.conv1d.padding", "aten.conv2d.padding", "aten.conv3d.padding")
-def conv_padding(
-    c: Builder,
-    input: SSAValue,
-    weight: SSAValue,
-    bias: SSAValue | None = None,
-    stride: Any = 1,
-    padding: str = "valid",
-    dilation: Any = 1,
-    groups: int = 1,
-) -> SSAValue:
-    """Padding by name: "same" puts the odd element after, as torch does."""
-    spatial = tensor(weight).rank - 2
-    spread = _per_axis(dilation, spatial)
-    windows = [d.constant for d in tensor(weight).dims[2:]]
-    total = [s * ((w or 1) - 1) if padding == "same" else 0 for s, w in zip(spread, windows, strict=True)]
-    x = tensor(input)
-    batched = input if x.rank == spatial + 2 else c.reshape(input, [1, *x.dims])
-    made = c.emit(
-        ConvolutionOp,
-        batched,
-        weight,
-        bias,
-        strides=_per_axis(stride, spatial),
-        padding_low=[n // 2 for n in total],
-        padding_high=[n - n // 2 for n in total],
-        dilation=spread,
-        groups=groups,
-    )
-    return c.reshape(made, c.result.dims)
-
-
-@lowers("aten.convolution.default")
-def convolution(
-    c: Builder,
-    input: SSAValue,
-    weight: SSAValue,
-    bias: SSAValue | None,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    transposed: bool,
-    output_padding: Any,
-    groups: int,
-) -> SSAValue:
-    if transposed:
-        raise Unsupported("a transposed convolution")
-    return conv(c, input, weight, bias, stride, padding, dilation, groups)
-
-
-def _per_axis(value: Any, spatial: int) -> list[int]:
-    listed = value if isinstance(value, (list, tuple)) else [value]
-    plain = [n.constant if isinstance(n, Expr) else n for n in listed]
-    return [int(n or 0) for n in (plain * spatial if len(plain) == 1 else plain)]

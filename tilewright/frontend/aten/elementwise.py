@@ -10,7 +10,7 @@ from xdsl.ir import SSAValue
 from tilewright.frontend.builder import Builder, Weak
 from tilewright.frontend.registry import Unsupported, lowers
 from tilewright.ir.dims import Expr
-from tilewright.ir.dtypes import F32, F64, I1
+from tilewright.ir.dtypes import I1
 from tilewright.ir.graph.base import tensor
 
 _UNARY = {
@@ -67,13 +67,22 @@ def tan(c: Builder, self: SSAValue) -> SSAValue:
 @lowers("aten.sinh.default")
 def sinh(c: Builder, self: SSAValue) -> SSAValue:
     # expm1(x) / 2 * (1 + 1 / exp(x)) keeps the digits of small x that exp(x) - exp(-x) loses
-    grown = c.map("expm1", self)
-    return c.map("mul", 0.5, c.map("add", grown, c.map("div", grown, c.map("add", grown, 1.0))))
+    size, grown = c.map("abs", self), c.map("expm1", self)
+    small = c.map("mul", 0.5, c.map("add", grown, c.map("div", grown, c.map("add", grown, 1.0))))
+    half, inverse = _half_exponentials(c, size)
+    large = c.map("mul", c.map("sign", self), c.map("sub", half, inverse))
+    return c.select(c.map("lt", size, 1.0, dtype=c.result.dtype), small, large, c.result.dtype)
 
 
 @lowers("aten.cosh.default")
 def cosh(c: Builder, self: SSAValue) -> SSAValue:
-    return c.map("mul", 0.5, c.map("add", c.map("exp", self), c.map("exp", c.map("neg", self))))
+    return c.map("add", *_half_exponentials(c, c.map("abs", self)))
+
+
+def _half_exponentials(c: Builder, x: SSAValue) -> tuple[SSAValue, SSAValue]:
+    """exp(x) / 2 and exp(-x) / 2 for x >= 0; the first is finite where exp(x) no longer is."""
+    root = c.map("exp", c.map("mul", 0.5, x))
+    return c.map("mul", c.map("mul", 0.5, root), root), c.map("div", 0.5, c.map("mul", root, root))
 
 
 @lowers("aten.add.Tensor", "aten.add.Scalar")
@@ -273,11 +282,3 @@ def where(c: Builder, condition: SSAValue, self: Any, other: Any) -> SSAValue:
 @lowers("aten.masked_fill.Scalar", "aten.masked_fill.Tensor")
 def masked_fill(c: Builder, self: SSAValue, mask: SSAValue, value: Any) -> SSAValue:
     return c.select(mask, value, self, c.result.dtype)
-
-
-@lowers("aten.erfc.default", "aten.special_erfc.default")
-def erfc(c: Builder, self: SSAValue) -> SSAValue:
-    # for large arguments 1 - erf cancels; f64 keeps torch's f32 digits up to where erfc itself is below 1e-9
-    if c.result.dtype != F32:
-        raise Unsupported(f"erfc in {c.result.dtype}")
-    return c.cast(c.map("sub", 1.0, c.map("erf", c.cast(self, F64), dtype=F64), dtype=F64), F32)

@@ -7,15 +7,13 @@ from typing import Any
 from xdsl.ir import SSAValue
 
 from tilewright.frontend.builder import Builder, axes_of, axis_of
-from tilewright.frontend.proving import at_most, nonnegative
 from tilewright.frontend.registry import Unsupported, lowers
-from tilewright.ir.dims import Expr, maximum, minimum
+from tilewright.frontend.slicing import bound, from_the_front
+from tilewright.ir.dims import Expr
 from tilewright.ir.dtypes import I64
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.indexing import GatherOp
 from tilewright.ir.graph.structure import IotaOp
-
-_END = 2**62  # torch writes "to the end" as the largest i64
 
 
 @lowers(
@@ -30,6 +28,7 @@ def same(c: Builder, self: SSAValue, *_: Any, **__: Any) -> SSAValue:
 @lowers(
     "aten.to.dtype", "aten.to.device", "aten.to.dtype_layout", "aten.to.other", "aten._to_copy.default",
     "aten.type_as.default", "aten.to.prim_Device", "aten.float.default", "aten.bool.default",
+    "prims.convert_element_type.default",
 )  # fmt: skip
 def to(c: Builder, self: SSAValue, *_: Any, **__: Any) -> SSAValue:
     """A copy in another dtype; where it lives is not the graph's concern."""
@@ -38,13 +37,25 @@ def to(c: Builder, self: SSAValue, *_: Any, **__: Any) -> SSAValue:
 
 @lowers(
     "aten.view.default", "aten.reshape.default", "aten._unsafe_view.default", "aten._reshape_alias.default",
-    "aten.view_as.default", "aten.reshape_as.default", "aten.unsqueeze.default", "aten.squeeze.default",
-    "aten.squeeze.dim", "aten.squeeze.dims", "aten.flatten.using_ints", "aten.unflatten.int", "aten.ravel.default",
-    "aten.view_copy.default", "aten.unsqueeze_copy.default", "aten.squeeze_copy.dims", "aten.reshape_copy.default",
-    "aten.atleast_1d.default", "aten.atleast_2d.default",
+    "aten.view_as.default", "aten.reshape_as.default", "aten.unsqueeze.default", "aten.flatten.using_ints",
+    "aten.unflatten.int", "aten.ravel.default", "aten.view_copy.default", "aten.unsqueeze_copy.default",
+    "aten.reshape_copy.default", "aten.atleast_1d.default", "aten.atleast_2d.default",
 )  # fmt: skip
 def reshape(c: Builder, self: SSAValue, *_: Any, **__: Any) -> SSAValue:
     """Every view that keeps row-major order: torch has worked out the dims."""
+    return c.reshape(self, c.result.dims)
+
+
+@lowers(
+    "aten.squeeze.default", "aten.squeeze.dim", "aten.squeeze.dims", "aten.squeeze_copy.default",
+    "aten.squeeze_copy.dim", "aten.squeeze_copy.dims",
+)  # fmt: skip
+def squeeze(c: Builder, self: SSAValue, dim: Any = None) -> SSAValue:
+    """A varying axis stays, as torch has worked out the dims, so its size must not be 1."""
+    for axis in axes_of(dim, tensor(self).rank):
+        size = tensor(self).dims[axis]
+        if size.constant is None:
+            c.symbols.require(size, "!=", Expr.of(1), c.place)
     return c.reshape(self, c.result.dims)
 
 
@@ -90,12 +101,12 @@ def slice_(c: Builder, self: SSAValue, dim: int = 0, start: Any = None, end: Any
     rank = tensor(self).rank
     axis = axis_of(dim, rank)
     size = tensor(self).dims[axis]
-    first = _bound(c, start, size, default=Expr.of(0))
+    first = bound(c.symbols, start, size, default=Expr.of(0), where=c.place)
     length = c.result.dims[axis]
     counted = _sliced_count(c, self, axis, first, length, step)
     if counted is not None:
         return counted
-    stop = first + length if step == 1 else _bound(c, end, size, default=size)
+    stop = first + length if step == 1 else bound(c.symbols, end, size, default=size, where=c.place)
     if isinstance(length.constant, int) and step != 1:
         stop = first + max(0, (length.constant - 1) * step + 1)
     return c.slice(self, axis, first, stop, step)
@@ -115,31 +126,12 @@ def _sliced_count(c: Builder, x: SSAValue, axis: int, first: Expr, length: Expr,
     return c.reshape(counted, c.result.dims)
 
 
-def _bound(c: Builder, value: Any, size: Expr, *, default: Expr) -> Expr:
-    """A slice's start or end inside 0..size: negative ones count from the end, others are clamped."""
-    if value is None:
-        return default
-    if isinstance(value, int) and abs(value) >= _END:
-        return size if value > 0 else Expr.of(0)
-    bound = Expr.of(value)
-    space = c.symbols.space
-    negative = space.compare(bound, "<", 0)
-    if negative is None:
-        # what torch saw while tracing: -n for a positive size n is the one form that is not proved by bounds
-        negative = all(coefficient < 0 for _, coefficient in bound.terms)
-    if negative:
-        bound = bound + size
-    if not at_most(space, bound, size):
-        bound = minimum(bound, size)
-    return bound if nonnegative(space, bound) else maximum(bound, 0)
-
-
 @lowers("aten.narrow.default", "aten.narrow_copy.default")
 def narrow(c: Builder, self: SSAValue, dim: int, start: Any, length: Any) -> SSAValue:
     if isinstance(start, SSAValue):
         raise Unsupported("a start that is a tensor")
     axis = axis_of(dim, tensor(self).rank)
-    first = _bound(c, start, tensor(self).dims[axis], default=Expr.of(0))
+    first = from_the_front(c.symbols, start, tensor(self).dims[axis], c.place)
     return c.slice(self, axis, first, first + length)
 
 
@@ -147,9 +139,7 @@ def narrow(c: Builder, self: SSAValue, dim: int, start: Any, length: Any) -> SSA
 def select(c: Builder, self: SSAValue, dim: int, index: Any) -> SSAValue:
     axis = axis_of(dim, tensor(self).rank)
     size = tensor(self).dims[axis]
-    at = Expr.of(index)
-    if at.constant is not None and at.constant < 0:
-        at = at + size
+    at = from_the_front(c.symbols, index, size, c.place)
     return c.reshape(c.slice(self, axis, at, at + 1), c.result.dims)
 
 

@@ -163,12 +163,13 @@ class AttentionOp(GraphOp):
 
         sink = logits.new_full((q.shape[-3], 1, 1), -torch.inf) if sinks is None else sinks[:, None, None]
         logits = torch.cat([logits, sink.to(logits.dtype).expand(*logits.shape[:-1], 1)], -1)
-        lse = logits.logsumexp(-1)
-        # where nothing is visible the shift would be -inf - -inf
-        shift = lse.masked_fill(lse == -torch.inf, 0)[..., None]
-        weights = (logits - shift).exp()[..., :-1]
-        out = (weights @ values).to(q.dtype)
-        return (out, lse) if self.lse.data else out
+        # Shifted by the largest, which is exact, and not by lse: a logit of 1e4 has no digits left for a logarithm.
+        # Where nothing is visible the shift would be -inf - -inf.
+        largest = logits.amax(-1, keepdim=True)
+        weights = (logits - largest.masked_fill(largest == -torch.inf, 0)).exp()
+        total = weights.sum(-1, keepdim=True)
+        out = (weights[..., :-1] @ values / total.masked_fill(total == 0, 1)).to(q.dtype)
+        return (out, logits.logsumexp(-1)) if self.lse.data else out
 
     def visible(
         self,

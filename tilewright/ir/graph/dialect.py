@@ -14,8 +14,10 @@ from tilewright.ir.graph.indexing import INDEXING
 from tilewright.ir.graph.quantization import QUANTIZATION
 from tilewright.ir.graph.recurrence import RECURRENCE
 from tilewright.ir.graph.reduction import REDUCTION
+from tilewright.ir.graph.routing import ROUTING
 from tilewright.ir.graph.shape import SHAPE
 from tilewright.ir.graph.structure import STRUCTURE
+from tilewright.ir.graph.windows import WINDOWS
 from tilewright.ir.types import TensorType
 
 GRAPH_OPS: Final[list[type[GraphOp]]] = [
@@ -24,9 +26,11 @@ GRAPH_OPS: Final[list[type[GraphOp]]] = [
     *SHAPE,
     *INDEXING,
     *CONTRACTION,
+    *WINDOWS,
     *REDUCTION,
     *ATTENTION,
     *RECURRENCE,
+    *ROUTING,
     *QUANTIZATION,
 ]
 

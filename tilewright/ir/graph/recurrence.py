@@ -32,8 +32,8 @@ class ExpertsOp(GraphOp):
 
     x [T, D]; indices integers [T, k]; weights floats [T, k]; gate_up [E, 2F, D] (gate rows, then up rows) or [E, F, D]
     when not gated; down [E, D, F]; gate_up_bias [E, 2F] or [E, F]; down_bias [E, D]. An expert is
-    down @ (activation(gate @ x) * (up @ x)), or down @ activation(gate @ x). Slots add up in order, in f32 or wider;
-    the result [T, D] has x's dtype.
+    down @ (activation(gate @ x) * (up @ x)), or down @ activation(gate @ x). A slot whose index is no expert (below 0,
+    or E and above) adds nothing. Slots add up in order, in f32 or wider; the result [T, D] has x's dtype.
     """
 
     name = "graph.experts"
@@ -92,7 +92,7 @@ class ExpertsOp(GraphOp):
             for slot in range(indices.shape[1]):
                 expert = int(indices[token, slot])
                 if not 0 <= expert < gate_up.shape[0]:
-                    raise self.malformed(f"token {token} goes to expert {expert} of {gate_up.shape[0]}")
+                    continue
                 hidden = at_least_f32(gate_up[expert]) @ wide[token]
                 if gate_up_bias is not None:
                     hidden = hidden + gate_up_bias[expert]

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from tilewright.ir.loop_math.division import fmod
 from tilewright.ir.loop_math.exponentials import erf, exp, exp2, expm1, gelu, gelu_tanh, sigmoid, silu, tanh
 from tilewright.ir.loop_math.logarithms import log, log1p, softplus
 from tilewright.ir.loop_math.powers import pow, rsqrt  # noqa: A004  # the name it has in ir.scalars
@@ -33,6 +34,7 @@ __all__ = [
     "exp",
     "exp2",
     "expm1",
+    "fmod",
     "gelu",
     "gelu_tanh",
     "log",

@@ -2,7 +2,8 @@
 more.
 
 What depends on them is widened: a branch counts as taken, a view's data-dependent end as its declared extent, a loop
-up to a data-dependent end as reaching the end of what it indexes.
+up to a data-dependent end as reaching the end of what it indexes. Loops over the segments of one axis together reach
+the end of that axis once, because offsets never fall.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import reduce
+from itertools import permutations
 
 from tilewright.ir.dims import Atom, Expr, exact_div, floordiv, maximum, minimum
-from tilewright.ir.tile.spaces import Clip, Condition, Factor, Loop, PageSpan, Symbols, Term
+from tilewright.ir.tile.spaces import Clip, Condition, Factor, Loop, PageSpan, Symbols, Term, exprs_of
 
 
 def bounded(term: Term, symbols: Symbols, limits: Mapping[str, Expr]) -> Term | None:
     """A term without data that is at least as large; None where nothing bounds a loop."""
+    term = _joined(term, symbols, limits)
     path: list[Loop | Condition] = []
     for part in term.path:
         if isinstance(part, Loop):
@@ -29,6 +32,52 @@ def bounded(term: Term, symbols: Symbols, limits: Mapping[str, Expr]) -> Term | 
         elif not symbols.depends_on_data(part.value):
             path.append(part)
     return Term(tuple(path), tuple(_wider(f, symbols) for f in term.factors), term.scale)
+
+
+def _joined(term: Term, symbols: Symbols, limits: Mapping[str, Expr]) -> Term:
+    """The term with a loop over segments and the loop over a segment's length made one loop over all lengths.
+
+    Segments of n elements in all, walked in steps of `step`, take (n + count * (step - 1)) / step steps at most.
+    """
+    for inner in term.loops:
+        outer = _segments_of(inner, term, symbols)
+        total = limits.get(inner.name)
+        if outer is None or total is None or not symbols.depends_on_data(inner.hi):
+            continue
+        more = (outer.span - 1) * (inner.step - 1)
+        one = replace(inner, lo=Expr.of(0), hi=total + more)
+        path = tuple(one if part is inner else part for part in term.path if part is not outer)
+        factors = tuple(_without(f, outer.name, symbols) for f in term.factors)
+        return Term(path, factors, term.scale)
+    return term
+
+
+def _segments_of(inner: Loop, term: Term, symbols: Symbols) -> Loop | None:
+    """The loop whose coordinate picks the segment that a loop walks: from 0 to offsets[at + 1] - offsets[at]."""
+    names = [name for name in inner.hi.symbols if name in symbols.data]
+    pairs = [pair for pair in permutations(names, 2) if inner.hi == Expr.of(pair[1]) - pair[0]]
+    if len(pairs) != 1 or inner.lo != Expr.of(0):
+        return None
+    begin, end = (symbols.data[name] for name in pairs[0])
+    if begin.buffer != end.buffer or end.address - begin.address != Expr.of(1):
+        return None
+    for outer in term.loops:
+        rest = [part for part in term.path if part not in (inner, outer)]
+        tied = any(outer.name in symbols.variables(*exprs_of(part)) for part in rest)
+        if outer.step == 1 and not tied and outer.name not in symbols.variables(begin.address - outer.name):
+            return outer
+    return None
+
+
+def _without(factor: Factor, name: str, symbols: Symbols) -> Factor:
+    """At least as large a factor that does not speak of a coordinate."""
+    if isinstance(factor, PageSpan) or name not in symbols.variables(*exprs_of(factor)):
+        return factor
+    lows = tuple(e for e in factor.lows if name not in symbols.variables(e))
+    highs = tuple(e for e in factor.highs if name not in symbols.variables(e))
+    if name in symbols.variables(factor.start):
+        return Clip(Expr.of(0), factor.extent, (), ())
+    return Clip(factor.start, factor.extent, lows, highs)
 
 
 def limits_of(terms: Iterable[Term], symbols: Symbols) -> dict[str, Expr]:

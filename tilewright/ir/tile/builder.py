@@ -17,7 +17,7 @@ from xdsl.ir import Block, Operation, Region, SSAValue
 
 from tilewright.errors import IRError
 from tilewright.ir.dims import Expr, ExprLike
-from tilewright.ir.dtypes import F32, I32, DType
+from tilewright.ir.dtypes import DTYPES, F32, I32, DType
 from tilewright.ir.operation import TwOperation
 from tilewright.ir.tile import compute, memory, places, structure
 from tilewright.ir.tile.base import buffer as buffer_type
@@ -25,6 +25,17 @@ from tilewright.ir.tile.base import tile as tile_type
 from tilewright.ir.types import BufferType, IndexType
 
 Index: TypeAlias = SSAValue | ExprLike
+DTypeLike: TypeAlias = DType | str
+"""A dtype, or its name: "f32", "bf16", "i32", ..."""
+
+
+def dtype_of(dtype: DTypeLike) -> DType:
+    """The dtype of a name; IRError where there is none."""
+    if isinstance(dtype, DType):
+        return dtype
+    if dtype not in DTYPES:
+        raise IRError(f"{dtype!r} is no dtype", step=f"use one of {', '.join(DTYPES)}")
+    return DTYPES[dtype]
 
 
 class KernelBuilder:
@@ -42,16 +53,16 @@ class KernelBuilder:
 
     # --- arguments and grid ---------------------------------------------------------------------------------------
 
-    def buffer(self, dims: Sequence[ExprLike], dtype: DType) -> SSAValue:
+    def buffer(self, dims: Sequence[ExprLike], dtype: DTypeLike) -> SSAValue:
         """The next input buffer."""
         if self._outputs or self._grid:
             raise IRError(f"kernel {self.name}: inputs come before outputs and grid", step="declare inputs first")
-        return self._block.insert_arg(BufferType.of(dims, dtype), len(self._block.args))
+        return self._block.insert_arg(BufferType.of(dims, dtype_of(dtype)), len(self._block.args))
 
-    def output(self, dims: Sequence[ExprLike], dtype: DType) -> SSAValue:
+    def output(self, dims: Sequence[ExprLike], dtype: DTypeLike) -> SSAValue:
         """The next output buffer."""
         self._outputs += 1
-        return self._block.insert_arg(BufferType.of(dims, dtype), len(self._block.args))
+        return self._block.insert_arg(BufferType.of(dims, dtype_of(dtype)), len(self._block.args))
 
     def grid(
         self, extents: Sequence[ExprLike], tiles: Sequence[int], order: Sequence[tuple[int, int]] | None = None
@@ -116,6 +127,17 @@ class KernelBuilder:
         dims = buffer_type(buffer).dims
         return self.view(buffer, dims, memory.ViewOp.row_major(dims))
 
+    def window(
+        self, view: SSAValue, offsets: Sequence[Index], extents: Sequence[ExprLike], steps: Sequence[int] | None = None
+    ) -> SSAValue:
+        """Coordinate i along an axis is offset + i * step of the view; what leaves the view is outside."""
+        where = [self.index(o) for o in offsets]
+        return self._add(
+            memory.ViewWindowOp.make(
+                view, where, extents=[Expr.of(e) for e in extents], steps=steps or [1] * len(where)
+            )
+        )
+
     def rows(self, view: SSAValue, indices: SSAValue, axis: int = 0) -> SSAValue:
         """Rows of a view picked by an integer view."""
         return self._add(memory.ViewRowsOp.make(view, indices, axis=axis))
@@ -147,9 +169,9 @@ class KernelBuilder:
 
     # --- values ---------------------------------------------------------------------------------------------------
 
-    def constant(self, value: int | float, extents: Sequence[int], dtype: DType = F32) -> SSAValue:
+    def constant(self, value: int | float, extents: Sequence[int], dtype: DTypeLike = F32) -> SSAValue:
         """A tile of one value."""
-        return self._add(compute.ConstantOp.make(value=value, extents=extents, dtype=dtype.name))
+        return self._add(compute.ConstantOp.make(value=value, extents=extents, dtype=dtype_of(dtype).name))
 
     def elements(self, values: Sequence[int | float], dtype: DType) -> SSAValue:
         """A tile of rank 1 with these elements."""
@@ -159,17 +181,18 @@ class KernelBuilder:
         """Absolute coordinates along an axis, i32."""
         return self._add(compute.IndexTileOp.make(self.index(base), axis=axis, extents=extents))
 
-    def splat(self, value: Index, extents: Sequence[int], dtype: DType = I32) -> SSAValue:
+    def splat(self, value: Index, extents: Sequence[int], dtype: DTypeLike = I32) -> SSAValue:
         """A tile of one index, i32 or i64."""
-        return self._add(compute.SplatOp.make(self.index(value), extents=extents, dtype=dtype.name))
+        return self._add(compute.SplatOp.make(self.index(value), extents=extents, dtype=dtype_of(dtype).name))
 
     def map(self, fn: str, *args: SSAValue) -> SSAValue:
         """An elementwise function."""
         return self._add(compute.MapOp.make(list(args), fn=fn))
 
-    def cast(self, value: SSAValue, dtype: DType) -> SSAValue:
+    def cast(self, value: SSAValue, dtype: DTypeLike) -> SSAValue:
         """The value in another dtype; itself when it has it already."""
-        return value if tile_type(value).dtype == dtype else self._add(compute.CastOp.make(value, dtype=dtype.name))
+        wanted = dtype_of(dtype)
+        return value if tile_type(value).dtype == wanted else self._add(compute.CastOp.make(value, dtype=wanted.name))
 
     def broadcast(self, value: SSAValue, extents: Sequence[int]) -> SSAValue:
         """Extents of 1 repeated."""
@@ -200,6 +223,29 @@ class KernelBuilder:
         rank = tile_type(value).rank
         return self._add(compute.ReduceOp.make([value], fn=fn, axis=axis % rank))
 
+    def combine(self, fn: str, values: Sequence[SSAValue], axis: int = -1) -> list[SSAValue]:
+        """Tiles that travel together, an axis reduced to extent 1: "argmax" of (keys, i32 indices), "welford", ..."""
+        rank = tile_type(values[0]).rank
+        return self._all(compute.ReduceOp.make(list(values), fn=fn, axis=axis % rank))
+
+    def scan(self, fn: str, values: Sequence[SSAValue], axis: int = -1) -> list[SSAValue]:
+        """Inclusive scan along an axis: "sum", "max", ... of one tile, "linear" of a pair."""
+        rank = tile_type(values[0]).rank
+        return self._all(compute.ScanOp.make(list(values), fn=fn, axis=axis % rank))
+
+    def sort(
+        self, keys: SSAValue, payload: SSAValue, axis: int = -1, *, descending: bool = False
+    ) -> tuple[SSAValue, SSAValue]:
+        """Keys in order along an axis, stable, with what belongs to them."""
+        rank = tile_type(keys).rank
+        made = self._all(compute.SortOp.make(keys, payload, axis=axis % rank, descending=descending))
+        return made[0], made[1]
+
+    def topk(self, value: SSAValue, k: int, axis: int = -1) -> tuple[SSAValue, SSAValue]:
+        """The k largest along an axis in order, and their positions in the tile, i32."""
+        made = self._all(compute.TopkOp.make(value, k=k, axis=axis % tile_type(value).rank))
+        return made[0], made[1]
+
     def accumulate(self, fn: str, value: SSAValue, acc: SSAValue) -> SSAValue:
         """The last axis folded into 16 canonical lanes."""
         return self._add(compute.AccumulateOp.make(value, acc, fn=fn))
@@ -218,6 +264,10 @@ class KernelBuilder:
         """Appends an op the builder has no method for; its first result, if it has one."""
         self._append(op)
         return op.results[0] if op.results else None
+
+    def _all(self, op: TwOperation) -> list[SSAValue]:
+        self._append(op)
+        return list(op.results)
 
     def _add(self, op: TwOperation) -> SSAValue:
         self._append(op)

@@ -113,6 +113,8 @@ class ViewPagesOp(TileOp):
 class ViewSegmentOp(TileOp):
     """One segment of a ragged axis: coordinate i along `axis` is offsets[which] + i, below offsets[which + 1].
 
+    Offsets never fall.
+
     `extent` bounds the segment's length and is what the type says; lanes beyond the length clip, lanes of the segment
     that the source does not have are poison.
     """

@@ -86,6 +86,13 @@ class KernelOp(TileOp):
             raise VerifyException(
                 f"{self.name} @{self.sym_name.data}: {axes} extents need as many tiles and coordinates"
             )
+        name = f"{self.name} @{self.sym_name.data}"
+        if [type(a.type) for a in self.block.args] != [BufferType] * len(self.buffers) + [IndexType] * axes:
+            raise VerifyException(f"{name}: takes buffers, then one index for each grid axis")
+        if not 0 <= self.outputs.data <= len(self.buffers):
+            raise VerifyException(f"{name}: {self.outputs.data} of {len(self.buffers)} buffers cannot be outputs")
+        if len(self.order.data) % 2 or any(n < 1 for n in (*self.tiles.data, *self.order.data[1::2])):
+            raise VerifyException(f"{name}: tiles and steps are 1 or more, and order has pairs of axis and step")
         last = dict(self.loops)
         if sorted(last) != list(range(axes)) or any(step != 1 for step in last.values()):
             raise VerifyException(f"{self.name} @{self.sym_name.data}: order must end with step 1 for every grid axis")

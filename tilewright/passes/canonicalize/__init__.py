@@ -22,7 +22,10 @@ RULES = Rules(SHAPES, BROADCASTS, SINGLES, PRODUCTS, ARITHMETIC)
 
 @dataclass(frozen=True)
 class Canonicalize(Pass):
-    """Local simplification that keeps every bit of the results, sharing of equal ops, and removal of dead ones."""
+    """Local simplification, sharing of equal ops, and removal of dead ones.
+
+    Every bit of the results is kept, except that a power with a constant exponent is computed as torch computes it.
+    """
 
     name: ClassVar[str] = "canonicalize"
 

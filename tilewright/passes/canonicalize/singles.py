@@ -35,9 +35,9 @@ def is_unit(dim: Expr) -> bool:
 
 @SINGLES.on(MatmulOp)
 def matmul_of_one_term(op: MatmulOp, site: Site) -> SSAValue | None:
-    """A contraction over one element is a product that broadcasts."""
+    """A contraction over one element is a product that broadcasts. One whose operands are to be rounded waits."""
     _, _, _, k = op.sizes()
-    if not is_unit(k):
+    if not is_unit(k) or site.ctx.options.get("precision", "model") != "model":
         return None
     row = op.b
     if op.transpose_b.data:

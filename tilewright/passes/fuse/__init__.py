@@ -8,6 +8,7 @@ stored once, and a small operand is computed again for each repeat only where th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,7 +19,9 @@ from tilewright.ir.dims import Expr
 from tilewright.ir.graph.attention import AttentionOp
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.contraction import MatmulOp
+from tilewright.ir.graph.routing import GroupedMatmulOp
 from tilewright.ir.graph.structure import FuncOp
+from tilewright.ir.graph.windows import WindowOp
 from tilewright.ir.module import functions
 from tilewright.ir.passing import Context, Pass
 from tilewright.passes.fuse.build import Builder, label
@@ -37,6 +40,7 @@ class Fuse(Pass):
     """
 
     name: ClassVar[str] = "fuse"
+    least: ClassVar[Mapping[str, int]] = {"max_ops": 1}
     epilogues: bool = True
     prologues: bool = True
     pairs: bool = True
@@ -96,7 +100,7 @@ def _record_refusals(plan: Plan, growth: Growth, ctx: Context) -> None:
 
 def why_apart(producer: Operation, other: Cluster, consumer: Operation) -> str:
     """Why two ops are in two kernels though neither was asked to join the other."""
-    if isinstance(consumer, (MatmulOp, AttentionOp)):
+    if isinstance(consumer, (MatmulOp, GroupedMatmulOp, AttentionOp, WindowOp)):
         return f"{consumer.name} reads its operands many times: they are computed once, before it"
     if not any(v.owner is producer for v in consumer.operands):
         return "a view of the result lies between them"

@@ -13,13 +13,18 @@ from tilewright.ir.graph.elementwise import CastOp, MapOp
 from tilewright.ir.graph.indexing import GatherOp, TakeAlongOp
 from tilewright.ir.graph.recurrence import ScanOp
 from tilewright.ir.graph.reduction import CumulativeOp, NormOp, ReduceOp, SoftmaxOp
+from tilewright.ir.graph.routing import GroupedMatmulOp
 from tilewright.ir.graph.shape import ReshapeOp, TransposeOp
 from tilewright.ir.graph.structure import CallOp, ExternOp, GroupOp, ReturnOp, YieldOp
+from tilewright.ir.graph.windows import ConvolutionOp, PoolOp
 from tilewright.ir.operation import TwOperation
+from tilewright.ir.tile.structure import LaunchOp
 from tilewright.passes.fuse.plan import OUTSIDE, Cluster, Plan, is_leaf, is_view, root
 from tilewright.passes.rewriting import only_adds_units
 
-ANCHORS = (MatmulOp, AttentionOp, NormOp, SoftmaxOp, ReduceOp, CumulativeOp, ScanOp)
+ANCHORS = (
+    MatmulOp, GroupedMatmulOp, ConvolutionOp, PoolOp, AttentionOp, NormOp, SoftmaxOp, ReduceOp, CumulativeOp, ScanOp
+)  # fmt: skip
 ELEMENTWISE = (MapOp, CastOp, RotaryOp, NormOp, SoftmaxOp, ReduceOp, CumulativeOp, ScanOp)
 LOOKUPS = (GatherOp, TakeAlongOp)  # their second operand, the indices, is computed element by element
 # operands that attention computes per block of logits instead of loading tiles of q, k and v
@@ -42,12 +47,12 @@ def addressing(op: Operation, operand: int) -> Hashable:
     """What decides how a kernel walks an operand: equal for those that one argument of the kernel can serve."""
     if isinstance(op, MatmulOp):
         return "rows" if operand == 0 else (op, operand)
-    return (op, operand) if isinstance(op, (AttentionOp, *LOOKUPS)) else None
+    return (op, operand) if isinstance(op, (AttentionOp, ConvolutionOp, PoolOp, *LOOKUPS)) else None
 
 
 def is_fresh(value: SSAValue) -> bool:
     """The program itself made these bytes: a kernel, a called function or an extern did."""
-    return isinstance(value.owner, (GroupOp, CallOp, ExternOp))
+    return isinstance(value.owner, (GroupOp, CallOp, ExternOp, LaunchOp))
 
 
 @dataclass

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from xdsl.ir import Operation, SSAValue
 
 from tilewright.ir.graph.base import tensor
-from tilewright.ir.graph.contraction import MatmulOp
 from tilewright.ir.graph.recurrence import ScanOp
 from tilewright.ir.graph.reduction import CumulativeOp, ReduceOp
 from tilewright.ir.passing import Context
@@ -35,8 +34,10 @@ class Growth:
     # --- matmul -----------------------------------------------------------------------------------------------------
 
     def epilogues(self) -> None:
-        """Every matmul takes the pointwise ops that its result alone flows into, while its tile addresses the rest."""
-        for cluster in self._of_kind("matmul"):
+        """Products and convolutions take the pointwise ops that their result alone flows into, while the tile addresses
+        the rest.
+        """
+        for cluster in [*self._products(), *self._of_kind("convolution")]:
             cluster.dims = tensor(cluster.ops[0].results[0]).dims
             while (op := self._sole_reader(cluster)) is not None:
                 other = self.plan.of[op]
@@ -49,13 +50,9 @@ class Growth:
 
     def pairs(self) -> None:
         """Two products of one left-hand side that meet in a pointwise op become one kernel with two accumulators."""
-        for cluster in self._of_kind("matmul"):
-            first = cluster.ops[0]
-            for other in self._of_kind("matmul"):
-                second = other.ops[0]
-                if not (isinstance(first, MatmulOp) and isinstance(second, MatmulOp)):
-                    continue
-                if cluster.single and other.single and legality.is_pair(first, second):
+        for cluster in self._products():
+            for other in self._of_kind(cluster.kind):
+                if cluster.single and other.single and legality.is_pair(cluster.ops[0], other.ops[0]):
                     self._pair(cluster, other)
 
     def _pair(self, cluster: Cluster, other: Cluster) -> None:
@@ -206,6 +203,9 @@ class Growth:
         return [use.operation for r in op.results for use in r.uses if self.plan.is_node(use.operation)]
 
     # --- joining ----------------------------------------------------------------------------------------------------
+
+    def _products(self) -> list[Cluster]:
+        return [*self._of_kind("matmul"), *self._of_kind("grouped-matmul")]
 
     def _of_kind(self, kind: str) -> list[Cluster]:
         found = {id(c): c for op in self.plan.position if (c := self.plan.of.get(op)) is not None and c.kind == kind}

@@ -19,6 +19,7 @@ from tilewright.ir.graph.contraction import MatmulOp
 from tilewright.ir.graph.elementwise import CastOp, MapOp
 from tilewright.ir.graph.indexing import GatherOp, TakeAlongOp
 from tilewright.ir.graph.reduction import NormOp, ReduceOp, SoftmaxOp
+from tilewright.ir.graph.routing import GroupedMatmulOp
 from tilewright.ir.graph.shape import PadOp
 from tilewright.ir.passing import Context
 from tilewright.ir.tile.reduction import LANES
@@ -113,13 +114,17 @@ def why_no_epilogue(op: Operation, inside: set[SSAValue], dims: Sequence[Expr]) 
     return None
 
 
-def is_pair(first: MatmulOp, second: MatmulOp) -> bool:
+def is_pair(first: Operation, second: Operation) -> bool:
     """Two products of the same left-hand side with right-hand sides of one shape: x is read once for both."""
+    if first is second or type(first) is not type(second) or not isinstance(first, (MatmulOp, GroupedMatmulOp)):
+        return False
+    # the same left-hand side and, of grouped products, the same segments of the same rows
+    shared = [i for i in range(min(len(first.operands), 5)) if i != 1]
     return (
-        first is not second
-        and first.a is second.a
-        and tensor(first.b) == tensor(second.b)
-        and first.transpose_b == second.transpose_b
+        len(first.operands) == len(second.operands)
+        and all(first.operands[i] is second.operands[i] for i in shared)
+        and tensor(first.operands[1]) == tensor(second.operands[1])
+        and first.properties["transpose_b"] == second.properties["transpose_b"]
     )
 
 

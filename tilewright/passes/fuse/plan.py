@@ -20,6 +20,7 @@ from tilewright.ir.graph.elementwise import CastOp, MapOp
 from tilewright.ir.graph.indexing import GatherOp, PutAlongOp, ScatterOp, TakeAlongOp
 from tilewright.ir.graph.recurrence import ScanOp
 from tilewright.ir.graph.reduction import CumulativeOp, NormOp, ReduceOp, SoftmaxOp, SortOp, TopkOp
+from tilewright.ir.graph.routing import GroupedMatmulOp
 from tilewright.ir.graph.shape import BroadcastOp, PadOp, ReshapeOp, SliceOp, TransposeOp
 from tilewright.ir.graph.structure import (
     ConstantOp,
@@ -63,6 +64,8 @@ def skeleton(op: Operation) -> str:
             return "matmul"
         case AttentionOp():
             return "attention"
+        case GroupedMatmulOp():
+            return "grouped-matmul"
         case NormOp():
             return "row-reduction"
         case SoftmaxOp():

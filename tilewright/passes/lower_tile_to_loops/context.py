@@ -16,6 +16,7 @@ from tilewright.ir.loops import BufferArg, Scratch, Value
 from tilewright.ir.machine import Machine
 from tilewright.ir.operation import TwOperation
 from tilewright.ir.tile.base import tile
+from tilewright.ir.tile.ranges import READ
 from tilewright.ir.tile.structure import KernelOp
 from tilewright.passes.lower_tile_to_loops.emission import Emission
 from tilewright.passes.lower_tile_to_loops.indices import Facts, Index
@@ -85,6 +86,12 @@ class Lowering:
     def integer(self, value: Value) -> Index:
         """An index of which nothing is known."""
         return Index(value, self.facts.opaque())
+
+    def data(self, value: Value) -> Index:
+        """An integer from memory, or one that a loop carries, to compute indices with: what is larger than any extent
+        is brought to a number that still is, so that arithmetic on it stays inside 64 bits.
+        """
+        return self.integer(self.b.min(self.b.max(value, -READ), READ))
 
     def unsupported(self, op: Operation, reason: str) -> LoweringError:
         """The error for what this lowering cannot do."""

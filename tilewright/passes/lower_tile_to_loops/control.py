@@ -73,7 +73,7 @@ def _bind(cx: Lowering, names: Sequence[SSAValue], homes: Sequence[Storage | Non
     left = list(values)
     for name, home in zip(names, homes, strict=True):
         if not isinstance(name.type, TileType):
-            cx.indices[name] = cx.integer(left.pop(0))
+            cx.indices[name] = cx.data(left.pop(0))
         elif isinstance(home, RegisterTile):
             held = register_tile(cx, name)
             count = len(held.positions())

@@ -6,6 +6,7 @@ from xdsl.ir import Operation
 
 from tilewright.ir.dims import Expr
 from tilewright.ir.dtypes import I64
+from tilewright.ir.tile.base import view
 from tilewright.ir.tile.memory import ViewOp, ViewPagesOp, ViewRowsOp, ViewSegmentOp, ViewWindowOp
 from tilewright.ir.tile.structure import CompareOp, ExprOp, ScalarOp
 from tilewright.passes.lower_tile_to_loops.context import Lowering
@@ -38,7 +39,8 @@ def lower_index_op(cx: Lowering, op: Operation) -> bool:
         case ScalarOp():
             spans = [Span(cx.indices[at], ORIGIN, 1) for at in op.at]
             found, _ = read_integers(cx.views[op.source], spans, 1)
-            cx.indices[op.out] = cx.integer(found)
+            wide = view(op.source).dtype.bytes == 8
+            cx.indices[op.out] = cx.data(found) if wide else cx.integer(found)
         case ViewOp() | ViewWindowOp() | ViewRowsOp() | ViewPagesOp() | ViewSegmentOp():
             _view(cx, op)
         case _:

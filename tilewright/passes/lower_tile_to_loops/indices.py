@@ -95,13 +95,17 @@ class Facts:
             if name not in term.symbols:
                 total = total + term
                 continue
-            if monomial.count(symbol) != 1 or term.symbols & self._opaque:
+            others = list(monomial)
+            if symbol in others:
+                others.remove(symbol)
+            sizes = Expr(((tuple(others), 1),))
+            # only where the other factors are never negative is the term monotone in the count, which is 0 at first
+            if monomial.count(symbol) != 1 or term.symbols & self._opaque or not _never_negative(sizes):
                 low, _ = term.interval(dict.fromkeys([name, *self._opaque], (None, None)))
                 if low is None:
                     return None
                 total = total + low
                 continue
-            # The other factors are products of sizes, so the term is monotone in the count, which is 0 at first.
             if coefficient > 0:
                 continue
             factor = exact_div(term, Expr.of(name) * induction.step)
@@ -115,6 +119,11 @@ class Facts:
         return total
 
 
+def _never_negative(sizes: Expr) -> bool:
+    low, _ = sizes.interval({})
+    return low is not None and low >= 0
+
+
 def _weaker(expr: Expr) -> list[Expr]:
     """Lower bounds of the expression with one min or max replaced by one of its arguments."""
     found = []
@@ -122,6 +131,6 @@ def _weaker(expr: Expr) -> list[Expr]:
         for atom in monomial:
             if (atom.name == "min" and coefficient < 0) or (atom.name == "max" and coefficient > 0):
                 rest = exact_div(Expr(((monomial, coefficient),)), Expr((((atom,), 1),)))
-                if rest is not None:
+                if rest is not None and _never_negative(rest * (1 if coefficient > 0 else -1)):
                     found += [expr - Expr(((monomial, coefficient),)) + rest * arg for arg in atom.args]
     return found

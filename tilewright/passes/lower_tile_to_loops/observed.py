@@ -18,7 +18,7 @@ from tilewright.ir.tile.places import LookupOp
 from tilewright.ir.tile.structure import ForOp, IfOp, KernelOp, YieldOp
 from tilewright.ir.types import TileType
 from tilewright.passes.lower_tile_to_loops.operands import unit_axis, unit_reshape
-from tilewright.passes.lower_tile_to_loops.tails import Limit, beyond, depth_limit, folded_limit, tail
+from tilewright.passes.lower_tile_to_loops.tails import Constant, Limit, depth_limit, folded_limit, tail
 
 Seen: TypeAlias = Limit | Literal["none", "all"]
 
@@ -139,7 +139,7 @@ def _selected(op: Operation, index: int, axis: int) -> Limit | None:
     if tile(condition).extents[axis] == 1:
         return None
     found = tail(condition, axis)
-    if found is None or beyond(condition, axis, found.limit) != (0.0 if index == 1 else 1.0):
+    if found is None or found.constant != Constant(0.0 if index == 1 else 1.0):
         return None
     return found.limit
 

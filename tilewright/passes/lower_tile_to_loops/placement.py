@@ -19,7 +19,7 @@ from tilewright.ir.machine import TileRules
 from tilewright.ir.scalars import SCALARS
 from tilewright.ir.tile import compute
 from tilewright.ir.tile.base import tile
-from tilewright.ir.tile.memory import LoadOp, StageOp, StoreOp, root
+from tilewright.ir.tile.memory import VIEWS, LoadOp, StageOp, StoreOp, ViewPagesOp, ViewRowsOp, root
 from tilewright.ir.tile.places import LookupOp, UpdateOp
 from tilewright.ir.tile.structure import ForOp, IfOp, KernelOp, YieldOp
 from tilewright.ir.types import TileType
@@ -99,7 +99,8 @@ class _Placer:
                 if self.keeps(op):
                     self.settle(op.results[0], _VECTORS)
             else:
-                budget = free if isinstance(op, (compute.DotOp, compute.DotScaledOp)) else _VECTORS
+                # a dot that continues a sum takes that sum's registers, even where no others are left
+                budget = max(free, 1) if isinstance(op, (compute.DotOp, compute.DotScaledOp)) else _VECTORS
                 if isinstance(op, (compute.ScanOp, compute.SortOp, compute.TopkOp)):
                     budget = 0  # they write at positions of run time
                 for result in op.results:
@@ -162,7 +163,9 @@ class _Placer:
             return False
         if isinstance(op, (LoadOp, LookupOp)) and root(op.source) in self.stored:
             return True  # a store might come between the load and its evaluation
-        if any(_needs_memory(use.operation, use.index, self.rules) for use in value.uses) and not is_direct(value):
+        # rows picked by indices lie apart, and finding each anew for every element costs more than a copy
+        apart = not is_direct(value) or (isinstance(op, LoadOp) and _picked(op))
+        if apart and any(_needs_memory(use.operation, use.index, self.rules) for use in value.uses):
             return True
         if isinstance(op, compute.TransposeOp) and turns_lanes(op, self.rules.lanes):
             return True
@@ -269,6 +272,16 @@ def _repeats(op: Operation, value: SSAValue) -> bool:
     if not isinstance(op, (compute.MapOp, compute.BroadcastOp, LookupOp)):
         return False
     return any(n == 1 and m > 1 for n, m in zip(tile(value).extents, tile(op.results[0]).extents, strict=True))
+
+
+def _picked(op: LoadOp) -> bool:
+    """Whether a load goes through integers in memory."""
+    source = op.source
+    while isinstance(source.owner, VIEWS):
+        if isinstance(source.owner, (ViewRowsOp, ViewPagesOp)):
+            return True
+        source = source.owner.source
+    return False
 
 
 def _needs_memory(op: Operation, index: int, rules: TileRules) -> bool:

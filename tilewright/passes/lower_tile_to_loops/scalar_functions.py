@@ -95,16 +95,17 @@ def _floats(b: LoopBuilder, fn: str, args: list[Value]) -> Value:
 
 
 def _floor_division(b: LoopBuilder, x: Value, y: Value) -> tuple[Value, Value]:
-    """floor(x / y) and x - y * floor(x / y) with y's sign, exact while the quotient is below 2**(mantissa bits)."""
-    quotient = b.trunc(b.div(x, y))
-    rest = b.fma(b.neg(quotient), y, x)
-    zero = _like(b, 0.0, rest)
-    # The rounded quotient may be one too far, which shows as a rest on the wrong side; y's sign decides which side is.
-    wrong = b.select(b.compare("lt", y, 0.0), b.compare("gt", rest, zero), b.compare("lt", rest, zero))
-    beyond = b.compare("ge", b.abs(rest), b.abs(y))
-    quotient = b.select(wrong, b.sub(quotient, 1.0), b.select(beyond, b.add(quotient, 1.0), quotient))
-    rest = b.select(wrong, b.add(rest, y), b.select(beyond, b.sub(rest, y), rest))
-    return quotient, rest
+    """floor(x / y), and the exact x - y * floor(x / y), which has y's sign. By 0: x / 0 and NaN, as torch has them."""
+    rest, zero = loop_math.fmod(b, x, y), _like(b, 0.0, x)
+    quotient = b.div(b.sub(x, rest), y)
+    below = b.select(b.compare("lt", y, 0.0), b.compare("gt", rest, zero), b.compare("lt", rest, zero))
+    quotient = b.select(below, b.sub(quotient, 1.0), quotient)
+    # (x - rest) / y is a whole number but for its rounding
+    lower = b.floor(quotient)
+    nearest = b.select(b.compare("gt", b.sub(quotient, lower), 0.5), b.add(lower, 1.0), lower)
+    signed_zero = b.mul(b.div(x, y), zero)
+    quotient = b.select(b.compare("eq", quotient, zero), signed_zero, nearest)
+    return b.select(b.compare("eq", y, zero), b.div(x, y), quotient), b.select(below, b.add(rest, y), rest)
 
 
 def _integers(b: LoopBuilder, fn: str, args: list[Value]) -> Value:

@@ -157,8 +157,8 @@ Storage = ScratchTile | RegisterTile
 
 
 def join(b: Emission, lanes: Sequence[Value]) -> Value:
-    """Scalars as one vector; the count is a power of two."""
-    parts = [b.shuffle(x, (0, 1), y) for x, y in zip(lanes[::2], lanes[1::2], strict=True)]
+    """Scalars as one vector; the count is a power of two, and a single one stays a scalar."""
+    parts = list(lanes)
     while len(parts) > 1:
         width = 2 * parts[0].type.lanes
         parts = [b.shuffle(x, range(width), y) for x, y in zip(parts[::2], parts[1::2], strict=True)]

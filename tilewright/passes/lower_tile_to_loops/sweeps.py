@@ -156,6 +156,8 @@ def columns(
             loop.next(*visit(site(loop.index, None), loop.carries))
         return loop.results
     count = b.index(extent) if limit is None else b.min(limit.value, extent)
+    if limit is not None and not cx.facts.at_least(limit.expr, 0):
+        count = b.max(count, 0)  # a region may start beyond the view's end
     whole = b.mul(b.floordiv(count, lanes), lanes) if limit is not None else b.index(extent // lanes * lanes)
     with b.loop(0, whole, lanes, carries, unroll=_COLUMNS_A_TURN, name="c") as loop:
         loop.next(*visit(site(loop.index, None), loop.carries))

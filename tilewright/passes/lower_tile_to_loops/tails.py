@@ -3,10 +3,15 @@
 A `Limit` is `extent - at` along an axis that starts at a loop's or program's coordinate. Loads that fill, and
 comparisons of coordinates with a size, have constants beyond such a limit, and arithmetic hands them on: a masked score
 is -inf there and its weight 0, so neither needs to be computed, and a sum over weights ends at the limit.
+
+A shift of a whole row may be NaN, and then the row's tail is NaN, too, and not its constant. A sum or product over the
+row is NaN either way, as long as the row has an element before the limit and only functions that hand NaN on lie
+between. Such constants are kept as `sure=False`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,15 +19,16 @@ import numpy as np
 from xdsl.ir import BlockArgument, SSAValue
 
 from tilewright.ir.dims import Expr
-from tilewright.ir.dtypes import DTYPES
+from tilewright.ir.dtypes import BF16, DTYPES, I1
 from tilewright.ir.scalars import SCALARS
 from tilewright.ir.tile import compute
 from tilewright.ir.tile.base import element, tile, view
 from tilewright.ir.tile.memory import POISON, LoadOp, StageOp
-from tilewright.ir.tile.structure import ExprOp
+from tilewright.ir.tile.structure import ExprOp, ForOp, KernelOp
 from tilewright.passes.lower_tile_to_loops.operands import unit_axis, unit_reshape
 from tilewright.passes.lower_tile_to_loops.sites import lane_axis
 
+_KEEPS_NAN: Final = frozenset({"sum", "add", "sub", "mul", "div", "neg", "exp", "exp2"})
 _NEUTRAL: Final = {"sum": 0.0, "max": -float("inf"), "min": float("inf"), "any": 0.0, "all": 1.0, "prod": 1.0}
 
 
@@ -35,11 +41,19 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True)
+class Constant:
+    """What every element at or beyond a limit is. Not sure: or all of the row is NaN, before the limit, too."""
+
+    value: float
+    sure: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Tail:
     """What every element at or beyond the limit is."""
 
     limit: Limit
-    value: float
+    constant: Constant
 
 
 def tail(value: SSAValue, axis: int) -> Tail | None:
@@ -58,7 +72,9 @@ def folded_limit(op: compute.ReduceOp | compute.AccumulateOp) -> Limit | None:
     if axis != lane_axis(tile(source).extents) or op.fn.data not in _NEUTRAL or not tile(source).dtype.is_float:
         return None
     found = tail(source, axis)
-    return found.limit if found is not None and found.value == _NEUTRAL[op.fn.data] else None
+    if found is None or found.constant.value != _NEUTRAL[op.fn.data]:
+        return None
+    return found.limit if found.constant.sure or op.fn.data in _KEEPS_NAN else None
 
 
 def depth_limit(op: compute.DotOp | compute.DotScaledOp) -> Limit | None:
@@ -70,27 +86,29 @@ def depth_limit(op: compute.DotOp | compute.DotScaledOp) -> Limit | None:
         return None
     for (side, axis), (other, across) in (((op.a, 1), (op.b, 0)), ((op.b, 0), (op.a, 1))):
         found = tail(side, axis)
-        if found is not None and found.value == 0:
+        if found is not None and found.constant.value == 0:
             facing = beyond(other, across, found.limit)
-            if facing is not None and np.isfinite(facing):
+            if facing is not None and facing.sure and np.isfinite(facing.value):
                 return found.limit
     return None
 
 
-def beyond(value: SSAValue, axis: int, limit: Limit) -> float | None:
+def beyond(value: SSAValue, axis: int, limit: Limit) -> Constant | None:
     """The constant that a tile's elements are at and beyond the limit along an axis, if they are one."""
     op = value.owner
     match op:
         case compute.ConstantOp():
-            return op.value.data
+            return Constant(op.value.data)
         case LoadOp():
             filled = op.fill.data != POISON and _limit_of(op, axis) == limit
-            return op.value.data if filled else None
+            return Constant(op.value.data) if filled else None
         case StageOp() | compute.BroadcastOp():
             return beyond(op.source, axis, limit)
         case compute.CastOp():
             known = beyond(op.source, axis, limit)
-            return None if known is None else float(element(known, DTYPES[op.dtype.data]))
+            if known is None or not (known.sure or DTYPES[op.dtype.data].is_float):
+                return None
+            return Constant(float(element(known.value, DTYPES[op.dtype.data])), known.sure)
         case compute.TransposeOp():
             return beyond(op.source, op.permutation.data[axis], limit)
         case compute.ReshapeOp() if unit_reshape(op):
@@ -98,8 +116,9 @@ def beyond(value: SSAValue, axis: int, limit: Limit) -> float | None:
             return None if source is None else beyond(op.source, source, limit)
         case compute.MapOp():
             if _compared(op, axis) == limit:
-                return 0.0
-            return _mapped(op, [beyond(a, axis, limit) if _follows(a, axis) else _uniform(a) for a in op.args])
+                return Constant(0.0)
+            args = [beyond(a, axis, limit) if _follows(a, axis) else _uniform(a) for a in op.args]
+            return _shifted(op, args, axis, limit) or _mapped(op, args)
         case _:
             return None
 
@@ -108,31 +127,74 @@ def _follows(value: SSAValue, axis: int) -> bool:
     return tile(value).extents[axis] > 1
 
 
-def _uniform(value: SSAValue) -> float | None:
+def _uniform(value: SSAValue) -> Constant | None:
     op = value.owner
-    return op.value.data if isinstance(op, compute.ConstantOp) else None
+    return Constant(op.value.data) if isinstance(op, compute.ConstantOp) else None
 
 
-def _mapped(op: compute.MapOp, args: list[float | None]) -> float | None:
+def _mapped(op: compute.MapOp, args: Sequence[Constant | None]) -> Constant | None:
     """An elementwise function where some operands are constants."""
-    match op.fn.data, args:
-        case "select", [condition, first, second]:
-            if condition is None:
-                return first if first is not None and first == second else None
-            return first if condition else second
-        case "and", _ if 0.0 in args:
-            return 0.0
-        case "or", _ if 1.0 in args:
-            return 1.0
-        case "sub" | "add", [first, None] if first is not None and np.isinf(first):
-            return first
-    known = [a for a in args if a is not None]
+    values = [None if a is None else a.value for a in args]
     dtypes = [tile(a).dtype for a in op.args]
-    if len(known) < len(args) or any(d.name == "bf16" for d in dtypes):
+    match op.fn.data, args:
+        case "select", [Constant(value, True), first, second]:
+            chosen = first if value else second
+            return chosen if chosen is not None and chosen.sure else None
+        case "and", _ if 0.0 in values:
+            return Constant(0.0)
+        case "or", _ if 1.0 in values and dtypes[0] is I1:
+            return Constant(1.0)
+    known = [a for a in args if a is not None]
+    if len(known) < len(args) or any(d is BF16 for d in dtypes):
         return None
-    operands = [np.asarray(element(a, d)) for a, d in zip(known, dtypes, strict=True)]
-    result = float(SCALARS[op.fn.data].numpy(*operands))
-    return None if np.isnan(result) else result
+    sure = all(a.sure for a in known)
+    if not sure and op.fn.data not in _KEEPS_NAN:
+        return None
+    operands = [np.asarray(element(a.value, d)) for a, d in zip(known, dtypes, strict=True)]
+    with np.errstate(all="ignore"):
+        result = float(SCALARS[op.fn.data].numpy(*operands))
+    return None if np.isnan(result) else Constant(result, sure)
+
+
+def _shifted(op: compute.MapOp, args: Sequence[Constant | None], axis: int, limit: Limit) -> Constant | None:
+    """-inf minus a number that is one for the row and never -inf: -inf, unless the row is NaN."""
+    if op.fn.data != "sub" or args[0] is None or args[0].value != -np.inf or args[1] is not None:
+        return None
+    shift = op.args[1]
+    if _follows(shift, axis) or not _never(shift, -np.inf) or not _starts_before(limit):
+        return None
+    return Constant(-np.inf, sure=False)
+
+
+def _never(value: SSAValue, excluded: float) -> bool:
+    """Whether a tile is `y == excluded ? other : y`."""
+    op = value.owner
+    while isinstance(op, compute.BroadcastOp):
+        op = op.source.owner
+    if not isinstance(op, compute.MapOp) or op.fn.data != "select":
+        return False
+    condition, instead, kept = op.args
+    test = condition.owner
+    if not isinstance(test, compute.MapOp) or test.fn.data != "eq" or test.args[0] is not kept:
+        return False
+    against, other = _uniform(test.args[1]), _uniform(instead)
+    return against is not None and against.value == excluded and other is not None and other.value != excluded
+
+
+def _starts_before(limit: Limit) -> bool:
+    """Whether the coordinate lies below the extent wherever code runs: a loop or the grid over that extent gives it."""
+    at = limit.at
+    if not isinstance(at, BlockArgument):
+        return False
+    match at.owner.parent_op():
+        case ForOp() as loop:
+            end = loop.hi.owner
+            return at.index == 0 and isinstance(end, ExprOp) and not end.args and end.expr == limit.extent
+        case KernelOp() as kernel:
+            axis = at.index - (len(kernel.block.args) - len(kernel.extents.data))
+            return axis >= 0 and kernel.extents.data[axis] == limit.extent
+        case _:
+            return False
 
 
 def _limit_of(op: LoadOp, axis: int) -> Limit | None:

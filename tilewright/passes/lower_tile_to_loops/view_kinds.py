@@ -1,7 +1,8 @@
 """Views made of views: windows, rows picked by indices, pages of a table, segments of a ragged axis.
 
 Each turns spans of its own coordinates into spans of its source's, and adds the checks that its own extents need.
-Integers that address other elements are read once a block and never trusted: one outside is a condition or a clamp.
+Integers that address other elements are read once a block and never trusted: one outside is a condition or a clamp, at
+every view down to the plain one, whose place in its buffer `ir/tile/containment.py` proves.
 """
 
 from __future__ import annotations

@@ -14,18 +14,32 @@ from xdsl.ir import Block, Operation, SSAValue
 
 from tilewright.errors import LoweringError, Problem
 from tilewright.ir.dims import Expr, exact_div, product
-from tilewright.ir.graph import attention, contraction, elementwise, indexing, recurrence, reduction, shape, structure
+from tilewright.ir.graph import (
+    attention,
+    contraction,
+    elementwise,
+    indexing,
+    recurrence,
+    reduction,
+    routing,
+    shape,
+    structure,
+    windows,
+)
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.operation import TwOperation
 
 
 def unsupported(op: Operation | Block, reason: str) -> LoweringError:
     """The error for a group that no skeleton lowers."""
-    where = op.loc if isinstance(op, TwOperation) else None
+    where = None
+    if isinstance(op, TwOperation):
+        # of a module that is torch's own code there is no line
+        where = op.loc or (f"module {op.path}" if op.path else None)
     name = op.name if isinstance(op, Operation) else "block"
     return LoweringError(
         Problem(reason, op=name, where=where),
-        step="report the model, and this line of it: no kernel is made for it yet",
+        step="report the model, and this line of it",
     )
 
 
@@ -183,7 +197,7 @@ def _to_operands(space: Space, op: Operation) -> None:
             _known(space, op.b, out)
             if op.h0 is not None:
                 _known(space, op.h0, (*out[: op.axis.data], *out[op.axis.data + 1 :]))
-        case contraction.MatmulOp() | attention.AttentionOp():
+        case contraction.MatmulOp() | routing.GroupedMatmulOp() | attention.AttentionOp() | windows.WindowOp():
             pass  # their skeletons map their own operands
         case _:
             if op.operands:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from xdsl.ir import BlockArgument, SSAValue
 
 from tilewright.ir.dims import DimSpace, Expr, floordiv, maximum, minimum
-from tilewright.ir.dtypes import F32, I32
+from tilewright.ir.dtypes import F32, F64, I32
 from tilewright.ir.graph import attention, structure
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.structure import GroupOp
@@ -30,10 +30,14 @@ def lower_attention(group: GroupOp, name: str, machine: Machine, dims: DimSpace)
     """Variants with 4, 16 and the machine's query block of rows, as far as the number of queries can reach them."""
     anchor = next(op for op in group.block.ops if isinstance(op, attention.AttentionOp))
     queries = tensor(anchor.q).dims[-2]
+    if tensor(anchor.q).dtype is F64:
+        raise unsupported(anchor, "attention in f64: its exponentials are expanded for f32; cast q, k and v to f32")
     low, high = dims.interval(queries)
-    variants, previous = [], 0
-    for limit, rows in ((4, 4), (16, 16), (None, machine.rules.query_block)):
-        if (low is None or limit is None or low <= limit) and (high is None or high > previous):
+    variants: list[Variant] = []
+    previous = 0
+    few = [(n, n) for n in (4, 16) if machine.rules.dot_least <= n < machine.rules.query_block]
+    for limit, rows in (*few, (None, machine.rules.query_block)):
+        if (low is None or limit is None or low <= limit) and (high is None or high > previous or not variants):
             variants.append(Variant(_kernel(group, anchor, f"{name}_q{rows}", machine, rows), limit))
         previous = limit or previous
     variants[-1] = Variant(variants[-1].kernel, None)

@@ -9,7 +9,7 @@ from typing import ClassVar
 from xdsl.dialects.builtin import ModuleOp
 
 from tilewright.errors import LoweringError
-from tilewright.ir.backend import content_of
+from tilewright.ir.backend import content_of, kernels_of
 from tilewright.ir.dims import Expr
 from tilewright.ir.graph.structure import FuncOp, GroupOp
 from tilewright.ir.machine import Machine
@@ -20,13 +20,17 @@ from tilewright.ir.types import TensorType
 from tilewright.passes.lower_to_tile.access import unsupported
 from tilewright.passes.lower_to_tile.attention import lower_attention
 from tilewright.passes.lower_to_tile.constants import lower_constant
+from tilewright.passes.lower_to_tile.convolution import lower_convolution
 from tilewright.passes.lower_to_tile.frame import Lowered, Variant
+from tilewright.passes.lower_to_tile.grouped import lower_grouped_matmul
 from tilewright.passes.lower_to_tile.joining import lower_concat
 from tilewright.passes.lower_to_tile.matmul import lower_matmul
 from tilewright.passes.lower_to_tile.ordering import lower_ordering
 from tilewright.passes.lower_to_tile.packing import lower_pack
 from tilewright.passes.lower_to_tile.pointwise import lower_map
+from tilewright.passes.lower_to_tile.pooling import lower_pool
 from tilewright.passes.lower_to_tile.reductions import lower_reduction
+from tilewright.passes.lower_to_tile.routing import lower_route, lower_slots
 from tilewright.passes.lower_to_tile.running import lower_running
 from tilewright.passes.lower_to_tile.scattering import lower_scatter
 from tilewright.passes.rewriting import erase
@@ -74,7 +78,7 @@ class _Kernels:
         self.module = module
         self.by_group: dict[str, Lowered] = {}
         self.by_content: dict[str, KernelOp] = {}
-        self.names: set[str] = set()
+        self.names = set(kernels_of(module))
 
     def lower(self, group: GroupOp, ctx: Context) -> Lowered:
         key = _text(group)
@@ -128,8 +132,18 @@ def lower_group(group: GroupOp, name: str, ctx: Context) -> Lowered:
             return lower_reduction(group, name, machine)
         case "matmul":
             return lower_matmul(group, name, machine, ctx.dims)
+        case "grouped-matmul":
+            return lower_grouped_matmul(group, name, machine, ctx.dims)
+        case "route":
+            return lower_route(group, name)
+        case "slots":
+            return lower_slots(group, name)
         case "attention":
             return lower_attention(group, name, machine, ctx.dims)
+        case "convolution":
+            return lower_convolution(group, name, machine)
+        case "pool":
+            return lower_pool(group, name, machine)
         case "running":
             return lower_running(group, name, machine)
         case "scatter":
@@ -142,5 +156,5 @@ def lower_group(group: GroupOp, name: str, ctx: Context) -> Lowered:
             return lower_pack(group, name, machine)
         case "concat":
             return lower_concat(group, name, machine)
-        case kind:
-            raise unsupported(next(iter(group.block.ops)), f"no skeleton lowers a {kind!r} group")
+        case _:
+            raise unsupported(next(iter(group.block.ops)), "no kernel is made for it yet")

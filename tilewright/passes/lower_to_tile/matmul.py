@@ -19,7 +19,7 @@ from tilewright.ir.dtypes import F32, F64
 from tilewright.ir.graph import contraction, shape
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.structure import GroupOp
-from tilewright.ir.machine import Machine
+from tilewright.ir.machine import Machine, TileRules
 from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.memory import ViewOp
 from tilewright.ir.tile.structure import KernelOp
@@ -63,9 +63,10 @@ def lower_matmul(group: GroupOp, name: str, machine: Machine, dims: DimSpace) ->
     anchor = next(op for op in group.block.ops if isinstance(op, contraction.MatmulOp))
     rows = _row_count(group, anchor)
     low, high = dims.interval(rows)
-    variants, previous = [], 0
+    variants: list[Variant] = []
+    previous = 0
     for limit, tile_rows, _ in machine.rules.dot:
-        if (low is None or limit is None or low <= limit) and (high is None or high > previous):
+        if (low is None or limit is None or low <= limit) and (high is None or high > previous or not variants):
             variants.append(Variant(_kernel(group, anchor, f"{name}_r{tile_rows}", machine, tile_rows), limit))
         previous = limit or previous
     variants[-1] = Variant(variants[-1].kernel, None)
@@ -180,10 +181,19 @@ def _order(
     return [*outer, (row, block), (column, 1), (row, 1)]
 
 
-def _chunk(k: int, most: int) -> int:
-    """The largest divisor of K up to the machine's chunk; K itself where it has none worth using."""
+def chunk_of(k: int, rules: TileRules, *, whole: bool) -> int:
+    """The largest divisor of K up to the machine's chunk; K itself where it has none worth using.
+
+    Where tiles are powers of two anyway, the chunk is one, and its last step may reach past K; unless `whole` asks for
+    steps that do not, because an operand is computed and not loaded.
+    """
+    most = rules.reduction_chunk
     if k <= most:
         return max(k, 1)
+    if rules.extent == "power-of-two":
+        found = next((d for d in (most, most // 2, most // 4) if d and k % d == 0), None)
+        if found is not None or not whole:
+            return found or most
     return next((d for d in range(most, most // 4, -1) if k % d == 0), k)
 
 
@@ -201,12 +211,15 @@ def _accumulate(
     k = e.walk.extents[k_at].constant
     if k == 0:
         return zero
-    step = DYNAMIC_K if k is None else _chunk(k, machine.rules.reduction_chunk)
+    in_memory = isinstance(anchor.a, BlockArgument)
+    step = DYNAMIC_K if k is None else chunk_of(k, machine.rules, whole=not in_memory)
+    # a step that does not divide K reaches past its end, where both operands count as zero
+    ragged = k is None or k % step != 0
 
     def part(acc: SSAValue) -> SSAValue:
         left = Emitter(b, e.space, e.walk, e.buffers, e.strides, e.at, e.row, k_at, {**e.extent, k_at: step})
-        fill = 0.0 if k is None else None
-        a = left.load(anchor.a, fill) if isinstance(anchor.a, BlockArgument) else left.tile(anchor.a)
+        fill = 0.0 if ragged else None
+        a = left.load(anchor.a, fill) if in_memory else left.tile(anchor.a)
         return b.dot(b.broadcast(a, (rows, step)), _right(e, anchor, packed, k_at, step, fill), acc)
 
     if k is not None and step == k:

@@ -1,4 +1,4 @@
-"""Packing a weight matrix into panels, for @prepare: the inverse of what the matmul skeleton reads."""
+"""Packing a weight (one matrix, or one an expert) into panels, for @prepare: the inverse of what matmuls read."""
 
 from __future__ import annotations
 
@@ -20,24 +20,29 @@ def lower_pack(group: GroupOp, name: str, machine: Machine) -> Lowered:
     b, buffers, (output,) = begin(group, name)
     (weight,) = group.block.args
     result = tensor(group.yielded[0])
-    columns = result.dims[2].constant or 1
-    pairs = result.dims[3].constant or 1 if result.rank == 4 else 1
+    at = tensor(weight).rank - 2
+    lead = result.dims[:at]
+    columns = result.dims[at + 2].constant or 1
+    pairs = result.dims[at + 3].constant or 1 if result.rank == at + 4 else 1
     transposed = any(isinstance(op, shape.TransposeOp) and op.x is weight for op in group.block.ops)
-    rows = result.dims[1] * pairs
+    rows = result.dims[at + 1] * pairs
     k_tile = K_TILE if rows.constant is None or rows.constant >= K_TILE else rows.constant
-    panel, k = b.grid([result.dims[0], rows], [1, k_tile])
+    *matrix, panel, k = b.grid([*lead, result.dims[at], rows], [*[1] * at, 1, k_tile])
+    one = (1,) * at
     source = b.view(buffers[weight], tensor(weight).dims, ViewOp.row_major(tensor(weight).dims))
     n = b.index(Expr.of("a0") * columns, panel)
     block: SSAValue
     if transposed:
-        block = b.transpose(b.load(source, [n, k], [columns, k_tile], 0.0), (1, 0))
+        loaded = b.load(source, [*matrix, n, k], [*one, columns, k_tile], 0.0)
+        block = b.transpose(b.reshape(loaded, (columns, k_tile)), (1, 0))
     else:
-        block = b.load(source, [k, n], [k_tile, columns], 0.0)
+        block = b.reshape(b.load(source, [*matrix, k, n], [*one, k_tile, columns], 0.0), (k_tile, columns))
     target = b.view(output, result.dims, ViewOp.row_major(result.dims))
     if pairs == 1:
-        b.store(b.reshape(block, (1, k_tile, columns)), target, [panel, k, 0])
+        b.store(b.reshape(block, (*one, 1, k_tile, columns)), target, [*matrix, panel, k, 0])
     else:
         paired = b.transpose(b.reshape(block, (k_tile // pairs, pairs, columns)), (0, 2, 1))
         half = b.index(Expr.of("a0") // pairs, k)
-        b.store(b.reshape(paired, (1, k_tile // pairs, columns, pairs)), target, [panel, half, 0, 0])
+        shaped = b.reshape(paired, (*one, 1, k_tile // pairs, columns, pairs))
+        b.store(shaped, target, [*matrix, panel, half, 0, 0])
     return Lowered((Variant(b.finish()),), b.dims, Expr.of(0))

@@ -24,6 +24,15 @@ from tilewright.passes.recognize.rotary import ROTARY
 from tilewright.passes.rewriting import Rules, erase_dead, run_rules
 
 
+def pattern_names() -> frozenset[str]:
+    """The names that matches are counted under."""
+    return frozenset(rule.name for rules in _stages(finite=True) for rule in rules.listed)
+
+
+def _stages(*, finite: bool) -> tuple[Rules, ...]:
+    return Rules(ACTIVATIONS, NORMS), ROTARY, attention_rules(finite=finite)
+
+
 @dataclass(frozen=True)
 class Recognize(Pass):
     """Written-out attention, rotary embedding, norms, softmax and activations become structured ops.
@@ -36,7 +45,7 @@ class Recognize(Pass):
     finite_hides: bool = True
 
     def run(self, module: ModuleOp, ctx: Context) -> None:
-        stages = (Rules(ACTIVATIONS, NORMS), ROTARY, attention_rules(finite=self.finite_hides))
+        stages = _stages(finite=self.finite_hides)
         for function in functions(module).values():
             for rules in stages:
                 run_rules(function.block, rules, ctx)

@@ -10,7 +10,7 @@ from tilewright.ir.signature import Input
 
 
 def linear(expr: Expr) -> tuple[str, int, int] | None:
-    """(symbol, a, b) where the expression is a * symbol + b with a > 0; None where it is anything else."""
+    """(symbol, a, b) where the expression is a * symbol + b with a not 0; None where it is anything else."""
     symbol, factor, constant = "", 0, 0
     for monomial, coefficient in expr.terms:
         if not monomial:
@@ -19,7 +19,7 @@ def linear(expr: Expr) -> tuple[str, int, int] | None:
             symbol, factor = monomial[0].name, coefficient
         else:
             return None
-    return (symbol, factor, constant) if factor > 0 else None
+    return (symbol, factor, constant) if symbol else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Who takes part. A peer is a class with `prepare` and `call`; add it to CONTESTANTS and it runs in every round."""
+"""Tilewright."""
 
 from __future__ import annotations
 
@@ -7,53 +7,15 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from bench.cases import Case
 
 
-class Contestant(Protocol):
-    """One way to run the models, alone in its process. What it imports, it imports in its methods."""
-
-    def prepare(self, case: Case) -> dict[str, Any]:
-        """Makes the case ready; what is worth telling of that, such as seconds of compilation."""
-
-    def call(self, case: Case) -> Callable[[], Any]:
-        """A function that runs the case once, start to end."""
-
-
-class Eager:
-    """PyTorch as it comes. In bf16 the whole model is bf16."""
-
-    def __init__(self) -> None:
-        self._models: dict[tuple[str, str], Any] = {}
-
-    def prepare(self, case: Case) -> dict[str, Any]:
-        import torch
-
-        from bench.models import build
-
-        if (case.model, case.dtype) not in self._models:
-            model = build(case)
-            self._models[case.model, case.dtype] = model.bfloat16() if case.dtype == "bf16" else model
-        return {"threads": torch.get_num_threads(), "version": torch.__version__}
-
-    def call(self, case: Case) -> Callable[[], Any]:
-        import torch
-
-        from bench.models import arguments
-
-        model, given = self._models[case.model, case.dtype], arguments(case)
-
-        def run() -> Any:
-            with torch.inference_mode():
-                return model(**given)
-
-        return run
-
-
 class Tilewright:
     """Us: one compiled object a model and dtype, for every size."""
+
+    dtypes = ("f32", "bf16")
 
     def __init__(self) -> None:
         self._programs: dict[tuple[str, str], Any] = {}
@@ -115,6 +77,3 @@ class Tilewright:
         for thread in threads:
             thread.join()
         return {"rate": sum(done) / (time.perf_counter() - begin), "os_threads": most}
-
-
-CONTESTANTS: dict[str, Callable[[], Contestant]] = {"tilewright": Tilewright, "eager": Eager}

@@ -1,0 +1,142 @@
+"""Kernels compile to device objects where there is no device; what is missing or too large is a coded error."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib.metadata import entry_points
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import tilewright as tw
+from tests.compiler.models import bert, compile_bert, compile_llama, compile_mlp, llama, mlp
+from tests.models.encoders import draw_call, minilm
+from tilewright.backends.triton import build as building
+from tilewright.backends.triton import cuda, rocm
+from tilewright.backends.triton.build import probe
+from tilewright.backends.triton.machines import GPUS, machines
+from tilewright.errors import CapacityError, OptionError, TargetError, ToolchainError
+from tilewright.ir.backend import Backend, resolve_target
+from tilewright.ir.dims import Expr
+from tilewright.ir.dtypes import F32
+from tilewright.ir.tile.builder import KernelBuilder
+from tilewright.ir.tile.structure import KernelOp
+
+MISSING = probe()
+needs_triton = pytest.mark.skipif(MISSING is not None, reason=f"Triton is missing: {MISSING}")
+# ELF's numbers for the two vendors' machines
+ELF_MACHINE = {"cuda": 190, "rocm": 224}
+
+
+def is_object(image: bytes, backend: str) -> bool:
+    return image[:4] == b"\x7fELF" and int.from_bytes(image[18:20], "little") == ELF_MACHINE[backend]
+
+
+def scale(columns: int = 48) -> KernelOp:
+    b = KernelBuilder("scale", dims=["n"])
+    x, y = b.buffer(["n", columns], F32), b.output(["n", columns], F32)
+    i, j = b.grid(["n", columns], [4, columns])
+    b.store(b.map("mul", b.load(b.dense(x), [i, j], [4, columns]), b.constant(2.0, (1, 1))), b.dense(y), [i, j])
+    return b.finish()
+
+
+@needs_triton
+@pytest.mark.parametrize("backend", [cuda, rocm], ids=lambda b: b.name)
+def test_every_machine_compiles_a_kernel_and_says_how_to_launch_it(backend: Backend) -> None:
+    for name, describe in backend.machines.items():
+        built = backend.build([("scale", scale())], describe())["scale"].result()
+        assert is_object(built.object, backend.name), name
+        assert built.grid is not None
+        assert built.grid.programs == (Expr.of("n") + 3) // 4
+        assert built.grid.threads == GPUS[name].threads * GPUS[name].warps
+        assert "def scale(x0, y0, n):" in built.source
+
+
+@needs_triton
+def test_a_model_compiles_and_says_why_it_does_not_run(seed: int) -> None:
+    compiled = compile_mlp(mlp(seed), target="cuda", precision="bf16")
+    program = compiled.code.program
+    assert program.target == "cuda:sm_90"
+    assert {step.device for step in program.main.steps} == {"cuda"}
+    assert set(compiled.code.objects) == set(program.symbols)
+    assert all(is_object(image, "cuda") for image in compiled.code.objects.values())
+    grids = {k.symbol: k.facts["grid"] for k in program.kernels}
+    assert all(g["programs"] and g["threads"] == 128 for g in grids.values())
+    assert "tl.dot(" in "".join(compiled.sources.values())
+    assert "predicted" in str(compiled.report)
+    with pytest.raises(TargetError, match="compiled for cuda:sm_90, and this process has no executor"):
+        compiled(torch.randn(3, 24))
+    # found in the cache the second time, objects and all
+    again = compile_mlp(mlp(seed), target="cuda", precision="bf16")
+    assert again.facts["cache"] == "hit"
+    assert again.code.objects == compiled.code.objects
+
+
+@needs_triton
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["cuda:sm_90", "rocm:gfx942"])
+def test_a_sentence_encoder_and_a_decoder_compile(target: str, seed: int) -> None:
+    example = draw_call(np.random.default_rng(seed), 3, 8)
+    sizes = tw.Dim("batch", 1, 64), tw.Dim("tokens", 1, 256)
+    made: list[Any] = [
+        tw.compile(minilm(), kwargs=example, dims=dict.fromkeys(example, sizes), target=target, precision="bf16"),
+        compile_llama(llama(seed), target=target, precision="bf16"),
+        compile_bert(bert(seed), target=target),
+    ]
+    for compiled in made:
+        assert all(is_object(image, target.partition(":")[0]) for image in compiled.code.objects.values())
+
+
+@needs_triton
+def test_shared_memory_beyond_the_machines_is_a_coded_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = machines("cuda")["sm_90"]()
+    monkeypatch.setattr(building, "ask", lambda head, source: ({"shared": 1 << 20, "threads": 128}, b""))
+    with pytest.raises(CapacityError, match="needs 1048576 bytes of shared memory, sm_90 has 232448"):
+        cuda.build([("scale", scale())], machine)["scale"].result()
+
+
+@needs_triton
+def test_what_triton_refuses_is_a_coded_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = machines("cuda")["sm_90"]()
+    printed = building.print_kernel(scale())
+    broken = replace(printed, source=printed.source.replace("tl.store", "tl.no_such_thing"))
+    monkeypatch.setattr(building, "print_kernel", lambda kernel: broken)
+    with pytest.raises(ToolchainError, match=r"(?s)Triton does not compile kernel scale for sm_90: .*no_such_thing"):
+        cuda.build([("scale", scale())], machine)["scale"].result()
+
+
+def test_without_triton_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(building, "find_spec", lambda name: None)
+    assert building.probe() == "pip install 'tilewright[gpu]'"
+    monkeypatch.setattr("tilewright.ir.backend.backends", lambda: {"cuda": replace(cuda, probe=building.probe)})
+    with pytest.raises(TargetError, match=r"cuda is not ready: pip install 'tilewright\[gpu\]'"):
+        resolve_target("cuda:sm_90")
+
+
+@needs_triton
+def test_a_preference_list_takes_what_runs_here(seed: int) -> None:
+    backend, _ = resolve_target(["cuda:sm_90", "cpu:generic"])
+    assert backend.name == "cpu"
+    with pytest.raises(TargetError, match="cuda:sm_90 compiles here, but this process has no executor for it"):
+        resolve_target(["cuda:sm_90", "rocm"])
+
+
+@needs_triton
+def test_an_order_that_the_device_does_not_keep_is_not_promised(seed: int) -> None:
+    with pytest.raises(OptionError, match="determinism='batch' is not promised by cuda"):
+        compile_mlp(mlp(seed), target="cuda", determinism="batch")
+
+
+def test_the_backends_are_entry_points() -> None:
+    assert {"cpu", "cuda", "rocm", "toy"} <= {point.name for point in entry_points(group="tilewright.backends")}
+
+
+@pytest.mark.parametrize("backend", [cuda, rocm], ids=lambda b: b.name)
+def test_machines_are_described_alike_and_differ_in_their_facts(backend: Backend) -> None:
+    described = [describe() for describe in backend.machines.values()]
+    assert {m.rules.extent for m in described} == {"power-of-two"}
+    assert {m.rules.dot_least for m in described} == {16}
+    assert len({m.memory.bandwidth for m in described}) == len(described)
+    assert all(backend.default_machine() in backend.machines for _ in described)

@@ -1,0 +1,186 @@
+"""Operators of other libraries: by a kernel, by what they are made of, or refused with a code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch._dynamo as dynamo
+
+import tilewright as tw
+from tests.compiler.test_torch_backend import compiled as torch_compiled
+from tests.compiler.test_torch_backend import fresh  # noqa: F401  (a fixture: the backend is registered)
+from tilewright.errors import OptionError, UnsupportedOpError
+
+
+@torch.library.custom_op("tilewright_tests::swiglu", mutates_args=())
+def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.silu(gate) * up
+
+
+@swiglu.register_fake
+def _(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(gate, memory_format=torch.contiguous_format)
+
+
+@tw.kernel("gate T[rows, n], up T[rows, n] -> y T[rows, n]")
+def swiglu_kernel(b: Any, gate: Any, up: Any, y: Any, *, T: Any) -> None:  # noqa: N803
+    row, column = b.grid(["rows", "n"], [4, 64])
+    at, size = [row, column], [4, 64]
+    g, u = (b.cast(b.load(b.dense(v), at, size), "f32") for v in (gate, up))
+    b.store(b.cast(b.map("mul", b.map("mul", g, b.map("sigmoid", g)), u), T), b.dense(y), at)
+
+
+@torch.library.custom_op("tilewright_tests::best", mutates_args=())
+def best(x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    values, places = x.topk(k)
+    return values.clone(), places.int()
+
+
+@tw.kernel("x f32[rows, n] -> values f32[rows, k], places i32[rows, k]")
+def best_kernel(b: Any, x: Any, values: Any, places: Any, *, n: int, k: int) -> None:
+    (row,) = b.grid(["rows"], [4])
+    top, at = b.topk(b.load(b.dense(x), [row, 0], [4, -(-n // 16) * 16], fill=float("-inf")), k)
+    b.store(top, b.dense(values), [row, 0])
+    b.store(at, b.dense(places), [row, 0])
+
+
+@torch.library.custom_op("tilewright_tests::scaled", mutates_args=())
+def scaled(x: torch.Tensor, by: float) -> torch.Tensor:
+    return (x - x.mean(-1, keepdim=True)) * by
+
+
+@torch.library.custom_op("tilewright_tests::unknown", mutates_args=())
+def unknown(x: torch.Tensor) -> torch.Tensor:
+    return x.clone()
+
+
+@unknown.register_fake
+def _(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registrations() -> None:
+    tw.register_op("tilewright_tests::swiglu", kernel=swiglu_kernel)
+    tw.register_op(
+        "tilewright_tests::best",
+        kernel=best_kernel,
+        shape=lambda x, k: (x.new_empty(x.shape[0], k), x.new_empty(x.shape[0], k, dtype=torch.int32)),
+    )
+    tw.register_op("tilewright_tests::scaled", reference=lambda x, by: (x - x.mean(-1, keepdim=True)) * by)
+
+
+class Layer(torch.nn.Module):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.gate, self.up, self.down = (torch.nn.Linear(size, size) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.down(swiglu(self.gate(x), self.up(x))).relu()
+
+
+class Stack(torch.nn.Module):
+    """Two equal layers, an operator with a number, one with two results."""
+
+    def __init__(self, size: int = 12) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList([Layer(size), Layer(size)])
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        for layer in self.layers:
+            x = layer(x)
+        y = scaled(x, 2.0)
+        values, places = best(y.t().contiguous().t(), 3)
+        return y, values * 2, places
+
+
+def same(found: Any, expected: Any) -> None:
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_with_registered_operators(rng: np.random.Generator) -> None:
+    model = Stack().eval()
+    compiled = tw.compile(model, (torch.randn(3, 12),), dims={"x": (tw.Dim("rows", 1, 64), None)})
+    with torch.no_grad():
+        for rows in (1, 3, 37):
+            x = torch.from_numpy(rng.standard_normal((rows, 12), np.float32))
+            same(compiled(x), model(x))
+    names = {row.kernel: row.launches for row in compiled.report.rows}
+    assert names["swiglu_kernel"] == 2
+    assert names["best_kernel"] == 1
+    rows = {row.kernel: row for row in compiled.report.at(rows=10).rows}
+    assert (rows["best_kernel"].read, rows["best_kernel"].write) == (10 * 12 * 4, 10 * 3 * 8)
+
+
+def test_under_torch_compile(rng: np.random.Generator) -> None:
+    model = Stack().eval()
+    run = torch_compiled(model, dynamic=True)
+    with torch.no_grad():
+        for rows in (3, 5):
+            x = torch.from_numpy(rng.standard_normal((rows, 12), np.float32))
+            same(run(x), model(x))
+
+
+def test_kernels_of_one_name_are_told_apart(rng: np.random.Generator) -> None:
+    class Both(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return best(x, 2)[0], best(x, 4)[0]
+
+    x = torch.from_numpy(rng.standard_normal((5, 9), np.float32))
+    same(tw.compile(Both().eval(), (x,))(x), Both()(x))
+
+
+def test_a_passes_check_follows_the_launches(rng: np.random.Generator) -> None:
+    model = Layer(8).eval()
+    x = torch.from_numpy(rng.standard_normal((4, 8), np.float32))
+    compiled = tw.compile(model, (x,), verify_each="numeric", check="first", cache=False)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+class Calls(torch.nn.Module):
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.function(x)
+
+
+def refused(function: Any, *shape: int, **options: Any) -> str:
+    with pytest.raises(UnsupportedOpError) as raised:
+        tw.compile(Calls(function).eval(), (torch.ones(*shape),), **options)
+    return str(raised.value)
+
+
+def test_an_operator_that_nobody_has_registered() -> None:
+    text = refused(unknown, 2, 3)
+    assert "tilewright_tests.unknown.default: no lowering (tw.register_op gives it one)" in text
+    with pytest.raises(dynamo.exc.BackendCompilerFailed, match=r"tw\.register_op gives it one"):
+        torch_compiled(unknown)(torch.ones(2))
+
+
+def test_a_kernel_that_does_not_fit() -> None:
+    assert "gate has 2 axes, the operator gives it" in refused(lambda x: swiglu(x, x), 2, 3, 4)
+    varies = {"x": (None, tw.Dim("width", 4, 9))}
+    assert "n is static in the kernel, and width in the model" in refused(lambda x: best(x, 2), 2, 5, dims=varies)
+    assert "x is" in refused(lambda x: best(x.double(), 2), 2, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "said"),
+    [
+        ("tilewright_tests::no_such", {"reference": torch.relu}, "torch has no operator 'tilewright_tests::no_such'"),
+        ("relu", {"reference": torch.relu}, "torch has no operator 'relu'"),
+        ("tilewright_tests::swiglu", {}, "neither a kernel nor a reference"),
+        ("tilewright_tests::swiglu", {"kernel": torch.relu}, "is not made with @tw.kernel"),
+    ],
+)
+def test_registrations_are_checked(name: str, given: dict[str, Any], said: str) -> None:
+    with pytest.raises(OptionError, match="TW008") as raised:
+        tw.register_op(name, **given)
+    assert said in str(raised.value)

@@ -1,0 +1,312 @@
+"""torch.compile(model, backend="tilewright"): pieces of a program are right, whatever the program does around them."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch._dynamo as dynamo
+from torch._dynamo.backends.registry import list_backends
+
+from tilewright.compiler import torch_backend
+from tilewright.errors import AutogradWarning, OptionError, UnsupportedOpError
+
+# Products of sizes below 64, in f32.
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    # Installed, the entry point names it; in a checkout whose metadata is older, the registry is told.
+    if "tilewright" not in list_backends(exclude_tags=()):
+        dynamo.register_backend(torch_backend.tilewright, "tilewright")
+    dynamo.reset()
+    dynamo.utils.counters.clear()
+    yield
+    dynamo.reset()
+
+
+def counted(name: str) -> int:
+    return int(dynamo.utils.counters["tilewright"][name])
+
+
+class Block(torch.nn.Module):
+    """What models are made of: a norm, a projection, attention, an activation, a residual."""
+
+    def __init__(self, size: int = 16) -> None:
+        super().__init__()
+        self.norm = torch.nn.LayerNorm(size)
+        self.qkv = torch.nn.Linear(size, 3 * size)
+        self.out = torch.nn.Linear(size, size)
+        self.register_buffer("scale", torch.rand(size) + 0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, tokens, size = x.shape
+        q, k, v = self.qkv(self.norm(x)).reshape(batch, tokens, 3, 4, size // 4).permute(2, 0, 3, 1, 4)
+        seen = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        mixed = seen.transpose(1, 2).reshape(batch, tokens, size)
+        return x + torch.nn.functional.gelu(self.out(mixed)) * self.scale
+
+
+def compiled(function: Any, **options: Any) -> Any:
+    dynamic = options.pop("dynamic", None)
+    return torch.compile(function, backend="tilewright", dynamic=dynamic, options=options or None)
+
+
+def same(found: Any, expected: Any) -> None:
+    torch.testing.assert_close(found, expected, **CLOSE)
+
+
+def tensor(rng: np.random.Generator, *shape: int) -> torch.Tensor:
+    return torch.from_numpy(rng.standard_normal(shape, np.float32))
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_model_is_eagers(dynamic: bool, freeze: bool, rng: np.random.Generator) -> None:
+    model = Block().eval()
+    run = compiled(model, dynamic=dynamic, freeze_weights=freeze)
+    with torch.no_grad():
+        for batch, tokens in ((3, 5), (4, 7), (2, 11)):
+            x = tensor(rng, batch, tokens, 16)
+            same(run(x), model(x))
+    assert counted("graphs") == (1 if dynamic else counted("graphs"))
+    assert counted("autograd_in_eager") == 0
+
+
+def test_sizes_0_and_1(rng: np.random.Generator) -> None:
+    run = compiled(lambda x: (x.softmax(-1) + x.sum(-1, keepdim=True)).relu(), dynamic=True)
+    for shape in ((5, 3), (1, 3), (0, 3), (1, 1), (2, 1)):
+        x = tensor(rng, *shape)
+        same(run(x), (x.softmax(-1) + x.sum(-1, keepdim=True)).relu())
+
+
+def test_graph_breaks(rng: np.random.Generator) -> None:
+    def function(x: torch.Tensor, notes: list[float]) -> torch.Tensor:
+        y = x.sin() * 2
+        notes.append(float(y.sum()))
+        dynamo.graph_break()
+        return y.exp() + x if notes[-1] < 1e9 else y
+
+    x, notes, expected_notes = tensor(rng, 4, 6), [], []
+    run = compiled(function)
+    same(run(x, notes), function(x, expected_notes))
+    np.testing.assert_allclose(notes, expected_notes, rtol=1e-4, atol=1e-4)
+    assert counted("graphs") >= 2
+
+
+def test_sizes_and_integers_as_values(rng: np.random.Generator) -> None:
+    def function(x: torch.Tensor, n: int) -> tuple[torch.Tensor, int, torch.Tensor]:
+        return x * n, x.shape[0] * 2 + n, torch.arange(n) + x.shape[1]
+
+    run = compiled(function, dynamic=True)
+    for rows, n in ((3, 5), (4, 9), (7, 2)):
+        x = tensor(rng, rows, 6)
+        found, expected = run(x, n), function(x, n)
+        same(found, expected)
+    assert counted("graphs") == 1
+
+
+# --- writes and views -------------------------------------------------------------------------------------------------
+
+
+def add_to(x: torch.Tensor) -> torch.Tensor:
+    x.add_(1)
+    return x * 2
+
+
+def write_a_part(x: torch.Tensor) -> torch.Tensor:
+    x[:, 1:3] = 7.0
+    return x.sum()
+
+
+def write_through_a_view(x: torch.Tensor) -> torch.Tensor:
+    x.view(-1)[2:].mul_(3)
+    return x + 1
+
+
+def give_it_back(x: torch.Tensor) -> torch.Tensor:
+    return x.mul_(2)
+
+
+def view_of_an_input(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return x.t(), x[1:].view(-1)
+
+
+def views_of_a_result(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    y = x * 2
+    return y, y.t(), y[0]
+
+
+def swap(x: torch.Tensor) -> torch.Tensor:
+    y = x.clone()
+    x.copy_(x.flip(0) if x.shape[0] > 100 else -x)
+    return y
+
+
+@pytest.mark.parametrize(
+    "function", [add_to, write_a_part, write_through_a_view, give_it_back, view_of_an_input, views_of_a_result, swap]
+)
+def test_writes_and_views_are_eagers(function: Callable[[torch.Tensor], Any], rng: np.random.Generator) -> None:
+    x = tensor(rng, 4, 6)
+    ours, theirs = x.clone(), x.clone()
+    run = compiled(function)
+    for _ in range(2):
+        found, expected = run(ours), function(theirs)
+        same(ours, theirs)
+        same(found, expected)
+        for a, b in zip(torch.utils._pytree.tree_leaves(found), torch.utils._pytree.tree_leaves(expected), strict=True):
+            assert a.stride() == b.stride()
+            assert (a.untyped_storage().data_ptr() == ours.untyped_storage().data_ptr()) == (
+                b.untyped_storage().data_ptr() == theirs.untyped_storage().data_ptr()
+            )
+    # what is a view of what shows when one is written to
+    leaves, theirs_leaves = (torch.utils._pytree.tree_leaves(v) for v in (found, expected))
+    leaves[-1].fill_(5)
+    theirs_leaves[-1].fill_(5)
+    same(leaves, theirs_leaves)
+    same(ours, theirs)
+
+
+def test_results_lie_in_memory_as_eagers_do(rng: np.random.Generator) -> None:
+    def function(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return (x + 1).permute(2, 0, 1), (x * 2).transpose(0, 1)
+
+    run = compiled(function, dynamic=True)
+    for shape in ((2, 3, 4), (5, 2, 3)):
+        x = tensor(rng, *shape)
+        for a, b in zip(run(x), function(x), strict=True):
+            same(a, b)
+            assert a.stride() == b.stride()
+
+
+def test_inputs_lie_anyhow(rng: np.random.Generator) -> None:
+    run = compiled(lambda x, y: x @ y + 1)
+    x, y = tensor(rng, 6, 4).t(), tensor(rng, 12, 3)[::2]
+    same(run(x, y), x @ y + 1)
+
+
+def test_buffers_that_a_model_writes_to(rng: np.random.Generator) -> None:
+    class Counts(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("seen", torch.zeros(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.seen += x.sum(0)
+            return x - self.seen
+
+    for freeze in (False, True):
+        model, eager = Counts(), Counts()
+        run = compiled(model, freeze_weights=freeze)
+        for _ in range(3):
+            x = tensor(rng, 4, 3)
+            same(run(x), eager(x))
+        same(model.seen, eager.seen)
+
+
+def test_tensors_made_in_the_function(rng: np.random.Generator) -> None:
+    table = torch.from_numpy(rng.standard_normal((50, 6), np.float32))
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return x + torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]) + table[:4]
+
+    x = tensor(rng, 4, 6)
+    same(compiled(function)(x), function(x))
+
+
+def test_bf16(rng: np.random.Generator) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, 8)).bfloat16().eval()
+    x = tensor(rng, 5, 16).bfloat16()
+    with torch.no_grad():
+        found, expected = compiled(model)(x), model.double()(x.double())
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.double(), expected, rtol=2**-6, atol=2**-6)
+
+
+# --- frozen weights ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_new_values_of_parameters_are_seen(freeze: bool, rng: np.random.Generator) -> None:
+    model = Block().eval()
+    run = compiled(model, freeze_weights=freeze)
+    x = tensor(rng, 2, 3, 16)
+    with torch.no_grad():
+        same(run(x), model(x))
+        model.out.weight.mul_(-2)
+        same(run(x), model(x))
+        model.load_state_dict(Block().state_dict())
+        same(run(x), model(x))
+        model.out.weight = torch.nn.Parameter(torch.zeros(16, 16))
+        same(run(x), model(x))
+
+
+def test_layers_that_share_code_keep_their_own_weights(rng: np.random.Generator) -> None:
+    layers = [Block().eval() for _ in range(3)]
+    run = compiled(lambda layer, x: layer(x), freeze_weights=True)
+    with torch.no_grad():
+        for _ in range(2):
+            for layer in layers:
+                x = tensor(rng, 2, 3, 16)
+                same(run(layer, x), layer(x))
+
+
+# --- what it will not do ----------------------------------------------------------------------------------------------
+
+
+def test_autograd_runs_in_eager_with_one_warning(rng: np.random.Generator) -> None:
+    model = Block().train()
+    twin = copy.deepcopy(model)
+    run = compiled(model)
+    x = tensor(rng, 2, 3, 16)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            run(x).sum().backward()
+            twin(x).sum().backward()
+        compiled(lambda v: v * 2)(x.requires_grad_()).sum().backward()
+    told = [str(w.message) for w in caught if issubclass(w.category, AutogradWarning)]
+    assert len(told) == 1
+    assert told[0].startswith("TW015")
+    assert "torch.no_grad()" in told[0]
+    assert counted("autograd_calls") == 4
+    assert counted("autograd_in_eager") == 2
+    for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        same(ours.grad, theirs.grad)
+    # the same model without gradients is compiled
+    with torch.no_grad():
+        same(run(x), model(x))
+    assert counted("graphs") == 1
+
+
+def test_an_operator_without_a_lowering_is_named() -> None:
+    with pytest.raises(dynamo.exc.BackendCompilerFailed, match=r"TW010.*aten\.linalg_svd|TW010.*_linalg_svd") as raised:
+        compiled(lambda x: torch.linalg.svd(x).S)(torch.eye(3))
+    assert isinstance(raised.value.inner_exception, UnsupportedOpError)
+    assert "test_torch_backend.py:" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"freeze_weight": True}, "no option 'freeze_weight'"),
+        ({"freeze_weights": 1}, "freeze_weights=1 is not True or False"),
+        ({"fallback": "torch"}, "fallback='torch' is not available"),
+        ({"check": "first"}, "check is an option of tilewright.compile alone"),
+    ],
+)
+def test_options_are_checked(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(dynamo.exc.BackendCompilerFailed, match=said) as raised:
+        compiled(lambda x: x + 1, **options)(torch.ones(3))
+    assert isinstance(raised.value.inner_exception, OptionError)
+
+
+def test_a_mode_is_refused() -> None:
+    with pytest.raises(dynamo.exc.BackendCompilerFailed, match="mode='max-autotune' means nothing here"):
+        torch.compile(lambda x: x + 1, backend="tilewright", mode="max-autotune")(torch.ones(3))

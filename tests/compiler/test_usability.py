@@ -1,0 +1,211 @@
+"""What a newcomer meets first: options, paths and questions that are a little off, answered in full and at once."""
+
+from __future__ import annotations
+
+import copy
+import pickle  # noqa: TID251  (that it is refused is what is tested)
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import tilewright as tw
+from tests.compiler.models import Mlp, bert, close, compile_mlp, mlp, token_inputs
+from tilewright.compiler.options import Options
+from tilewright.errors import ArtifactAccessError, CacheError, OptionError, PassOptionError
+
+
+@pytest.fixture(scope="module")
+def model() -> Mlp:
+    return mlp(61)
+
+
+@pytest.fixture(scope="module")
+def compiled(model: Mlp) -> Any:
+    return compile_mlp(model, check="first")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            {"precision": "fp16"},
+            "precision='fp16' is not one of 'model', 'f32', 'bf16'\n  next: write precision='bf16'",
+        ),
+        (
+            {"precision": "f16"},
+            "precision='f16' needs a machine with f16 products; the CPU classes have none\n"
+            "  next: write precision='bf16'",
+        ),
+        (
+            {"determinism": "exakt"},
+            "determinism='exakt' is not one of None, 'free', 'run', 'batch'\n  next: write determinism=None",
+        ),
+        (
+            {"determinism": "exact"},
+            "determinism='exact' is not available: the CPU classes round products differently\n"
+            "  next: write determinism='batch'",
+        ),
+        (
+            {"memory_limit": -1},
+            "memory_limit=-1 is not a positive number of bytes, or a text like '2GiB'\n"
+            "  next: write memory_limit=2**30",
+        ),
+        ({"memory_limit": "1 apple"}, "'1 apple' is not a number of bytes\n  next: write 500000000, 512MiB or 2GiB"),
+    ],
+)
+def test_options_name_what_works_and_suggest_nothing_that_does_not(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(OptionError) as raised:
+        Options.of(given)
+    assert str(raised.value) == f"TW008 wrong option: {said}"
+
+
+def test_a_memory_limit_may_be_a_text() -> None:
+    assert Options.of({"memory_limit": "1.5KiB"}).memory_limit == 1536
+
+
+def test_patterns_that_do_not_exist_are_refused_before_anything_is_compiled(model: Mlp) -> None:
+    known = (
+        "attention, experts, gelu, norm, norm-of-narrow-values, relu, rotary, scaled-norm, shifted-norm, sigmoid, "
+        "silu, softmax, softplus"
+    )
+    for expected, said in (
+        ({"atention": 0}, "expect names 'atention', which is no pattern\n"
+         f"  next: did you mean 'attention'? the patterns are {known}"),
+        ({"norm": "1"}, f"expect['norm'] is '1', not a count\n  next: the patterns are {known}"),
+    ):  # fmt: skip
+        with pytest.raises(OptionError) as raised:
+            compile_mlp(model, expect=expected)
+        assert str(raised.value) == f"TW008 wrong option: {said}"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ({"batch": 34}, "batch = 34 is outside 1..33\n  next: give batch=33"),
+        ({"batch": -1}, "batch = -1 is outside 1..33\n  next: give batch=1"),
+        ({"batch": 1.5}, "batch = 1.5 is not a whole number\n  next: give batch=33"),
+        ({"batch": "a"}, "batch = 'a' is not a whole number\n  next: give batch=33"),
+        ({"batch": True}, "batch = True is not a whole number\n  next: give batch=33"),
+        (
+            {"btach": 2},
+            "2 problems\n  - the program has no dim 'btach'; did you mean 'batch'?\n  - batch has no value\n"
+            "  next: give batch=33",
+        ),
+        ({}, "batch has no value\n  next: give batch=33"),
+    ],
+)
+def test_sizes_asked_about_are_held_to_the_range_everywhere_alike(
+    compiled: Any, sizes: dict[str, Any], said: str
+) -> None:
+    for ask in (compiled.memory, compiled.report.at):
+        with pytest.raises(OptionError) as raised:
+            ask(**sizes)
+        assert str(raised.value) == f"TW008 wrong option: {said}"
+
+
+def test_a_first_call_that_agrees_says_so_in_the_report(compiled: Any, model: Mlp) -> None:
+    assert "checked" not in str(compiled.report)
+    assert repr(compiled.first_call) == "<the first call will be compared with the model>"
+    x = torch.randn(4, 24)
+    close(compiled(x), model(x).detach())
+    (line,) = [line for line in str(compiled.report).splitlines() if line.startswith("checked: ")]
+    assert line.startswith("checked: the first call agrees with the model: off by ")
+    assert compiled.report.to_dict()["checked"] in line
+
+
+def test_a_first_call_that_disagrees_is_explained_for_booleans_too() -> None:
+    class Above(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("edge", torch.zeros(5), persistent=False)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            over = (x * 2 > self.edge) & (x < 100)
+            return over, torch.where(over, x, self.edge)
+
+    found = tw.compile(Above().eval(), (torch.randn(5),), check="first", cache=False)
+    compare, above = found.first_call, Above().eval()
+    above.edge += 9
+    compare.model = above
+    with pytest.raises(tw.TilewrightError) as raised:
+        found(torch.full((5,), 3.0))
+    assert raised.value.code == "TW024"
+    assert "output 0: largest difference 1, rounding explains 0" in str(raised.value)
+
+
+def test_internals_have_short_names(compiled: Any) -> None:
+    for part in (compiled, compiled.code, compiled.executable):
+        assert len(repr(part)) < 120
+    assert repr(compiled.code).startswith("<Code of ")
+
+
+@pytest.mark.parametrize("carry", [pickle.dumps, copy.deepcopy, copy.copy])
+def test_a_compiled_program_is_saved_not_pickled(compiled: Any, carry: Any) -> None:
+    with pytest.raises(ArtifactAccessError) as raised:
+        carry(compiled)
+    assert str(raised.value) == (
+        "TW046 artifact cannot be read or written: a compiled program cannot be pickled or copied\n"
+        "  next: compiled.save(path), then tw.load(path) where it runs"
+    )
+
+
+def test_dir_names_what_is_meant_to_be_used() -> None:
+    assert {"Dim", "Compiled", "compile", "load", "pipeline", "__version__"} <= set(dir(tw))
+    assert not {"TYPE_CHECKING", "Any", "import_module", "annotations"} & set(dir(tw))
+    assert all(hasattr(tw, name) for name in dir(tw))
+
+
+def test_a_default_cache_that_cannot_be_written_is_gone_without(model: Mlp, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TILEWRIGHT_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc")
+    x = torch.randn(2, 24)
+    with pytest.warns(UserWarning, match="TW041") as told:
+        found = compile_mlp(model)
+    assert [str(w.message) for w in told] == [
+        "TW041 the cache in /proc/tilewright cannot be written: No such file or directory; going on without one. "
+        "export TILEWRIGHT_CACHE=/a/folder/you/can/write, or compile with cache=False (--cache off)"
+    ]
+    assert "cache: off (it cannot be written)" in str(found.report)
+    close(found(x), model(x).detach())
+    with pytest.raises(CacheError, match="/proc/tilewright"):
+        compile_mlp(model, cache="/proc/tilewright")
+    monkeypatch.setenv("TILEWRIGHT_CACHE", "/proc/mine")
+    with pytest.raises(CacheError, match="/proc/mine"):
+        compile_mlp(model)
+
+
+def test_a_model_directory_compiles_from_python_too(tmp_path: Path, rng: np.random.Generator) -> None:
+    model = bert(62, layers=1)
+    model.save_pretrained(tmp_path)
+    found = tw.compile(tmp_path, check="first")
+    assert [str(d) for d in found.code.program.dims] == ["batch: 1..64", "tokens: 1..64"]
+    assert "note: inputs from config.json: input_ids below 71" in str(found.report)
+    given = token_inputs(3, int(rng.integers(1, 64)))
+    with torch.inference_mode():
+        wanted = model(**given)
+    close(found(**given).last_hidden_state, wanted.last_hidden_state)
+    own = tw.compile(tmp_path, kwargs=token_inputs(2, 5))
+    assert own.code.program.dims == ()
+    with pytest.raises(tw.TilewrightError) as raised:
+        tw.compile(tmp_path.parent)
+    assert str(raised.value) == (
+        f"TW009 not a model: {tmp_path.parent} has no config.json\n  next: give a directory that save_pretrained wrote"
+    )
+
+
+def test_pass_options_have_bounds() -> None:
+    from tilewright.ir.passing import Pipeline
+    from tilewright.passes.fold import Fold
+    from tilewright.passes.pipeline import PASSES
+
+    with pytest.raises(PassOptionError) as raised:
+        Pipeline.parse("fuse{max-ops=-1}", PASSES)
+    assert str(raised.value) == (
+        "TW022 bad pass or pass option: fuse: max-ops=-1 is below 1\n  next: write max-ops=1 or more"
+    )
+    with pytest.raises(PassOptionError, match="fold: max-elements=-1 is below 0"):
+        Fold(max_elements=-1)
+    assert str(Pipeline.parse("fold{max-elements=0}", PASSES)) == "fold{max-elements=0}"

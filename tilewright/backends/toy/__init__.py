@@ -1,0 +1,17 @@
+"""The toy backend: loops printed as plain C and compiled by the host's own compiler. The example for new backends.
+
+It is the scalar rung: its machine has one lane, so nearly all loops are scalar loops, and every op runs. A program made
+with it runs like any other of the host: same kernel ABI, same driver, same runtime.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    if name == "backend":
+        from tilewright.backends.toy.manifest import backend
+
+        return backend
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,38 @@
+"""The toy machine: any host, one lane, eight registers to accumulate in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from tilewright.backends.cpu.machines import cores
+from tilewright.ir.machine import Level, Machine, TileRules
+
+_CLOCK: Final = 2.6e9
+
+SCALAR: Final = "scalar"
+
+
+def _scalar() -> Machine:
+    return Machine(
+        name=SCALAR,
+        family="toy",
+        cores=cores(),
+        peak={("matrix", "f32"): 2 * _CLOCK, ("vector", "f32"): 2 * _CLOCK},
+        levels=(
+            Level("memory", None, 8e9, alignment=64),
+            Level("cache", 32 << 10, 40e9, alignment=64),
+            Level("registers", 16 * 4, 1e12),
+        ),
+        rules=TileRules(lanes=1, registers=16, dot=((1, 1, 4), (None, 2, 4)), panel=16, rows=1, columns=64),
+        launch=2e-6,
+        sync=2e-6,
+    )
+
+
+MACHINES: Final[dict[str, Callable[[], Machine]]] = {SCALAR: _scalar}
+
+
+def default_machine() -> str:
+    """The only one."""
+    return SCALAR

@@ -1,0 +1,73 @@
+"""The functions that printed kernels call where Triton's own mean something else. Each is printed only where used."""
+
+from __future__ import annotations
+
+from typing import Final
+
+FUNCTIONS: Final[dict[str, str]] = {
+    "floordiv": '''\
+@triton.jit
+def floordiv(a, b):
+    """Rounds down; Triton's // rounds towards zero."""
+    return a // b - tl.where((a % b != 0) & ((a % b < 0) != (b < 0)), 1, 0)''',
+    "floormod": '''\
+@triton.jit
+def floormod(a, b):
+    """With the sign of b; Triton's % has the sign of a."""
+    return a % b + tl.where((a % b != 0) & ((a % b < 0) != (b < 0)), b, 0)''',
+    "largest": '''\
+@triton.jit
+def largest(x, axis: tl.constexpr):
+    """The maximum along an axis; NaN where there is one."""
+    some = tl.max((x != x).to(tl.int32), axis) != 0
+    return tl.where(some, float("nan"), tl.max(x, axis))''',
+    "smallest": '''\
+@triton.jit
+def smallest(x, axis: tl.constexpr):
+    """The minimum along an axis; NaN where there is one."""
+    some = tl.max((x != x).to(tl.int32), axis) != 0
+    return tl.where(some, float("nan"), tl.min(x, axis))''',
+    "multiply": """\
+@triton.jit
+def multiply(a, b):
+    return a * b""",
+    # The polynomial is that of S. Moshier's Cephes library.
+    "tanh": '''\
+@triton.jit
+def tanh(x):
+    """Hyperbolic tangent: a polynomial near 0, where the exponential form would cancel."""
+    z = x * x
+    near = -5.70498872745e-3 * z + 2.06390887954e-2
+    near = near * z - 5.37397155531e-2
+    near = near * z + 1.33314422036e-1
+    near = (near * z - 3.33332819422e-1) * z * x + x
+    fade = tl.exp(-2.0 * tl.abs(x))
+    far = (1.0 - fade) / (1.0 + fade)
+    return tl.where(tl.abs(x) < 0.625, near, tl.where(x < 0, -far, far))''',
+    "expm1": '''\
+@triton.jit
+def expm1(x):
+    """exp(x) - 1 by the tangent of half of it near 0."""
+    half = tanh(0.5 * x)
+    return tl.where(tl.abs(x) < 1.0, 2.0 * half / (1.0 - half), tl.exp(x) - 1.0)''',
+    "log1p": '''\
+@triton.jit
+def log1p(x):
+    """log(1 + x), corrected by what 1 + x lost in rounding."""
+    whole = 1.0 + x
+    lost = tl.where(whole == 1.0, 1.0, whole - 1.0)
+    return tl.where(whole == 1.0, x, tl.where(lost == float("inf"), x, tl.log(whole) * (x / lost)))''',
+    "nearest": '''\
+@triton.jit
+def nearest(x, big):
+    """To the nearest integer, halves to even: adding a number whose last place is 1 rounds."""
+    moved = (tl.abs(x) + big) - big
+    return tl.where(tl.abs(x) < big, tl.where(x < 0, -moved, moved), x)''',
+}
+NEEDS: Final[dict[str, tuple[str, ...]]] = {"expm1": ("tanh",)}
+
+
+def texts(used: set[str]) -> list[str]:
+    """The source of functions and of what they call, each before its users."""
+    wanted = used | {n for name in used for n in NEEDS.get(name, ())}
+    return [text for name, text in FUNCTIONS.items() if name in wanted]

@@ -1,0 +1,84 @@
+"""Lines of a kernel in the making: names, indentation, and names that a block's end forgets."""
+
+from __future__ import annotations
+
+import keyword
+import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+_RESERVED: Final = frozenset({*keyword.kwlist, "tl", "triton", "pid", "min", "max", "range", "float", "abs"})
+
+
+class Text:
+    """Collects statements. `shared` gives equal expressions of one block (or an enclosing one) one name."""
+
+    def __init__(self, reserved: Iterator[str] | tuple[str, ...] = ()) -> None:
+        self.lines: list[str] = []
+        self.indent = 1
+        self._taken: set[str] = {*_RESERVED, *reserved}
+        self._count: Counter[str] = Counter()
+        self._known: list[dict[str, str]] = [{}]
+
+    def given(self, wanted: str) -> str:
+        """A name that somebody chose, numbered where it is taken or no identifier."""
+        name = re.sub(r"\W", "_", wanted, flags=re.ASCII)
+        if not name.isidentifier() or name in self._taken:
+            return self.fresh(f"{name}_" if name.isidentifier() else f"d_{name}_")
+        self._taken.add(name)
+        return name
+
+    def fresh(self, hint: str) -> str:
+        """The next of a series: x0, x1, ..."""
+        while True:
+            name = f"{hint}{self._count[hint]}"
+            self._count[hint] += 1
+            if name not in self._taken:
+                self._taken.add(name)
+                return name
+
+    def line(self, text: str) -> None:
+        self.lines.append("    " * self.indent + text)
+
+    def name(self, hint: str, text: str) -> str:
+        """Defines a new name."""
+        name = self.fresh(hint)
+        self.line(f"{name} = {bare(text)}")
+        return name
+
+    def shared(self, hint: str, text: str) -> str:
+        """A name for a pure expression, the one it has already if it has one here."""
+        if re.fullmatch(r"\w+", text):
+            return text
+        for known in reversed(self._known):
+            if text in known:
+                return known[text]
+        self._known[-1][text] = self.name(hint, text)
+        return self._known[-1][text]
+
+    @contextmanager
+    def block(self, head: str) -> Iterator[None]:
+        """An indented block under a line."""
+        self.line(head)
+        self.indent += 1
+        self._known.append({})
+        before = len(self.lines)
+        yield
+        if len(self.lines) == before:
+            self.line("pass")
+        self._known.pop()
+        self.indent -= 1
+
+
+def bare(text: str) -> str:
+    """Without parentheses around the whole."""
+    if not text.startswith("(") or not text.endswith(")"):
+        return text
+    depth = 0
+    for place, character in enumerate(text):
+        depth += (character == "(") - (character == ")")
+        if depth == 0 and place < len(text) - 1:
+            return text
+    return text[1:-1]

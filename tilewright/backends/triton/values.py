@@ -1,0 +1,360 @@
+"""The ops that compute: maps, casts, reductions, dots and rearrangements of tiles."""
+
+from __future__ import annotations
+
+from xdsl.ir import SSAValue
+
+from tilewright.backends.triton.base import Printed
+from tilewright.backends.triton.extents import is_matrix_product, live_axes, same_live_extents
+from tilewright.backends.triton.functions import HELPERS, TYPES, cast, computed_wide, fill, literal, repeats, template
+from tilewright.backends.triton.memory import MemoryOps
+from tilewright.ir.dtypes import F32, F64, I1, I32, DType
+from tilewright.ir.tile.base import element, tile
+from tilewright.ir.tile.compute import (
+    LANES,
+    AccumulateOp,
+    BroadcastOp,
+    CastOp,
+    ConcatOp,
+    ConstantOp,
+    DotOp,
+    IndexTileOp,
+    MapOp,
+    ReduceOp,
+    ReshapeOp,
+    SliceOp,
+    SplatOp,
+    TransposeOp,
+)
+from tilewright.ir.tile.memory import LoadOp
+
+NONE: frozenset[int] = frozenset()
+
+
+class ComputeOps(MemoryOps):
+    """Prints the ops on values."""
+
+    # --- elementwise ----------------------------------------------------------------------------------------------
+
+    def constant(self, op: ConstantOp) -> None:
+        dtype = tile(op.out).dtype
+        value = element(op.value.data, dtype).item()
+        zero = frozenset(live_axes(op.out)) if value == 0 else NONE
+        self.tiles[op.out] = Printed(literal(value, dtype), (), zero, number=True)
+
+    def splat(self, op: SplatOp) -> None:
+        text = self.indices[op.source].text
+        if text.lstrip("(-").rstrip(")").isdigit():
+            self.tiles[op.out] = Printed(text, (), number=True)
+        else:
+            dtype = TYPES[tile(op.out).dtype.name]
+            self.tiles[op.out] = Printed(self.out.shared("n", f"tl.full((), {text}, {dtype})"), ())
+
+    def coordinates(self, op: IndexTileOp) -> None:
+        axis, base = op.axis.data, self.indices[op.base].text
+        if tile(op.out).extents[axis] == 1:
+            self.tiles[op.out] = Printed(self.out.shared("at", f"tl.full((), {base}, tl.int32)"), ())
+            return
+        printed = self.extents.of(op.out, axis)
+        text = f"tl.arange(0, {printed})" if base == "0" else f"({base} + tl.arange(0, {printed})).to(tl.int32)"
+        self.tiles[op.out] = Printed(self.out.shared("at", text), (axis,))
+
+    def map(self, op: MapOp) -> None:
+        fn, args = op.fn.data, list(op.args)
+        kind = tile(args[-1]).dtype
+        text = template(fn, kind)
+        if text is None:
+            raise self.refuse(op, f"{fn} of {kind} is not printed")
+        self.helpers.update(h for h in HELPERS if f"{h}(" in text.replace("tl.", ""))
+        if "log1p(" in text or "expm1(" in text:
+            self.helpers.add("tanh")
+        if repeats(text):
+            self.named(args[0])
+        printed = [self.tiles[a] for a in args]
+        axes = tuple(sorted({axis for p in printed for axis in p.axes}))
+        texts = [self.aligned(p, axes) for p in printed]
+        if all(p.number for p in printed):
+            texts[0] = self.tensor(args[0])
+        wide = computed_wide(fn, kind)
+        if wide:
+            texts = [t if p.number else cast(t, kind, F32) for t, p in zip(texts, printed, strict=True)]
+        found = fill(text, texts)
+        if wide:
+            found = cast(found, F32, kind)
+        elif fn in ("sign", "relu") and kind != F32:
+            found = f"{found}.to({TYPES[kind.name]})"
+        self.define(op.out, found, axes, fn if fn not in ("and", "or", "not") else "c", NONE)
+
+    def cast_(self, op: CastOp) -> None:
+        source, target = tile(op.source).dtype, tile(op.out).dtype
+        printed = self.tiles[op.source]
+        if source == target:
+            self.tiles[op.out] = printed
+            return
+        if source.is_float and target.is_integer:
+            printed = self.named(op.source)
+        text = self.tensor(op.source) if printed.number else printed.text
+        self.define(op.out, cast(text, source, target), printed.axes, "x", printed.zero)
+
+    # --- shapes ---------------------------------------------------------------------------------------------------
+
+    def broadcast(self, op: BroadcastOp) -> None:
+        """Nothing: a text stretches where it is used."""
+        printed = self.tiles[op.source]
+        self.tiles[op.out] = Printed(printed.text, printed.axes, printed.zero, printed.number)
+
+    def reshape(self, op: ReshapeOp) -> None:
+        pairs = same_live_extents(op)
+        printed = self.tiles[op.source]
+        if pairs is not None:
+            to = {theirs: mine for mine, theirs in pairs}
+            axes = tuple(to[a] for a in printed.axes)
+            zero = frozenset(to[a] for a in printed.zero if a in to)
+            self.tiles[op.out] = Printed(printed.text, axes, zero, printed.number)
+            return
+        for value in (op.source, op.out):
+            if any(self.extents.of(value, a) != tile(value).extents[a] for a in live_axes(value)):
+                raise self.refuse(op, f"{tile(op.source)} as {tile(op.out)}: extents that are no powers of two")
+        axes = live_axes(op.out)
+        self.define(op.out, f"tl.reshape({self.full(op.source)}, {self.shape(op.out, axes)})", axes, "x", NONE)
+
+    def transpose(self, op: TransposeOp) -> None:
+        printed, order = self.tiles[op.source], op.permutation.data
+        to = {theirs: mine for mine, theirs in enumerate(order)}
+        axes = tuple(to[a] for a in printed.axes)
+        zero = frozenset(to[a] for a in printed.zero)
+        if list(axes) == sorted(axes):
+            self.tiles[op.out] = Printed(printed.text, axes, zero, printed.number)
+            return
+        places = sorted(range(len(axes)), key=lambda n: axes[n])
+        text = f"tl.trans({printed.text})" if len(axes) == 2 else f"tl.permute({printed.text}, {tuple(places)})"
+        self.define(op.out, text, tuple(sorted(axes)), "t", zero)
+
+    def slice(self, op: SliceOp) -> None:
+        starts, stops = op.starts.data, op.stops.data
+        source = self._loaded_from(op.source)
+        if source is not None:
+            load, to = source
+            # a box of a load is a load of the box, where the axes correspond
+            shift = [0] * tile(load.out).rank
+            for mine, theirs in to.items():
+                shift[theirs] = starts[mine]
+            if all(s == 0 for a, s in enumerate(starts) if a not in to):
+                self._load_box(load, op.out, shift, to)
+                return
+        moved = [a for a in live_axes(op.source) if (starts[a], stops[a]) != (0, tile(op.source).extents[a])]
+        if len(moved) > 1 or any(tile(op.out).extents[a] == 1 for a in moved):
+            raise self.refuse(op, f"a box of {tile(op.source)} along several axes, or of one element, is not printed")
+        if not moved or self.tiles[op.source].axes == ():
+            self.tiles[op.out] = self.tiles[op.source]
+            return
+        (axis,) = moved
+        self._gathered(op.out, self.full(op.source), live_axes(op.source), axis, f"{starts[axis]}")
+
+    def _loaded_from(self, value: SSAValue) -> tuple[LoadOp, dict[int, int]] | None:
+        """The load that a value is, through reshapes that only add or drop axes of 1; and its axes by the value's."""
+        to = {a: a for a in live_axes(value)}
+        while isinstance(value.owner, ReshapeOp):
+            pairs = same_live_extents(value.owner)
+            if pairs is None:
+                return None
+            step = dict(pairs)
+            to = {mine: step[theirs] for mine, theirs in to.items()}
+            value = value.owner.source
+        return (value.owner, to) if isinstance(value.owner, LoadOp) else None
+
+    def _load_box(self, load: LoadOp, result: SSAValue, shift: list[int], to: dict[int, int]) -> None:
+        """Loads what a slice keeps: the printed axes are the load's, so the region is placed axis by axis."""
+        found, axes = self.views[load.source], live_axes(result)
+        offsets: list[str] = []
+        conditions: list[str] = []
+        back = {theirs: mine for mine, theirs in to.items()}
+        for number, (axis, start) in enumerate(zip(found.axes, load.at, strict=True)):
+            mine = back.get(number)
+            if mine is None:
+                lanes, own = self.lanes(axis, self.indices[start], load.out, number)
+            else:
+                lanes, own = self.lanes(axis, self.indices[start], result, mine, shift[number])
+            place = axis.place(lanes, self)
+            if place.offset is not None:
+                offsets.append(self._spread(place.offset, -1 if mine is None else mine, axes))
+            conditions += [self._spread(c, -1 if mine is None else mine, axes) for c in (*own, *place.conditions)]
+        mask = self.conjunction(conditions)
+        pointer = self.pointer(found, offsets)
+        text = f"tl.load({pointer}, mask={mask}, other=0)" if mask else f"tl.load({pointer})"
+        self.tiles[result] = Printed(self.out.name("x", text), axes, frozenset(axes) if mask else NONE)
+
+    def _gathered(self, result: SSAValue, source: str, axes: tuple[int, ...], axis: int, start: str) -> None:
+        """Elements `start + i` of a tile along an axis."""
+        place = self.aligned(Printed(f"({start} + tl.arange(0, {self.extents.of(result, axis)}))", (axis,)), axes)
+        index = f"tl.broadcast_to({place}, {self.shape(result, axes)})"
+        self.define(result, f"tl.gather({source}, {index}, {axes.index(axis)})", axes, "x", NONE)
+
+    def concat(self, op: ConcatOp) -> None:
+        axis, args = op.axis.data, list(op.args)
+        if len(args) == 1:
+            self.tiles[op.out] = self.tiles[args[0]]
+            return
+        axes = live_axes(op.out)
+        first, second = args[0], args[-1]
+        extent, printed = tile(first).extents[axis], self.extents.of(first, axis)
+        same = len(args) == 2 and tile(second).extents[axis] == extent
+        if not same or printed == 1:
+            raise self.refuse(op, "only two tiles of one extent, longer than 1, are joined")
+        texts = [self.full(a) for a in args]
+        # [.., n] and [.., n] make [.., n, 2]; the new axis goes before the joined one
+        rank, at = len(axes), axes.index(axis)
+        order = (*range(at), rank, *range(at, rank))
+        sizes = [self.extents.of(first, a) for a in axes]
+        sizes[at] *= 2
+        shape = f"({', '.join(map(str, sizes))}{',' if rank == 1 else ''})"
+        joined = self.out.name("x", f"tl.reshape(tl.permute(tl.join({', '.join(texts)}), {order}), {shape})")
+        if printed == extent:
+            self.tiles[op.out] = Printed(joined, axes)
+            return
+        place = f"tl.arange(0, {self.extents.of(op.out, axis)})"
+        moved = f"tl.where({place} < {extent}, {place}, {place} + {printed - extent})"
+        index = self.aligned(Printed(self.out.name("r", f"tl.minimum({moved}, {2 * printed - 1})"), (axis,)), axes)
+        spread = f"tl.broadcast_to({index}, {self.shape(op.out, axes)})"
+        self.define(op.out, f"tl.gather({joined}, {spread}, {at})", axes, "x", NONE)
+
+    # --- reductions -----------------------------------------------------------------------------------------------
+
+    def within(self, value: SSAValue, axis: int, identity: str) -> str:
+        """A value with what is printed beyond its extent along an axis replaced."""
+        axes = live_axes(value)
+        text = self.full(value, axes)
+        condition = self.beyond(value, axis, axes)
+        return text if condition is None else f"tl.where({condition}, {text}, {identity})"
+
+    def reduce(self, op: ReduceOp) -> None:
+        fn, axis, source = op.fn.data, op.axis.data, op.args[0]
+        if tile(source).extents[axis] == 1:
+            for result, a in zip(op.out, op.args, strict=True):
+                self.tiles[result] = self.tiles[a]
+            return
+        axes = live_axes(source)
+        left, at, dtype = tuple(a for a in axes if a != axis), axes.index(axis), tile(source).dtype
+        match fn:
+            case "sum":
+                text = f"tl.sum({self.within(source, axis, '0')}, {at})"
+            case "max" | "min":
+                text = self._extreme(fn, self.within(source, axis, _worst(fn, dtype)), at, dtype)
+            case "prod":
+                self.helpers.add("multiply")
+                text = f"tl.reduce({self.within(source, axis, '1')}, {at}, multiply)"
+            case "any" | "all":
+                way = "max" if fn == "any" else "min"
+                whole = self.within(source, axis, "False" if fn == "any" else "True")
+                text = f"(tl.{way}({whole}.to(tl.int32), {at}) != 0)"
+            case "argmax" | "argmin":
+                self._place_of_best(op, axes, left, at)
+                return
+            case _:
+                raise self.refuse(op, f"the combine {fn} is not printed")
+        self.define(op.out[0], text, left, fn, NONE)
+
+    def _extreme(self, fn: str, text: str, at: int, dtype: DType) -> str:
+        if not dtype.is_float:
+            return f"tl.{fn}({text}, {at})"
+        helper = "largest" if fn == "max" else "smallest"
+        self.helpers.add(helper)
+        return f"{helper}({text}, {at})"
+
+    def _place_of_best(self, op: ReduceOp, axes: tuple[int, ...], left: tuple[int, ...], at: int) -> None:
+        """The best key and the lowest index that has it; NaN is best."""
+        keys, places = op.args
+        fn = "max" if op.fn.data == "argmax" else "min"
+        dtype = tile(keys).dtype
+        found = self.out.name("x", self.within(keys, op.axis.data, _worst(fn, dtype)))
+        best = self.out.name("best", self._extreme(fn, found, at, dtype))
+        spread = self.aligned(Printed(best, left), axes)
+        hit = f"({found} == {spread})"
+        if dtype.is_float:
+            hit = f"({hit} | ({found} != {found}))"
+        condition = self.beyond(keys, op.axis.data, axes)
+        hit = hit if condition is None else f"({hit} & {condition})"
+        last = str(2 ** (tile(places).dtype.bits - 1) - 1)
+        self.tiles[op.out[0]] = Printed(best, left)
+        text = f"tl.min(tl.where({hit}, {self.full(places, axes)}, {last}), {at})"
+        self.define(op.out[1], text, left, "place", NONE)
+
+    def accumulate(self, op: AccumulateOp) -> None:
+        fn, axis = op.fn.data, tile(op.source).rank - 1
+        dtype, axes = tile(op.source).dtype, live_axes(op.source)
+        identity = {"sum": "0", "prod": "1"}.get(fn) or _worst(fn, dtype)
+        whole = self.within(op.source, axis, identity)
+        outer = self.extents.shape(op.source, axes[:-1])
+        sizes = (*outer, self.extents.of(op.source, axis) // LANES, LANES)
+        parts, at = f"tl.reshape({whole}, {sizes})", len(axes) - 1
+        acc = self.full(op.acc)
+        match fn:
+            case "sum":
+                text = f"({acc} + tl.sum({parts}, {at}))"
+            case "prod":
+                self.helpers.add("multiply")
+                text = f"({acc} * tl.reduce({parts}, {at}, multiply))"
+            case _:
+                nan = ", propagate_nan=tl.PropagateNan.ALL" if dtype.is_float else ""
+                text = f"tl.{fn}imum({acc}, {self._extreme(fn, parts, at, dtype)}{nan})"
+        self.define(op.out, text, live_axes(op.out), "acc", NONE)
+
+    # --- dots -----------------------------------------------------------------------------------------------------
+
+    def dot(self, op: DotOp) -> None:
+        acc = tile(op.acc).dtype
+        start = self.tiles[op.acc]
+        fresh = start.number and start.text in ("0.0", "0")
+        if is_matrix_product(op):
+            if acc == F64:
+                raise self.refuse(op, "a product of f64 tiles is not printed")
+            a, b = self._inner(op.a, 1), self._inner(op.b, 0)
+            given = "" if fresh else f", {self.full(op.acc)}"
+            precision = ', input_precision="ieee"' if tile(op.a).dtype == F32 else ""
+            kind = ", out_dtype=tl.int32" if acc == I32 else ""
+            text = f"tl.dot({a}, {b}{given}{precision}{kind})"
+        else:
+            text = self._thin_dot(op, acc)
+            if not fresh:
+                text = f"({self.full(op.acc)} + {text})"
+        self.tiles[op.out] = Printed(self.out.name("acc", text), live_axes(op.out))
+
+    def _inner(self, value: SSAValue, axis: int) -> str:
+        """A dot's operand: all its elements spelled out, and zeros beyond its extent along K."""
+        if axis in self.tiles[value].zero:
+            return self.full(value)
+        return self.within(value, axis, "0.0" if tile(value).dtype.is_float else "0")
+
+    def _thin_dot(self, op: DotOp, acc: DType) -> str:
+        """A dot with an extent of 1: products, and a sum along K."""
+        m, n = tile(op.out).extents
+        k = tile(op.a).extents[1]
+        # places of rows, columns and K among three axes; K last
+        axes = (*((0,) if m > 1 else ()), *((1,) if n > 1 else ()), *((2,) if k > 1 else ()))
+        a = Printed(cast(self._wide(op.a, 1), tile(op.a).dtype, acc), tuple(x for x in axes if x in (0, 2)))
+        b_text = cast(self._wide(op.b, 0), tile(op.b).dtype, acc)
+        if n > 1 and k > 1:
+            b_text = f"tl.trans({b_text})"
+        b = Printed(b_text, tuple(x for x in axes if x in (1, 2)))
+        product = f"{self.aligned(a, axes)} * {self.aligned(b, axes)}"
+        return f"tl.sum({product}, {len(axes) - 1})" if k > 1 else f"({product})"
+
+    def _wide(self, value: SSAValue, axis: int) -> str:
+        return (
+            self._inner(value, axis)
+            if tile(value).extents[axis] > 1
+            else self.full(value)
+            if live_axes(value)
+            else self.tensor(value)
+        )
+
+
+def _worst(fn: str, dtype: DType) -> str:
+    """What never wins a maximum or minimum."""
+    if dtype.is_float:
+        return 'float("-inf")' if fn == "max" else 'float("inf")'
+    if dtype == I1:
+        return "False" if fn == "max" else "True"
+    unsigned = dtype.kind == "uint"
+    low, high = (0, 2**dtype.bits - 1) if unsigned else (-(2 ** (dtype.bits - 1)), 2 ** (dtype.bits - 1) - 1)
+    return literal(low if fn == "max" else high, dtype)

@@ -1,0 +1,57 @@
+"""A compile worker: `python -m tilewright.backends.triton.worker`, started by `workers`.
+
+Reads requests on stdin and answers on stdout, one at a time, until stdin ends. In a process of its own because Triton
+reads its settings from the environment, and because a fault in a vendor's assembler must not end the caller.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tilewright.backends.cpu.frames import packed, unpacked
+
+_QUOTED = 1200
+
+
+def compile_source(head: dict[str, Any], source: str, folder: Path) -> tuple[dict[str, Any], bytes]:
+    """A printed kernel compiled for one GPU, no device needed: what a launch must know, and the object."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from tilewright.backends.triton.interpreter import load_source
+
+    function = load_source(source, head["symbol"], folder)
+    target = GPUTarget(head["backend"], head["arch"], head["threads"])
+    options = {"num_warps": head["warps"], "num_stages": head["stages"]}
+    made = triton.compile(
+        ASTSource(fn=function, signature=head["signature"], constexprs={}), target=target, options=options
+    )
+    kind = "cubin" if head["backend"] == "cuda" else "hsaco"
+    facts = {"shared": made.metadata.shared, "threads": made.metadata.num_warps * head["threads"]}
+    return facts, bytes(made.asm[kind])
+
+
+def main() -> None:
+    """Serves until stdin ends."""
+    answers = os.dup(1)
+    os.dup2(2, 1)  # what a library prints must not land among the answers
+    with tempfile.TemporaryDirectory(prefix="tilewright-triton-") as folder:
+        os.environ["TRITON_CACHE_DIR"] = folder
+        while message := unpacked(lambda count: os.read(0, count)):
+            head, source = message
+            try:
+                answer = packed(*compile_source(head, source.decode(), Path(folder)))
+            except Exception as error:  # noqa: BLE001  every fault of a compilation is the answer
+                said = f"{type(error).__name__}: {error}"
+                answer = packed({"error": said[:_QUOTED]}, b"")
+            view = memoryview(answer)
+            while view:
+                view = view[os.write(answers, view) :]
+
+
+if __name__ == "__main__":
+    main()

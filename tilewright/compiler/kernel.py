@@ -1,0 +1,164 @@
+"""@tw.kernel: a kernel written in Python with the tile builder, callable like a function on tensors."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tilewright.compiler.compilation import Target
+from tilewright.compiler.compiled import Compiled
+from tilewright.compiler.kernel_program import compile_kernel, kernel_sources
+from tilewright.compiler.kernel_spec import KernelSpec, Static
+from tilewright.compiler.kernel_tracing import place_of, trace
+from tilewright.compiler.options import Options
+from tilewright.errors import ArgumentError, OptionError
+from tilewright.ir.dtypes import DType
+from tilewright.ir.signature import bind_call
+from tilewright.ir.solve import Axis, solve
+from tilewright.ir.tile.counting import Counters
+from tilewright.ir.tile.structure import KernelOp
+from tilewright.ir.tile.traffic import KernelTraffic, kernel_traffic
+from tilewright.ir.tile_interpreter import run_kernel
+from tilewright.runtime.tensors import as_buffer, describe, is_torch, torch_dtype
+
+_OPTIONS = ("target", "threads", "memory_limit", "cache")
+
+
+class Kernel:
+    """A user's kernel. Calling it compiles it for the CPU the first time it meets new values of its static parameters.
+
+    `compile` gives the compiled kernel alone, whose calls never compile; `interpret` runs it in the tile interpreter;
+    `traffic` is what it moves and computes, as formulas; `sources` is its code for any target.
+    """
+
+    def __init__(self, signature: str, function: Callable[..., None]) -> None:
+        self.spec = KernelSpec.of(signature, function, place_of(function))
+        self.function = function
+        self._traced: dict[tuple[Static, ...], KernelOp] = {}
+        self._compiled: dict[tuple[Static, ...], Compiled] = {}
+        self._lock = threading.RLock()
+        functools.update_wrapper(self, function)
+
+    def __repr__(self) -> str:
+        return f"<Kernel @{self.spec.name} at {self.spec.where}>"
+
+    def __call__(self, *tensors: Any, **given: Any) -> Any:
+        """The outputs for these inputs: torch tensors in, torch tensors out; NumPy arrays in, NumPy arrays out.
+
+        given: inputs by name, and static parameters that neither a shape nor a dtype says. One output comes as it is,
+        several as a tuple. Raises KernelError, and what a compiled call raises.
+        """
+        inputs, statics = self._bound(tensors, given)
+        key = tuple(statics.values())
+        compiled = self._compiled.get(key)
+        if compiled is None:
+            with self._lock:
+                compiled = self._compiled.get(key)
+                if compiled is None:
+                    compiled = self._compiled[key] = self._compile(statics, Options())
+        return compiled(*inputs)
+
+    def compile(self, target: str | Sequence[str] = "cpu", **given: Any) -> Compiled:
+        """The kernel for these values of its static parameters, to call, profile, save, and read the report of.
+
+        given: static parameters, and the options threads, memory_limit and cache of `tilewright.compile`.
+        """
+        options = Options.of({"target": target, **{n: v for n, v in given.items() if n in _OPTIONS}})
+        statics = self.spec.resolve({n: v for n, v in given.items() if n not in _OPTIONS})
+        return self._compile(statics, options)
+
+    def trace(self, **statics: Any) -> KernelOp:
+        """The kernel as tile IR."""
+        return self._trace(self.spec.resolve(statics))
+
+    def ir(self, **statics: Any) -> str:
+        """The kernel's tile IR as text."""
+        return str(self.trace(**statics))
+
+    def traffic(self, **statics: Any) -> KernelTraffic:
+        """What the kernel moves and computes, as formulas in its dims, and the bytes that no kernel can save."""
+        return kernel_traffic(self.trace(**statics))
+
+    def sources(self, target: str | Sequence[str] = "cpu", **statics: Any) -> Mapping[str, str]:
+        """The kernel's code for any registered target, built by its toolchain; nothing is run."""
+        chosen = tuple(target) if not isinstance(target, str) else target
+        return kernel_sources(self.trace(**statics), Target.of(Options(target=chosen)))
+
+    def interpret(self, *tensors: Any, counters: Counters | None = None, **given: Any) -> Any:
+        """What a call gives, computed by the tile interpreter: slow, exact, every access checked and counted.
+
+        counters: added to. Raises PoisonError and KernelStoreError where the kernel is unsound.
+        """
+        inputs, statics = self._bound(tensors, given)
+        arrays = [np.ascontiguousarray(as_buffer(value).numpy()) for value in inputs]
+        axes = [
+            Axis(buffer.name, i, dim, size)
+            for buffer, array in zip(self.spec.inputs, arrays, strict=True)
+            for i, (dim, size) in enumerate(zip(buffer.dims_at(statics), array.shape, strict=True))
+        ]
+        solution = solve(axes, {})
+        if solution.wrong:
+            raise ArgumentError(
+                [f"{axis} has size {axis.size}, declared {axis.expr}" for axis in solution.wrong],
+                step="pass shapes that agree with the signature",
+            )
+        outputs = [
+            np.empty([d.evaluate(solution.values) for d in b.dims_at(statics)], b.dtype_at(statics).numpy())
+            for b in self.spec.outputs
+        ]
+        kernel = self._trace(statics)
+        run_kernel(kernel, [*arrays, *outputs], {d: solution.values[d] for d in kernel.dims.data}, counters)
+        found: list[Any] = list(outputs)
+        if any(is_torch(value) for value in inputs):
+            found = [_torch(b.dtype_at(statics), a) for b, a in zip(self.spec.outputs, outputs, strict=True)]
+        return found[0] if len(found) == 1 else tuple(found)
+
+    def _bound(self, tensors: Sequence[Any], given: Mapping[str, Any]) -> tuple[list[Any], dict[str, Static]]:
+        """A call's inputs in order, and the values of all static parameters."""
+        import inspect
+
+        names = [b.name for b in self.spec.inputs]
+        statics = {n: v for n, v in given.items() if n in self.spec.statics}
+        named = {n: v for n, v in given.items() if n not in self.spec.statics}
+        if named or len(tensors) != len(names):
+            kinds = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in names]
+            bound = bind_call(inspect.Signature(kinds), tensors, named)
+            tensors = [bound.arguments[n] for n in names]
+        if not self.spec.statics:
+            return list(tensors), {}
+        described = [describe(value) for value in tensors]
+        shapes = [(None, ()) if d is None else (d.dtype, d.shape) for d in described]
+        return list(tensors), self.spec.resolve(statics, shapes)
+
+    def _trace(self, statics: Mapping[str, Static]) -> KernelOp:
+        key = tuple(statics.values())
+        with self._lock:
+            if key not in self._traced:
+                self._traced[key] = trace(self.spec, self.function, statics)
+            return self._traced[key]
+
+    def _compile(self, statics: Mapping[str, Static], options: Options) -> Compiled:
+        return compile_kernel(self._trace(statics), self.spec, statics, options)
+
+
+def _torch(dtype: DType, array: Any) -> Any:
+    """An array of the interpreter's as a torch tensor; NumPy's bf16 travels as its bits."""
+    import torch
+
+    if dtype.name != "bf16":
+        return torch.from_numpy(array)
+    return torch.from_numpy(array.view(np.uint16)).view(torch_dtype(dtype))
+
+
+def kernel(signature: str) -> Callable[[Callable[..., None]], Kernel]:
+    """See tilewright.kernel."""
+    if not isinstance(signature, str):
+        raise OptionError(
+            "@tw.kernel takes the kernel's signature as text",
+            step='write @tw.kernel("x f32[rows, 64] -> y f32[rows, 64]")',
+        )
+    return lambda function: Kernel(signature, function)

@@ -1,0 +1,121 @@
+"""One traced kernel as a whole program: a module with one launch, its objects, and what a report tells of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from xdsl.dialects.builtin import ModuleOp
+
+from tilewright.compiler.assemble import Interface, assemble
+from tilewright.compiler.code import Code
+from tilewright.compiler.compilation import Stopwatch, Target, build_kernels, sources_hash
+from tilewright.compiler.compiled import Compiled
+from tilewright.compiler.kernel_spec import KernelSpec, Static
+from tilewright.compiler.options import Options
+from tilewright.compiler.store import Store
+from tilewright.ir.backend import kernels_of
+from tilewright.ir.dims import Dim, DimSpace, Expr
+from tilewright.ir.graph.structure import FuncOp
+from tilewright.ir.module import new_module, print_module
+from tilewright.ir.passing import Context
+from tilewright.ir.signature import Argument, Input, Output, Parameter, Signature
+from tilewright.ir.tile.structure import KernelOp, LaunchOp
+from tilewright.ir.trees import LEAF, Tree
+from tilewright.ir.types import TensorType
+from tilewright.passes.place_levels import PlaceLevels
+from tilewright.passes.plan_memory import PlanMemory
+from tilewright.runtime.executor import Executable
+from tilewright.runtime.native import load as load_objects
+from tilewright.runtime.native import require_features
+from tilewright.runtime.threads import thread_pool
+
+
+def kernel_module(kernel: KernelOp, spec: KernelSpec, statics: Mapping[str, Static]) -> ModuleOp:
+    """@main that launches the kernel once on its arguments. Every dim is any size from 0 on."""
+    types = {b.name: TensorType.of(b.dims_at(statics), b.dtype_at(statics)) for b in spec.buffers}
+    main = FuncOp.begin("main", {b.name: types[b.name] for b in spec.inputs})
+    launch = LaunchOp.make(
+        list(main.block.args),
+        result_types=[[types[b.name] for b in spec.outputs]],
+        callees=[spec.name],
+        guard=[Expr.of(0)],
+        limits=[],
+        dims=[Expr.of(d) for d in kernel.dims.data],
+        like=kernel,
+    )
+    main.block.add_op(launch)
+    main.finish(list(launch.outputs), [b.name for b in spec.outputs])
+    module = new_module([Dim(name, 0) for name in spec.dims])
+    module.body.block.add_op(main)
+    module.body.block.add_op(kernel.clone())
+    return module
+
+
+def kernel_signature(spec: KernelSpec, statics: Mapping[str, Static]) -> Signature:
+    """Inputs by name or position; one output as it is, several as a tuple."""
+    arguments = tuple(
+        Argument(b.name, LEAF, (Input(b.name, b.dtype_at(statics), b.dims_at(statics)),)) for b in spec.inputs
+    )
+    outputs = tuple(Output(b.dtype_at(statics), b.dims_at(statics), index=i) for i, b in enumerate(spec.outputs))
+    tree = LEAF if len(outputs) == 1 else Tree("tuple", children=(LEAF,) * len(outputs))
+    return Signature(tuple(Parameter(b.name) for b in spec.inputs), arguments, tree, outputs)
+
+
+def kernel_code(
+    module: ModuleOp, signature: Signature, spec: KernelSpec, target: Target, watch: Stopwatch
+) -> tuple[Code, dict[str, Any]]:
+    """Code for a target, and the facts of its report."""
+    space = DimSpace([Dim(name, 0) for name in spec.dims])
+    ctx = Context(machine=target.machine, dims=space, options={})
+    with watch.stage("passes"):
+        text = print_module(module)
+        PlaceLevels().run(module, ctx)
+        PlanMemory().run(module, ctx)
+        tile = print_module(module)
+    with watch.stage("kernels"):
+        built = build_kernels(kernels_of(module), target.backend, target.machine, watch=watch)
+    with watch.stage("assemble"):
+        interface = Interface(signature, (), (), frozenset(), frozenset())
+        program = assemble(module, interface, built.symbols, built.infos, target=target.name, dims=space)
+        objects = {**built.objects, **target.backend.runtime_objects(target.machine)}
+    texts = {"captured": text, "graph": text, "tile": tile}
+    facts: dict[str, Any] = {"applied": {}, "patterns": {}, "refused": [], "pipeline": "", "options": {}}
+    return Code(program, objects, built.sources, texts, built.features), facts
+
+
+def compile_kernel(kernel: KernelOp, spec: KernelSpec, statics: Mapping[str, Static], options: Options) -> Compiled:
+    """The kernel for a target, ready to be called."""
+    watch = Stopwatch()
+    target = Target.of(options)
+    module, signature = kernel_module(kernel, spec, statics), kernel_signature(spec, statics)
+    text = print_module(module)
+    factors = {
+        "kind": "kernel",
+        "tile": hashlib.sha256(text.encode()).hexdigest(),
+        "signature": signature.to_json(),
+        "machine": target.machine.key(),
+        "backend": target.backend.name,
+        "toolchain": dict(target.backend.toolchain()),
+        "tilewright": sources_hash(),
+    }
+    code, facts, origin = Store.of(options).code(factors, lambda: kernel_code(module, signature, spec, target, watch))
+    with watch.stage("load"):
+        require_features(code.features)
+        library = load_objects([o for name, o in code.objects.items() if name != "driver"], code.program.symbols)
+        pool = thread_pool(lambda: code.objects["driver"])
+        weights = Store(None).weights(code, library, pool, {})
+    executable = Executable(
+        code.program, library, weights, pool, threads=options.threads, memory_limit=options.memory_limit
+    )
+    told = {**facts, "seconds": dict(watch.seconds), "cache": origin, "notes": [], "model": f"kernel @{spec.name}"}
+    return Compiled(code, executable, told)
+
+
+def kernel_sources(kernel: KernelOp, target: Target) -> Mapping[str, str]:
+    """The kernel's generated source for a target, compiled by the target's own toolchain, by name."""
+    module = new_module()
+    module.body.block.add_op(kernel.clone())
+    PlaceLevels().run(module, Context(machine=target.machine, dims=DimSpace(()), options={}))
+    return build_kernels(kernels_of(module), target.backend, target.machine).sources

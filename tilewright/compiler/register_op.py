@@ -1,0 +1,105 @@
+"""tw.register_op: an operator of torch.library becomes one that compiles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from tilewright.compiler.kernel import Kernel
+from tilewright.errors import KernelError, OptionError, Problem
+from tilewright.frontend.custom_ops import CustomOp, Instance, register
+from tilewright.ir.dims import Expr
+from tilewright.ir.types import TensorType
+
+
+def register_op(
+    name: str,
+    *,
+    kernel: Kernel | None = None,
+    reference: Callable[..., Any] | None = None,
+    shape: Callable[..., Any] | None = None,
+) -> None:
+    """See tilewright.register_op."""
+    import torch
+
+    faults = []
+    namespace, _, rest = name.partition("::")
+    op, _, overload = rest.partition(".")
+    packet = getattr(getattr(torch.ops, namespace), op, None) if namespace and op else None
+    target = None if packet is None else getattr(packet, overload or "default", None)
+    if target is None:
+        faults.append(f"torch has no operator {name!r}")
+    if kernel is None and reference is None:
+        faults.append(f"{name} has neither a kernel nor a reference: nothing says how it is computed")
+    if kernel is not None and not isinstance(kernel, Kernel):
+        faults.append(f"kernel={kernel!r} is not made with @tw.kernel")
+    if faults:
+        step = 'define it with torch.library.custom_op("lib::name", mutates_args=()), then register it'
+        raise OptionError(faults, step=step)
+    rule = shape if shape is not None else reference
+    if rule is not None and not _has_shape_rule(target):
+        torch.library.register_fake(name, rule)
+    register(str(target), CustomOp(None if kernel is None else _Instances(kernel), reference))
+
+
+def _has_shape_rule(target: Any) -> bool:
+    """Whether torch knows what the operator gives without computing it."""
+    import torch
+
+    defined = torch._library.custom_ops.OPDEFS.get(target._schema.name)
+    if defined is not None:
+        # it registers a rule that says there is none
+        return defined._abstract_fn is not None
+    entry = torch._library.simple_registry.singleton.find(target._schema.name)
+    return entry.fake_impl.kernel is not None or torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), "Meta")
+
+
+class _Instances:
+    """A user's kernel at the types of a call in a graph."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+
+    def __call__(self, operands: Sequence[TensorType], others: Mapping[str, Any]) -> Instance:
+        """Static parameters come from the operands' dtypes and sizes, and from the operator's arguments of their name.
+
+        KernelError where a size that is static in the kernel varies, or a dim stands alone on no axis.
+        """
+        spec = self._kernel.spec
+        if len(operands) != len(spec.inputs):
+            raise _wrong(spec.name, f"it takes {len(spec.inputs)} tensors, the operator gives it {len(operands)}")
+        sizes: dict[str, Expr] = {}
+        for buffer, given in zip(spec.inputs, operands, strict=True):
+            if len(buffer.dims) != len(given.dims):
+                raise _wrong(spec.name, f"{buffer.name} has {len(buffer.dims)} axes, the operator gives it {given}")
+            for dim, size in zip(buffer.dims, given.dims, strict=True):
+                if len(dim.symbols) == 1 and dim == Expr.of(next(iter(dim.symbols))):
+                    sizes.setdefault(next(iter(dim.symbols)), size)
+        statics: dict[str, Any] = {n: v for n, v in others.items() if n in spec.statics and v is not None}
+        for name in sizes.keys() & spec.statics.keys():
+            size = sizes.pop(name)
+            if size.constant is None:
+                raise _wrong(spec.name, f"{name} is static in the kernel, and {size} in the model")
+            statics[name] = size.constant
+        for buffer, given in zip(spec.inputs, operands, strict=True):
+            if buffer.dtype in spec.dtypes:
+                statics[buffer.dtype] = given.dtype
+        found = spec.resolve(statics)
+        missing = [d for d in spec.dims if d not in sizes]
+        if missing:
+            raise _wrong(spec.name, f"no axis of its inputs is just {', '.join(missing)}")
+        for buffer, given in zip(spec.inputs, operands, strict=True):
+            declared = tuple(d.substitute(sizes) for d in buffer.dims_at(found))
+            if declared != given.dims or buffer.dtype_at(found) != given.dtype:
+                raise _wrong(
+                    spec.name, f"{buffer.name} is {TensorType.of(declared, buffer.dtype_at(found))}, got {given}"
+                )
+        results = tuple(
+            TensorType.of([d.substitute(sizes) for d in b.dims_at(found)], b.dtype_at(found)) for b in spec.outputs
+        )
+        kernel = self._kernel.trace(**found)
+        return Instance(kernel, tuple(sizes[d] for d in kernel.dims.data), results)
+
+
+def _wrong(name: str, text: str) -> KernelError:
+    return KernelError(Problem(text, op=f"@{name}"), step="give the kernel a signature that fits the operator")

@@ -1,0 +1,193 @@
+"""Pools: over windows of one shape as `graph.pool`, over windows whose bounds depend on the sizes by index."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xdsl.ir import SSAValue
+
+from tilewright.frontend.builder import Builder
+from tilewright.frontend.registry import Unsupported, lowers
+from tilewright.ir.dims import Expr, exact_div, floordiv
+from tilewright.ir.dtypes import F32, I64
+from tilewright.ir.graph.base import tensor
+from tilewright.ir.graph.indexing import GatherOp
+from tilewright.ir.graph.windows import PoolOp
+
+
+def _per_axis(value: Any, spatial: int, default: list[int]) -> list[int]:
+    """One number an axis; an empty list is torch's way to leave the argument out."""
+    listed = value if isinstance(value, (list, tuple)) else [value]
+    if not listed:
+        return default
+    plain: list[int] = []
+    for number in listed:
+        fixed = number.constant if isinstance(number, Expr) else number
+        if fixed is None:
+            raise Unsupported("a window whose size depends on the input")
+        plain.append(int(fixed))
+    return plain * spatial if len(plain) == 1 else plain
+
+
+def _pool(c: Builder, x: SSAValue, spatial: int, **stated: Any) -> SSAValue:
+    """A pool of x [N, C, spatial...] or [C, spatial...]."""
+    dims = tensor(x).dims
+    batched = x if len(dims) == spatial + 2 else c.reshape(x, [1, *dims])
+    out = c.emit(PoolOp, batched, **stated)
+    return c.reshape(out, c.result.dims)
+
+
+@lowers("aten.max_pool1d.default", "aten.max_pool2d.default", "aten.max_pool3d.default")
+def max_pool(
+    c: Builder,
+    self: SSAValue,
+    kernel_size: Any,
+    stride: Any = (),
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+) -> SSAValue:
+    spatial = _spatial(c)
+    window = _per_axis(kernel_size, spatial, [])
+    pad = _per_axis(padding, spatial, [0] * spatial)
+    return _pool(
+        c,
+        self,
+        spatial,
+        fn="max",
+        window=window,
+        strides=_per_axis(stride, spatial, window),
+        padding_low=pad,
+        padding_high=pad,
+        dilation=_per_axis(dilation, spatial, [1] * spatial),
+        ceil=ceil_mode,
+    )
+
+
+@lowers("aten.max_pool2d_with_indices.default", "aten.max_pool3d_with_indices.default")
+def max_pool_with_indices(
+    c: Builder,
+    self: SSAValue,
+    kernel_size: Any,
+    stride: Any = (),
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+) -> tuple[SSAValue, None]:
+    """The places of the maxima are not computed; whoever reads them is told so."""
+    return max_pool(c, self, kernel_size, stride, padding, dilation, ceil_mode), None
+
+
+@lowers("aten.avg_pool1d.default", "aten.avg_pool2d.default", "aten.avg_pool3d.default")
+def avg_pool(
+    c: Builder,
+    self: SSAValue,
+    kernel_size: Any,
+    stride: Any = (),
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> SSAValue:
+    spatial = _spatial(c)
+    window = _per_axis(kernel_size, spatial, [])
+    pad = _per_axis(padding, spatial, [0] * spatial)
+    return _pool(
+        c,
+        self,
+        spatial,
+        fn="mean",
+        window=window,
+        strides=_per_axis(stride, spatial, window),
+        padding_low=pad,
+        padding_high=pad,
+        dilation=[1] * spatial,
+        ceil=ceil_mode,
+        count_padding=count_include_pad,
+        divisor=divisor_override or 0,
+    )
+
+
+@lowers("aten.adaptive_avg_pool1d.default", "aten.adaptive_avg_pool2d.default", "aten.adaptive_avg_pool3d.default",
+        "aten._adaptive_avg_pool2d.default", "aten._adaptive_avg_pool3d.default")  # fmt: skip
+def adaptive_avg_pool(c: Builder, self: SSAValue, output_size: Any) -> SSAValue:
+    return _adaptive(c, self, _sizes(c, output_size), "mean")
+
+
+@lowers("aten.adaptive_max_pool1d.default", "aten.adaptive_max_pool2d.default", "aten.adaptive_max_pool3d.default")
+def adaptive_max_pool(c: Builder, self: SSAValue, output_size: Any) -> tuple[SSAValue, None]:
+    return _adaptive(c, self, _sizes(c, output_size), "max"), None
+
+
+def _spatial(c: Builder) -> int:
+    """How many axes the operator pools: its name says so."""
+    name = str(c.node.target)
+    return next(n for n in (1, 2, 3) if f"{n}d" in name)
+
+
+def _sizes(c: Builder, sizes: Any) -> list[Expr]:
+    listed = sizes if isinstance(sizes, (list, tuple)) else [sizes]
+    return [Expr.of(n) for n in listed]
+
+
+def _adaptive(c: Builder, x: SSAValue, sizes: list[Expr], fn: str) -> SSAValue:
+    """Window i of n over an axis of m is floor(i * m / n) to ceil((i + 1) * m / n).
+
+    One window is a reduction, windows of one size are a pool, others are looked up axis by axis: the windows of a box
+    are the products of the windows of its axes.
+    """
+    dims = tensor(x).dims
+    lead = len(dims) - len(sizes)
+    if all(n.constant == 1 for n in sizes):
+        return c.reshape(c.reduce(fn, x, range(lead, len(dims)), keepdims=True), c.result.dims)
+    windows = [exact_div(m, n) for m, n in zip(dims[lead:], sizes, strict=True)]
+    fixed = [w.constant for w in windows if w is not None and w.constant is not None]
+    if len(fixed) == len(sizes):
+        none = [0] * len(sizes)
+        stated = {"padding_low": none, "padding_high": none, "dilation": [1] * len(sizes)}
+        return _pool(c, x, len(sizes), fn=fn, window=fixed, strides=fixed, **stated)
+    out, dtype = x, tensor(x).dtype
+    if fn == "mean" and dtype.bits < 32:
+        out = c.cast(out, F32)
+    # channels last, where a place along another axis is a run of channels
+    spatial = range(lead, len(dims))
+    out = c.transpose(out, [*range(lead - 1), *spatial, lead - 1])
+    for axis, count in enumerate(sizes, start=lead - 1):
+        out = _uneven(c, out, axis, count, fn)
+    out = c.transpose(out, [*range(lead - 1), len(dims) - 1, *range(lead - 1, len(dims) - 1)])
+    return c.reshape(c.cast(out, dtype), c.result.dims)
+
+
+def _uneven(c: Builder, x: SSAValue, axis: int, count: Expr, fn: str) -> SSAValue:
+    """Windows along one axis that may differ by one element: as many places as the longest has, the last one repeated
+    for a maximum and left out of a mean.
+    """
+    size = tensor(x).dims[axis]
+    if size == count:
+        return x
+    n, m = count.constant, size.constant
+    if n is not None and m is not None:
+        longest = Expr.of(max(-(-(i + 1) * m // n) - i * m // n for i in range(n)))
+    else:
+        longest = floordiv(size + count - 1, count) + 1
+    window, tap = (c.iota([count, longest], axis) for axis in (0, 1))
+    first = _int(c, "floordiv", _int(c, "mul", window, size), count)
+    # a window ends where the next one starts, or one element later
+    end = _int(c, "mul", _int(c, "add", window, 1), size)
+    end = _int(c, "floordiv", _int(c, "add", end, count - 1), count)
+    place = _int(c, "add", first, tap)
+    dims = list(tensor(x).dims)
+    taken = c.emit(GatherOp, x, c.reshape(_int(c, "min", place, _int(c, "sub", end, 1)), [count * longest]), axis=axis)
+    taken = c.reshape(taken, [*dims[:axis], count, longest, *dims[axis + 1 :]])
+    if fn == "max":
+        return c.reduce("max", taken, [axis + 1])
+    dtype = tensor(x).dtype
+    share = c.map("reciprocal", c.cast(_int(c, "sub", end, first), dtype), dtype=dtype)
+    share = c.select(c.map("lt", place, end, dtype=I64), share, 0, dtype)
+    share = c.reshape(share, [count, longest, *[1] * (len(dims) - axis - 1)])
+    return c.reduce("sum", c.map("mul", taken, share, dtype=dtype), [axis + 1])
+
+
+def _int(c: Builder, fn: str, a: SSAValue | Expr | int, b: SSAValue | Expr | int) -> SSAValue:
+    """Integer arithmetic on places and sizes."""
+    return c.map(fn, a, b, dtype=I64)

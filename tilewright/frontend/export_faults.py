@@ -1,0 +1,97 @@
+"""What the exporter raises, as one coded error in the user's words: their line, their dims' names, the way out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Final
+
+from tilewright.errors import CaptureError, Problem
+from tilewright.frontend.examples import Example, Leaf
+from tilewright.frontend.locations import of_node, of_traceback
+
+# What the exporter says about its own settings and internals, around what it says about the model.
+_ADVICE: Final = re.compile(
+    r"For more information, run with TORCH_LOGS=\S+|For extended logs .*?=\"[^\"]*\"|If you suspect the guard .*?=1"
+    r"|For more debugging help, see \S+|For C\+\+ stack trace, run with \S+|\(Size-like symbols: [^)]*\)"
+    r"|\(unhinted: [^()]*\([^()]*\)\)\.?|Caused by: \([^)]*\)|consider using data-dependent friendly APIs [^.]*\."
+    r"|The following call raised this error: .*?(?=The error above|$)|The error above occurred when calling .*$"
+)
+_SYMBOL: Final = re.compile(r"\bs\d+\b")
+_SIZES: Final = re.compile(r"\bs\d+\b|\b(?:shape|size|sizes|expand|expanded|broadcast)\b")
+_SOURCE: Final = re.compile(r"L((?:\['?\w+'?\])+)\.size\(\)\[(\d+)\]")
+
+
+def capture_error(fault: Exception, example: Example) -> CaptureError:
+    """The exporter's failure with the user's line and dims and, for the known kinds, the way out."""
+    text = " ".join(_ADVICE.sub(" ", " ".join(str(fault).split())).split())
+    name = type(fault).__name__
+    where = of_traceback(fault.__traceback__)
+    node = getattr(fault, "node", None)
+    if where is None and node is not None:
+        where = of_node(node)
+    problems: list[str | Problem] = []
+    if "data-dependent" in text or "DataDependent" in name or "GuardOnDataDependent" in text:
+        step = "replace what depends on tensor values (.item(), if tensor:, nonzero) by tensor arithmetic"
+    elif "Constraint" in text or "Constraint" in name:
+        step = "narrow the dims that the message names, or leave them out of dims"
+    elif _SIZES.search(text) and (partners := _partners(example)):
+        step = f"if these vary together, declare them too: {_dims_line(example, partners)}"
+        problems = [
+            f"{leaf.name} axis {axis} is not declared in dims, but has the example's size of {dim}"
+            for (leaf, axis), dim in partners.items()
+        ]
+    else:
+        step = "run the model on these example arguments eagerly; if that works, report the message above"
+    names = _names(fault.__traceback__, example)
+    text = _SYMBOL.sub(lambda symbol: names.get(symbol[0], symbol[0]), text)
+    return CaptureError([Problem(f"{name}: {text[:1500]}", where=where), *problems], step=step)
+
+
+def _partners(example: Example) -> dict[tuple[Leaf, int], str]:
+    """The axes that no dim was declared for and that have the size which the user's example has in a declared one."""
+    sizes: dict[int, str] = {}
+    for dim, size in example.given.items():
+        sizes.setdefault(size, dim)
+    return {
+        (leaf, axis): sizes[int(size)]
+        for leaf in example.leaves
+        if leaf.is_tensor
+        for axis, size in enumerate(leaf.value.shape)
+        if (not leaf.axes or leaf.axes[axis] is None) and int(size) in sizes
+    }
+
+
+def _dims_line(example: Example, partners: Mapping[tuple[Leaf, int], str]) -> str:
+    """The `dims=` argument that declares the partners beside what is declared: each Dim once, then by name."""
+    if any("." in leaf.name for leaf in example.leaves):
+        # parts of nested arguments are declared in the arguments' own structure
+        return ", ".join(f"{leaf.name} axis {axis} as {dim}" for (leaf, axis), dim in partners.items())
+    left = {
+        dim.name: f'tw.Dim("{dim.name}", {dim.min}{"" if dim.max is None else f", {dim.max}"})' for dim in example.dims
+    }
+    entries = []
+    for leaf in example.leaves:
+        names = {axis: dim.name for axis, dim in enumerate(leaf.axes) if dim is not None}
+        names |= {axis: dim for (other, axis), dim in partners.items() if other is leaf}
+        listed = [f"{axis}: {left.pop(name, None) or repr(name)}" for axis, name in sorted(names.items())]
+        entries += [f'"{leaf.name}": {{{", ".join(listed)}}}'.replace("'", '"')] if listed else []
+    return "dims={" + ", ".join(entries) + "}"
+
+
+def _names(traceback: TracebackType | None, example: Example) -> dict[str, str]:
+    """The user's dims by the exporter's symbols: its own table, which only the frames of the failure still hold."""
+    axes = {(leaf.name, axis): dim.name for leaf in example.leaves for axis, dim in enumerate(leaf.axes) if dim}
+    found: dict[str, str] = {}
+    while traceback is not None:
+        for value in list(traceback.tb_frame.f_locals.values()):
+            sources: Any = getattr(getattr(value, "shape_env", None), "var_to_sources", None)
+            for symbol, listed in sources.items() if isinstance(sources, dict) else ():
+                for source in listed:
+                    text = source.name if isinstance(source.name, str) else source.name()
+                    if match := _SOURCE.fullmatch(text):
+                        leaf = ".".join(re.findall(r"\w+", match[1]))
+                        found.setdefault(str(symbol), axes.get((leaf, int(match[2])), str(symbol)))
+        traceback = traceback.tb_next
+    return found

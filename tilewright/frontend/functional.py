@@ -1,0 +1,226 @@
+"""Functional graphs to `@main`: what torch.compile hands over, one piece of a program between two graph breaks.
+
+Everything that the graph reads is an argument of the graph: tensors, parameters among them, and integers that stand for
+sizes. An integer that no tensor's shape gives is a tensor of one element of `@main`, and a dim read from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from xdsl.ir import SSAValue
+
+from tilewright.errors import CaptureError, DeviceError, Problem
+from tilewright.frontend.assembling import captured_by, stored, token_dims
+from tilewright.frontend.builder import Builder
+from tilewright.frontend.captured import Captured, Source
+from tilewright.frontend.liveness import live_nodes
+from tilewright.frontend.lowering import REFUSED, GraphLowering, arrange
+from tilewright.frontend.registry import Unsupported
+from tilewright.frontend.symbols import Symbols
+from tilewright.frontend.weights import Tensors, is_structure
+from tilewright.ir.dims import Dim, DimSpace, Expr
+from tilewright.ir.dtypes import I64
+from tilewright.ir.graph.base import tensor
+from tilewright.ir.graph.structure import FuncOp
+from tilewright.ir.module import new_module
+from tilewright.ir.signature import Argument, Input, Output, Parameter, Signature
+from tilewright.ir.solve import solvable
+from tilewright.ir.trees import LEAF, Tree
+from tilewright.ir.types import TensorType
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Functional:
+    """A captured piece. arguments: for each tensor of a call to the program, the number of the graph's argument."""
+
+    captured: Captured
+    arguments: tuple[int, ...]
+
+
+def capture_functional(graph_module: Any, frozen: Mapping[int, tuple[str, torch.Tensor]]) -> Functional:
+    """Captures a functional graph of ATen operators whose placeholders carry fake tensors and symbolic sizes.
+
+    frozen: by the placeholder's number, the name and value of tensors that become weights of the program.
+    Raises UnsupportedOpError listing what has no lowering, DeviceError for tensors elsewhere than on the CPU,
+    CaptureError for a dtype that the IR lacks.
+    """
+    graph = graph_module.graph
+    tensors = Tensors()
+    constants = _lift_constants(graph_module, tensors)
+    placeholders = [node for node in graph.nodes if node.op == "placeholder" and node not in constants]
+    _require_cpu(placeholders)
+    symbols = _symbols(placeholders)
+    taken = _arguments(graph, placeholders, symbols, frozen)
+    reads = tuple((str(symbols.size(p.meta["val"])), i) for i, p in enumerate(taken) if not _is_tensor(p))
+    symbols.space = _with_reads(symbols.space, {name for name, _ in reads})
+    types = {p.name: _type(p, symbols) for p in taken}
+    main = FuncOp.begin("main", types)
+    builder = Builder(main.block, symbols)
+    builder.token_dims = token_dims(graph, builder)
+    lowering = GraphLowering(builder, externs=None)
+    for node, argument in zip(taken, main.block.args, strict=True):
+        lowering.values[node] = argument
+    for number, (name, value) in frozen.items():
+        tensors.weights[name] = value.detach()
+        tensors.roles[placeholders[number].name] = ("weight", name)
+    for node in (*placeholders, *constants):
+        if not hasattr(node.meta.get("val"), "shape"):
+            value = node.meta.get("val")
+            lowering.values[node] = symbols.size(value) if hasattr(value, "node") else value
+        elif node.name in tensors.roles:
+            role, name = tensors.roles[node.name]
+            lowering.values[node] = stored(builder, tensors, role, name, node.meta["val"])
+    lowered = lowering.run(graph_module)
+    lowering.require_supported()
+    results, outputs = _results([None if v is REFUSED else v for v in lowered])
+    arrange(main.block, results)
+    main.finish(results, [f"out.{i}" for i, o in enumerate(outputs) if o.index is not None])
+    module = new_module(symbols.space.dims.values())
+    module.body.block.add_op(main)
+    module.body.block.add_ops(lowering.launches.kernels.values())
+    captured = Captured(
+        module=module,
+        weights=tensors.weights,
+        aliases={},
+        transient=frozenset(n for r, n in tensors.roles.values() if n not in {name for name, _ in frozen.values()}),
+        states={},
+        signature=_signature(types, outputs),
+        dims=tuple(symbols.space.dims.values()),
+        guards=tuple(symbols.required.values()),
+        notes=(),
+        source=Source("torch.compile graph", captured_by(), dict(lowering.operators)),
+        externs={},
+        reads=reads,
+    )
+    numbers = {node: i for i, node in enumerate(placeholders)}
+    return Functional(captured, tuple(numbers[node] for node in taken))
+
+
+def _lift_constants(graph_module: Any, tensors: Tensors) -> list[Any]:
+    """Tensors that the graph holds as attributes become placeholders: single numbers as such, others as weights."""
+    import torch
+
+    graph = graph_module.graph
+    made: list[Any] = []
+    for node in [n for n in graph.nodes if n.op == "get_attr"]:
+        value = getattr(graph_module, node.target, None)
+        if not isinstance(value, torch.Tensor):
+            continue
+        with graph.inserting_before(next(iter(graph.nodes))):
+            lifted = graph.placeholder(f"constant_{len(made)}")
+        lifted.meta["val"] = node.meta.get("val", value)
+        node.replace_all_uses_with(lifted)
+        graph.erase_node(node)
+        name = f"constant.{len(made)}"
+        inline = is_structure(value, lifted=True)
+        (tensors.inline if inline else tensors.weights)[name] = value.detach()
+        tensors.roles[lifted.name] = ("inline" if inline else "weight", name)
+        made.append(lifted)
+    return made
+
+
+def _require_cpu(placeholders: Sequence[Any]) -> None:
+    values = [(node.name, node.meta.get("val")) for node in placeholders]
+    elsewhere = [f"{n} is on {v.device}" for n, v in values if hasattr(v, "device") and v.device.type != "cpu"]
+    if elsewhere:
+        raise DeviceError(elsewhere, step="move the model and its inputs: model.cpu()")
+
+
+def _symbols(placeholders: Sequence[Any]) -> Symbols:
+    """Every symbol among the arguments as a dim of its own name, with the range that it is guarded to."""
+    shape_env: Any = None
+    found: dict[Any, Expr] = {}
+    for node in placeholders:
+        value = node.meta.get("val")
+        for size in (*getattr(value, "shape", ()), *(() if hasattr(value, "shape") else (value,))):
+            if hasattr(size, "node"):
+                shape_env = size.node.shape_env
+                for symbol in size.node.expr.free_symbols:
+                    found.setdefault(symbol, Expr.of(str(symbol)))
+        fake = getattr(value, "fake_mode", None)
+        shape_env = shape_env or getattr(fake, "shape_env", None)
+    dims = [_dim(symbol, shape_env) for symbol in sorted(found, key=str)]
+    traced = {str(symbol): int(shape_env.size_hint(symbol)) for symbol in found}
+    return Symbols(shape_env, DimSpace(dims), found, traced)
+
+
+_UNBOUNDED: Final = 2**62
+"""torch's own upper ends of ranges lie about here; they bound nothing."""
+
+
+def _dim(symbol: Any, shape_env: Any) -> Dim:
+    bounds: Any = shape_env.var_to_range.get(symbol)
+    least, most = (int(end) if getattr(end, "is_Integer", False) else None for end in (bounds.lower, bounds.upper))
+    return Dim(str(symbol), max(least or 0, 0), most if most is not None and most < _UNBOUNDED else None)
+
+
+def _arguments(graph: Any, placeholders: Sequence[Any], symbols: Symbols, frozen: Mapping[int, Any]) -> list[Any]:
+    """The placeholders that are arguments of @main: tensors that are used, then what else it takes to know all dims."""
+    live = live_nodes(graph)
+    values = {node: node.meta.get("val") for i, node in enumerate(placeholders) if i not in frozen}
+    shaped = [n for n, v in values.items() if hasattr(v, "shape")]
+    taken = [n for n in shaped if n in live]
+
+    def known() -> set[str]:
+        return solvable([d for n in taken for d in symbols.dims(values[n].shape)], read)
+
+    read: set[str] = set()
+    wanted = set(symbols.space.dims)
+    for node in shaped:
+        if node not in live and set().union(*(d.symbols for d in symbols.dims(values[node].shape))) - known():
+            taken.append(node)
+    for node, value in values.items():
+        if hasattr(value, "node") and (name := str(symbols.size(value))) in wanted - known():
+            taken.append(node)
+            read.add(name)
+    return taken
+
+
+def _is_tensor(node: Any) -> bool:
+    return hasattr(node.meta["val"], "shape")
+
+
+def _with_reads(space: DimSpace, names: set[str]) -> DimSpace:
+    """The dims, those that no shape gives marked as read from an input."""
+    return DimSpace([Dim(d.name, d.min, d.max, "read") if d.name in names else d for d in space.dims.values()])
+
+
+def _type(node: Any, symbols: Symbols) -> TensorType:
+    value = node.meta["val"]
+    if not _is_tensor(node):
+        return TensorType.of((), I64)
+    try:
+        return Builder.type_in(symbols, value)
+    except Unsupported as verdict:
+        raise CaptureError(
+            Problem(f"{node.name}: {verdict} is not supported"), step="leave this part out with torch.compiler.disable"
+        ) from verdict
+
+
+def _results(lowered: Sequence[Any]) -> tuple[list[SSAValue], tuple[Output, ...]]:
+    results: list[SSAValue] = []
+    outputs: list[Output] = []
+    for value in lowered:
+        if isinstance(value, SSAValue):
+            outputs.append(Output(tensor(value).dtype, tensor(value).dims, index=len(results)))
+            results.append(value)
+        elif isinstance(value, Expr):
+            outputs.append(Output(size=value))
+        else:
+            outputs.append(Output(constant=value))
+    return results, tuple(outputs)
+
+
+def _signature(types: Mapping[str, TensorType], outputs: tuple[Output, ...]) -> Signature:
+    return Signature(
+        parameters=tuple(Parameter(name) for name in types),
+        arguments=tuple(Argument(name, LEAF, (Input(name, t.dtype, t.dims),)) for name, t in types.items()),
+        output=Tree("tuple", children=(LEAF,) * len(outputs)),
+        outputs=outputs,
+    )

@@ -1,0 +1,121 @@
+"""Makes the exporter treat every size alike: 0 and 1 are sizes like any other, and no relation to them goes unrecorded.
+
+By default the exporter takes every varying size to be 2 or more and answers whatever follows from that without a word,
+so that a model's own branch on 1 is lost. Three things are changed while a capture runs:
+
+- Sizes start at 0 (torch's `backed_size_oblivious`), so a branch on 1 is recorded as a guard.
+- Where a declared dim admits 0, torch's symbols are no longer positive by nature, which would decide `n != 0`.
+- What an operator's own shape function asks about 0 and 1 is answered as for any other size and not recorded. It asks
+  for strides and contiguity, which the graph dialect does not have: the operator is one node of the graph whatever the
+  answer. The one operator whose rank depends on a size, squeeze, is held to it when it is lowered. Recorded, such a
+  question would also answer the model's own later one. Questions of layout that the model itself asks
+  (`x.is_contiguous()`) are recorded.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+# Where torch works out in Python the shape and strides of one operator's results.
+_SHAPE_FUNCTIONS: Final = (
+    "/torch/_ops.py",
+    "/torch/_subclasses/",
+    "/torch/_refs/",
+    "/torch/_prims/",
+    "/torch/_prims_common/",
+    "/torch/_decomp/",
+    "/torch/_meta_registrations.py",
+)
+
+
+@contextmanager
+def generic_sizes(*, zero: bool) -> Iterator[None]:
+    """zero: some declared dim admits the size 0. Process-wide while it lasts, as the exporter itself is."""
+    import torch
+    import torch.fx.experimental._config as config
+    from torch.fx.experimental import symbolic_shapes
+
+    shapes: Any = symbolic_shapes
+    environment: Any = shapes.ShapeEnv
+    tensors: Any = torch.Tensor
+    make_symbol, evaluate, uninteresting = shapes.make_symbol, environment.evaluate_expr, shapes.uninteresting_files
+
+    def may_be_zero(prefix: Any, index: int, **assumptions: Any) -> Any:
+        if assumptions.get("integer") and assumptions.pop("positive", None):
+            assumptions["nonnegative"] = True
+        return make_symbol(prefix, index, **assumptions)
+
+    def evaluated(env: Any, asked: Any, *args: Any, **options: Any) -> Any:
+        if not asking and _is_answered(env, asked) and _is_an_operators(asked, uninteresting(), torch.__file__):
+            with env.suppress_guards():
+                return evaluate(env, asked, *args, **options)
+        return evaluate(env, asked, *args, **options)
+
+    # the model's own questions of layout that are going on
+    asking: list[None] = []
+
+    def is_contiguous(tensor: Any, *args: Any, **options: Any) -> Any:
+        asking.append(None)
+        try:
+            return torch._C.TensorBase.is_contiguous(tensor, *args, **options)
+        finally:
+            asking.pop()
+
+    def uninteresting_files() -> set[str]:
+        # a guard belongs to the line that asked, not to this file
+        return {*uninteresting(), __file__}
+
+    saved = {"make_symbol": make_symbol, "uninteresting_files": uninteresting}
+    try:
+        with config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+            if zero:
+                shapes.make_symbol = may_be_zero
+            shapes.uninteresting_files = uninteresting_files
+            environment.evaluate_expr = evaluated
+            # C++ does not ask by this name, only Python does
+            tensors.is_contiguous = is_contiguous
+            yield
+    finally:
+        if "is_contiguous" in vars(tensors):
+            del tensors.is_contiguous
+        environment.evaluate_expr = evaluate
+        for name, function in saved.items():
+            setattr(shapes, name, function)
+
+
+def _is_answered(env: Any, asked: Any) -> bool:
+    """Whether the question is if a size is 0 or 1, or a stride as large as if it were, and the trace says no."""
+    kind = type(asked).__name__
+    if kind not in ("Equality", "Unequality", "StrictLessThan", "LessThan", "StrictGreaterThan", "GreaterThan"):
+        return False
+    left, right = asked.args
+    if left.is_zero or right.is_zero:
+        size = left + right
+    else:
+        top, bottom = (left / right).as_numer_denom()
+        if (top.is_Integer and int(top) != 1) or not (top.is_Integer or bottom == 1):
+            return False
+        size = bottom if top.is_Integer else top
+    value = size.xreplace(env.backed_var_to_val)
+    return bool(value.is_Integer) and int(value) > 1
+
+
+def _is_an_operators(asked: Any, uninteresting: set[str], torch_file: str) -> bool:
+    """Whether an operator asks: C++, or Python that works out shapes. Comparing sizes in Python takes their truth
+    value, in a method of torch's own top file; C++ asks without it. An inequality is left to its answer only where
+    C++ chooses among its implementations of convolution: elsewhere it is a bound that the operator needs.
+    """
+    in_python = False
+    frame: Any = sys._getframe(2)
+    while frame is not None and frame.f_code.co_filename in uninteresting:
+        in_python = in_python or (frame.f_code.co_filename == torch_file and frame.f_code.co_name == "__bool__")
+        frame = frame.f_back
+    if frame is None:
+        return False
+    file = frame.f_code.co_filename.replace("\\", "/")
+    if type(asked).__name__ not in ("Equality", "Unequality"):
+        return not in_python and file.endswith("/torch/_subclasses/fake_impls.py") and frame.f_code.co_name == "conv"
+    return not in_python or any(place in file for place in _SHAPE_FUNCTIONS)

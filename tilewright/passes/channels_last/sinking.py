@@ -1,0 +1,106 @@
+"""Rules that move the transpose from channels-last below what follows it, until it meets its inverse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from xdsl.ir import SSAValue
+
+from tilewright.ir.dims import Expr, product
+from tilewright.ir.graph.base import tensor
+from tilewright.ir.graph.elementwise import CastOp, MapOp
+from tilewright.ir.graph.reduction import ReduceOp
+from tilewright.ir.graph.shape import ConcatOp, PadOp, ReshapeOp, TransposeOp
+from tilewright.passes.channels_last.turning import channels_to_last, channels_to_second
+from tilewright.passes.rewriting import Rules, Site, defined, splat
+
+SINKING = Rules()
+
+
+def from_last(value: SSAValue) -> TransposeOp | None:
+    """The transpose that makes a value from one with its channels last."""
+    op = defined(value, TransposeOp)
+    rank = tensor(value).rank
+    return op if op is not None and rank > 2 and op.permutation.data == channels_to_second(rank) else None
+
+
+@SINKING.on(MapOp, CastOp)
+def elementwise_before_channels(op: MapOp | CastOp, site: Site) -> SSAValue | None:
+    """Elementwise ops run on channels-last operands; what comes otherwise is turned, which is free for vectors."""
+    rank = tensor(op.results[0]).rank
+    turned = [from_last(v) for v in op.operands]
+    if rank < 3 or not any(t is not None and tensor(t.out).rank == rank for t in turned):
+        return None
+    operands: list[SSAValue] = []
+    for value, view in zip(op.operands, turned, strict=True):
+        given = tensor(value)
+        if view is not None and given.rank == rank:
+            operands.append(view.x)
+        elif not given.rank or splat(value) is not None:
+            operands.append(value)
+        else:
+            full = site.make(ReshapeOp, value, dims=[*[1] * (rank - given.rank), *given.dims])
+            operands.append(site.make(TransposeOp, full, permutation=channels_to_last(rank)))
+    if isinstance(op, CastOp):
+        early = site.make(CastOp, operands[0], dtype=op.dtype)
+    else:
+        early = site.map(op.fn.data, *operands)
+    return site.make(TransposeOp, early, permutation=channels_to_second(rank))
+
+
+@SINKING.on(ReduceOp)
+def reduce_before_channels(op: ReduceOp, site: Site) -> SSAValue | None:
+    """A reduction folds the same axes where they lie."""
+    view = from_last(op.x)
+    if view is None:
+        return None
+    order = view.permutation.data
+    early = site.make(
+        ReduceOp, view.x, fn=op.fn, axes=sorted(order[axis] for axis in op.axes.data), keepdims=op.keepdims
+    )
+    if op.keepdims.data:
+        return site.make(TransposeOp, early, permutation=order)
+    kept = [order[axis] for axis in range(len(order)) if axis not in op.axes.data]
+    return site.make(TransposeOp, early, permutation=[sorted(kept).index(axis) for axis in kept])
+
+
+@SINKING.on(ConcatOp)
+def concat_before_channels(op: ConcatOp, site: Site) -> SSAValue | None:
+    """Tensors that all have their channels last are joined so."""
+    views = [from_last(x) for x in op.xs]
+    if any(view is None for view in views):
+        return None
+    rank = tensor(op.out).rank
+    order = channels_to_second(rank)
+    early = site.make(ConcatOp, [view.x for view in views if view is not None], axis=order[op.axis.data])
+    return site.make(TransposeOp, early, permutation=order)
+
+
+@SINKING.on(PadOp)
+def pad_before_channels(op: PadOp, site: Site) -> SSAValue | None:
+    """Padding goes where the axes lie."""
+    view = from_last(op.x)
+    if view is None:
+        return None
+    rank = tensor(op.out).rank
+    low, high = ([side[axis] for axis in channels_to_last(rank)] for side in (op.low.data, op.high.data))
+    early = site.make(PadOp, view.x, low=low, high=high, value=op.value)
+    return site.make(TransposeOp, early, permutation=channels_to_second(rank))
+
+
+@SINKING.on(ReshapeOp)
+def positions_before_channels(op: ReshapeOp, site: Site) -> SSAValue | None:
+    """[N, C, spatial...] with its positions regrouped is [N, positions..., C] turned."""
+    view = from_last(op.x)
+    if view is None:
+        return None
+    before, after = tensor(op.x).dims, op.dims.data
+    if len(after) < 3 or after[:2] != before[:2] or product(after[2:]) != product(before[2:]):
+        return None
+    early = site.make(ReshapeOp, view.x, dims=[after[0], *after[2:], after[1]])
+    return site.make(TransposeOp, early, permutation=channels_to_second(len(after)))
+
+
+def is_channel_vector(dims: Sequence[Expr]) -> bool:
+    """One element a channel: every axis but the last has size 1."""
+    return bool(dims) and all(d.constant == 1 for d in dims[:-1])

@@ -1,0 +1,259 @@
+"""The convolution skeleton: a row of positions by a panel of filters in registers, all taps and channels inside.
+
+x is [N, spatial..., C] and padded already, so element (position p, tap t, channel c) lies at p * stride + t * dilation
+along each axis: one affine view. Taps along the last axis follow one another in memory together with their channels
+where they are not dilated, so that a 3 by 3 window is three dense products. Sums run over taps in row-major order, then
+channels, whatever the register tile.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from xdsl.ir import BlockArgument, SSAValue
+
+from tilewright.ir.dims import Expr, product
+from tilewright.ir.dtypes import F32, F64
+from tilewright.ir.graph.base import tensor
+from tilewright.ir.graph.shape import ReshapeOp
+from tilewright.ir.graph.structure import GroupOp
+from tilewright.ir.graph.windows import ConvolutionOp
+from tilewright.ir.machine import Machine
+from tilewright.ir.tile.builder import KernelBuilder
+from tilewright.ir.tile.memory import ViewOp
+from tilewright.passes.lower_to_tile.access import UNIT, Space, map_group, unsupported
+from tilewright.passes.lower_to_tile.depthwise import lower_depthwise
+from tilewright.passes.lower_to_tile.emit import Emitter
+from tilewright.passes.lower_to_tile.frame import Lowered, Variant, all_strides, begin
+from tilewright.passes.lower_to_tile.layout import Walk
+from tilewright.passes.lower_to_tile.matmul import Panels, panels_of
+from tilewright.passes.lower_to_tile.position_tiles import position_tile
+
+
+@dataclass(frozen=True, slots=True)
+class Taps:
+    """How the window is walked: `loops` are the extents of the axes looped over, `run` elements lie dense in memory.
+
+    spread: the loops' steps through x, in elements. whole: the taps along the last axis are part of the run.
+    """
+
+    loops: tuple[int, ...]
+    spread: tuple[Expr, ...]
+    run: int
+    whole: bool
+
+
+def lower_convolution(group: GroupOp, name: str, machine: Machine) -> Lowered:
+    """One kernel; filters known when weights are set come in panels."""
+    anchor = next(op for op in group.block.ops if isinstance(op, ConvolutionOp))
+    if not anchor.channels_last.data or any((*anchor.padding_low.data, *anchor.padding_high.data)):
+        raise unsupported(anchor, "a convolution is lowered on padded images with their channels last")
+    if anchor.bias is not None:
+        raise unsupported(anchor, "the bias of a channels-last convolution is added by an op of its own")
+    if any(d.constant is None for d in tensor(anchor.w).dims):
+        raise unsupported(anchor, f"filters {tensor(anchor.w)} of a size that is not fixed")
+    if anchor.depthwise:
+        return lower_depthwise(group, anchor, name, machine)
+    return _lower(group, anchor, name, machine)
+
+
+def filter_panels(anchor: ConvolutionOp) -> Panels | None:
+    """The panels that plan-layout made of the filters, read back as reshape(slice(...))."""
+    return panels_of(anchor.w.owner.x) if isinstance(anchor.w.owner, ReshapeOp) else None
+
+
+def _taps(anchor: ConvolutionOp, packed: Panels | None) -> Taps:
+    x = tensor(anchor.x)
+    windows = [w.constant or 0 for w in anchor.windows]
+    depth = anchor.depth.constant or 0
+    strides = ViewOp.row_major(x.dims)[1:-1]
+    steps = [s * d for s, d in zip(strides, anchor.dilation.data, strict=True)]
+    whole = anchor.groups.data == 1 and (anchor.dilation.data[-1] == 1 or windows[-1] == 1)
+    if whole:
+        return Taps(tuple(windows[:-1]), tuple(steps[:-1]), windows[-1] * depth, True)
+    return Taps(tuple(windows), tuple(steps), depth, False)
+
+
+def _lower(group: GroupOp, anchor: ConvolutionOp, name: str, machine: Machine) -> Lowered:
+    groups = anchor.groups.data
+    packed = filter_panels(anchor)
+    space = _space(group, anchor, packed)
+    strides = all_strides(space, group)
+    x, out = tensor(anchor.x), space.maps[anchor.out]
+    spatial = x.rank - 2
+    members = [axis.axes for axis in out[:-1]]
+    filters = out[-1].axes
+    if groups > 1:
+        members.append(filters[:1] if len(filters) > 1 or (anchor.filters.constant or 0) > groups else filters)
+        filters = filters[1:] if members[-1] is not filters else ()
+    walk = Walk([*(space.size(m) for m in members), space.size(filters)], [*members, filters])
+    column, row = len(members), spatial
+    b, buffers, outputs = begin(group, name)
+    rows, vectors = position_tile(machine, walk.extents[row].constant, walk.extents[column].constant or 1)
+    width = packed.columns if packed is not None else vectors * machine.rules.lanes
+    tiles = [1] * len(walk.extents)
+    tiles[row], tiles[column] = rows, width
+    at = b.grid(walk.extents, tiles, _order(machine, anchor, walk, row, column, rows))
+    extent = dict(enumerate(tiles))
+    single = not filters
+    places = dict(enumerate(at))
+    e = Emitter(b, space, walk, buffers, strides, places, row, column, {**extent, column: 1 if single else width})
+    total = _sum(b, anchor, packed, buffers, at, rows, width)
+    if single:
+        total = b.slice(total, [0, 0], [rows, 1])
+    e.set(anchor.out, b.cast(total, tensor(anchor.out).dtype))
+    for value, output in zip(group.yielded, outputs, strict=True):
+        e.store(value, output, e.tile(value))
+    return Lowered((Variant(b.finish()),), b.dims, Expr.of(0))
+
+
+def _space(group: GroupOp, anchor: ConvolutionOp, packed: Panels | None) -> Space:
+    """The result's axes, the filters' split by group; image and filters are addressed by the skeleton itself."""
+    groups = anchor.groups.data
+
+    def seed(space: Space) -> None:
+        if anchor.x in space.maps:
+            return
+        channel = space.maps[anchor.out][-1]
+        wide = (anchor.filters.constant or 0) // groups
+        if groups > 1 and wide > 1:
+            space.split(channel.axes[0], Expr.of(groups), Expr.of(wide))
+        space.maps[anchor.x] = (UNIT,) * tensor(anchor.x).rank
+        value: SSAValue = anchor.w
+        space.maps[value] = (UNIT,) * tensor(value).rank
+        for inner in packed.chain if packed is not None else ():
+            space.maps[inner] = (UNIT,) * tensor(inner).rank
+
+    return map_group(group, anchor, seed)
+
+
+def _order(
+    machine: Machine, anchor: ConvolutionOp, walk: Walk, row: int, column: int, rows: int
+) -> list[tuple[int, int]]:
+    """Blocks of image rows that half of the second-level cache holds meet every panel of filters before the next ones.
+
+    Where whole images fit, several of them form a block, so that filters are streamed once for all.
+    """
+    x = tensor(anchor.x)
+    cache = next((level.size for level in machine.levels if level.name == "l2"), None) or 1 << 20
+    axes = list(range(row))
+    inner = list(range(row + 1, column))
+    line = product(x.dims[row:]).constant
+    size = x.dtype.bytes
+    if line is None or not axes:
+        return [(i, 1) for i in [*axes, *inner]] + [(column, 1), (row, 1)]
+    image = product(x.dims[1:]).constant
+    if image is not None and image * size * 2 <= cache // 2:
+        block = max(1, cache // 2 // (image * size))
+        rest = [(i, 1) for i in axes[1:]]
+        return [(0, block), *[(i, 1) for i in inner], (column, 1), (0, 1), *rest, (row, 1)]
+    last = axes[-1]
+    step = anchor.strides.data[last - 1] if last else 1
+    block = max(1, cache // 2 // max(1, line * step * size))
+    return [*[(i, 1) for i in axes[:-1]], (last, block), *[(i, 1) for i in inner], (column, 1), (last, 1), (row, 1)]
+
+
+def _sum(
+    b: KernelBuilder,
+    anchor: ConvolutionOp,
+    packed: Panels | None,
+    buffers: dict[SSAValue, SSAValue],
+    at: list[SSAValue],
+    rows: int,
+    width: int,
+) -> SSAValue:
+    """The register tile's sum over the window and its channels."""
+    kind = F64 if tensor(anchor.out).dtype == F64 else F32
+    taps = _taps(anchor, packed)
+    total: SSAValue = b.constant(0.0, (rows, width), kind)
+    count = prod(taps.loops)
+    if not count or not taps.run:
+        return total
+
+    def part(tap: SSAValue | int, acc: SSAValue) -> SSAValue:
+        a = _left(b, anchor, taps, buffers[anchor.x], at, tap, rows)
+        return b.dot(a, _right(b, anchor, packed, taps, buffers, at, tap, width), acc)
+
+    if count == 1:
+        return part(0, total)
+    with b.loop(0, count, 1, [total]) as loop:
+        loop.give(part(loop.at, loop.carried[0]))
+    return loop.out[0]
+
+
+def _left(
+    b: KernelBuilder,
+    anchor: ConvolutionOp,
+    taps: Taps,
+    image: SSAValue,
+    at: list[SSAValue],
+    tap: SSAValue | int,
+    rows: int,
+) -> SSAValue:
+    """The [positions, run] tile of the image under one tap of the looped axes."""
+    x, out, spatial = tensor(anchor.x), tensor(anchor.out), len(anchor.windows)
+    strides = ViewOp.row_major(x.dims)
+    extents = list(out.dims[:-1])
+    steps = [strides[0], *(s * n for s, n in zip(strides[1:-1], anchor.strides.data, strict=True))]
+    where: list[SSAValue | int] = list(at[: spatial + 1])
+    tile = [1] * spatial + [rows]
+    inner = 1
+    looped: list[tuple[int, Expr, SSAValue | int]] = []
+    for size, spread in reversed(list(zip(taps.loops, taps.spread, strict=True))):
+        if size > 1:
+            looped.append((size, spread, _digit(b, tap, inner, size, prod(taps.loops))))
+            inner *= size
+    for size, spread, digit in reversed(looped):
+        extents.append(Expr.of(size))
+        steps.append(spread)
+        where.append(digit)
+        tile.append(1)
+    if anchor.groups.data > 1:
+        extents.append(Expr.of(anchor.groups.data))
+        steps.append(anchor.depth)
+        where.append(at[spatial + 1])
+        tile.append(1)
+    view = b.view(image, [*extents, taps.run], [*steps, 1])
+    return b.reshape(b.load(view, [*where, 0], [*tile, taps.run]), (rows, taps.run))
+
+
+def _digit(b: KernelBuilder, tap: SSAValue | int, inner: int, size: int, count: int) -> SSAValue | int:
+    """One coordinate of a tap counted in row-major order."""
+    if isinstance(tap, int):
+        return 0
+    if inner == 1 and size == count:
+        return tap
+    place = Expr.of("a0") // inner
+    return b.index(place if inner * size == count else place % size, tap)
+
+
+def _right(
+    b: KernelBuilder,
+    anchor: ConvolutionOp,
+    packed: Panels | None,
+    taps: Taps,
+    buffers: dict[SSAValue, SSAValue],
+    at: list[SSAValue],
+    tap: SSAValue | int,
+    width: int,
+) -> SSAValue:
+    """The [run, filters] tile of the filters under one tap."""
+    spatial, groups = len(anchor.windows), anchor.groups.data
+    first = 0 if isinstance(tap, int) else b.index(Expr.of("a0") * taps.run, tap)
+    if packed is not None:
+        dims = tensor(packed.argument).dims
+        panel = b.index(Expr.of("a0") // packed.columns, at[spatial + 1])
+        view = b.view(buffers[packed.argument], dims, ViewOp.row_major(dims))
+        return b.reshape(b.load(view, [panel, first, 0], (1, taps.run, width)), (taps.run, width))
+    if not isinstance(anchor.w, BlockArgument):
+        raise unsupported(anchor, "the filters must be in memory")
+    filters, depth = anchor.filters, product((*anchor.windows, anchor.depth))
+    if groups == 1:
+        view = b.view(buffers[anchor.w], [depth, filters], [filters, 1])
+        return b.load(view, [first, at[spatial + 1]], (taps.run, width), 0.0)
+    wide = filters // groups
+    view = b.view(buffers[anchor.w], [depth, groups, wide], [filters, wide, 1])
+    column = at[spatial + 2] if len(at) > spatial + 2 else 0
+    loaded = b.load(view, [first, at[spatial + 1], column], (taps.run, 1, width), 0.0)
+    return b.reshape(loaded, (taps.run, width))
