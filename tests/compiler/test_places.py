@@ -42,6 +42,7 @@ def gathers(x: torch.Tensor, picked: torch.Tensor, updates: torch.Tensor) -> Res
         flat[picked],
         x[rows, rows % 5],
         x.flip(2, 0),
+        flat.flip(0) * 2,
         x.roll((2, -1), (0, 1)),
         functional.embedding(picked, x[:, 0]).sum(-1),
     )

@@ -247,6 +247,25 @@ def gather_rows() -> Case:
     )
 
 
+def look_up(rows: int, columns: int, *, alike: bool) -> Case:
+    """table[places - 2, j]: places that the kernel computes, one an element or (alike) one a row."""
+    b = KernelBuilder("look_up", ["m", "n"])
+    width = 1 if alike else "n"
+    table, places, y = b.buffer([9, "n"], F32), b.buffer(["m", width], I64), b.output(["m", "n"], F32)
+    i, j = b.grid(["m", "n"], [rows, columns])
+    at, extents = ([i, 0], [rows, 1]) if alike else ([i, j], [rows, columns])
+    moved = b.map("sub", b.load(b.dense(places), at, extents), b.constant(2, [1, 1], I64))
+    found = b.lookup(b.view(table, [9, "m", "n"], ["n", 0, 1]), moved, [i, j], [rows, columns], 0)
+    b.store(b.map("add", found, found), b.dense(y), [i, j])
+    return Case(
+        f"look up {rows}x{columns}" + (" by row" if alike else ""),
+        b.finish(),
+        {"m": range(9), "n": range(40)},
+        lambda d, rng: [normal(9, d["n"], rng=rng), rng.integers(2, 11, (d["m"], 1 if alike else d["n"]))],
+        lambda table, places: [2 * table.astype(np.float64)[places - 2, np.arange(table.shape[1])]],
+    )
+
+
 def gather_window() -> Case:
     """table[ids] for ids 1, 3, 5, ... through a window of the rows, then zeros."""
     b = KernelBuilder("window_of_rows", ["n"])
@@ -425,6 +444,9 @@ CASES = [
     map_3d(),
     split_heads(),
     gather_rows(),
+    look_up(1, 16, alike=False),
+    look_up(4, 16, alike=True),
+    look_up(3, 8, alike=False),
     gather_window(),
     segment_sums(),
     paged_read(4, 4),

@@ -57,6 +57,7 @@ GROUPS = {
     "recurrence of rows": recurrence(1, "b", "t", start=True),
     "recurrence of columns": recurrence(0, "t", "b", start=True),
     "recurrence from nothing": recurrence(1, "b", "t", "s", start=False, dtype=BF16),
+    "one element": cumulative("sum", 0, F32, 1),
     "axis of one": cumulative("sum", 1, F32, "b", 1, "t"),
 }
 

@@ -24,6 +24,7 @@ from tilewright.ir.tile.compute import (
     TransposeOp,
 )
 from tilewright.ir.tile.memory import StageOp
+from tilewright.ir.tile.places import LookupOp
 from tilewright.ir.tile.structure import ForOp, IfOp, KernelOp
 from tilewright.ir.types import TileType
 
@@ -95,6 +96,8 @@ class PrintedExtents:
                     self._join_all(op.out, a)
             case CastOp() | BroadcastOp() | StageOp():
                 self._join_all(op.out, op.source)
+            case LookupOp():
+                self._join_all(op.out, op.indices)
             case DotOp():
                 self._dot(op)
             case ReduceOp():

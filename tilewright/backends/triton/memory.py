@@ -34,6 +34,7 @@ from tilewright.ir.tile.memory import (
     ViewSegmentOp,
     ViewWindowOp,
 )
+from tilewright.ir.tile.places import LookupOp
 from tilewright.ir.tile.structure import ScalarOp
 
 
@@ -100,7 +101,14 @@ class MemoryOps(Values):
 
     def region(self, source: SSAValue, at: Sequence[SSAValue], value: SSAValue) -> tuple[str, str, tuple[int, ...]]:
         """The pointer and mask ("" for none) of a region as large as a tile, and the tile's axes that they have."""
-        found, axes = self.views[source], live_axes(value)
+        offsets, conditions, axes = self._region(self.views[source], at, value)
+        return self.pointer(self.views[source], offsets), self.conjunction(conditions), axes
+
+    def _region(
+        self, found: ViewText, at: Sequence[SSAValue], value: SSAValue
+    ) -> tuple[list[str], list[str], tuple[int, ...]]:
+        """What every axis of a view adds to the pointer and the mask, and the tile's axes that they have."""
+        axes = live_axes(value)
         offsets: list[str] = []
         conditions: list[str] = []
         for number, (axis, start) in enumerate(zip(found.axes, at, strict=True)):
@@ -109,7 +117,7 @@ class MemoryOps(Values):
             if place.offset is not None:
                 offsets.append(self._spread(place.offset, number, axes))
             conditions += [self._spread(c, number, axes) for c in (*own, *place.conditions)]
-        return self.pointer(found, offsets), self.conjunction(conditions), axes
+        return offsets, conditions, axes
 
     def _spread(self, text: str, axis: int, axes: tuple[int, ...]) -> str:
         """A text that varies along one axis, among several."""
@@ -154,6 +162,25 @@ class MemoryOps(Values):
         else:
             text = f"tl.load({pointer})"
         self.tiles[result] = Printed(self.out.name("x", text), axes, zero)
+
+    def lookup(self, op: LookupOp) -> None:
+        """A load whose coordinate along one axis is a tensor; places that the axis does not have are not touched."""
+        source, axis = self.views[op.source], op.axis.data
+        around = ViewText(source.buffer, source.base, [a for i, a in enumerate(source.axes) if i != axis])
+        offsets, conditions, axes = self._region(around, op.at, op.out)
+        text = self.aligned(self.tensor_of(op.indices), axes)
+        places = self.out.name("p", f"{text if text.isidentifier() else f'({text})'}.to(tl.int64)")
+        place = source.axes[axis].place(Lanes(places, Index(places), 1), self)
+        mask = self.conjunction([*conditions, *place.conditions])
+        value = 0.0 if op.fill.data == POISON else op.value.data
+        other = element_text(value, tile(op.out).dtype)
+        pointer = self.pointer(source, [*offsets, *([place.offset] if place.offset else [])])
+        masked = f", mask={mask}, other={other}" if mask else ""
+        self.tiles[op.out] = Printed(self.out.name("x", f"tl.load({pointer}{masked})"), axes, frozenset())
+
+    def tensor_of(self, value: SSAValue) -> Printed:
+        """A value as a tensor, with the axes that it has."""
+        return Printed(self.tensor(value), self.tiles[value].axes)
 
     def store(self, op: StoreOp) -> None:
         pointer, mask, axes = self.region(op.target, op.at, op.source)

@@ -29,7 +29,7 @@ from tilewright.backends.triton.prelude import texts
 from tilewright.backends.triton.values import ComputeOps
 from tilewright.ir.dims import Expr, product
 from tilewright.ir.intervals import Interval
-from tilewright.ir.tile import compute, memory, structure
+from tilewright.ir.tile import compute, memory, places, structure
 from tilewright.ir.tile.base import buffer, tile
 from tilewright.ir.tile.structure import KernelOp
 from tilewright.ir.types import TileType
@@ -227,6 +227,7 @@ _PRINT: Final[dict[type, Callable[[_Printer, Any], None]]] = {
     memory.ViewSegmentOp: _Printer.segment,
     memory.ViewPagesOp: _Printer.pages,
     memory.LoadOp: _Printer.load,
+    places.LookupOp: _Printer.lookup,
     memory.StoreOp: _Printer.store,
     memory.StageOp: _Printer.stage,
     compute.ConstantOp: _Printer.constant,

@@ -66,7 +66,7 @@ def lower_running(group: GroupOp, name: str, machine: Machine) -> Lowered:
             extent[column] = RUN
             if row is not None:
                 extent[row] = height
-        else:
+        elif walk.members[column]:
             size = walk.extents[column].constant
             extent[column] = min(padded(max(size, 1), LANES), COLUMNS) if size is not None else COLUMNS
         coordinates = b.grid([walk.extents[i] for i in across] or [1], [extent[i] for i in across] or [1])
