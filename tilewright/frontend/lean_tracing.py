@@ -14,9 +14,11 @@ Each is a name of torch replaced for a while. One that a version of torch does n
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from importlib import import_module
 from typing import Any, Final, NamedTuple
 
@@ -59,6 +61,13 @@ def _replaced(module: str, name: str, replacement: Any) -> Iterator[None]:
         setattr(owner, name, saved)
 
 
+@cache
+def _torch_folder() -> str:
+    import torch
+
+    return os.path.dirname(torch.__file__) + os.sep
+
+
 class _Line(NamedTuple):
     """A frame as the exporter's filter and `traceback` read it."""
 
@@ -80,7 +89,9 @@ class _Stack:
         frame: Any = sys._getframe(1)
         while frame is not None:
             code = frame.f_code
-            lines.append(_Line(code.co_filename, frame.f_lineno or 0, code.co_name))
+            # torch's own frames say nothing of the model; the first "forward" is where the exporter takes it to begin
+            if code.co_name == "forward" or not code.co_filename.startswith(_torch_folder()):
+                lines.append(_Line(code.co_filename, frame.f_lineno or 0, code.co_name))
             frame = frame.f_back
         lines.reverse()
         return cls(lines)
