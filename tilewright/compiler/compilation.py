@@ -15,6 +15,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -186,6 +187,20 @@ def generate(
     captured: Captured, target: Target, options: Options, watch: Stopwatch, instruments: tuple[Instrument, ...] = ()
 ) -> tuple[Code, dict[str, Any]]:
     """Runs the passes, compiles the kernels and assembles the program. The captured module is consumed."""
+    # what programs need besides kernels depends on the machine alone: it is made while the passes run
+    with ThreadPoolExecutor(1) as beside:
+        runtime = beside.submit(target.backend.runtime_objects, target.machine)
+        return _generated(captured, target, options, watch, instruments, runtime)
+
+
+def _generated(
+    captured: Captured,
+    target: Target,
+    options: Options,
+    watch: Stopwatch,
+    instruments: tuple[Instrument, ...],
+    runtime: Future[Mapping[str, bytes]],
+) -> tuple[Code, dict[str, Any]]:
     module, space = captured.module, DimSpace(captured.dims)
     ctx = Context(
         machine=target.machine,
@@ -205,7 +220,7 @@ def generate(
             module, Interface.of(captured), built.symbols, built.infos, target=target.name, dims=space,
             device=target.backend.device,
         )  # fmt: skip
-        objects = {**built.objects, **target.backend.runtime_objects(target.machine)}
+        objects = {**built.objects, **runtime.result()}
     facts = {
         **facts_of(ctx, watched.structured or {}), "pipeline": str(target.pipeline), "options": dict(ctx.options),
         "model": captured.source.model,

@@ -14,6 +14,7 @@ from tilewright.frontend.export_faults import capture_error, with_partners
 from tilewright.frontend.generic_sizes import generic_sizes
 from tilewright.frontend.guarding import Fact, Settled, settled, traced_facts
 from tilewright.frontend.keywords import with_named_keywords
+from tilewright.frontend.lean_tracing import lean_tracing
 from tilewright.frontend.program_guards import carried_facts
 from tilewright.frontend.quiet import quiet
 from tilewright.frontend.sizing import export_sizes, raised_sizes, sizes_of
@@ -85,7 +86,7 @@ def _attempt(model: torch.nn.Module, example: Example, own: Mapping[str, int]) -
             shapes[leaf.value] = dynamic
     with generic_sizes(zero=any(dim.min == 0 for dim in example.dims)):
         try:
-            with quiet(), torch.no_grad():
+            with quiet(), torch.no_grad(), lean_tracing():
                 spec = shapes.dynamic_shapes(model, args, kwargs) if example.dims else None
                 program = torch.export.export(model, args, kwargs, dynamic_shapes=spec, strict=False)
         except TilewrightError:

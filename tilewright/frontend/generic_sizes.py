@@ -64,9 +64,12 @@ def generic_sizes(*, zero: bool) -> Iterator[None]:
         finally:
             asking.pop()
 
+    # a guard belongs to the line that asked, not to this file
+    files = {*uninteresting(), __file__}
+
     def uninteresting_files() -> set[str]:
-        # a guard belongs to the line that asked, not to this file
-        return {*uninteresting(), __file__}
+        # asked once for every frame of every node
+        return files
 
     saved = {"make_symbol": make_symbol, "uninteresting_files": uninteresting}
     try:

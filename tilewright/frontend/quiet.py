@@ -15,8 +15,14 @@ _CHATTY: Final = ("torch", "transformers")
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silences Python warnings, the named libraries' loggers and what the exporter prints, and puts all back."""
-    loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.split(".")[0] in _CHATTY]
-    loggers += [logging.getLogger(name) for name in _CHATTY]
+    loggers = [logging.getLogger(name) for name in _CHATTY]
+    # a logger without a level of its own has its parent's; each change of a level makes every logger of the process
+    # work out its own again, and these libraries have hundreds
+    loggers += [
+        logger
+        for name, logger in list(logging.root.manager.loggerDict.items())
+        if isinstance(logger, logging.Logger) and logger.level and name.partition(".")[0] in _CHATTY
+    ]
     levels = [(logger, logger.level) for logger in loggers]
     # a failed export prints the half of the graph that it has
     with warnings.catch_warnings(), redirect_stderr(io.StringIO()):

@@ -22,6 +22,7 @@ from tilewright.ir.dims import DimSpace, Expr, ExprLike
 from tilewright.ir.machine import Machine
 from tilewright.ir.operation import TwOperation
 from tilewright.ir.types import ShapedType
+from tilewright.ir.verifier import Checked
 from tilewright.ir.verifier import verify as verify_module
 
 
@@ -281,10 +282,15 @@ class Instrument(Protocol):
 def run_pipeline(
     pipeline: Pipeline, module: ModuleOp, ctx: Context, *, instruments: Sequence[Instrument] = (), verify: bool = True
 ) -> None:
-    """Runs the passes in order on the module, in place, verifying the IR after each."""
+    """Runs the passes in order on the module, in place, verifying the IR after each.
+
+    Between passes, ops that a pass left alone are not checked again; after the last, all are.
+    """
     from contextlib import ExitStack
 
-    for p in pipeline.passes:
+    checked: Checked = {}
+
+    for left, p in zip(reversed(range(len(pipeline.passes))), pipeline.passes, strict=True):
         ctx.current = p.name
         with ExitStack() as stack:
             for instrument in instruments:
@@ -292,5 +298,5 @@ def run_pipeline(
             stack.enter_context(nullcontext())
             p.run(module, ctx)
             if verify:
-                verify_module(module)
+                verify_module(module, checked if left else None)
     ctx.current = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TypeAlias
 
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import Attribute, Operation
@@ -17,16 +18,44 @@ from tilewright.ir.operation import TwOperation
 from tilewright.ir.tile.launching import launch_problems
 from tilewright.ir.types import ShapedType
 
+Checked: TypeAlias = dict[Operation, tuple[object, ...]]
+"""Ops whose own rules held, each with what it was then."""
 
-def verify(module: ModuleOp) -> None:
-    """Raises one IRError with every rule that the module breaks; gives nothing where it breaks none."""
-    problems = [problem for op in module.walk() for problem in _own_rules(op)]
+
+def verify(module: ModuleOp, checked: Checked | None = None) -> None:
+    """Raises one IRError with every rule that the module breaks; gives nothing where it breaks none.
+
+    checked: of an earlier verification of the same module, brought up to date here. Ops that are what they were then
+    are not checked again; without it, every op is.
+    """
+    if checked is None:
+        problems = [problem for op in module.walk() for problem in _own_rules(op)]
+    else:
+        problems = []
+        for op in module.walk():
+            now = _as_it_is(op)
+            if checked.get(op) != now:
+                found = list(_own_rules(op))
+                problems += found
+                if not found and not op.regions:
+                    checked[op] = now
     # the rules below read what the ops' own rules promise
     if not problems:
         problems = [*_names(module), *_calls(module), *_packed(module), *_one_type_each(module), *_symbols(module)]
         problems += launch_problems(module)
     if problems:
         raise IRError(problems, step="print the module with print_module() and look at these ops")
+
+
+def _as_it_is(op: Operation) -> tuple[object, ...]:
+    """All that the rules of an op without regions read."""
+    return (
+        op.parent,
+        op._operands,
+        tuple([operand.type for operand in op._operands]),
+        tuple([result.type for result in op.results]),
+        tuple(op.properties.values()),
+    )
 
 
 def _problem(op: Operation, text: str) -> Problem:

@@ -72,8 +72,10 @@ class DedupeLayers(Pass):
         leaving = [v for v in sample.results() if any(m.leaves(m.values[v]) for m in group)]
         function = _function(_free_symbol(module, prefix), prefix, sample, leaving)
         module.body.block.insert_op_after(function, main)
+        # calls that are put in between leave the order of the others as it is
+        places = {op: place for place, op in enumerate(main.block.ops)}
         for match in group:
-            last = max(match.ops.values(), key=main.block.get_operation_index)
+            last = max(match.ops.values(), key=places.__getitem__)
             call = CallOp.make(
                 [match.values[v] for v in sample.arguments],
                 result_types=[[v.type for v in leaving]],

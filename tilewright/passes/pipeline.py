@@ -21,6 +21,7 @@ _OWN: Final = {
     "fold": "tilewright.passes.fold:Fold",
     "channels-last": "tilewright.passes.channels_last:ChannelsLast",
     "recognize": "tilewright.passes.recognize:Recognize",
+    "merge-shared-lhs": "tilewright.passes.merge_shared_lhs:MergeSharedLhs",
     "expand-experts": "tilewright.passes.expand_experts:ExpandExperts",
     "hoist-weights": "tilewright.passes.hoist_weights:HoistWeights",
     "set-precision": "tilewright.passes.set_precision:SetPrecision",
@@ -44,6 +45,8 @@ _DEFAULT: Final = (
     "channels-last",
     # Before layers are shared: masks are built outside the layers that read them, and patterns count once a layer.
     "recognize",
+    # After recognize, whose patterns begin at products; before hoist-weights, which puts their weights side by side once.
+    "merge-shared-lhs",
     # After recognize, which finds experts; before hoist-weights, which cuts their weights once.
     "expand-experts",
     "canonicalize",

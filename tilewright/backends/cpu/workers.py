@@ -130,7 +130,9 @@ class CompilePool:
                 self._queue.popleft().cancel()
             for worker in self._workers:
                 while self._queue and worker.task is None:
-                    task = self._queue.popleft()
+                    # the longest first, so that no worker is left with a long one at the end
+                    task = max(self._queue, key=_Task.size)
+                    self._queue.remove(task)
                     if task.start():
                         worker.task = task
                         given.append((worker, task))
@@ -190,6 +192,10 @@ class _Task:
         self.target = target
         self.future: Future[bytes] = Future()
         self.crashes = 0
+
+    def size(self) -> int:
+        """How long its text is, which is about how long compiling takes."""
+        return len(self.text)
 
     def start(self) -> bool:
         """Whether to go on: not when the caller has cancelled the future."""

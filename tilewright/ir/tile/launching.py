@@ -30,9 +30,17 @@ def launch_problems(module: ModuleOp) -> Iterator[Problem]:
                 yield Problem("two kernels have this name", op=f"@{op.sym_name.data}", where=op.loc)
             kernels[op.sym_name.data] = op
             yield from _writes(op)
+    # equal layers launch the same kernels with the same types: one check for all of them
+    right: set[tuple[object, ...]] = set()
     for op in module.walk():
         if isinstance(op, LaunchOp):
-            yield from (Problem(text, op=op.name, where=op.loc) for text in _launch(op, kernels))
+            values = tuple(v.type for v in (*op.inputs, *op.outputs))
+            key = (op.callees, op.limits, op.guard, op.dims, len(op.inputs), values)
+            if key not in right:
+                texts = list(_launch(op, kernels))
+                yield from (Problem(text, op=op.name, where=op.loc) for text in texts)
+                if not texts:
+                    right.add(key)
 
 
 def _launch(op: LaunchOp, kernels: Mapping[str, KernelOp]) -> Iterator[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from xdsl.dialects.builtin import ModuleOp
+from xdsl.ir import SSAValue
 
 from tilewright.errors import LoweringError
 from tilewright.ir.backend import content_of, kernels_of
@@ -72,16 +73,16 @@ class LowerToTile(Pass):
 
 
 class _Kernels:
-    """Kernels made so far, by group text and by their own content."""
+    """Kernels made so far, by group and by their own content."""
 
     def __init__(self, module: ModuleOp) -> None:
         self.module = module
-        self.by_group: dict[str, Lowered] = {}
+        self.by_group: dict[tuple[object, ...], Lowered] = {}
         self.by_content: dict[str, KernelOp] = {}
         self.names = set(kernels_of(module))
 
     def lower(self, group: GroupOp, ctx: Context) -> Lowered:
-        key = _text(group)
+        key = _content(group)
         found = self.by_group.get(key)
         if found is None:
             made = lower_group(group, self._name(group), ctx)
@@ -113,13 +114,22 @@ def _results(lowered: Lowered) -> list[TensorType]:
     return [TensorType.of(b.dims, b.dtype) for b in written]
 
 
-def _text(group: GroupOp) -> str:
-    """The group's text without names and source locations: equal text lowers to equal kernels."""
-    clone = group.clone()
-    clone.properties["name"] = type(group.label)("")
-    for op in clone.walk():
-        op.attributes.clear()
-    return str(clone).split(" = ", 1)[-1].partition("{")[2]
+def _content(group: GroupOp) -> tuple[object, ...]:
+    """All of a group but names and source locations, values by number: equal content lowers to equal kernels."""
+    numbers: dict[SSAValue, int] = {}
+    rows: list[object] = []
+    for op in group.walk():
+        operands = () if op is group else tuple([numbers[value] for value in op.operands])
+        kept = sorted(name for name in op.properties if op is not group or name != "name")
+        for block in (block for region in op.regions for block in region.blocks):
+            for argument in block.args:
+                numbers[argument] = len(numbers)
+            rows.append(tuple([argument.type for argument in block.args]))
+        for result in op.results:
+            numbers[result] = len(numbers)
+        types = tuple([result.type for result in op.results])
+        rows.append((type(op), operands, types, tuple([(name, op.properties[name]) for name in kept])))
+    return tuple(rows)
 
 
 def lower_group(group: GroupOp, name: str, ctx: Context) -> Lowered:
