@@ -1,4 +1,4 @@
-"""Right-hand sides packed in pairs of k, [K/2, N, 2], for instructions that multiply two bf16 k's at once.
+"""Right-hand sides packed in pairs of k, [K/2, N, 2], as a machine's matrix unit takes them.
 
 The tile form is `reshape(transpose(w [K/2, N, 2], (0, 2, 1)), [K, N])`, which moves nothing: the elements of a pair lie
 side by side in memory, as the instruction wants them.
@@ -7,18 +7,15 @@ side by side in memory, as the instruction wants them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
 
 from xdsl.ir import Operation, SSAValue
 
-from tilewright.ir.dtypes import BF16, F32
+from tilewright.ir.dtypes import F32
 from tilewright.ir.machine import TileRules
 from tilewright.ir.tile.base import tile
 from tilewright.ir.tile.compute import DotOp, ReshapeOp, TransposeOp
 from tilewright.ir.tile.memory import LoadOp, ViewOp
 from tilewright.passes.lower_tile_to_loops.operands import unit_reshape
-
-NATIVE: Final = "dot2-bf16"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +27,10 @@ class Paired:
 
 
 def paired(op: Operation, rules: TileRules) -> Paired | None:
-    """The packed right-hand side of a dot that the machine can multiply in pairs."""
-    if not isinstance(op, DotOp) or NATIVE not in rules.native:
+    """The packed right-hand side of a dot that the machine's matrix unit multiplies."""
+    if not isinstance(op, DotOp) or rules.matrix is None:
         return None
-    if tile(op.a).dtype is not BF16 or tile(op.acc).dtype is not F32:
+    if tile(op.a).dtype.name != rules.matrix.dtype or tile(op.acc).dtype is not F32:
         return None
     match op.b.owner:
         case ReshapeOp(source=SSAValue(owner=TransposeOp() as turned)):
@@ -41,6 +38,8 @@ def paired(op: Operation, rules: TileRules) -> Paired | None:
         case _:
             return None
     depth, columns = tile(op.b).extents
+    if depth % rules.matrix.depth or columns % rules.matrix.columns:
+        return None
     if turned.permutation.data != (0, 2, 1) or tile(packed).extents != (depth // 2, columns, 2):
         return None
     source = packed
