@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from xdsl.ir import BlockArgument
 
+from tilewright.ir.dtypes import DType
+from tilewright.ir.graph.attention import AttentionOp
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.contraction import MatmulOp
 from tilewright.ir.graph.routing import GroupedMatmulOp
@@ -22,6 +24,14 @@ def unit_for(machine: Machine, op: MatmulOp | GroupedMatmulOp) -> MatrixUnit | N
         return None
     computed = not isinstance(op.a, BlockArgument)
     return None if computed and (k % unit.depth or steps_of(k, unit, machine.rules)[1] != k) else unit
+
+
+def multiplies_attention(machine: Machine, op: AttentionOp, dtype: DType) -> bool:
+    """Whether the unit takes attention's products in this dtype: features and key segments are whole steps of it."""
+    unit, features, values = machine.rules.matrix, tensor(op.q).dims[-1].constant, tensor(op.v).dims[-1].constant
+    if unit is None or unit.dtype != dtype.name or not features or not values:
+        return False
+    return not (features % unit.depth or values % unit.columns or machine.rules.key_segment % unit.depth)
 
 
 def steps_of(k: int, unit: MatrixUnit, rules: TileRules) -> tuple[int, int]:
