@@ -1,6 +1,6 @@
 """Dots on a machine's matrix unit: blocks of 2 by 2 registers of sums (1 by 4 where there are few rows), k innermost.
 
-The right-hand side is read as it was packed, in pairs of k. The left one is read where it lies when its rows are bf16
+The right-hand side is read as it was packed, in pairs of k, or packed here (`pair_packing`). The left one is read where it lies when its rows are bf16
 in memory and none of them reaches past the end; otherwise it is copied to scratch first, zeros beyond the end. Which
 of the two happens, and which block an element falls into, changes nothing about its sum.
 """
@@ -17,13 +17,16 @@ from tilewright.ir.dtypes import BF16, F32
 from tilewright.ir.loops import MatrixRegister, Memory, Value
 from tilewright.ir.machine import MatrixUnit
 from tilewright.ir.tile.base import tile
-from tilewright.ir.tile.compute import BroadcastOp, ConstantOp, DotOp, ReshapeOp
+from tilewright.ir.tile.compute import LANES, BroadcastOp, ConstantOp, DotOp, ReshapeOp
 from tilewright.ir.tile.memory import LoadOp
 from tilewright.passes.lower_tile_to_loops.context import Lowering
 from tilewright.passes.lower_tile_to_loops.destinations import destination
+from tilewright.passes.lower_tile_to_loops.dots import limits_of_k
 from tilewright.passes.lower_tile_to_loops.elementwise import lanes_at
+from tilewright.passes.lower_tile_to_loops.indices import Index
 from tilewright.passes.lower_tile_to_loops.materialise import fill, static_axes
 from tilewright.passes.lower_tile_to_loops.operands import unit_axis, unit_reshape
+from tilewright.passes.lower_tile_to_loops.pair_packing import pack
 from tilewright.passes.lower_tile_to_loops.pairs import Paired, paired
 from tilewright.passes.lower_tile_to_loops.sites import Position
 from tilewright.passes.lower_tile_to_loops.storage import ScratchTile
@@ -71,7 +74,12 @@ class _MatrixDot:
 
     def __init__(self, cx: Lowering, op: DotOp, unit: MatrixUnit, pair: Paired) -> None:
         self.cx, self.op, self.unit = cx, op, unit
-        self.right = _packed(cx, op, pair)
+        self.copied: ScratchTile | None = None
+        if pair.load is not None:
+            self.right = _packed(cx, op, pair.load)
+        else:
+            self.copied = pack(cx, pair, *tile(op.b).extents)
+            self.right = _scratch_rows(cx, self.copied)
         self.rows, self.columns = tile(op.out).extents
         self.depth = tile(op.a).extents[1]
         self.height = cx.b.matrix[_SUMS[0]].rows
@@ -104,6 +112,24 @@ class _MatrixDot:
                     if taken:
                         self.cover_copy()
         cx.tiles[self.op.out] = self.home
+        if self.copied is not None:
+            cx.drop(self.copied)
+
+    def steps(self, left: _Rows) -> Value:
+        """Steps of k, as far as the left side is not known to be 0; its rows are cleared up to the last step's end."""
+        b, depth = self.cx.b, self.unit.depth
+        end = b.index(self.depth)
+        limits = limits_of_k(self.cx, self.op)
+        for limit in limits:
+            end = b.max(b.min(limit.value, end), 0)
+        steps = b.ceildiv(end, depth)
+        if limits:
+            # whoever filled the rows wrote whole vectors up to the limit, and no more
+            first = b.mul(b.ceildiv(end, LANES), LANES)
+            zero = b.const(0, BF16, LANES)
+            with b.loop(first, b.mul(steps, depth), LANES) as column, b.loop(0, self.rows) as row:
+                b.store(zero, left.memory, b.add(left.offset, b.add(b.mul(row.index, left.stride), column.index)))
+        return steps
 
     def cover_copy(self) -> None:
         """The result from a copy of the rows."""
@@ -114,22 +140,32 @@ class _MatrixDot:
             self.cover(_scratch_rows(cx, copy))
 
     def cover(self, left: _Rows) -> None:
-        """Covers the result with blocks."""
+        """Covers the result with blocks, as far as anyone looks."""
+        steps = self.steps(left)
+        live = self.cx.live(self.op.out).get(1)
         down, across = self.rows // self.height, self.columns // self.unit.columns
         tall, wide = (2, 2) if down > 1 else (1, 4)
-        for column, width in self.parts(across, wide, self.unit.columns):
+        if live is not None and across % 2 == 0:
+            wide = 2
+        for column, width in self.parts(across, wide, self.unit.columns, live):
             with column as at:
                 for row, height in self.parts(down, tall, self.height):
                     with row as top:
-                        self.block(left, top, height, at, width)
+                        self.block(left, top, height, at, width, steps)
 
-    def parts(self, count: int, size: int, scale: int) -> list[tuple[Starts, int]]:
-        """Blocks of `size` of `count` registers of `scale` elements, then one block of what is left."""
+    def parts(self, count: int, size: int, scale: int, live: Index | None = None) -> list[tuple[Starts, int]]:
+        """Blocks of `size` of `count` registers of `scale` elements, then one block of what is left.
+
+        live: elements beyond which no block need start.
+        """
         whole, rest = divmod(count, size)
-        found = [(Starts.over(self.cx, 0, whole * size * scale, size * scale), size)] if whole else []
+        end: Value | int = whole * size * scale
+        if live is not None:
+            end = self.cx.b.min(live.value, end)
+        found = [(Starts.over(self.cx, 0, end, size * scale), size)] if whole else []
         return found + ([(Starts(self.cx, whole * size * scale), rest)] if rest else [])
 
-    def block(self, left: _Rows, top: Position, height: int, at: Position, width: int) -> None:
+    def block(self, left: _Rows, top: Position, height: int, at: Position, width: int, steps: Value) -> None:
         """One block of sums: cleared or loaded, added to over k, stored."""
         b, unit, right = self.cx.b, self.unit, self.right
         stride = b.index(self.home.strides[0])
@@ -145,7 +181,7 @@ class _MatrixDot:
                 b.matrix_load(number, self.home.memory, place, stride)
         first = b.add(left.offset, b.mul(b.index(top), left.stride))
         panel = b.add(right.offset, b.mul(b.index(at), 2))
-        with b.loop(0, self.depth // unit.depth, name="k") as k:
+        with b.loop(0, steps, name="k") as k:
             along = b.add(first, b.mul(k.index, unit.depth))
             for i in range(height):
                 b.matrix_load(_LEFT[i], left.memory, b.add(along, b.mul(left.stride, i * self.height)), left.stride)
@@ -159,9 +195,9 @@ class _MatrixDot:
             b.matrix_store(number, self.home.memory, place, stride)
 
 
-def _packed(cx: Lowering, op: DotOp, pair: Paired) -> _Rows:
+def _packed(cx: Lowering, op: DotOp, load: LoadOp) -> _Rows:
     """The rows of pairs; they are read without masks, so the region must be proved to lie inside its view."""
-    rows, inside = _region(cx, pair.load, tile(pair.load.out).extents, row=-3, column=-1)
+    rows, inside = _region(cx, load, tile(load.out).extents, row=-3, column=-1)
     if inside is not None:
         raise cx.unsupported(op, "the packed right-hand side is not proved to cover the region that is read of it")
     return rows

@@ -1,7 +1,9 @@
 """Right-hand sides packed in pairs of k, [K/2, N, 2], as a machine's matrix unit takes them.
 
 The tile form is `reshape(transpose(w [K/2, N, 2], (0, 2, 1)), [K, N])`, which moves nothing: the elements of a pair lie
-side by side in memory, as the instruction wants them.
+side by side, as the instruction wants them. Where w is loaded, memory has them so; otherwise it is a tile of [K, N] or
+[N, K] brought into that form, `transpose(reshape(x, [K/2, 2, N]), (0, 2, 1))` or `transpose(reshape(x, [N, K/2, 2]),
+(1, 0, 2))`, and is written to scratch as pairs.
 """
 
 from __future__ import annotations
@@ -20,9 +22,14 @@ from tilewright.passes.lower_tile_to_loops.operands import unit_reshape
 
 @dataclass(frozen=True, slots=True)
 class Paired:
-    """A packed right-hand side: the load of [..., K/2, N, 2], and the values between it and the dot."""
+    """A packed right-hand side and the values between it and the dot.
 
-    load: LoadOp
+    load: of [..., K/2, N, 2]; or None, and source is a tile to pack: [N, K] where `turned`, else [K, N].
+    """
+
+    load: LoadOp | None
+    source: SSAValue
+    turned: bool
     through: tuple[SSAValue, ...]
 
 
@@ -42,6 +49,15 @@ def paired(op: Operation, rules: TileRules) -> Paired | None:
         return None
     if turned.permutation.data != (0, 2, 1) or tile(packed).extents != (depth // 2, columns, 2):
         return None
+    match packed.owner:
+        case TransposeOp(source=SSAValue(owner=ReshapeOp() as split)) as order:
+            whole, form = tile(split.source).extents, (tile(split.out).extents, order.permutation.data)
+            through = (op.b, turned.out, packed, split.out)
+            if whole == (depth, columns) and form == ((depth // 2, 2, columns), (0, 2, 1)):
+                return Paired(None, split.source, False, through)
+            if whole == (columns, depth) and form == ((columns, depth // 2, 2), (1, 0, 2)):
+                return Paired(None, split.source, True, through)
+            return None
     source = packed
     while isinstance(source.owner, ReshapeOp) and unit_reshape(source.owner):
         source = source.owner.source
@@ -51,4 +67,4 @@ def paired(op: Operation, rules: TileRules) -> Paired | None:
     view = load.source.owner
     if not isinstance(view, ViewOp) or [s.constant for s in view.strides.data[-2:]] != [2, 1]:
         return None
-    return Paired(load, (op.b, turned.out, packed))
+    return Paired(load, packed, False, (op.b, turned.out, packed))
