@@ -25,6 +25,8 @@ from tilewright.ir.loops.elementwise import (
     widen_bf16,
 )
 from tilewright.ir.loops.kernel import LoopKernel
+from tilewright.ir.loops.matrix import MatrixDot, MatrixLoad, MatrixOp, MatrixStore, MatrixZero
+from tilewright.ir.loops.matrix_reference import multiply_add
 from tilewright.ir.loops.memory import Memory
 from tilewright.ir.loops.values import Const, DimValue, ThreadCount, ThreadId, Value, VectorConst
 
@@ -65,7 +67,7 @@ def run_kernel(
             held = np.full(scratch.bytes, 0 if scratch.zeroed else 0xFF, np.uint8)
             memory[scratch] = held.view(storage(scratch.dtype))
         with np.errstate(all="ignore"):
-            _Thread(kernel.name, memory, dims, tid, nthreads, fused, traffic).block(kernel.body)
+            _Thread(kernel, memory, dims, tid, nthreads, fused, traffic).block(kernel.body)
     return traffic
 
 
@@ -74,7 +76,7 @@ class _Thread:
 
     def __init__(
         self,
-        name: str,
+        kernel: LoopKernel,
         memory: dict[Memory, Lanes],
         dims: Mapping[str, int],
         tid: int,
@@ -82,7 +84,8 @@ class _Thread:
         fused: bool,
         traffic: Traffic,
     ) -> None:
-        self.name, self.memory, self.dims, self.fused, self.traffic = name, memory, dims, fused, traffic
+        self.name, self.memory, self.dims, self.fused, self.traffic = kernel.name, memory, dims, fused, traffic
+        self.matrix: list[Lanes] = [np.full((r.rows, r.columns), -1).astype(storage(r.dtype)) for r in kernel.matrix]
         self.tid, self.nthreads = tid, nthreads
         self.values: dict[Value, Lanes] = {}
 
@@ -115,6 +118,8 @@ class _Thread:
                     self.write(op, self.integer(op.offset) + np.arange(op.value.type.lanes))
                 case ops.Scatter():
                     self.write(op, self.integer(op.offset) + self.get(op.indices).astype(np.int64))
+                case MatrixZero() | MatrixLoad() | MatrixStore() | MatrixDot():
+                    self.on_matrix(op)
                 case _:
                     self.values[op] = self.value(op)
         return [self.get(v) for v in block.yields]
@@ -195,6 +200,27 @@ class _Thread:
         on = self.active(op.mask, where, op.memory, "stores")
         self.traffic.stored[op.memory.name] += int(on.sum())
         self.memory[op.memory][where[on]] = self.get(op.value)[on]
+
+    def on_matrix(self, op: MatrixOp) -> None:
+        if isinstance(op, MatrixZero):
+            self.matrix[op.register] = np.zeros_like(self.matrix[op.register])
+            return
+        if isinstance(op, MatrixDot):
+            right = self.matrix[op.right]
+            pairs = right.reshape(len(right), -1, 2)
+            self.matrix[op.sum] = multiply_add(self.matrix[op.sum], self.matrix[op.left], pairs)
+            return
+        held = self.matrix[op.register]
+        rows, columns = held.shape
+        where = self.integer(op.offset) + (np.arange(rows)[:, None] * self.integer(op.stride) + np.arange(columns)).ravel()
+        if isinstance(op, MatrixLoad):
+            self.active(None, where, op.memory, "loads")
+            self.traffic.loaded[op.memory.name] += held.size
+            self.matrix[op.register] = self.memory[op.memory][where].reshape(held.shape)
+        else:
+            self.active(None, where, op.memory, "stores")
+            self.traffic.stored[op.memory.name] += held.size
+            self.memory[op.memory][where] = held.ravel()
 
     def fault(self, text: str, step: str) -> IRError:
         return IRError(f"kernel {self.name}: {text}", step=step)

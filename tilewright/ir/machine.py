@@ -8,7 +8,7 @@ anywhere.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any, Literal
 
 from tilewright.errors import BackendManifestError
@@ -31,6 +31,22 @@ class Level:
 
 
 @dataclass(frozen=True, slots=True)
+class MatrixUnit:
+    """Registers of matrices and the instruction that multiplies them: sum [rows, columns] += left [rows, depth] times
+    right [depth, columns], the right one in pairs of k, [depth/2, columns, 2].
+
+    dtype: of the factors, by name; sums are f32. rows, columns, depth: the largest a register takes; one may be told to
+    have fewer rows. registers: how many there are.
+    """
+
+    dtype: str
+    rows: int
+    columns: int
+    depth: int
+    registers: int
+
+
+@dataclass(frozen=True, slots=True)
 class TileRules:
     """What shapes tiles may take on a machine, and which ops it has natively.
 
@@ -41,7 +57,8 @@ class TileRules:
     segment. query_block: query rows of one attention program. rows, columns: extents of elementwise and row-reduction
     tiles. extent: "any", or "power-of-two" where the machine prints every tile as large as the next power of two, so
     that K is walked in steps of the chunk itself. dot_least: the fewest rows a dot multiplies; smaller variants of a
-    kernel would do the same work.
+    kernel would do the same work. matrix: the unit that multiplies matrices whole, where there is one; its products
+    take tiles of 1, `matrix.rows` and twice as many rows.
     """
 
     lanes: int
@@ -56,6 +73,7 @@ class TileRules:
     extent: Literal["any", "power-of-two"] = "any"
     dot_least: int = 1
     native: frozenset[str] = frozenset()
+    matrix: MatrixUnit | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +147,8 @@ class Machine:
 def _plain(value: Any) -> Any:
     if isinstance(value, frozenset):
         return sorted(value)
+    if isinstance(value, MatrixUnit):
+        return list(astuple(value))
     if isinstance(value, tuple):
         return [_plain(v) for v in value]
     return value

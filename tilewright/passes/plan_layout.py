@@ -1,7 +1,7 @@
 """plan-layout: weights that a matmul multiplies by are laid out in panels, in @prepare, once.
 
 A panel is what a register tile streams: [panels, K, columns], so that consecutive k are consecutive in memory; where
-the machine multiplies pairs of bf16, [panels, K/2, columns, 2]. Padding columns are zero. The group reads the panels
+the machine has a matrix unit, [panels, K/2, columns, 2]. Padding columns and rows are zero. The group reads the panels
 back to [K, N] by transpose, reshape and slice, which the matmul skeleton turns into the panel's own addresses.
 """
 
@@ -15,15 +15,14 @@ from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import Block, BlockArgument, Region, SSAValue
 
 from tilewright.ir.dims import Expr, product
-from tilewright.ir.dtypes import BF16
 from tilewright.ir.graph.base import GraphOp, tensor
 from tilewright.ir.graph.contraction import MatmulOp
 from tilewright.ir.graph.routing import GroupedMatmulOp
 from tilewright.ir.graph.shape import PadOp, ReshapeOp, SliceOp, TransposeOp
 from tilewright.ir.graph.structure import FuncOp, GroupOp, PackedOp, WeightOp, YieldOp
 from tilewright.ir.graph.windows import ConvolutionOp
-from tilewright.ir.machine import Machine
 from tilewright.ir.passing import Context, Pass
+from tilewright.passes.lower_to_tile.matrix_tiles import steps_of, unit_for
 from tilewright.passes.lower_to_tile.position_tiles import position_tile
 from tilewright.passes.prepare import Prepare
 from tilewright.passes.rewriting import erase_dead
@@ -69,15 +68,16 @@ class PlanLayout(Pass):
         if not is_packable(op):
             ctx.refuse(op, f"the weight {tensor(op.b)} is not of fixed size, or not a matrix (an expert)")
             return
-        pairs = pairs_of(ctx.machine, op)
+        unit = unit_for(ctx.machine, op)
+        depth = steps_of(op.sizes()[-1].constant or 0, unit, ctx.machine.rules)[1] if unit is not None else None
         if not ctx.apply([op], f"panels of {columns} columns", saves=0):
             return
         argument, source = weight
         name = source.label.data
-        key = (f"{type(source).__name__}:{name}", f"{columns}x{pairs}t{op.transpose_b.data}")
+        key = (f"{type(source).__name__}:{name}", f"{columns}x{depth}t{op.transpose_b.data}")
         if key not in packed:
-            panels = _panels(prepare, prepare.clone(source.out), op.transpose_b.data, columns, pairs)
-            packed[key] = prepare.add_result(panels, f"{name}:panels{columns}" + (f"x{pairs}" if pairs > 1 else ""))
+            panels = _panels(prepare, prepare.clone(source.out), op.transpose_b.data, columns, depth)
+            packed[key] = prepare.add_result(panels, f"{name}:panels{columns}" + ("" if depth is None else "x2"))
         n, k = tensor(op.out).dims[-1], op.sizes()[-1]
         op.operands[1] = _read_back(group, argument, source, op, packed[key], prepare, (k, n))
         op.properties["transpose_b"] = type(op.transpose_b)(False)
@@ -112,7 +112,7 @@ class PlanLayout(Pass):
         if key not in packed:
             matrix = ReshapeOp.make(prepare.clone(source.out), dims=[depth, filters], like=op)
             prepare.append(matrix)
-            panels = _panels(prepare, matrix.out, False, columns, 1)
+            panels = _panels(prepare, matrix.out, False, columns, None)
             packed[key] = prepare.add_result(panels, f"{name}:panels{columns}")
         dims = tensor(op.w).dims
         cut = _read_back(group, argument, source, op, packed[key], prepare, (depth, filters))
@@ -156,14 +156,6 @@ def is_packable(op: Product) -> bool:
     return tensor(op.b).rank == rank and all(d.is_static for d in tensor(op.b).dims)
 
 
-def pairs_of(machine: Machine, op: Product) -> int:
-    """Elements of k that lie side by side: 2 where bf16 pairs are multiplied in one instruction and K is even."""
-    k = op.sizes()[-1].constant
-    return (
-        2 if tensor(op.b).dtype == BF16 and "dot2-bf16" in machine.rules.native and k is not None and k % 2 == 0 else 1
-    )
-
-
 def _weight_operand(group: GroupOp, argument: SSAValue) -> tuple[BlockArgument, WeightOp | PackedOp] | None:
     """The group argument that is the op's operand and nothing else, and the weight it reads."""
     if not isinstance(argument, BlockArgument) or len(list(argument.uses)) != 1:
@@ -172,8 +164,11 @@ def _weight_operand(group: GroupOp, argument: SSAValue) -> tuple[BlockArgument, 
     return (argument, source) if isinstance(source, (WeightOp, PackedOp)) else None
 
 
-def _panels(prepare: Prepare, weight: SSAValue, transposed: bool, columns: int, pairs: int) -> SSAValue:
-    """Appends the group that lays a weight out in panels to @prepare: one kernel of kind "pack"."""
+def _panels(prepare: Prepare, weight: SSAValue, transposed: bool, columns: int, depth: int | None) -> SSAValue:
+    """Appends the group that lays a weight out in panels to @prepare: one kernel of kind "pack".
+
+    depth: K as it is packed where pairs of k lie side by side.
+    """
     block = Block(arg_types=[weight.type])
 
     def add(op: GraphOp) -> SSAValue:
@@ -186,15 +181,15 @@ def _panels(prepare: Prepare, weight: SSAValue, transposed: bool, columns: int, 
     if transposed:
         value = add(TransposeOp.make(value, permutation=(*lead, at + 1, at)))
     *outer, k, n = tensor(value).dims
-    missing = (-n) % columns
-    if missing != Expr.of(0):
-        value = add(PadOp.make(value, low=[0] * (at + 2), high=[*[0] * (at + 1), missing]))
-        n = n + missing
-    if pairs == 1:
+    missing, below = (-n) % columns, Expr.of(0) if depth is None else depth - k
+    if (below, missing) != (Expr.of(0), Expr.of(0)):
+        value = add(PadOp.make(value, low=[0] * (at + 2), high=[*[0] * at, below, missing]))
+        n, k = n + missing, k + below
+    if depth is None:
         split = add(ReshapeOp.make(value, dims=[*outer, k, n // columns, columns]))
         value = add(TransposeOp.make(split, permutation=(*lead, at + 1, at, at + 2)))
     else:
-        split = add(ReshapeOp.make(value, dims=[*outer, k // pairs, pairs, n // columns, columns]))
+        split = add(ReshapeOp.make(value, dims=[*outer, k // 2, 2, n // columns, columns]))
         value = add(TransposeOp.make(split, permutation=(*lead, at + 2, at, at + 3, at + 1)))
     block.add_op(YieldOp.make([value]))
     group = GroupOp.make([weight], result_types=[[value.type]], regions=[Region(block)], kind="pack", name="pack")

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tilewright.errors import CpuFeatureError, MissingDependencyError, ToolchainError
+from tilewright.ir.host_features import usable
 
 # Held around every use of llvmlite, and across fork(): a child never starts with a lock of LLVM's taken for good.
 _lock = threading.RLock()
@@ -69,10 +70,13 @@ def load(objects: Iterable[bytes], symbols: Sequence[str]) -> NativeLibrary:
 
 
 def cpu_features() -> frozenset[str]:
-    """What this machine's CPU and kernel can run, by LLVM's names: "avx2", "avx512f", ..."""
+    """What this machine's CPU and kernel can run, by LLVM's names: "avx2", "avx512f", ...
+
+    Where that takes the operating system's leave, this process has it then.
+    """
     llvm = _llvm()
     with _lock:
-        return frozenset(name for name, present in llvm.get_host_cpu_features().items() if present)
+        return usable(name for name, present in llvm.get_host_cpu_features().items() if present)
 
 
 def require_features(needed: Iterable[str]) -> None:

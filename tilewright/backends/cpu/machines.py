@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Final
 
 from tilewright.backends.cpu.mlir import TARGETS
-from tilewright.ir.machine import Level, Machine, TileRules
+from tilewright.ir.host_features import usable
+from tilewright.ir.machine import Level, Machine, MatrixUnit, TileRules
 
 _AVX512_RULES: Final = TileRules(
     lanes=16, registers=32, dot=((1, 1, 4), (16, 4, 4), (None, 6, 4)), panel=64, rows=1, columns=64
@@ -21,6 +23,7 @@ _RULES: Final = {
     # bf16 operands are widened and multiplied in f32: the class's pair products ran at half the rate of f32's, see
     # register_tiles.py, and panels of pairs would only be taken apart again
     "avx512-bf16": _AVX512_RULES,
+    "avx512-amx": replace(_AVX512_RULES, matrix=MatrixUnit("bf16", 16, 16, 32, 8)),
 }
 # FLOPs one core does in a cycle, by class and dtype; times a nominal clock they scale predicted times, nothing else.
 _FLOPS_PER_CYCLE: Final = {
@@ -28,6 +31,7 @@ _FLOPS_PER_CYCLE: Final = {
     "avx2": {"f32": 32, "bf16": 32},
     "avx512": {"f32": 64, "bf16": 64},
     "avx512-bf16": {"f32": 64, "bf16": 64},
+    "avx512-amx": {"f32": 64, "bf16": 1024},
 }
 _CLOCK: Final = 2.6e9
 
@@ -67,9 +71,9 @@ def cores() -> int:
 
 @cache
 def host_class() -> str:
-    """The richest class whose features this CPU has all of."""
+    """The richest class whose features this CPU has all of, and this process may use."""
     import llvmlite.binding as llvm
 
-    features = llvm.get_host_cpu_features()
-    ready = [name for name in _RULES if all(features.get(f, False) for f in TARGETS[name].features)]
+    features = usable(name for name, present in llvm.get_host_cpu_features().items() if present)
+    ready = [name for name in _RULES if features.issuperset(TARGETS[name].features)]
     return ready[-1]

@@ -59,6 +59,9 @@ TARGETS = {
         CpuTarget("avx2", "x86-64-v3", _X86_V3),
         CpuTarget("avx512", "x86-64-v4", _X86_V4),
         CpuTarget("avx512-bf16", "x86-64-v4", (*_X86_V4, "avx512bf16", "avx512vnni")),
+        CpuTarget(
+            "avx512-amx", "x86-64-v4", (*_X86_V4, "avx512bf16", "avx512vnni", "amx-tile", "amx-bf16", "amx-int8")
+        ),
         CpuTarget("aarch64", "generic", ("neon",), "aarch64-unknown-linux-gnu"),
     )
 }

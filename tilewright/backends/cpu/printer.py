@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from tilewright.backends.cpu import print_arithmetic as arithmetic
+from tilewright.backends.cpu import print_matrix as matrix
 from tilewright.backends.cpu import print_memory as memory
 from tilewright.backends.cpu.cpu_class import CpuClass
 from tilewright.backends.cpu.emitter import type_text
@@ -43,6 +44,10 @@ from tilewright.ir.loops import (
     If,
     Load,
     LoopKernel,
+    MatrixDot,
+    MatrixLoad,
+    MatrixStore,
+    MatrixZero,
     Reduce,
     Scatter,
     Select,
@@ -73,7 +78,9 @@ class _KernelPrinter(Operands):
     """Walks a kernel once. Printing a block again (an unrolled loop) gives its values new names."""
 
     def run(self) -> PrintedKernel:
+        matrix.configure(self.e, self.kernel)
         self.block(self.kernel.body)
+        matrix.give_up(self.e, self.kernel)
         head = f"llvm.func @{self.kernel.name}(%buffers: !llvm.ptr, %dims: !llvm.ptr, %tid: i64, %nthreads: i64) {{"
         text = "\n".join([head, *self.e.entry, *self.e.lines, "  llvm.return", "}", ""])
         return PrintedKernel(self.kernel.name, text, self.thread_scratch)
@@ -234,6 +241,17 @@ class _KernelPrinter(Operands):
         memory.scatter(self.e, op.value.type, value, place, offset, indices, op.indices.type, mask)
 
 
+    def matrix_zero(self, op: MatrixZero) -> None:
+        matrix.zero(self.e, op.register)
+
+    def matrix_move(self, op: MatrixLoad | MatrixStore) -> None:
+        kind, place = "load" if isinstance(op, MatrixLoad) else "store", self.base(op.memory)
+        matrix.move(self.e, kind, op.register, op.memory.dtype, place, self.name(op.offset), self.name(op.stride))
+
+    def matrix_dot(self, op: MatrixDot) -> None:
+        matrix.dot(self.e, op.sum, op.left, op.right)
+
+
 _PRINT: Final[dict[type, Callable[[_KernelPrinter, Any], None]]] = {
     Unary: _KernelPrinter.unary,
     Binary: _KernelPrinter.binary,
@@ -251,6 +269,10 @@ _PRINT: Final[dict[type, Callable[[_KernelPrinter, Any], None]]] = {
     Gather: _KernelPrinter.gather,
     Store: _KernelPrinter.store,
     Scatter: _KernelPrinter.scatter,
+    MatrixZero: _KernelPrinter.matrix_zero,
+    MatrixLoad: _KernelPrinter.matrix_move,
+    MatrixStore: _KernelPrinter.matrix_move,
+    MatrixDot: _KernelPrinter.matrix_dot,
     For: _KernelPrinter.loop,
     If: _KernelPrinter.branch,
 }

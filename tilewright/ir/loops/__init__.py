@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from tilewright.ir.loops.builder import BranchScope, LoopBuilder, LoopScope
 from tilewright.ir.loops.kernel import LoopKernel
+from tilewright.ir.loops.matrix import MatrixDot, MatrixLoad, MatrixRegister, MatrixStore, MatrixZero
 from tilewright.ir.loops.memory import BufferArg, Memory, Scratch
 from tilewright.ir.loops.ops import (
     Binary,
@@ -89,6 +90,11 @@ __all__ = [
     "LoopBuilder",
     "LoopKernel",
     "LoopScope",
+    "MatrixDot",
+    "MatrixLoad",
+    "MatrixRegister",
+    "MatrixStore",
+    "MatrixZero",
     "Memory",
     "Op",
     "Predicate",

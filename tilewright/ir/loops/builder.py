@@ -19,6 +19,7 @@ from tilewright.errors import IRError
 from tilewright.ir.dtypes import I32, I64, DType
 from tilewright.ir.loops.arithmetic import Arithmetic
 from tilewright.ir.loops.kernel import LoopKernel
+from tilewright.ir.loops.matrix import MatrixDot, MatrixLoad, MatrixRegister, MatrixStore, MatrixZero
 from tilewright.ir.loops.memory import BufferArg, Memory, Scratch
 from tilewright.ir.loops.operands import Operand
 from tilewright.ir.loops.ops import Block, For, Gather, If, Load, Op, Scatter, Store
@@ -35,6 +36,7 @@ class LoopBuilder(Arithmetic):
         self.nthreads: Value = ThreadCount(INDEX)
         self._buffers: list[BufferArg] = []
         self._scratch: list[Scratch] = []
+        self.matrix: tuple[MatrixRegister, ...] = ()
         self._body = Block()
         self._half_branches = 0  # branches whose op is not placed yet
         self._scopes.append((self._body, {}))
@@ -70,7 +72,8 @@ class LoopBuilder(Arithmetic):
             raise IRError(
                 f"kernel {self.name}: a branch has no `otherwise`", step="add it, or use `when` for effects alone"
             )
-        kernel = LoopKernel(self.name, tuple(self._buffers), tuple(self._dims), tuple(self._scratch), self._body)
+        memory = (tuple(self._buffers), tuple(self._dims), tuple(self._scratch))
+        kernel = LoopKernel(self.name, *memory, self._body, self.matrix)
         if verify:
             verify_kernel(kernel)
         return kernel
@@ -157,6 +160,24 @@ class LoopBuilder(Arithmetic):
         elif fill is not None and fill.type.lanes == 1:
             fill = self.broadcast(fill, lanes)
         return mask, fill
+
+    # --- matrix registers -----------------------------------------------------------------------------------------
+
+    def matrix_zero(self, register: int) -> None:
+        """Clears a register of `matrix`, which the kernel's author sets."""
+        self._append(MatrixZero(register))
+
+    def matrix_load(self, register: int, memory: Memory, offset: Operand, stride: Operand) -> None:
+        """Rows of the register from memory; offset and stride in elements."""
+        self._append(MatrixLoad(register, memory, self.index(offset), self.index(stride)))
+
+    def matrix_store(self, register: int, memory: Memory, offset: Operand, stride: Operand) -> None:
+        """Rows of the register to memory."""
+        self._append(MatrixStore(register, memory, self.index(offset), self.index(stride)))
+
+    def matrix_dot(self, total: int, left: int, right: int) -> None:
+        """Adds the product of two registers to a third; see `MatrixDot` for the order."""
+        self._append(MatrixDot(total, left, right))
 
     # --- control flow ---------------------------------------------------------------------------------------------
 

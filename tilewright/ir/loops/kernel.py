@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from tilewright.ir.loops.matrix import MatrixRegister
 from tilewright.ir.loops.memory import BufferArg, Scratch
 from tilewright.ir.loops.ops import Block
 
@@ -14,7 +15,7 @@ class LoopKernel:
 
     buffers: in the order of the launch's buffer array; offsets in the code are in elements of a buffer's dtype.
     dims: names of the formal dims, in the order of the launch's dims array (64-bit integers).
-    scratch: per-thread memory.
+    scratch: per-thread memory. matrix: the shapes of the matrix registers that ops name by number.
     """
 
     name: str
@@ -22,6 +23,7 @@ class LoopKernel:
     dims: tuple[str, ...] = ()
     scratch: tuple[Scratch, ...] = ()
     body: Block = field(default_factory=Block)
+    matrix: tuple[MatrixRegister, ...] = ()
 
     def __str__(self) -> str:
         from tilewright.ir.loops.text import print_kernel

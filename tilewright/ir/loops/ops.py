@@ -1,7 +1,7 @@
 """The loop IR's ops. An op with one result *is* its value; the others are statements.
 
 Everything here is exact: two printers that follow these docstrings produce the same bits, but for `Fma` and `Dot2`,
-whose docstrings say what a machine class may decide. bf16 and f16 are storage dtypes: they are loaded, stored,
+whose docstrings say what a machine class may decide. Ops on matrix registers are in `matrix`. bf16 and f16 are storage dtypes: they are loaded, stored,
 shuffled, selected, bitcast and cast, and never computed with.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from tilewright.ir.loops.matrix import MatrixDot, MatrixLoad, MatrixStore, MatrixZero
 from tilewright.ir.loops.memory import Memory
 from tilewright.ir.loops.values import Argument, Result, Value
 
@@ -233,7 +234,7 @@ class If:
 
 Op: TypeAlias = (
     Unary | Binary | Fma | Compare | Select | Cast | Bitcast | Broadcast | Shuffle | Extract | Reduce | Dot2
-    | Load | Gather | Store | Scatter | For | If
+    | Load | Gather | Store | Scatter | For | If | MatrixZero | MatrixLoad | MatrixStore | MatrixDot
 )  # fmt: skip
 
 
@@ -258,6 +259,8 @@ def operands(op: Value | Op) -> tuple[Value, ...]:
             return (op.lo, op.hi, op.step, *op.inits)
         case If():
             return (op.condition,)
+        case MatrixLoad() | MatrixStore():
+            return (op.offset, op.stride)
         case _:
             return ()
 

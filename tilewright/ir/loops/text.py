@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from tilewright.ir.loops import ops
 from tilewright.ir.loops.kernel import LoopKernel
+from tilewright.ir.loops.matrix import MatrixDot, MatrixLoad, MatrixStore, MatrixZero
 from tilewright.ir.loops.values import Const, DimValue, ThreadCount, ThreadId, Value, VectorConst
 
 
@@ -17,6 +18,7 @@ def print_kernel(kernel: LoopKernel) -> str:
         f"  scratch {s.name}: {s.dtype}[{s.elements}] align {s.align}{' zeroed' if s.zeroed else ''}"
         for s in kernel.scratch
     ]
+    lines += [f"  matrix {n}: {r.dtype}[{r.rows}, {r.columns}]" for n, r in enumerate(kernel.matrix)]
     lines += _Printer().block(kernel.body, "  ")
     return "\n".join([*lines, "}"])
 
@@ -69,7 +71,7 @@ class _Printer:
                         yield f"{indent}}} else {{"
                         yield from self.block(op.otherwise, indent + "  ")
                     yield f"{indent}}}"
-                case ops.Store() | ops.Scatter():
+                case ops.Store() | ops.Scatter() | MatrixZero() | MatrixLoad() | MatrixStore() | MatrixDot():
                     yield f"{indent}{self.call(op)}"
                 case _:
                     yield f"{indent}{self.name(op)} = {self.call(op)} : {op.type}"
@@ -95,6 +97,14 @@ class _Printer:
                 return f"gather {place}{self.masking(op.mask, op.fill)}"
             case ops.Store():
                 return f"store {self.name(op.value)}, {op.memory.name}[{self.name(op.offset)}]{self.masking(op.mask)}"
+            case MatrixZero(register):
+                return f"matrix {register} = 0"
+            case MatrixLoad():
+                return f"matrix {op.register} = {op.memory.name}[{self.list((op.offset, op.stride))}]"
+            case MatrixStore():
+                return f"{op.memory.name}[{self.list((op.offset, op.stride))}] = matrix {op.register}"
+            case MatrixDot(total, left, right):
+                return f"matrix {total} += {left} * {right}"
             case ops.Scatter():
                 place = f"{op.memory.name}[{self.name(op.offset)} + {self.name(op.indices)}]"
                 return f"scatter {self.name(op.value)}, {place}{self.masking(op.mask)}"

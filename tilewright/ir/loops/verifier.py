@@ -6,6 +6,7 @@ from tilewright.errors import IRError, Problem
 from tilewright.ir.dtypes import BF16, F16, F32, I32, I64
 from tilewright.ir.loops import ops
 from tilewright.ir.loops.kernel import LoopKernel
+from tilewright.ir.loops.matrix import MatrixDot, MatrixLoad, MatrixOp, MatrixRegister, MatrixStore, MatrixZero
 from tilewright.ir.loops.memory import BufferArg, Memory
 from tilewright.ir.loops.values import BOOL, INDEX, LEAVES, DimValue, Value, ValueType, mask, scalar, vec
 
@@ -135,6 +136,8 @@ class _Checker:
                     self.same(op, name, got, wanted)
             case ops.Load() | ops.Gather() | ops.Store() | ops.Scatter():
                 self.access(op)
+            case MatrixZero() | MatrixLoad() | MatrixStore() | MatrixDot():
+                self.matrix(op)
             case ops.For():
                 self.loop(op, known)
             case ops.If():
@@ -186,6 +189,32 @@ class _Checker:
                 self.same(op, "the fill", op.fill.type, op.type)
         elif isinstance(op.memory, BufferArg) and not op.memory.writable:
             self.fault(f"buffer {op.memory.name!r} is read-only", op)
+
+    def matrix(self, op: MatrixOp) -> None:
+        numbers = (op.sum, op.left, op.right) if isinstance(op, MatrixDot) else (op.register,)
+        unknown = [n for n in numbers if not 0 <= n < len(self.kernel.matrix)]
+        if unknown:
+            self.fault(f"the kernel declares no matrix register {unknown[0]}", op)
+            return
+        shapes = [self.kernel.matrix[n] for n in numbers]
+        if isinstance(op, (MatrixLoad, MatrixStore)):
+            if op.memory not in self.memories:
+                self.fault(f"{op.memory.name!r} is no memory of this kernel", op)
+            if op.memory.dtype is not shapes[0].dtype:
+                self.fault(f"register {op.register} holds {shapes[0].dtype}, the memory {op.memory.dtype}", op)
+            self.same(op, "the offset", op.offset.type, INDEX)
+            self.same(op, "the stride", op.stride.type, INDEX)
+            if isinstance(op, MatrixStore) and isinstance(op.memory, BufferArg) and not op.memory.writable:
+                self.fault(f"buffer {op.memory.name!r} is read-only", op)
+        elif isinstance(op, MatrixDot):
+            total, left, right = shapes
+            wanted = (
+                MatrixRegister(F32, total.rows, total.columns),
+                MatrixRegister(BF16, total.rows, 2 * right.rows),
+                MatrixRegister(BF16, right.rows, 2 * total.columns),
+            )
+            if (total, left, right) != wanted or len(set(numbers)) < 3:
+                self.fault(f"registers {numbers} of shapes {shapes} are no product", op)
 
     def loop(self, op: ops.For, known: set[Value]) -> None:
         for name, value in (("lo", op.lo), ("hi", op.hi), ("step", op.step)):

@@ -98,7 +98,7 @@ class Blocks:
     def block(self, block: Block) -> None:
         """One block: its accumulators start from acc, run over k, and are written."""
         cx, sites = self.cx, self.sites(block)
-        limits = _limits_of_k(cx, self.op)
+        limits = limits_of_k(cx, self.op)
         end = cx.b.index(tile(self.op.a).extents[1])
         for limit in limits:
             end = cx.b.max(cx.b.min(limit.value, end), 0)
@@ -208,7 +208,7 @@ def readers(cx: Lowering, a: SSAValue, b: SSAValue, out: SSAValue, wide: DType) 
         cx.drop(made)
 
 
-def _limits_of_k(cx: Lowering, op: DotOp | DotScaledOp) -> list[Index]:
+def limits_of_k(cx: Lowering, op: DotOp | DotScaledOp) -> list[Index]:
     """Run-time bounds of k: where one side's elements are 0, products add nothing."""
     limit = depth_limit(op)
     if limit is None:

@@ -1,39 +1,43 @@
-"""Right-hand sides packed in pairs of k, [K/2, N, 2], for instructions that multiply two bf16 k's at once.
+"""Right-hand sides packed in pairs of k, [K/2, N, 2], as a machine's matrix unit takes them.
 
 The tile form is `reshape(transpose(w [K/2, N, 2], (0, 2, 1)), [K, N])`, which moves nothing: the elements of a pair lie
-side by side in memory, as the instruction wants them.
+side by side, as the instruction wants them. Where w is loaded, memory has them so; otherwise it is a tile of [K, N] or
+[N, K] brought into that form, `transpose(reshape(x, [K/2, 2, N]), (0, 2, 1))` or `transpose(reshape(x, [N, K/2, 2]),
+(1, 0, 2))`, and is written to scratch as pairs.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
 
 from xdsl.ir import Operation, SSAValue
 
-from tilewright.ir.dtypes import BF16, F32
+from tilewright.ir.dtypes import F32
 from tilewright.ir.machine import TileRules
 from tilewright.ir.tile.base import tile
 from tilewright.ir.tile.compute import DotOp, ReshapeOp, TransposeOp
 from tilewright.ir.tile.memory import LoadOp, ViewOp
 from tilewright.passes.lower_tile_to_loops.operands import unit_reshape
 
-NATIVE: Final = "dot2-bf16"
-
 
 @dataclass(frozen=True, slots=True)
 class Paired:
-    """A packed right-hand side: the load of [..., K/2, N, 2], and the values between it and the dot."""
+    """A packed right-hand side and the values between it and the dot.
 
-    load: LoadOp
+    load: of [..., K/2, N, 2]; or None, and source is a tile to pack: [N, K] where `turned`, else [K, N].
+    """
+
+    load: LoadOp | None
+    source: SSAValue
+    turned: bool
     through: tuple[SSAValue, ...]
 
 
 def paired(op: Operation, rules: TileRules) -> Paired | None:
-    """The packed right-hand side of a dot that the machine can multiply in pairs."""
-    if not isinstance(op, DotOp) or NATIVE not in rules.native:
+    """The packed right-hand side of a dot that the machine's matrix unit multiplies."""
+    if not isinstance(op, DotOp) or rules.matrix is None:
         return None
-    if tile(op.a).dtype is not BF16 or tile(op.acc).dtype is not F32:
+    if tile(op.a).dtype.name != rules.matrix.dtype or tile(op.acc).dtype is not F32:
         return None
     match op.b.owner:
         case ReshapeOp(source=SSAValue(owner=TransposeOp() as turned)):
@@ -41,8 +45,19 @@ def paired(op: Operation, rules: TileRules) -> Paired | None:
         case _:
             return None
     depth, columns = tile(op.b).extents
+    if depth % rules.matrix.depth or columns % rules.matrix.columns:
+        return None
     if turned.permutation.data != (0, 2, 1) or tile(packed).extents != (depth // 2, columns, 2):
         return None
+    match packed.owner:
+        case TransposeOp(source=SSAValue(owner=ReshapeOp() as split)) as order:
+            whole, form = tile(split.source).extents, (tile(split.out).extents, order.permutation.data)
+            through = (op.b, turned.out, packed, split.out)
+            if whole == (depth, columns) and form == ((depth // 2, 2, columns), (0, 2, 1)):
+                return Paired(None, split.source, False, through)
+            if whole == (columns, depth) and form == ((columns, depth // 2, 2), (1, 0, 2)):
+                return Paired(None, split.source, True, through)
+            return None
     source = packed
     while isinstance(source.owner, ReshapeOp) and unit_reshape(source.owner):
         source = source.owner.source
@@ -52,4 +67,4 @@ def paired(op: Operation, rules: TileRules) -> Paired | None:
     view = load.source.owner
     if not isinstance(view, ViewOp) or [s.constant for s in view.strides.data[-2:]] != [2, 1]:
         return None
-    return Paired(load, (op.b, turned.out, packed))
+    return Paired(load, packed, False, (op.b, turned.out, packed))

@@ -101,6 +101,8 @@ class _Placer:
             else:
                 # a dot that continues a sum takes that sum's registers, even where no others are left
                 budget = max(free, 1) if isinstance(op, (compute.DotOp, compute.DotScaledOp)) else _VECTORS
+                if paired(op, self.rules) is not None:
+                    budget = 0  # a matrix unit stores its sums to memory
                 if isinstance(op, (compute.ScanOp, compute.SortOp, compute.TopkOp)):
                     budget = 0  # they write at positions of run time
                 for result in op.results:

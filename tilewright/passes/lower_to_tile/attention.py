@@ -17,11 +17,13 @@ from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.structure import GroupOp
 from tilewright.ir.machine import Machine
 from tilewright.ir.tile.base import tile as tile_type
+from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.structure import KernelOp
 from tilewright.passes.lower_to_tile.access import UNIT, Axis, Space, map_group, unsupported
 from tilewright.passes.lower_to_tile.emit import Emitter
 from tilewright.passes.lower_to_tile.frame import Lowered, Variant, all_strides, begin
 from tilewright.passes.lower_to_tile.layout import merge_axes
+from tilewright.passes.lower_to_tile.matrix_tiles import multiplies_attention
 
 MINUS_INFINITY = float("-inf")
 
@@ -163,6 +165,7 @@ def _kernel(group: GroupOp, op: attention.AttentionOp, name: str, machine: Machi
     scale = b.constant(op.scale.data, (1, 1))
     scaled = b.cast(b.map("mul", q, scale), narrow) if narrow == F32 else b.cast(q, narrow)
 
+    on_unit = multiplies_attention(machine, op, narrow)
     logits_at = emitter(t_at, s_at)
     if op.sinks is None:
         m0, l0 = b.constant(MINUS_INFINITY, (rows, 1)), b.constant(0.0, (rows, 1))
@@ -176,7 +179,8 @@ def _kernel(group: GroupOp, op: attention.AttentionOp, name: str, machine: Machi
         at[s_at] = loop.at
         keys, values, logits_at = emitter(s_at, e_at), emitter(s_at, d_at), emitter(t_at, s_at)
         k = _block(keys, op.k, (segment, features))
-        logits = b.dot(scaled, b.transpose(k, (1, 0)), b.constant(0.0, (rows, segment)))
+        turned = _pairs_of_features(b, k) if on_unit else b.transpose(k, (1, 0))
+        logits = b.dot(scaled, turned, b.constant(0.0, (rows, segment)))
         if narrow != F32:
             logits = b.map("mul", logits, scale)
         seen, per_key = _visible(op, logits_at, walk.extents[s_at], segment, rows)
@@ -193,6 +197,8 @@ def _kernel(group: GroupOp, op: attention.AttentionOp, name: str, machine: Machi
         if per_key is not None:
             # a key that no query may see contributes nothing, not even 0 * NaN
             v = b.map("select", b.reshape(per_key, (segment, 1)), v, b.constant(0.0, (1, 1), tile_type(v).dtype))
+        if on_unit:
+            v = _pairs_of_keys(b, v)
         mixed = b.dot(b.cast(p, tile_type(v).dtype), v, b.map("mul", o, fade))
         loop.give(top, b.map("add", b.map("mul", total, fade), b.reduce("sum", p, 1)), mixed)
     m, total, o = loop.out
@@ -204,6 +210,20 @@ def _kernel(group: GroupOp, op: attention.AttentionOp, name: str, machine: Machi
     for value, output in zip(group.yielded, outputs, strict=True):
         result.store(value, output, result.tile(value))
     return b.finish()
+
+
+def _pairs_of_features(b: KernelBuilder, k: SSAValue) -> SSAValue:
+    """k [keys, features] as [features, keys], by way of pairs of features, as a matrix unit takes them."""
+    keys, features = tile_type(k).extents
+    pairs = b.transpose(b.reshape(k, (keys, features // 2, 2)), (1, 0, 2))
+    return b.reshape(b.transpose(pairs, (0, 2, 1)), (features, keys))
+
+
+def _pairs_of_keys(b: KernelBuilder, v: SSAValue) -> SSAValue:
+    """v [keys, features] as it is, by way of pairs of keys."""
+    keys, features = tile_type(v).extents
+    pairs = b.transpose(b.reshape(v, (keys // 2, 2, features)), (0, 2, 1))
+    return b.reshape(b.transpose(pairs, (0, 2, 1)), (keys, features))
 
 
 def _block(e: Emitter, value: SSAValue, extents: tuple[int, int]) -> SSAValue:

@@ -26,6 +26,7 @@ from tilewright.passes.lower_to_tile.emit import Emitter
 from tilewright.passes.lower_to_tile.frame import Lowered, Variant, all_strides, begin
 from tilewright.passes.lower_to_tile.layout import Strides, Walk, strides_of
 from tilewright.passes.lower_to_tile.matmul import DYNAMIC_K, chunk_of
+from tilewright.passes.lower_to_tile.matrix_tiles import row_tiles, steps_of, unit_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,10 @@ def lower_grouped_matmul(group: GroupOp, name: str, machine: Machine, dims: DimS
     average = floordiv(tensor(anchor.targets).dims[0], max(experts, 1)) + 1
     low, high = dims.interval(average)
     variants, previous = [], 0
-    for limit, rows, _ in (machine.rules.dot[0], machine.rules.dot[-1]):
+    packed = grouped_panels(anchor.b)
+    unit = unit_for(machine, anchor) if packed is not None and packed.pairs > 1 else None
+    tiles = row_tiles(machine.rules, unit)
+    for limit, rows in (tiles[0], tiles[-1]):
         if (low is None or limit is None or low <= limit) and (high is None or high > previous):
             variants.append(Variant(_Grouped(group, f"{name}_r{rows}", machine, rows).kernel(), limit))
         previous = limit or previous
@@ -154,8 +158,9 @@ class _Grouped:
             emitter.segment = lists[op.targets]
             size = op.sizes()[2].constant
             whole = None
-            if size and chunk_of(size, self.machine.rules, whole=True) == size:
-                whole = b.load(left, [loop.at, 0], [self.rows, size])
+            step = self._step(op)
+            if size and step >= size:
+                whole = b.load(left, [loop.at, 0], [self.rows, step], None if step == size else 0.0)
             for product in self.anchors:
                 emitter.set(product.out, self._product(product, left, whole, loop.at, column, expert))
             for value, output in zip(self.group.yielded, self.outputs, strict=True):
@@ -182,14 +187,14 @@ class _Grouped:
         zero = b.constant(0.0, (self.rows, self.width), kind)
         total = zero
         if k != 0:
-            step = DYNAMIC_K if k is None else chunk_of(k, self.machine.rules, whole=True)
-            fill = 0.0 if k is None else None
+            step = self._step(op)
+            fill = 0.0 if k is None or k % step else None
 
             def part(at: SSAValue, acc: SSAValue) -> SSAValue:
                 a = whole if whole is not None else b.load(left, [row, at], [self.rows, step], fill)
                 return b.dot(a, self._right(op, at, column, expert, step, fill), acc)
 
-            if step == k:
+            if k is not None and step >= k:
                 total = part(b.index(0), zero)
             else:
                 with b.loop(0, size, step, [zero]) as loop:
@@ -201,6 +206,14 @@ class _Grouped:
             bias = b.load(b.dense(self.buffers[op.bias]), [expert, column], [1, self.width])
             total = b.map("add", total, b.cast(bias, kind))
         return b.cast(total, tensor(op.out).dtype)
+
+    def _step(self, op: routing.GroupedMatmulOp) -> int:
+        """The k of one dot; on a matrix unit it may reach past K, where both operands count as zero."""
+        k, packed = op.sizes()[2].constant, grouped_panels(op.b)
+        unit = unit_for(self.machine, op) if packed is not None and packed.pairs > 1 else None
+        if k and unit is not None:
+            return steps_of(k, unit, self.machine.rules)[0]
+        return DYNAMIC_K if k is None else chunk_of(k, self.machine.rules, whole=True)
 
     def _right(
         self,

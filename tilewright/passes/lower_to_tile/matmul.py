@@ -1,7 +1,7 @@
 """The matmul skeleton: a register tile of the result per program, all of K inside it, then the epilogue on registers.
 
 A weight comes in panels (plan-layout): [panels, K, columns] for f32, [panels, K/2, columns, 2] where the machine
-multiplies pairs. Cache blocking is the grid's order: a block of rows that fits the second-level cache meets every panel
+has a matrix unit. Cache blocking is the grid's order: a block of rows that fits the second-level cache meets every panel
 before the next block starts. Variants differ in the rows of the register tile; all of them add k in the same order. A
 group may hold several matmuls of one left-hand side (gate and up): each sums in registers of its own, one after the
 other, before the epilogue.
@@ -27,6 +27,7 @@ from tilewright.passes.lower_to_tile.access import UNIT, Axis, Space, map_group,
 from tilewright.passes.lower_to_tile.emit import Emitter
 from tilewright.passes.lower_to_tile.frame import Lowered, Variant, all_strides, begin
 from tilewright.passes.lower_to_tile.layout import Walk, merge_axes
+from tilewright.passes.lower_to_tile.matrix_tiles import row_tiles, steps_of, unit_for
 from tilewright.passes.lower_to_tile.pointwise import axes_apart
 
 DYNAMIC_K = 64  # a K known only at run time is walked in steps of this
@@ -65,7 +66,9 @@ def lower_matmul(group: GroupOp, name: str, machine: Machine, dims: DimSpace) ->
     low, high = dims.interval(rows)
     variants: list[Variant] = []
     previous = 0
-    for limit, tile_rows, _ in machine.rules.dot:
+    packed = panels_of(anchor.b)
+    unit = unit_for(machine, anchor) if packed is not None and packed.pairs > 1 else None
+    for limit, tile_rows in row_tiles(machine.rules, unit):
         if (low is None or limit is None or low <= limit) and (high is None or high > previous or not variants):
             variants.append(Variant(_kernel(group, anchor, f"{name}_r{tile_rows}", machine, tile_rows), limit))
         previous = limit or previous
@@ -212,9 +215,12 @@ def _accumulate(
     if k == 0:
         return zero
     in_memory = isinstance(anchor.a, BlockArgument)
+    unit = unit_for(machine, anchor) if packed is not None and packed.pairs > 1 else None
     step = DYNAMIC_K if k is None else chunk_of(k, machine.rules, whole=not in_memory)
+    if k is not None and unit is not None:
+        step, k = steps_of(k, unit, machine.rules)
     # a step that does not divide K reaches past its end, where both operands count as zero
-    ragged = k is None or k % step != 0
+    ragged = k is None or k % step != 0 or k != e.walk.extents[k_at].constant
 
     def part(acc: SSAValue) -> SSAValue:
         left = Emitter(b, e.space, e.walk, e.buffers, e.strides, e.at, e.row, k_at, {**e.extent, k_at: step})

@@ -1,0 +1,67 @@
+"""Tiles written to scratch as pairs of k, [K/2, N, 2], for a matrix unit that reads them so.
+
+Rows of [K, N] are interleaved two by two. Rows of [N, K] have their pairs side by side already: they are turned as
+words of two elements, square by square.
+"""
+
+from __future__ import annotations
+
+from tilewright.ir.dtypes import BF16, I32
+from tilewright.ir.tile.compute import LANES
+from tilewright.passes.lower_tile_to_loops.context import Lowering
+from tilewright.passes.lower_tile_to_loops.elementwise import lanes_at
+from tilewright.passes.lower_tile_to_loops.materialise import static_axes
+from tilewright.passes.lower_tile_to_loops.pairs import Paired
+from tilewright.passes.lower_tile_to_loops.sites import Coord, Position, Site, known
+from tilewright.passes.lower_tile_to_loops.storage import ScratchTile
+from tilewright.passes.lower_tile_to_loops.sweeps import Starts
+from tilewright.passes.lower_tile_to_loops.transposes import turn
+
+
+def pack(cx: Lowering, pair: Paired, depth: int, columns: int) -> ScratchTile:
+    """The pairs of a tile in scratch, rows of 2 N elements; whoever asks for it drops it."""
+    home = cx.scratch((depth // 2, 2 * columns), BF16)
+    looped = 0 not in static_axes(cx, pair.source)
+    cx.sweep += 1
+    if pair.turned:
+        for starts in _starts(cx, columns, LANES, looped=looped):
+            with starts as at:
+                for first in range(0, depth // 2, LANES):
+                    _turn_square(cx, pair, home, at, first)
+    else:
+        for starts in _starts(cx, depth, 2, looped=looped):
+            with starts as at:
+                _interleave(cx, pair, home, at, columns)
+    return home
+
+
+def _starts(cx: Lowering, count: int, step: int, *, looped: bool) -> list[Starts]:
+    if looped:
+        return [Starts.over(cx, 0, count, step)]
+    return [Starts(cx, at) for at in range(0, count, step)]
+
+
+def _row(cx: Lowering, start: Position, by: int) -> Coord:
+    return known(start + by) if isinstance(start, int) else Coord(cx.b.add(start, by))
+
+
+def _interleave(cx: Lowering, pair: Paired, home: ScratchTile, at: Position, columns: int) -> None:
+    """Rows at and at + 1 as one row of pairs."""
+    b = cx.b
+    pattern = [n // 2 + (n % 2) * LANES for n in range(2 * LANES)]
+    start = b.mul(b.floordiv(b.index(at), 2), home.strides[0])
+    for column in range(0, columns, LANES):
+        even, odd = (lanes_at(cx, pair.source, Site((_row(cx, at, n), known(column, 1)), LANES)) for n in (0, 1))
+        b.store(b.shuffle(even, pattern, odd), home.memory, b.add(start, 2 * column))
+
+
+def _turn_square(cx: Lowering, pair: Paired, home: ScratchTile, at: Position, first: int) -> None:
+    """A square of words: rows from `at` on, pairs from `first` on."""
+    b = cx.b
+    rows = [
+        b.bitcast(lanes_at(cx, pair.source, Site((_row(cx, at, n), known(2 * first, 1)), 2 * LANES)), I32)
+        for n in range(LANES)
+    ]
+    across = b.mul(b.index(at), 2)
+    for number, words in enumerate(turn(b, rows)):
+        b.store(b.bitcast(words, BF16), home.memory, b.add(across, (first + number) * home.strides[0]))

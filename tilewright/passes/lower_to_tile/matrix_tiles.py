@@ -1,0 +1,48 @@
+"""Which products a machine's matrix unit takes, and how their tiles are cut."""
+
+from __future__ import annotations
+
+from xdsl.ir import BlockArgument
+
+from tilewright.ir.dtypes import DType
+from tilewright.ir.graph.attention import AttentionOp
+from tilewright.ir.graph.base import tensor
+from tilewright.ir.graph.contraction import MatmulOp
+from tilewright.ir.graph.routing import GroupedMatmulOp
+from tilewright.ir.machine import Machine, MatrixUnit, TileRules
+
+
+def unit_for(machine: Machine, op: MatmulOp | GroupedMatmulOp) -> MatrixUnit | None:
+    """The unit that multiplies this op's packed weight; None where vectors do.
+
+    A left-hand side that is computed on the way in ends where K does, so that K is whole steps of the unit then.
+    """
+    unit, k = machine.rules.matrix, op.sizes()[-1].constant
+    if unit is None or not k or {tensor(op.a).dtype.name, tensor(op.b).dtype.name} != {unit.dtype}:
+        return None
+    if tensor(op.out).dtype.name == "f64" or machine.rules.panel % unit.columns:
+        return None
+    computed = not isinstance(op.a, BlockArgument)
+    return None if computed and (k % unit.depth or steps_of(k, unit, machine.rules)[1] != k) else unit
+
+
+def multiplies_attention(machine: Machine, op: AttentionOp, dtype: DType) -> bool:
+    """Whether the unit takes attention's products in this dtype: features and key segments are whole steps of it."""
+    unit, features, values = machine.rules.matrix, tensor(op.q).dims[-1].constant, tensor(op.v).dims[-1].constant
+    if unit is None or unit.dtype != dtype.name or not features or not values:
+        return False
+    return not (features % unit.depth or values % unit.columns or machine.rules.key_segment % unit.depth)
+
+
+def steps_of(k: int, unit: MatrixUnit, rules: TileRules) -> tuple[int, int]:
+    """The k of one chunk, a multiple of the unit's depth, and K as it is packed: whole chunks, zeros beyond K."""
+    chunks = -(-k // rules.reduction_chunk)
+    step = -(-k // (chunks * unit.depth)) * unit.depth
+    return step, chunks * step
+
+
+def row_tiles(rules: TileRules, unit: MatrixUnit | None) -> list[tuple[int | None, int]]:
+    """(most rows, rows of a tile) of a product's variants, ascending."""
+    if unit is None:
+        return [(limit, rows) for limit, rows, _ in rules.dot]
+    return [(1, 1), (unit.rows, unit.rows), (None, 2 * unit.rows)]
