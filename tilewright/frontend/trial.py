@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     import torch
 
 # Draws of the inputs for each combination of sizes: single elements of either sign, large and small.
-_SCALES: Final = (1.0, -1.0, 8.0)
-# A size that is neither 0 nor 1 and costs little to run.
+_SCALES: Final = (1.0, -1.0, 8.0, 1e4)
+# Sizes that are neither 0 nor 1: one that costs little to run, and the most that another dim is tried with.
 _FEW: Final = 3
+_MANY: Final = 33
 
 
 def tried(model: torch.nn.Module, exported: Exported, captured: Captured) -> tuple[Guard, ...]:
@@ -43,9 +44,10 @@ def _harmless(model: torch.nn.Module, exported: Exported, captured: Captured, fa
     # the other dims are few, as in the example, or as small as declared: torch concludes from one dim on others
     few = {d.name: max(d.min, min(own[d.name], _FEW)) for d in dims}
     smallest = {d.name: max(d.min, 1) for d in dims}
+    many = {d.name: max(d.min, _MANY if d.max is None else min(d.max, _MANY)) for d in dims}
     for refused in fact.refused() or []:
         small = dict(zip(names, refused, strict=True))
-        at = [{**others, **small} for others in (few, own, smallest)]
+        at = [{**others, **small} for others in (few, own, smallest, many)]
         allowed = [sizes for sizes in at if all(guard.holds(sizes) for guard in captured.guards)]
         # the example's own sizes can be large, and stand in where a few are not allowed
         chosen = [sizes for sizes in allowed if sizes != at[1]] or allowed
@@ -57,11 +59,12 @@ def _harmless(model: torch.nn.Module, exported: Exported, captured: Captured, fa
 def _agrees(model: torch.nn.Module, exported: Exported, captured: Captured, sizes: Mapping[str, int]) -> bool:
     """Whether the graph computes what the model does at these sizes. A model that fails there does not agree."""
     example = exported.example.resized(sizes)
-    draws = any(leaf.is_tensor and leaf.value.is_floating_point() for leaf in example.leaves)
+    draws = any(leaf.is_tensor for leaf in example.leaves)
     for number, scale in enumerate(_SCALES[: None if draws else 1]):
         given = _drawn(example, scale, number)
         try:
-            wanted = _leaves(_eager(model, given))
+            outputs, after = _eager(model, given, captured.states)
+            wanted = [*_leaves(outputs), *after.values()]
         except Exception:  # noqa: BLE001 (whatever a model raises: it does not run at this size)
             return False
         tensors = [leaf.value.clone() for leaf in given.leaves if leaf.is_tensor]
@@ -69,7 +72,7 @@ def _agrees(model: torch.nn.Module, exported: Exported, captured: Captured, size
         try:
             interpreter = GraphInterpreter(captured.module, weights=captured.weights, states=states)
             results = list(interpreter.run(tensors).values())
-            found = _leaves(captured.signature.rebuild(results, dict(sizes)))
+            found = [*_leaves(captured.signature.rebuild(results, dict(sizes))), *(states[name] for name in after)]
         except (TilewrightError, ZeroDivisionError, RuntimeError):
             return False
         if len(found) != len(wanted) or not all(_same(a, b) for a, b in zip(found, wanted, strict=True)):
@@ -78,14 +81,18 @@ def _agrees(model: torch.nn.Module, exported: Exported, captured: Captured, size
 
 
 def _drawn(example: Example, scale: float, seed: int) -> Example:
-    """The example with fresh floats; whole numbers stay, because they may be indices."""
+    """The example with fresh floats, and whole numbers drawn from its own, because they may be indices."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
 
     def drawn(leaf: Leaf) -> Leaf:
-        if not leaf.is_tensor or not leaf.value.is_floating_point():
+        if not leaf.is_tensor or not leaf.value.numel():
             return leaf
+        if not leaf.value.is_floating_point():
+            # the first draw is the example itself
+            places = torch.randint(leaf.value.numel(), (leaf.value.numel(),), generator=generator)
+            return leaf if seed == 0 else replace(leaf, value=leaf.value.flatten()[places].reshape(leaf.value.shape))
         value = torch.randn(leaf.value.shape, generator=generator).abs() + 0.1
         return replace(leaf, value=(value * scale).to(leaf.value.dtype))
 
@@ -93,7 +100,10 @@ def _drawn(example: Example, scale: float, seed: int) -> Example:
     return replace(example, entries=entries)
 
 
-def _eager(model: torch.nn.Module, example: Example) -> Any:
+def _eager(
+    model: torch.nn.Module, example: Example, states: Mapping[str, torch.Tensor]
+) -> tuple[Any, dict[str, torch.Tensor]]:
+    """The model's outputs, and what it leaves in the buffers that are states."""
     import torch
 
     args, kwargs = replace(
@@ -104,7 +114,8 @@ def _eager(model: torch.nn.Module, example: Example) -> Any:
         ),
     ).call()
     with preserved(model), cacheless(model), _buffers_kept(model), torch.no_grad(), quiet():
-        return model(*args, **kwargs)
+        outputs = model(*args, **kwargs)
+        return outputs, {name: b.clone() for name, b in model.named_buffers() if name in states}
 
 
 @contextmanager

@@ -24,10 +24,12 @@ _RAISED = 54  # a subnormal number times 2**54 is normal
 def fmod(b: LoopBuilder, x: Value, y: Value) -> Value:
     """x - y * trunc(x / y), with the sign of x, as C's fmod: exact. By 0 and of infinity it is NaN; x by infinity is x.
 
-    x, y: f32 or f64 of one type.
+    x, y: two f32 or two f64; a scalar beside a vector stands for all its lanes.
     """
-    if x.type != y.type or x.type.dtype not in (F32, F64):
+    if x.type.dtype != y.type.dtype or x.type.dtype not in (F32, F64):
         raise IRError(f"fmod is expanded for two f32 or two f64, not for {x.type} and {y.type}", step="cast around it")
+    lanes = max(x.type.lanes, y.type.lanes)
+    x, y = (v if v.type.lanes == lanes else b.broadcast(v, lanes) for v in (x, y))
     top, bottom = b.abs(b.cast(x, F64)), b.abs(b.cast(y, F64))
     infinite = like(b, float("inf"), top)
     zero, one = like(b, 0.0, top), like(b, 1.0, top)
