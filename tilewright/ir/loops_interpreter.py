@@ -212,7 +212,9 @@ class _Thread:
             return
         held = self.matrix[op.register]
         rows, columns = held.shape
-        where = self.integer(op.offset) + (np.arange(rows)[:, None] * self.integer(op.stride) + np.arange(columns)).ravel()
+        where = (
+            self.integer(op.offset) + (np.arange(rows)[:, None] * self.integer(op.stride) + np.arange(columns)).ravel()
+        )
         if isinstance(op, MatrixLoad):
             self.active(None, where, op.memory, "loads")
             self.traffic.loaded[op.memory.name] += held.size

@@ -240,7 +240,6 @@ class _KernelPrinter(Operands):
         value, mask = self.name(op.value), self.optional(op.mask)
         memory.scatter(self.e, op.value.type, value, place, offset, indices, op.indices.type, mask)
 
-
     def matrix_zero(self, op: MatrixZero) -> None:
         matrix.zero(self.e, op.register)
 

@@ -24,8 +24,8 @@ from tilewright.passes.lower_tile_to_loops.grid import over_programs
 from tilewright.passes.lower_tile_to_loops.index_ops import lower_index_op
 from tilewright.passes.lower_tile_to_loops.indices import Facts
 from tilewright.passes.lower_tile_to_loops.lines import lower_sort_line, lower_topk_line
-from tilewright.passes.lower_tile_to_loops.ordering import lower_sort, lower_topk
 from tilewright.passes.lower_tile_to_loops.matrix_dots import lower_matrix_dot
+from tilewright.passes.lower_tile_to_loops.ordering import lower_sort, lower_topk
 from tilewright.passes.lower_tile_to_loops.placement import place
 from tilewright.passes.lower_tile_to_loops.reductions import lower_accumulate, lower_reduce
 from tilewright.passes.lower_tile_to_loops.scaled_dots import lower_dot_scaled
