@@ -13,14 +13,15 @@ import numpy as np
 
 from tilewright.ir.backend import resolve_target
 from tilewright.ir.dtypes import BF16, F32
-from tilewright.ir.loops import LoopBuilder, LoopKernel, Value
-from tilewright.ir.machine import Machine
+from tilewright.ir.loops import LoopBuilder, LoopKernel, MatrixRegister, Value
+from tilewright.ir.machine import Machine, MatrixUnit
 from tilewright.runtime import native
 from tilewright.runtime.step_plan import Step, StepPlan
 from tilewright.runtime.threads import thread_pool
 
 # Enough independent sums to hide a multiply-add's latency on two ports; they and two operands fit any register file.
 _SUMS = 12
+_BLOCK = 4  # registers of sums on a matrix unit
 READ_BYTES = 512 << 20
 _TURNS = 1_000_000
 _TRIES = 5
@@ -36,13 +37,22 @@ def multiply_adds(machine: Machine) -> LoopKernel:
     return b.finish()
 
 
-def pair_products(machine: Machine) -> LoopKernel:
-    """The same with the machine's dots of pairs of bf16."""
-    lanes = machine.rules.lanes
-    b = LoopBuilder("pair_products")
-    x, out = b.buffer("x", BF16), b.buffer("out", F32, writable=True)
-    left, right = b.load(x, 0, 2 * lanes), b.load(x, 2 * lanes, 2 * lanes)
-    _sums(b, lanes, lambda total: b.dot2_bf16(total, left, right), out)
+def matrix_products(machine: Machine, unit: MatrixUnit) -> LoopKernel:
+    """The same with products of registers of zeros on the machine's matrix unit: two rows of sums by two columns."""
+    b = LoopBuilder("matrix_products")
+    b.buffer("x", F32)
+    out = b.buffer("out", F32, writable=True)
+    sums, left = MatrixRegister(F32, unit.rows, unit.columns), MatrixRegister(BF16, unit.rows, unit.depth)
+    right = MatrixRegister(BF16, unit.depth // 2, 2 * unit.columns)
+    b.matrix = (*[sums] * _BLOCK, left, left, right, right)
+    for register in range(len(b.matrix)):
+        b.matrix_zero(register)
+    with b.loop(0, b.dim("turns"), 1):
+        for number in range(_BLOCK):
+            b.matrix_dot(number, _BLOCK + number // 2, _BLOCK + 2 + number % 2)
+    kept = b.scratch("kept", F32, unit.rows * unit.columns)
+    b.matrix_store(0, kept, 0, unit.columns)
+    b.store(b.load(kept, 0, machine.rules.lanes), out, b.mul(b.tid, machine.rules.lanes))
     return b.finish()
 
 
@@ -76,8 +86,9 @@ class Ceilings:
     def __init__(self) -> None:
         backend, machine = resolve_target("cpu")
         kernels = {"f32": multiply_adds(machine), "read": read(machine)}
-        if "dot2-bf16" in machine.rules.native:
-            kernels["bf16"] = pair_products(machine)
+        unit = machine.rules.matrix
+        if unit is not None:
+            kernels["bf16"] = matrix_products(machine, unit)
         built = {name: future.result() for name, future in backend.build(kernels.items(), machine).items()}
         self._library = native.load([b.object for b in built.values()], [b.symbol for b in built.values()])
         self._pool = thread_pool(lambda: backend.runtime_objects(machine)["driver"])
@@ -91,7 +102,9 @@ class Ceilings:
         for name, b in built.items():
             memory = self._large if name == "read" else self._small
             dim = memory.size // (4 * lanes) if name == "read" else _TURNS
-            flops = _TURNS * _SUMS * lanes * self.threads * (4 if name == "bf16" else 2)
+            flops = _TURNS * _SUMS * lanes * self.threads * 2
+            if name == "bf16" and unit is not None:
+                flops = _TURNS * _BLOCK * unit.rows * unit.columns * unit.depth * self.threads * 2
             plan = StepPlan([Step(self._library[b.symbol], [(0, 0), (1, 0)], [dim])])
             bases = np.array([memory.ctypes.data, self._out.ctypes.data], np.int64)
             self._work[name] = plan, bases, float(memory.nbytes if name == "read" else flops)

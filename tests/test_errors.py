@@ -124,8 +124,8 @@ results        24 B  1 tensors
 TW029 reference run failed: graph.gather: indices from 4 to 4 into an axis of 4
   next: look at the operands' values and shapes""",
     "TW030": """
-TW030 target cannot be used: cpu has no machine 'sse2'; it has generic, avx2, avx512, avx512-bf16
-  next: use one of cpu:generic, cpu:avx2, cpu:avx512, cpu:avx512-bf16""",
+TW030 target cannot be used: cpu has no machine 'sse2'; it has generic, avx2, avx512, avx512-bf16, avx512-amx
+  next: use one of cpu:generic, cpu:avx2, cpu:avx512, cpu:avx512-bf16, cpu:avx512-amx""",
     "TW031": """
 TW031 backend manifest is invalid: backend cpu: api: 0 is not 1
   next: correct the manifest's field""",

@@ -22,9 +22,11 @@ from tilewright.ir.tile_interpreter import run_module
 Build = Callable[[], Any]
 
 
-@pytest.fixture(scope="module", params=["bert", "llama"])
+@pytest.fixture(scope="module", params=["bert", "bert in bf16", "llama"])
 def model(request: pytest.FixtureRequest) -> Any:
-    return compile_bert(bert(0)) if request.param == "bert" else compile_llama(llama(0))
+    if request.param == "llama":
+        return compile_llama(llama(0))
+    return compile_bert(bert(0), precision="bf16" if "bf16" in request.param else "model")
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -78,7 +77,7 @@ def agree(before: ModuleOp, after: ModuleOp, rng: np.random.Generator, tolerance
             torch.testing.assert_close(found[name].double(), want.double(), rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("machine", ["generic", "avx2", "avx512", "avx512-bf16"])
+@pytest.mark.parametrize("machine", ["generic", "avx2", "avx512", "avx512-bf16", "avx512-amx"])
 def test_weights_become_panels_of_the_machine_in_prepare(machine: str, rng: np.random.Generator) -> None:
     module = feed_forward().module
     described = MACHINES[machine]()
@@ -101,9 +100,7 @@ def test_a_weight_used_in_two_layouts_is_packed_twice_and_in_one_layout_once(rng
 def test_bf16_pairs_lie_side_by_side_only_where_the_machine_multiplies_them(rng: np.random.Generator) -> None:
     module = feed_forward().module
     text = KERNELS.replace("hoist-weights", "set-precision{dtype=bf16},hoist-weights")
-    plain = MACHINES["avx512"]()
-    paired = replace(plain, rules=replace(plain.rules, native=frozenset({"dot2-bf16"})))
-    for machine, rank in ((paired, 4), (plain, 3)):
+    for machine, rank in ((MACHINES["avx512-amx"](), 4), (MACHINES["avx512"](), 3)):
         after = lowered(module, text, machine)
         # 50 products of about 4 by 1, each operand rounded to 8 bits, in sums of about 28
         agree(module, after, rng, 50 * 4 * 2**-7)

@@ -114,7 +114,9 @@ def _without_gradient_modes(module: Any, signature: Any) -> tuple[Any, Any]:
     switch: Any = getattr(torch._C, "_set_grad_enabled")  # noqa: B009  no stub has it
     for part in module.modules():
         graph = getattr(part, "graph", None)
-        marks = [n for n in graph.nodes if n.op == "call_function" and n.target is switch] if graph is not None else []
+        if graph is None:
+            continue
+        marks = [n for n in graph.nodes if n.op == "call_function" and n.target is switch]
         for node in marks:
             graph.erase_node(node)
         if marks:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Final, TypeAlias
+from typing import Any, ClassVar, Final, TypeAlias
 
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import Block, Operation, SSAValue
@@ -71,7 +71,8 @@ class MergeSharedLhs(Pass):
 
         axis = 0 if first.transpose_b.data else 1
         weights = add(ConcatOp.make([m.b for m in matmuls], axis=axis, like=first))
-        whole = add(MatmulOp.make(first.a, weights, like=first, **first.properties))
+        stated: dict[str, Any] = dict(first.properties)
+        whole = add(MatmulOp.make(first.a, weights, like=first, **stated))
         biases = [p.bias for p in products if p.bias is not None]
         if biases:
             row = add(ConcatOp.make(biases, axis=0, like=first))

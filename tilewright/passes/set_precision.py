@@ -83,7 +83,8 @@ class SetPrecision(Pass):
             return
         slots = op.slots()
         factors = [self._cast(value, op, rounded) for value in (op.q, op.k, op.v)]
-        made = AttentionOp.make(*factors, *slots[3:], like=op, **op.properties)
+        stated: dict[str, Any] = {**op.properties}
+        made = AttentionOp.make(*factors, *slots[3:], like=op, **stated)
         widened = CastOp.make(made.out, dtype=tensor(op.out).dtype.name, like=op)
         block.insert_ops_before([made, widened], op)
         op.out.replace_all_uses_with(widened.out)
@@ -97,7 +98,7 @@ class SetPrecision(Pass):
         A padded one is cast before it is padded, where what computes it can do that.
         """
         found = rounded.get(value)
-        if found is None or found.owner.parent_block() is not op.parent_block():  # type: ignore[union-attr]
+        if found is None or found.owner.parent_block() is not op.parent_block():
             found = rounded[value] = self._made(value, op, rounded)
         return found
 
@@ -110,7 +111,8 @@ class SetPrecision(Pass):
         view = owner if isinstance(owner, (TransposeOp, ReshapeOp, PadOp)) and owner.parent is block else None
         made: GraphOp
         if view is not None:
-            made = type(view).make(self._cast(view.x, op, rounded), like=view, **view.properties)
+            stated: dict[str, Any] = {**view.properties}
+            made = type(view).make(self._cast(view.x, op, rounded), like=view, **stated)
         else:
             made = CastOp.make(value, dtype=self.dtype, like=owner if isinstance(owner, GraphOp) else op)
         _after(value, made, block, op)

@@ -83,9 +83,18 @@ def require_features(needed: Iterable[str]) -> None:
     """CpuFeatureError unless this machine has every feature that code was compiled for."""
     missing = sorted(set(needed) - cpu_features())
     if missing:
+        refused = [name for name in missing if usable([name]) != {name} and _present(name)]
+        why = "the operating system keeps from this process" if refused else "this CPU does not have"
         raise CpuFeatureError(
-            f"the kernels need {', '.join(missing)}, which this CPU does not have", step="compile with target='cpu'"
+            f"the kernels need {', '.join(refused or missing)}, which {why}", step="compile with target='cpu'"
         )
+
+
+def _present(name: str) -> bool:
+    """Whether the CPU has a feature, leave to use it or not."""
+    llvm = _llvm()
+    with _lock:
+        return bool(llvm.get_host_cpu_features().get(name, False))
 
 
 @functools.cache

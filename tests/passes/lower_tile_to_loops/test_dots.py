@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from xdsl.ir import SSAValue
 
+from tests.backends.cpu.native_kernel import host_classes
 from tests.passes.lower_tile_to_loops.kernels import matmul, on_tiles
-from tests.passes.lower_tile_to_loops.running import check, check_counts, inputs, machine, outputs, same
+from tests.passes.lower_tile_to_loops.running import check, check_counts, inputs, machine, native, outputs, same
 from tilewright.ir.dims import Expr
 from tilewright.ir.dtypes import BF16, F16, F32, F64, I8, I32, U8, DType
-from tilewright.ir.loops import For, LoopKernel
-from tilewright.ir.loops.ops import Block, Dot2, Fma, Gather, If, Load, Op, Shuffle
+from tilewright.ir.loops import For, LoopKernel, MatrixDot
+from tilewright.ir.loops.ops import Block, Fma, Gather, If, Load, Op, Shuffle
 from tilewright.ir.loops_interpreter import run_kernel
 from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.compute import DotScaledOp, UnpackOp
@@ -169,11 +169,50 @@ def test_pairs_of_k_are_multiplied_as_they_lie(
     kernel = packed_pairs(64, columns, rows, chunk=32, computed=computed)
     given = inputs(kernel, {"m": 13}, rng)
     (wanted,) = check(kernel, {"m": 13}, rng, given=given, classes=["avx512"], compiled=False)
-    plain = machine("avx512-bf16")
-    paired = replace(plain, rules=replace(plain.rules, native=frozenset({"dot2-bf16"})))
-    lowered = lower_kernel(kernel, paired)
-    assert sum(isinstance(op, Dot2) for op in every(lowered)) == 4 * rows
-    assert not any(isinstance(op, (Shuffle, Gather)) for op in every(lowered))
+    lowered = lower_kernel(kernel, machine("avx512-amx"))
+    assert any(isinstance(op, MatrixDot) for op in every(lowered))
+    assert not any(isinstance(op, (Fma, Shuffle, Gather)) for op in every(lowered))
     (got,) = outputs(kernel, {"m": 13})
     run_kernel(lowered, [*given, got], {"m": 13}, nthreads=2)
     same(got, wanted, 1e-5, "pairs")
+    check_counts(kernel, {"m": 13}, given, "avx512-amx")
+    if "avx512-amx" in host_classes():
+        (run,) = native(kernel, given, {"m": 13}, "avx512-amx", nthreads=2)
+        same(run, got, 0.0, "native and interpreted")
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(64, 32), (100, 16), (64, 12)])
+def test_a_row_has_the_same_bits_in_tiles_of_any_height(columns: int, rows: int, rng: np.random.Generator) -> None:
+    tall, low = (packed_pairs(64, columns, n, chunk=32, computed=False) for n in (rows, 1))
+    given = inputs(tall, {"m": 13}, rng)
+    found = []
+    for kernel in (tall, low):
+        (got,) = outputs(kernel, {"m": 13})
+        run_kernel(lower_kernel(kernel, machine("avx512-amx")), [*given, got], {"m": 13})
+        found.append(got)
+    same(found[0], found[1], 0.0, "tall and low")
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("keys", [64, 37])
+def test_tiles_are_packed_in_pairs_where_memory_has_none(turned: bool, keys: int, rng: np.random.Generator) -> None:
+    b = KernelBuilder("packing", ["n"])
+    shape = (64, 32) if turned else (32, 64)
+    x, w = b.buffer([16, 32], BF16), b.buffer([keys, 32] if turned else [32, keys], BF16)
+    y = b.output([16, 64], F32)
+    b.grid([1], [1])
+    right = b.load(b.dense(w), [0, 0], shape, 0.0)
+    if turned:
+        pairs = b.transpose(b.reshape(right, (64, 16, 2)), (1, 0, 2))
+    else:
+        pairs = b.transpose(b.reshape(right, (16, 2, 64)), (0, 2, 1))
+    left = b.load(b.dense(x), [0, 0], [16, 32])
+    dot = b.dot(left, b.reshape(b.transpose(pairs, (0, 2, 1)), (32, 64)), b.constant(1.0, (16, 64)))
+    b.store(dot, b.dense(y), [0, 0])
+    kernel = b.finish()
+    given = inputs(kernel, {"n": 1}, rng)
+    (wanted,) = check(kernel, {"n": 1}, rng, given=given, classes=["avx512-amx"], tolerance=1e-5)
+    x32, w32 = (a.astype(np.float64) for a in given)
+    w32 = w32.reshape(keys, 32).T if turned else w32.reshape(32, keys)
+    same(wanted.reshape(16, 64)[:, :keys], 1 + x32.reshape(16, 32) @ w32, 1e-5, "reference")
+    assert any(isinstance(op, MatrixDot) for op in every(lower_kernel(kernel, machine("avx512-amx"))))

@@ -10,7 +10,7 @@ from tilewright.backends.clike.expressions import Expressions
 from tilewright.backends.clike.inlining import inlined_values
 from tilewright.backends.clike.names import Names
 from tilewright.backends.clike.prelude import texts
-from tilewright.errors import CapacityError, IRError
+from tilewright.errors import CapacityError, IRError, LoweringError
 from tilewright.ir.dtypes import I1, U8, DType
 from tilewright.ir.loops import (
     Binary,
@@ -102,6 +102,11 @@ class CLike(Expressions):
 
     def source(self) -> str:
         """The kernel's C text."""
+        if self.kernel.matrix:
+            raise LoweringError(
+                f"kernel {self.kernel.name} uses matrix registers, which C does not have",
+                step="lower it for a machine whose rules describe no matrix unit",
+            )
         needed = sum(-(-s.bytes // s.align) * s.align for s in self.kernel.scratch)
         if needed > STACK_SCRATCH:
             raise CapacityError(

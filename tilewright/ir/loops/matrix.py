@@ -54,9 +54,9 @@ class MatrixStore:
 
 @dataclass(slots=True, eq=False)
 class MatrixDot:
-    """sum[m, n] += the products over k of left[m, k] and right[k/2, n, k%2], in this order:
+    """sum[m, n] += the products over k of left[m, k] and right[k/2, n, k%2], in an order of its own.
 
-    two chains start from 0, one over the even k and one over the odd ones, each adding its products in ascending order,
+    Two chains start from 0, one over the even k and one over the odd ones, each adding its products in ascending order,
     rounded once a product (fused); then `sum + (even + odd)`. Subnormal operands and results are zeros of their sign.
     A NaN that an operation makes is any NaN.
     """

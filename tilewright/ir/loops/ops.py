@@ -1,8 +1,8 @@
 """The loop IR's ops. An op with one result *is* its value; the others are statements.
 
 Everything here is exact: two printers that follow these docstrings produce the same bits, but for `Fma` and `Dot2`,
-whose docstrings say what a machine class may decide. Ops on matrix registers are in `matrix`. bf16 and f16 are storage dtypes: they are loaded, stored,
-shuffled, selected, bitcast and cast, and never computed with.
+whose docstrings say what a machine class may decide. bf16 and f16 are storage dtypes: they are loaded, stored,
+shuffled, selected, bitcast and cast, and never computed with, but by `Dot2` and by the ops on registers in `matrix`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Dots on a machine's matrix unit: blocks of 2 by 2 registers of sums (1 by 4 where there are few rows), k innermost.
 
-The right-hand side is read as it was packed, in pairs of k, or packed here (`pair_packing`). The left one is read where it lies when its rows are bf16
-in memory and none of them reaches past the end; otherwise it is copied to scratch first, zeros beyond the end. Which
-of the two happens, and which block an element falls into, changes nothing about its sum.
+The right-hand side is read as it was packed, in pairs of k, or packed here (`pair_packing`). The left one is read where
+it lies when its rows are bf16 in memory and none of them reaches past the end; otherwise it is copied to scratch first,
+zeros beyond the end. Which of the two happens, and which block an element falls into, changes nothing about its sum.
 """
 
 from __future__ import annotations
@@ -169,11 +169,11 @@ class _MatrixDot:
         """One block of sums: cleared or loaded, added to over k, stored."""
         b, unit, right = self.cx.b, self.unit, self.right
         stride = b.index(self.home.strides[0])
-        places = [
-            (_SUMS[i * width + j], b.add(b.mul(b.add(b.index(top), i * self.height), stride), b.add(b.index(at), j * unit.columns)))
-            for i in range(height)
-            for j in range(width)
-        ]  # fmt: skip
+        places: list[tuple[int, Value]] = []
+        for i in range(height):
+            row = b.mul(b.add(b.index(top), i * self.height), stride)
+            for j in range(width):
+                places.append((_SUMS[i * width + j], b.add(row, b.add(b.index(at), j * unit.columns))))
         for number, place in places:
             if self.from_zero:
                 b.matrix_zero(number)
@@ -239,9 +239,9 @@ def _region(
     b, view, conditions = cx.b, cx.views[op.source], []
     assert isinstance(view, AffineView)  # asked by the callers; packed operands are plain views of a buffer
     offset = b.expr(view.offset)
-    for at, extent, stride, count in zip(op.at, view.extents, view.strides, extents, strict=True):
+    for at, extent, step, count in zip(op.at, view.extents, view.strides, extents, strict=True):
         start = cx.indices[at]
-        offset = b.add(offset, b.mul(start.value, b.expr(stride)))
+        offset = b.add(offset, b.mul(start.value, b.expr(step)))
         if not cx.facts.at_least(start.expr, 0):
             conditions.append(b.compare("ge", start.value, 0))
         if not cx.facts.at_least(extent.expr - start.expr, count):

@@ -1,10 +1,10 @@
 """The matmul skeleton: a register tile of the result per program, all of K inside it, then the epilogue on registers.
 
-A weight comes in panels (plan-layout): [panels, K, columns] for f32, [panels, K/2, columns, 2] where the machine
-has a matrix unit. Cache blocking is the grid's order: a block of rows that fits the second-level cache meets every panel
-before the next block starts. Variants differ in the rows of the register tile; all of them add k in the same order. A
-group may hold several matmuls of one left-hand side (gate and up): each sums in registers of its own, one after the
-other, before the epilogue.
+A weight comes in panels (plan-layout): [panels, K, columns], or [panels, K/2, columns, 2] for a matrix unit. Cache
+blocking is the grid's order: a block of rows that fits the second-level cache meets every panel before the next block
+starts. Variants differ in the rows of the register tile; all of them add k in the same order. A group may hold several
+matmuls of one left-hand side (gate and up): each sums in registers of its own, one after the other, before the
+epilogue.
 """
 
 from __future__ import annotations
