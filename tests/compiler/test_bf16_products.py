@@ -1,4 +1,4 @@
-"""Products of bf16 operands, on a matrix unit where this machine has one: close to float64, the same bits in any company."""
+"""Products of bf16 operands, on a matrix unit where there is one: near float64, the same bits in any company."""
 
 from __future__ import annotations
 
