@@ -30,9 +30,7 @@ def lean_tracing() -> Iterator[None]:
     """Process-wide while it lasts, as the exporter itself is."""
     with ExitStack() as stack:
         stack.enter_context(_replaced("torch.fx.proxy", "CapturedTraceback", _Stack))
-        stack.enter_context(
-            _replaced("torch.fx.experimental.proxy_tensor", "_extract_tensor_metadata", _no_metadata)
-        )
+        stack.enter_context(_replaced("torch.fx.experimental.proxy_tensor", "_extract_tensor_metadata", _no_metadata))
         stack.enter_context(
             _replaced(
                 "torch._export.passes.replace_set_grad_with_hop_pass",
@@ -115,7 +113,7 @@ def _without_gradient_modes(module: Any, signature: Any) -> tuple[Any, Any]:
 
     switch: Any = getattr(torch._C, "_set_grad_enabled")  # noqa: B009  no stub has it
     for part in module.modules():
-        graph = getattr(part, "graph", None)
+        graph: Any = getattr(part, "graph", None)
         marks = [n for n in graph.nodes if n.op == "call_function" and n.target is switch] if graph is not None else []
         for node in marks:
             graph.erase_node(node)
@@ -146,7 +144,7 @@ def _linear_by_rule() -> Iterator[None]:
             and x.device == weight.device
         )
         # whatever is unusual is told by the operator itself
-        return x.new_empty((*x.shape[:-1], weight.shape[0])) if plain else linear.decompose(x, weight, bias)
+        return x.new_empty((*x.shape[:-1], weight.shape[0])) if plain else linear._op_dk(key, x, weight, bias)
 
     kernels[key] = shaped
     cache.clear()

@@ -18,7 +18,6 @@ from tilewright.ir.operation import TwOperation
 from tilewright.ir.tile.launching import launch_problems
 from tilewright.ir.types import ShapedType
 
-
 Checked: TypeAlias = dict[Operation, tuple[object, ...]]
 """Ops whose own rules held, each with what it was then."""
 

@@ -45,7 +45,7 @@ _DEFAULT: Final = (
     "channels-last",
     # Before layers are shared: masks are built outside the layers that read them, and patterns count once a layer.
     "recognize",
-    # After recognize, whose patterns begin at products; before hoist-weights, which puts their weights side by side once.
+    # After recognize, whose patterns begin at products; before hoist-weights, which joins their weights once.
     "merge-shared-lhs",
     # After recognize, which finds experts; before hoist-weights, which cuts their weights once.
     "expand-experts",
