@@ -12,10 +12,11 @@ from tilewright.errors import IRError
 from tilewright.ir.attributes import Str
 from tilewright.ir.dims import Dim, DimSpace
 from tilewright.ir.dtypes import F32
+from tilewright.ir.graph.shape import TransposeOp
 from tilewright.ir.graph.structure import CallOp, FuncOp, PackedOp, StateReadOp, WeightOp
 from tilewright.ir.module import function, set_dim_space
 from tilewright.ir.types import TensorType
-from tilewright.ir.verifier import verify
+from tilewright.ir.verifier import Checked, verify
 
 
 def ops(module: ModuleOp, kind: type) -> list[object]:
@@ -104,3 +105,45 @@ def test_symbols_are_free_where_no_dims_are_declared() -> None:
     module = every_op.build().module
     del module.attributes["tw.dims"]
     verify(module)
+
+
+def test_an_op_that_changed_since_the_last_time_is_checked_again() -> None:
+    module = every_op.build().module
+    checked: Checked = {}
+    verify(module, checked)
+    assert checked
+    transpose = next(op for op in module.walk() if isinstance(op, TransposeOp))
+    order = transpose.permutation
+    transpose.properties["permutation"] = type(order)((7, *order.data[1:]))
+    with pytest.raises(IRError, match="permutation"):
+        verify(module, checked)
+    transpose.properties["permutation"] = order
+    verify(module, checked)
+
+
+def test_a_new_operand_type_is_a_change_of_its_reader() -> None:
+    module = every_op.build().module
+    checked: Checked = {}
+    verify(module, checked)
+    reader = next(op for op in module.walk() if isinstance(op, TransposeOp))
+    vector = WeightOp.make(name="vector", result_types=[TensorType.of([5], F32)])
+    function(module, "main").block.insert_op_before(vector, reader)
+    reader.operands[0] = vector.out
+    with pytest.raises(IRError, match="permutation"):
+        verify(module, checked)
+
+
+def test_ops_that_did_not_change_are_not_checked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = every_op.build().module
+    checked: Checked = {}
+    verify(module, checked)
+    seen: list[object] = []
+
+    def note(op: TransposeOp) -> None:
+        seen.append(op)
+
+    monkeypatch.setattr(TransposeOp, "verify_", note)
+    verify(module, checked)
+    assert not seen
+    verify(module)
+    assert seen

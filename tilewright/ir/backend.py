@@ -132,6 +132,9 @@ class _Backends(Mapping[str, Backend]):
             ) from fault
         return found
 
+    def __contains__(self, name: object) -> bool:
+        return name in _registered or name in self._points
+
     def __iter__(self) -> Iterator[str]:
         return iter({**_registered, **self._points})
 

@@ -69,9 +69,9 @@ class MergeSharedLhs(Pass):
             block.insert_op_before(op, first)
             return op.out
 
+        stated: dict[str, Any] = dict(first.properties)
         axis = 0 if first.transpose_b.data else 1
         weights = add(ConcatOp.make([m.b for m in matmuls], axis=axis, like=first))
-        stated: dict[str, Any] = dict(first.properties)
         whole = add(MatmulOp.make(first.a, weights, like=first, **stated))
         biases = [p.bias for p in products if p.bias is not None]
         if biases:
@@ -110,10 +110,10 @@ class _Product:
     def of(matmul: MatmulOp) -> _Product:
         reader = sole_user(matmul.out)
         if isinstance(reader, MapOp) and reader.fn.data == "add" and tensor(reader.out) == tensor(matmul.out):
+            whole = tensor(matmul.out)
             for bias in reader.args:
-                same = (
-                    tensor(bias).dims == tensor(matmul.out).dims[-1:] and tensor(bias).dtype == tensor(matmul.out).dtype
-                )
+                row = tensor(bias)
+                same = row.dims == whole.dims[-1:] and row.dtype == whole.dtype
                 if isinstance(bias.owner, (WeightOp, PackedOp)) and same:
                     return _Product(matmul, reader, bias)
         return _Product(matmul)
