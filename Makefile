@@ -35,8 +35,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## embed sentences with real weights; ARGS="--model DIR --text FILE" for your own
 	@$(PY) examples/embed.py $(ARGS)
 
-test: $(STAMP) ## run the tests; ARGS="-k name" narrows them
-	@$(PY) -m pytest $(ARGS)
+test: $(STAMP) ## run the tests in two processes; ARGS="-k name" narrows them, ARGS="-n 0" takes one
+	@$(PY) -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint: $(STAMP) ## ruff, rules and format
 	@$(PY) -m ruff check .
