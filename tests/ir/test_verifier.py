@@ -127,7 +127,9 @@ def test_a_new_operand_type_is_a_change_of_its_reader() -> None:
     verify(module, checked)
     reader = next(op for op in module.walk() if isinstance(op, TransposeOp))
     vector = WeightOp.make(name="vector", result_types=[TensorType.of([5], F32)])
-    function(module, "main").block.insert_op_before(vector, reader)
+    block = reader.parent
+    assert block is not None
+    block.insert_op_before(vector, reader)
     reader.operands[0] = vector.out
     with pytest.raises(IRError, match="permutation"):
         verify(module, checked)
