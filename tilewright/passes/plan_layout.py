@@ -138,8 +138,9 @@ def _read_back(
     block.insert_op_before(read, group)
     group.operands[group.block.args.index(argument)] = read.out
     argument._type = result.type
-    lead = tensor(op.b).dims[:-2] if isinstance(op, GroupedMatmulOp) else ()
-    at, dims = len(lead), tensor(result).dims
+    dims = tensor(result).dims
+    lead = dims[:1] if isinstance(op, GroupedMatmulOp) else ()
+    at = len(lead)
     paired = len(dims) - at == 4
     rest = (at + 1, at + 3, at, at + 2) if paired else (at + 1, at, at + 2)
     turned = TransposeOp.make(argument, permutation=(*range(at), *rest), like=op)
