@@ -12,6 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 MEASURING = """
+import sys
+sys.modules["triton"] = None  # torch's tracer imports it where it is installed, 50 MiB that a plain install has not
 import torch
 import tilewright as tw
 

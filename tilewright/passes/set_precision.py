@@ -120,9 +120,14 @@ class SetPrecision(Pass):
 
 
 def _after(value: SSAValue, made: Operation, block: Block, op: Operation) -> None:
-    """Puts an op behind the one that computes its operand, or before its reader where that stands elsewhere."""
+    """Puts an op behind the one that computes its operand: first of all for an argument of the block.
+
+    Before its reader where the operand is computed elsewhere.
+    """
     owner = value.owner
     if isinstance(owner, Operation) and owner.parent is block:
         block.insert_op_after(made, owner)
+    elif owner is block and block.first_op is not None:
+        block.insert_op_before(made, block.first_op)
     else:
         block.insert_op_before(made, op)

@@ -287,7 +287,8 @@ class CLike(Expressions):
 
     def pairs(self, op: Dot2) -> None:
         a, b = self.array(op.a), self.array(op.b)
-        even, odd = f"[2 * {_LANE}]", f"[2 * {_LANE} + 1]"
+        one = op.acc.type.lanes == 1  # a loop over one lane is not printed
+        even, odd = ("[0]", "[1]") if one else (f"[2 * {_LANE}]", f"[2 * {_LANE} + 1]")
         self.define(op, self.dot2(self.at(op.acc), ((a + even, b + even), (a + odd, b + odd))))
 
     def shuffle(self, op: Shuffle) -> None:
