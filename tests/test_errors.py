@@ -92,8 +92,9 @@ TW021 text does not parse: pipeline text does not parse at column 14: 'fuse{max-
   next: write it as name{option=value option=value},name""",
     "TW022": """
 TW022 bad pass or pass option: the pipeline has no pass 'fusion'
-  next: it has: canonicalize, fold, canonicalize, channels-last, recognize, merge-shared-lhs, \
-expand-experts, canonicalize, hoist-weights, dedupe-layers, fuse, inline-layers, plan-layout, lower-to-tile, place-levels, plan-memory""",
+  next: it has: canonicalize, fold, canonicalize, channels-last, recognize, merge-shared-lhs, expand-experts, \
+canonicalize, hoist-weights, dedupe-layers, fuse, inline-layers, plan-layout, lower-to-tile, \
+place-levels, plan-memory""",
     "TW023": """
 TW023 pass order: plan-layout comes before fuse or materialise, which it requires
   next: edit the default pipeline: tw.pipeline().after("recognize", MyPass())""",
