@@ -67,6 +67,8 @@ GROUPS = {
 def test_every_variant_gives_the_same_right_bits(name: str, sizes: dict[str, int], rng: np.random.Generator) -> None:
     made = GROUPS[name]
     inputs = draw(made, sizes, rng)
+    if name.startswith("recurrence"):
+        inputs[0] = inputs[0].tanh()  # a state that decays: one that grows leaves the dtype's range, or all its digits
     wanted, lowered = reference(made, inputs, sizes), lower(made)
     runs = [run_lowered(made, lowered, v, inputs, sizes) for v in range(len(lowered.variants))]
     loose = 2e-2 if "bf16" in str(made.args[0].type) + str(made.args[-1].type) else 1e-4
