@@ -95,7 +95,8 @@ def test_an_artifact_is_told_from_a_model(tmp_path: Path) -> None:
 
 
 def bert(folder: Path, **changed: Any) -> Any:
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     torch.manual_seed(0)
     config = transformers.BertConfig(
         vocab_size=23,
@@ -128,7 +129,8 @@ def test_a_model_directory_gives_its_class_its_weights_and_tokens_that_it_knows(
 
 
 def test_a_model_that_reads_no_tokens_needs_a_function(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     config = transformers.ViTConfig(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=20, image_size=8, patch_size=4
     )

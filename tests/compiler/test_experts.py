@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 
 import tilewright as tw
 from tilewright.compiler.instrumented import CountingTwin
@@ -14,7 +15,6 @@ from tilewright.ir.backend import kernels_of
 from tilewright.ir.module import parse_module
 from tilewright.ir.tile.traffic import kernel_traffic
 
-transformers = pytest.importorskip("transformers")
 EXPERTS, WIDTH, HIDDEN, EACH = 5, 56, 37, 2
 Call = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 

@@ -96,8 +96,6 @@ def test_a_forged_artifact_is_refused(saved: Path, tmp_path: Path, name: str) ->
     ],
 )
 def test_the_step_table_of_a_stranger_is_not_read(saved: Path, tmp_path: Path, old: str, new: str) -> None:
-    if old not in Container(saved).read("program").decode():
-        pytest.skip("the program has no such step")
     path = forged(saved, tmp_path / "forged.tw", lambda text: text.replace(old, new), "program")
     ids = torch.randint(0, 19, (7,))
     try:

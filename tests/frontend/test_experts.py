@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
+import transformers
 
 from tests.frontend.against_eager import assert_same, run
 from tilewright.frontend import capture
@@ -15,7 +15,6 @@ from tilewright.ir.graph.recurrence import ExpertsOp
 from tilewright.ir.graph.routing import GroupedMatmulOp
 from tilewright.ir.verifier import verify
 
-transformers = pytest.importorskip("transformers")
 T = Dim("tokens", 1, 64)
 SMALL: dict[str, Any] = {
     "vocab_size": 61, "hidden_size": 24, "intermediate_size": 20, "num_hidden_layers": 1, "num_attention_heads": 2,

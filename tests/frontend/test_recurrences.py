@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from tests.frontend.against_eager import assert_same, run
 from tilewright.errors import SpecialisationError
@@ -15,7 +16,6 @@ from tilewright.frontend import capture, recurrences
 from tilewright.ir.dims import Dim
 from tilewright.ir.graph.recurrence import ScanOp
 
-transformers = pytest.importorskip("transformers")
 T = Dim("tokens", 1, 300)
 IDS = {"vocab_size": 61, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 

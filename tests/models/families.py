@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 
 import tilewright as tw
@@ -57,7 +56,8 @@ class Family:
         return self.name
 
     def build(self, seed: int) -> torch.nn.Module:
-        transformers = pytest.importorskip("transformers")
+        import transformers
+
         torch.manual_seed(seed)
         settings = dict(self.settings)
         package = importlib.import_module(self.package)

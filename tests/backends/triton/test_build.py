@@ -15,7 +15,6 @@ from tests.compiler.models import bert, compile_bert, compile_llama, compile_mlp
 from tests.models.encoders import draw_call, minilm
 from tilewright.backends.triton import build as building
 from tilewright.backends.triton import cuda, rocm
-from tilewright.backends.triton.build import probe
 from tilewright.backends.triton.machines import GPUS, machines
 from tilewright.errors import CapacityError, OptionError, TargetError, ToolchainError
 from tilewright.ir.backend import Backend, resolve_target
@@ -24,8 +23,6 @@ from tilewright.ir.dtypes import F32
 from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.structure import KernelOp
 
-MISSING = probe()
-needs_triton = pytest.mark.skipif(MISSING is not None, reason=f"Triton is missing: {MISSING}")
 # ELF's numbers for the two vendors' machines
 ELF_MACHINE = {"cuda": 190, "rocm": 224}
 
@@ -42,7 +39,6 @@ def scale(columns: int = 48) -> KernelOp:
     return b.finish()
 
 
-@needs_triton
 @pytest.mark.parametrize("backend", [cuda, rocm], ids=lambda b: b.name)
 def test_every_machine_compiles_a_kernel_and_says_how_to_launch_it(backend: Backend) -> None:
     for name, describe in backend.machines.items():
@@ -54,7 +50,6 @@ def test_every_machine_compiles_a_kernel_and_says_how_to_launch_it(backend: Back
         assert "def scale(x0, y0, n):" in built.source
 
 
-@needs_triton
 def test_a_model_compiles_and_says_why_it_does_not_run(seed: int) -> None:
     compiled = compile_mlp(mlp(seed), target="cuda", precision="bf16")
     program = compiled.code.program
@@ -74,7 +69,6 @@ def test_a_model_compiles_and_says_why_it_does_not_run(seed: int) -> None:
     assert again.code.objects == compiled.code.objects
 
 
-@needs_triton
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["cuda:sm_90", "rocm:gfx942"])
 def test_a_sentence_encoder_and_a_decoder_compile(target: str, seed: int) -> None:
@@ -89,7 +83,6 @@ def test_a_sentence_encoder_and_a_decoder_compile(target: str, seed: int) -> Non
         assert all(is_object(image, target.partition(":")[0]) for image in compiled.code.objects.values())
 
 
-@needs_triton
 def test_shared_memory_beyond_the_machines_is_a_coded_error(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = machines("cuda")["sm_90"]()
     monkeypatch.setattr(building, "ask", lambda head, source: ({"shared": 1 << 20, "threads": 128}, b""))
@@ -97,7 +90,6 @@ def test_shared_memory_beyond_the_machines_is_a_coded_error(monkeypatch: pytest.
         cuda.build([("scale", scale())], machine)["scale"].result()
 
 
-@needs_triton
 def test_what_triton_refuses_is_a_coded_error(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = machines("cuda")["sm_90"]()
     printed = building.print_kernel(scale())
@@ -115,7 +107,6 @@ def test_without_triton_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatc
         resolve_target("cuda:sm_90")
 
 
-@needs_triton
 def test_a_preference_list_takes_what_runs_here(seed: int) -> None:
     backend, _ = resolve_target(["cuda:sm_90", "cpu:generic"])
     assert backend.name == "cpu"
@@ -123,7 +114,6 @@ def test_a_preference_list_takes_what_runs_here(seed: int) -> None:
         resolve_target(["cuda:sm_90", "rocm"])
 
 
-@needs_triton
 def test_an_order_that_the_device_does_not_keep_is_not_promised(seed: int) -> None:
     with pytest.raises(OptionError, match="determinism='batch' is not promised by cuda"):
         compile_mlp(mlp(seed), target="cuda", determinism="batch")

@@ -13,7 +13,6 @@ from xdsl.dialects.builtin import ModuleOp
 from tests.compiler.models import bert, dims, llama, token_inputs
 from tests.ir.tile.kernels import CASES, Case
 from tests.models.encoders import draw_call, minilm
-from tilewright.backends.triton.build import probe
 from tilewright.backends.triton.interpreter import InterpretedKernels
 from tilewright.backends.triton.machines import machines
 from tilewright.backends.triton.printer import print_kernel
@@ -31,8 +30,6 @@ from tilewright.ir.tile.base import buffer
 from tilewright.ir.tile.structure import KernelOp, LaunchOp
 from tilewright.ir.tile_interpreter import chosen_variant, run_kernel
 
-MISSING = probe()
-pytestmark = pytest.mark.skipif(MISSING is not None, reason=f"Triton is missing: {MISSING}")
 MACHINES: dict[str, Machine] = {n: make() for b in ("cuda", "hip") for n, make in machines(b).items()}
 NEVER_WRITTEN = 77
 
