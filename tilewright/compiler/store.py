@@ -92,7 +92,7 @@ class Store:
         symbols = {v.symbol for routine in program.prepare for step in routine.steps for v in step.variants}
         factors = {
             "kind": "weights",
-            "content": content_key(source),
+            "content": content_key(source, pool.cores),
             # which weight feeds which kernel, and what each routine writes
             "program": key_of({name: plain[name] for name in ("prepare", "weights", "packed", "states", "transient")}),
             "resident": list(program.resident),

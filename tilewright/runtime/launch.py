@@ -6,6 +6,7 @@ import ctypes
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,11 +68,13 @@ def run_parts(
 
 
 def run_in_pieces(
-    resolved: Resolved, words: NDArray[np.int64], pieces: int, between: Callable[[], None] | None = None
-) -> None:
-    """Runs native parts on the calling thread, each step as `pieces` threads would, one after another.
+    resolved: Resolved, words: NDArray[np.int64], pieces: int, others: Executor, threads: int,
+    between: Callable[[], None],
+) -> None:  # fmt: skip
+    """Runs native parts, each step as `pieces` threads would, on the calling thread and `threads - 1` of the others.
 
-    between: called after every piece, when what it wrote will not be touched again before the next step.
+    Kernels share a step's pieces out by number, and a step begins when the one before has ended. between: called
+    after every piece, when what that piece wrote will not be touched again before the next step.
     """
     for part in resolved.parts:
         if not isinstance(part, NativePart):
@@ -80,10 +83,16 @@ def run_in_pieces(
             kernel = _KERNEL(step.kernel)
             buffers = np.array([int(words[base]) + offset for base, offset in step.refs], np.int64)
             dims = np.array(step.dims, np.int64)
-            for piece in range(pieces):
-                kernel(address_of(buffers), address_of(dims), piece, pieces)
-                if between is not None:
+
+            def share(first: int, kernel: Any = kernel, buffers: Any = buffers, dims: Any = dims) -> None:
+                for piece in range(first, pieces, threads):
+                    kernel(address_of(buffers), address_of(dims), piece, pieces)
                     between()
+
+            beside = [others.submit(share, first) for first in range(1, min(threads, pieces))]
+            share(0)
+            for future in beside:
+                future.result()
 
 
 def _run_host(part: HostPart, words: NDArray[np.int64], host: Mapping[str, HostFunction]) -> None:

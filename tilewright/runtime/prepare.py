@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
@@ -40,16 +42,19 @@ def prepare_weights(
             name = program.weights[index].name
             writer.write(f"weight:{name}", as_buffer(source[names[name]]).bytes())
         packer = _Packer(program, code, pool, source, names, writer)
-        for routine in program.prepare:
-            packer.run(routine)
+        with ThreadPoolExecutor(pool.cores, "tilewright-pack") as others:
+            for routine in program.prepare:
+                packer.run(routine, others)
         writer.finish()
         return WeightSet(program, SafetensorsFile(fd if path is None else path))
     finally:
         os.close(fd)
 
 
-# Bytes of packed tensors in this process's memory at a time, about.
-_PIECE = 8 << 20
+# Bytes of packed tensors in this process's memory at a time and thread, about.
+_PIECE: Final = 8 << 20
+# Below so many bytes, handing a share to another thread costs more than it saves.
+_SHARED: Final = 256 << 10
 
 
 class _Packer:
@@ -72,7 +77,7 @@ class _Packer:
         self._writer = writer
         self._bases = BaseTable(program)
 
-    def run(self, routine: Routine) -> None:
+    def run(self, routine: Routine, others: Executor) -> None:
         """Reads the routine's weights and runs it; what it packs goes into the file piece by piece."""
         program, first = self._program, self._bases.first
         resolved = resolve(program, routine, self._bases, self._code, {}, main=False)
@@ -96,9 +101,10 @@ class _Packer:
             for tensor in packed.values():
                 tensor.drop()
 
-        # The lease of one core, as any call would take it.
-        with self._pool.team(1):
-            run_in_pieces(resolved, words, max(1, -(-size // _PIECE)), drop)
+        # A lease of cores, as any call would take it.
+        with self._pool.team(None if size >= _SHARED else 1) as team:
+            pieces = -(-size // (_PIECE * team.threads)) * team.threads
+            run_in_pieces(resolved, words, max(1, pieces), others, team.threads, drop)
 
     def _weight(self, index: int) -> Buffer:
         return as_buffer(self._source[self._names[self._program.weights[index].name]])

@@ -198,9 +198,14 @@ class ThreadPool:
         self.state = self._fresh()
         _pools.add(self)
 
+    @property
+    def cores(self) -> int:
+        """How many cores calls may use together."""
+        return self.state.lease.cores
+
     def team(self, threads: int | None = None) -> Team:
         """Take a team of at most `threads` threads (None: all cores), waiting for a core if none is free."""
-        return Team(self, self.state.lease.cores if threads is None else threads)
+        return Team(self, self.cores if threads is None else threads)
 
     def run_alone(self, plan: int, bases: int) -> None:
         """`Team.run` on the calling thread alone, for plans of a few microseconds; it takes no lease."""
