@@ -188,6 +188,15 @@ def resolve_target(target: str | Sequence[str]) -> tuple[Backend, Machine]:
     raise TargetError(faults, step=f"use one of {listed}")
 
 
+def machine_of(target: str) -> tuple[Backend, Machine]:
+    """The backend and machine of a program's target, named in full: "cpu:avx2". TargetError where none is installed."""
+    name, _, machine = target.partition(":")
+    backend = backends().get(name)
+    if backend is None or machine not in backend.machines:
+        raise TargetError(f"no installed backend knows {target}", step="see `tilewright targets`")
+    return backend, backend.machines[machine]()
+
+
 def content_of(kernel: KernelOp) -> str:
     """The kernel's text without its name: what its content hash is taken from."""
     clone = kernel.clone()
