@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from tests.compiler.models import bert, compile_bert, compile_llama, llama, token_inputs
-from tilewright.compiler.instrumented import CountingTwin, call_of, machine_of
+from tilewright.compiler.instrumented import CountingTwin, call_of
 from tilewright.compiler.native_launches import NativeLaunches
-from tilewright.ir.backend import kernels_of
+from tilewright.ir.backend import kernels_of, machine_of
 from tilewright.ir.graph_interpreter import GraphInterpreter
 from tilewright.ir.module import parse_module, weights
 from tilewright.ir.tile.counting import Counters, Counts

@@ -11,7 +11,7 @@ import torch
 import tilewright as tw
 from tests.models.encoders import MOST_BATCH, MOST_TOKENS, SentenceEncoder, draw_call, draw_sizes, minilm
 from tilewright.backends.cpu import workers
-from tilewright.compiler import compilation
+from tilewright.compiler import building
 from tilewright.ir.module import parse_module
 from tilewright.ir.tile.containment import unproved
 from tilewright.runtime import native
@@ -49,7 +49,7 @@ def no_compilation(in_f32: Any, in_bf16: Any, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(workers.CompilePool, "submit", refuse)
     monkeypatch.setattr(native, "load", refuse)
-    monkeypatch.setattr(compilation, "build_kernels", refuse)
+    monkeypatch.setattr(building, "build_kernels", refuse)
     with pytest.raises(AssertionError, match="compiled something"):
         workers.shared_pool().submit("", None)  # type: ignore[arg-type]
 

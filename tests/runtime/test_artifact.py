@@ -63,7 +63,7 @@ def save(path: Path, weights: Any, **changes: Any) -> Path:
 
 
 def run(artifact: Artifact, x: Any) -> Any:
-    library = artifact.native.link(artifact.program)
+    library = native.load([kernel.data for kernel in artifact.native.kernels], artifact.program.symbols)
     return Executable(artifact.program, library, artifact.weights, pool())(x)
 
 
@@ -96,13 +96,15 @@ class Blocked:
 sys.meta_path.insert(0, Blocked())
 import numpy as np
 import tilewright
+from tilewright.runtime import native
 from tilewright.runtime.artifact import load_artifact
 from tilewright.runtime.executor import Executable
 from tilewright.runtime.threads import Driver, ThreadPool
 
 artifact = load_artifact(sys.argv[1])
 pool = ThreadPool(Driver(artifact.native.driver))
-run = Executable(artifact.program, artifact.native.link(artifact.program), artifact.weights, pool)
+code = native.load([kernel.data for kernel in artifact.native.kernels], artifact.program.symbols)
+run = Executable(artifact.program, code, artifact.weights, pool)
 x = np.load(sys.argv[2])
 first = run(x)
 run.update_weights({"scale": np.ones(1, np.float32), "bias": np.ones(1, np.float32)})

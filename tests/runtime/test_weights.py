@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from tilewright.ir.dims import Expr
 from tilewright.ir.dtypes import BF16, F32
 from tilewright.runtime.program import Program, TensorSpec
 from tilewright.runtime.safetensors_file import SafetensorsFile
-from tilewright.runtime.weights import WeightFiles, WeightSet, check_source, content_key, file_identity
+from tilewright.runtime.weights import WeightFiles, WeightSet, check_source, content_key
 
 
 def program(**changes: Any) -> Program:
@@ -141,22 +140,6 @@ def test_content_keys_tell_contents_apart_and_nothing_else(rng: np.random.Genera
     ]
     keys = {key, *(content_key(other) for other in others)}
     assert len(keys) == 1 + len(others)
-
-
-def test_file_identities_change_with_the_file_and_not_with_the_path_to_it(tmp_path: Path) -> None:
-    path = tmp_path / "w"
-    path.write_bytes(b"one")
-    (tmp_path / "link").symlink_to(path)
-    first = file_identity([path])
-    assert first == file_identity([tmp_path / "link"]) == file_identity([tmp_path / "." / "w"])
-    path.write_bytes(b"four")
-    assert file_identity([path]) != first
-    other = tmp_path / "w2"
-    other.write_bytes(b"one")
-    os.replace(other, path)
-    assert file_identity([path]) != first
-    with pytest.raises(WeightsError, match="cannot be read: No such file or directory"):
-        file_identity([tmp_path / "none"])
 
 
 def test_a_weight_set_holds_what_the_program_stores(tmp_path: Path, rng: np.random.Generator) -> None:

@@ -142,10 +142,10 @@ def locate(model: Model, dims: Sequence[str] | None, options: Mapping[str, Any],
     """The first difference on the way down, by compiler/divergence.py."""
     from tilewright.cli.dims_text import parse_dims
     from tilewright.compiler.checking import tolerance
-    from tilewright.compiler.compilation import Target as Resolved
     from tilewright.compiler.divergence import Case as Repeatable
     from tilewright.compiler.divergence import first_difference
     from tilewright.compiler.options import Options
+    from tilewright.compiler.target import Target as Resolved
     from tilewright.frontend.capturing import capture
 
     chosen = Options.of(options)

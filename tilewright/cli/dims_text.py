@@ -48,11 +48,6 @@ def parse_sizes(text: str | None) -> dict[str, int]:
     return sizes
 
 
-def dims_options(entries: Iterable[tuple[str, Sequence[str]]]) -> str:
-    """The command line's form of declared dims, to paste: `--dims "ids=batch:1..64,tokens:1..256"`."""
-    return " ".join(f'--dims "{name}={",".join(axes)}"' for name, axes in entries)
-
-
 def _entry(text: str) -> tuple[str, str]:
     name, equals, rest = text.replace(" ", "").partition("=")
     if not equals or not name or not rest:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import platform
-import time
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from tilewright.compiler.code import Code
+from tilewright.compiler.compiled import Compiled
+from tilewright.compiler.linking import DRIVER, ready
+from tilewright.compiler.stopwatch import Stopwatch
 from tilewright.errors import CpuFeatureError, MissingDependencyError, Problem, UnsupportedOpError
 from tilewright.runtime.artifact import (
     Artifact,
@@ -24,15 +26,9 @@ from tilewright.runtime.artifact import (
     save_artifact,
 )
 from tilewright.runtime.canonical import canonical_json
-from tilewright.runtime.executor import Executable
 from tilewright.runtime.program import Program
 from tilewright.runtime.safetensors_file import SafetensorsFile
-from tilewright.runtime.threads import thread_pool
 
-if TYPE_CHECKING:
-    from tilewright.compiler.compiled import Compiled
-
-DRIVER: Final = "driver"
 SOURCES: Final = "sources"
 """The level under which an artifact keeps the kernels' sources, as JSON."""
 
@@ -80,19 +76,12 @@ def load_compiled(
     Raises ArtifactError and ArtifactVersionError for a file that is damaged, foreign or of another format,
     CpuFeatureError and MissingDependencyError where kernels would have to be built and cannot be.
     """
-    from tilewright.compiler.compiled import Compiled
-
-    begin = time.perf_counter()
-    artifact = load_artifact(path, rebuild=_rebuild, use_native=native)
-    code = _code(artifact)
-    library = artifact.native.link(artifact.program)
-    pool = thread_pool(lambda: artifact.native.driver)
-    executable = Executable(
-        artifact.program, library, artifact.weights, pool, threads=threads, memory_limit=memory_limit
-    )
+    watch = Stopwatch()
+    with watch.stage("load"):
+        artifact = load_artifact(path, rebuild=_rebuild, use_native=native)
     origin = f"artifact {Path(path).name}" + (", kernels built again" if artifact.rebuilt else "")
-    facts = {**artifact.facts, "seconds": {"load": time.perf_counter() - begin}, "cache": origin}
-    return Compiled(code, executable, facts)
+    facts = {**artifact.facts, "cache": origin}
+    return ready(_code(artifact), facts, lambda *_: artifact.weights, watch, threads=threads, memory_limit=memory_limit)
 
 
 def _native_code(code: Code) -> NativeCode:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from tilewright.errors import ExpectationError, NumericMismatchError, OptionError, Problem
 
 if TYPE_CHECKING:
-    from tilewright.compiler.compilation import Target
     from tilewright.compiler.compiled import Compiled
+    from tilewright.compiler.target import Target
     from tilewright.frontend.captured import Captured
 
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 from xdsl.dialects.builtin import ModuleOp
 
 from tilewright.compiler.checking import distance
-from tilewright.compiler.compilation import Target
 from tilewright.compiler.intermediates import Exposed, kernel_results
+from tilewright.compiler.target import Target
 from tilewright.frontend.captured import Captured
 from tilewright.ir.dims import DimSpace
 from tilewright.ir.graph.base import GraphOp, Setting, tensor

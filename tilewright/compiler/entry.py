@@ -8,19 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from tilewright.compiler.checking import FirstCall, check_expected, check_names
-from tilewright.compiler.compilation import Progress, Stopwatch, Target, code_factors, generate
+from tilewright.compiler.code_key import code_factors
+from tilewright.compiler.compilation import generate
 from tilewright.compiler.compiled import Compiled
+from tilewright.compiler.linking import ready
 from tilewright.compiler.options import Options
+from tilewright.compiler.stopwatch import Progress, Stopwatch
 from tilewright.compiler.store import Store
+from tilewright.compiler.target import Target
 from tilewright.compiler.verify_each import NumericCheck
 from tilewright.errors import ArgumentError
 from tilewright.frontend.captured import Captured
 from tilewright.frontend.capturing import capture, load_program
 from tilewright.frontend.directories import open_directory
-from tilewright.runtime.executor import Executable
-from tilewright.runtime.native import load as load_objects
-from tilewright.runtime.native import require_features
-from tilewright.runtime.threads import thread_pool
+from tilewright.runtime.native import NativeLibrary
+from tilewright.runtime.threads import ThreadPool
+from tilewright.runtime.weights import WeightSet
 
 
 def compile_model(
@@ -72,21 +75,17 @@ def finish(
         code, facts, origin = store.code(factors, lambda: generate(captured, target, options, watch))
     check_expected(options.expect, facts)
     told = {**facts, "cache": origin, "notes": [*notes, *captured.notes], "model": captured.source.model}
-    if target.backend.device != "cpu":
-        return Compiled(code, None, {**told, "seconds": dict(watch.seconds)})
-    with watch.stage("load"):
-        require_features(code.features)
-        library = load_objects([o for name, o in code.objects.items() if name != "driver"], code.program.symbols)
-        pool = thread_pool(lambda: code.objects["driver"])
-    with watch.stage("weights"):
-        tensors = {**captured.weights, **captured.states}
-        wanted = {spec.name for spec in code.program.weights}
-        weights = store.weights(code, library, pool, {n: t for n, t in tensors.items() if n in wanted})
-    executable = Executable(
-        code.program, library, weights, pool, threads=options.threads, memory_limit=options.memory_limit,
-        host=captured.externs,
+
+    def hold(library: NativeLibrary, pool: ThreadPool) -> WeightSet:
+        with watch.stage("weights"):
+            tensors = {**captured.weights, **captured.states}
+            wanted = {spec.name for spec in code.program.weights}
+            return store.weights(code, library, pool, {n: t for n, t in tensors.items() if n in wanted})
+
+    return ready(
+        code, told, hold, watch, here=target.backend.device == "cpu", threads=options.threads,
+        memory_limit=options.memory_limit, host=captured.externs,
     )  # fmt: skip
-    return Compiled(code, executable, {**told, "seconds": dict(watch.seconds)})
 
 
 def _opened(

@@ -9,13 +9,11 @@ from xdsl.dialects.builtin import ModuleOp
 from xdsl.rewriter import Rewriter
 
 from tilewright.compiler.native_launches import LaunchCounts, NativeLaunches
-from tilewright.errors import TargetError
-from tilewright.ir.backend import Backend, backends
+from tilewright.ir.backend import machine_of
 from tilewright.ir.dtypes import torch_name
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.structure import FuncOp, PackedOp, WeightOp
 from tilewright.ir.graph_interpreter import interpret
-from tilewright.ir.machine import Machine
 from tilewright.ir.module import function, parse_module
 from tilewright.runtime.tensors import Buffer
 
@@ -45,11 +43,6 @@ class CountingTwin:
         return self._launches.counted
 
 
-def counted_run(compiled: Compiled, *args: Any, **kwargs: Any) -> list[LaunchCounts]:
-    """What every launch of one call counts: builds the counting twin and runs it once."""
-    return CountingTwin(compiled).run(*args, **kwargs)
-
-
 def call_of(
     compiled: Compiled, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[ModuleOp, dict[str, torch.Tensor], dict[str, torch.Tensor], MutableMapping[str, torch.Tensor]]:
@@ -71,15 +64,6 @@ def call_of(
     stored = {name.removeprefix("weight:"): _tensor(b) for name, b in compiled.executable.weights.stored.items()}
     states = {name: torch.from_numpy(value.copy()) for name, value in compiled.state.items()}
     return module, dict(zip(names, given, strict=True)), stored, states
-
-
-def machine_of(target: str) -> tuple[Backend, Machine]:
-    """The backend and machine of a program's target name."""
-    name, _, machine = target.partition(":")
-    known = backends()
-    if name not in known or machine not in known[name].machines:
-        raise TargetError(f"no installed backend knows {target}", step="see `tilewright targets`")
-    return known[name], known[name].machines[machine]()
 
 
 def _tensor(buffer: Buffer) -> torch.Tensor:

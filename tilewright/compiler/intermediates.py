@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import SSAValue
 
-from tilewright.compiler.assemble import Interface, assemble
-from tilewright.compiler.compilation import Target, build_kernels
+from tilewright.compiler.assemble import Interface
+from tilewright.compiler.building import build_code
+from tilewright.compiler.linking import ready
+from tilewright.compiler.stopwatch import Stopwatch
+from tilewright.compiler.target import Target
 from tilewright.errors import InterpreterError
 from tilewright.frontend.captured import Captured
 from tilewright.ir.attributes import Strs
-from tilewright.ir.backend import kernels_of
 from tilewright.ir.graph.base import GraphOp, Setting, tensor
 from tilewright.ir.graph.structure import FuncOp, GroupOp, PackedOp, ReturnOp, StateReadOp, WeightOp
 from tilewright.ir.graph_interpreter import GraphInterpreter
@@ -24,10 +26,7 @@ from tilewright.ir.passing import Context, Pass, run_pipeline
 from tilewright.ir.signature import Argument, Output, Parameter, Signature
 from tilewright.ir.trees import LEAF, Tree
 from tilewright.runtime.binding import Binder
-from tilewright.runtime.executor import Executable
-from tilewright.runtime.native import load
 from tilewright.runtime.prepare import prepare_weights
-from tilewright.runtime.threads import thread_pool
 
 if TYPE_CHECKING:
     import torch
@@ -73,22 +72,16 @@ def kernel_results(captured: Captured, target: Target, ctx: Context, tensors: Se
     """
     exposure = _Exposure()
     run_pipeline(target.pipeline, captured.module, ctx, instruments=(exposure,))
-    built = build_kernels(kernels_of(captured.module), target.backend, target.machine)
-    program = assemble(
-        captured.module,
-        _interface(captured, exposure.module),
-        built.symbols,
-        built.infos,
-        target=target.name,
-        dims=ctx.dims,
-    )
-    library = load(list(built.objects.values()), program.symbols)
-    pool = thread_pool(lambda: target.backend.runtime_objects(target.machine)["driver"])
-    every = {**captured.weights, **captured.states}
-    weights = prepare_weights(program, library, pool, {spec.name: every[spec.name] for spec in program.weights})
-    executable = Executable(program, library, weights, pool, host=captured.externs)
+    interface = _interface(captured, exposure.module)
+    code = build_code(captured.module, interface, target.backend, target.machine, dims=ctx.dims, texts={})
+    program, every = code.program, {**captured.weights, **captured.states}
+    read = {spec.name: every[spec.name] for spec in program.weights}
+    compiled = ready(
+        code, {}, lambda library, pool: prepare_weights(program, library, pool, read), Stopwatch(),
+        host=captured.externs,
+    )  # fmt: skip
     sizes = program.sizes(Binder(program).bind(tensors, {}).values)
-    results = executable(*tensors)
+    results = compiled(*tensors)
     main = function(exposure.module, "main")
     groups = [op for op in main.block.ops if isinstance(op, GroupOp)]
     packed = GraphInterpreter(exposure.module, weights=every, states=dict(captured.states)).packed()

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from tilewright.compiler.compilation import Target
 from tilewright.compiler.compiled import Compiled
 from tilewright.compiler.kernel_program import compile_kernel, kernel_sources
 from tilewright.compiler.kernel_spec import KernelSpec, Static
 from tilewright.compiler.kernel_tracing import place_of, trace
 from tilewright.compiler.options import Options
+from tilewright.compiler.target import Target
 from tilewright.errors import ArgumentError, OptionError
 from tilewright.ir.dtypes import DType
 from tilewright.ir.signature import bind_call

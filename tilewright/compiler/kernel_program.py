@@ -8,13 +8,17 @@ from typing import Any
 
 from xdsl.dialects.builtin import ModuleOp
 
-from tilewright.compiler.assemble import Interface, assemble
+from tilewright.compiler.assemble import Interface
+from tilewright.compiler.building import build_code, build_kernels
 from tilewright.compiler.code import Code
-from tilewright.compiler.compilation import Stopwatch, Target, build_kernels, sources_hash
+from tilewright.compiler.code_key import sources_hash
 from tilewright.compiler.compiled import Compiled
 from tilewright.compiler.kernel_spec import KernelSpec, Static
+from tilewright.compiler.linking import ready
 from tilewright.compiler.options import Options
+from tilewright.compiler.stopwatch import Stopwatch
 from tilewright.compiler.store import Store
+from tilewright.compiler.target import Target
 from tilewright.ir.backend import kernels_of
 from tilewright.ir.dims import Dim, DimSpace, Expr
 from tilewright.ir.graph.structure import FuncOp
@@ -26,10 +30,7 @@ from tilewright.ir.trees import LEAF, Tree
 from tilewright.ir.types import TensorType
 from tilewright.passes.place_levels import PlaceLevels
 from tilewright.passes.plan_memory import PlanMemory
-from tilewright.runtime.executor import Executable
-from tilewright.runtime.native import load as load_objects
-from tilewright.runtime.native import require_features
-from tilewright.runtime.threads import thread_pool
+from tilewright.runtime.prepare import prepare_weights
 
 
 def kernel_module(kernel: KernelOp, spec: KernelSpec, statics: Mapping[str, Static]) -> ModuleOp:
@@ -74,15 +75,11 @@ def kernel_code(
         PlaceLevels().run(module, ctx)
         PlanMemory().run(module, ctx)
         tile = print_module(module)
-    with watch.stage("kernels"):
-        built = build_kernels(kernels_of(module), target.backend, target.machine, watch=watch)
-    with watch.stage("assemble"):
-        interface = Interface(signature, (), (), frozenset(), frozenset())
-        program = assemble(module, interface, built.symbols, built.infos, target=target.name, dims=space)
-        objects = {**built.objects, **target.backend.runtime_objects(target.machine)}
-    texts = {"captured": text, "graph": text, "tile": tile}
-    facts: dict[str, Any] = {"applied": {}, "patterns": {}, "refused": [], "pipeline": "", "options": {}}
-    return Code(program, objects, built.sources, texts, built.features), facts
+    code = build_code(
+        module, Interface(signature, (), (), frozenset(), frozenset()), target.backend, target.machine, dims=space,
+        texts={"captured": text, "graph": text, "tile": tile}, watch=watch,
+    )  # fmt: skip
+    return code, {"applied": {}, "patterns": {}, "refused": [], "pipeline": "", "options": {}}
 
 
 def compile_kernel(kernel: KernelOp, spec: KernelSpec, statics: Mapping[str, Static], options: Options) -> Compiled:
@@ -101,16 +98,11 @@ def compile_kernel(kernel: KernelOp, spec: KernelSpec, statics: Mapping[str, Sta
         "tilewright": sources_hash(),
     }
     code, facts, origin = Store.of(options).code(factors, lambda: kernel_code(module, signature, spec, target, watch))
-    with watch.stage("load"):
-        require_features(code.features)
-        library = load_objects([o for name, o in code.objects.items() if name != "driver"], code.program.symbols)
-        pool = thread_pool(lambda: code.objects["driver"])
-        weights = Store(None).weights(code, library, pool, {})
-    executable = Executable(
-        code.program, library, weights, pool, threads=options.threads, memory_limit=options.memory_limit
-    )
-    told = {**facts, "seconds": dict(watch.seconds), "cache": origin, "notes": [], "model": f"kernel @{spec.name}"}
-    return Compiled(code, executable, told)
+    told = {**facts, "cache": origin, "notes": [], "model": f"kernel @{spec.name}"}
+    return ready(
+        code, told, lambda library, pool: prepare_weights(code.program, library, pool, {}), watch,
+        here=target.backend.device == "cpu", threads=options.threads, memory_limit=options.memory_limit,
+    )  # fmt: skip
 
 
 def kernel_sources(kernel: KernelOp, target: Target) -> Mapping[str, str]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import Operation
 
-from tilewright.compiler.compilation import build_kernels
+from tilewright.compiler.building import build_kernels
 from tilewright.errors import IRError
 from tilewright.ir.backend import Backend, kernels_of
 from tilewright.ir.dtypes import torch_name

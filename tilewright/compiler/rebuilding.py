@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from xdsl.dialects.builtin import ModuleOp
 
-from tilewright.compiler.assemble import Interface, assemble
+from tilewright.compiler.assemble import Interface
+from tilewright.compiler.building import build_code
 from tilewright.compiler.code import Code
-from tilewright.compiler.compilation import build_kernels
 from tilewright.errors import ArtifactError, CpuFeatureError, IRError, ParseError, Problem
-from tilewright.ir.backend import Backend, backends, kernels_of
+from tilewright.ir.backend import Backend, backends
 from tilewright.ir.dims import Expr
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.structure import FuncOp
@@ -49,11 +49,7 @@ def rebuild(parts: Rebuildable) -> Code:
     _agree(module, parts)
     _contained(module, parts)
     PlanMemory().run(module, Context(machine=machine, dims=space))
-    built = build_kernels(kernels_of(module), backend, machine)
-    target = f"{backend.name}:{machine.name}"
-    program = assemble(module, Interface.again(parts.program), built.symbols, built.infos, target=target, dims=space)
-    objects = {**built.objects, **backend.runtime_objects(machine)}
-    return Code(program, objects, built.sources, parts.ir, built.features)
+    return build_code(module, Interface.again(parts.program), backend, machine, dims=space, texts=parts.ir)
 
 
 def _machine(parts: Rebuildable) -> tuple[Backend, Machine]:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from tilewright.compiler.code import Code
-from tilewright.errors import OptionError, PassOptionError
-from tilewright.ir.backend import backends
+from tilewright.errors import PassOptionError
+from tilewright.ir.backend import machine_of
 from tilewright.ir.module import dim_space, parse_module, print_module
 from tilewright.ir.passing import Context, Pipeline, run_pipeline
 from tilewright.passes.pipeline import PASSES
@@ -28,10 +28,7 @@ def text_after(code: Code, facts: Mapping[str, Any], after: str) -> str:
             f"no pass {after!r} ran on this program", step=f"use one of {', '.join(p.name for p in pipeline.passes)}"
         )
     module = parse_module(code.texts["captured"], "captured")
-    backend, _, machine = code.program.target.partition(":")
-    known = backends()
-    if backend not in known or machine not in known[backend].machines:
-        raise OptionError(f"no installed backend knows {code.program.target}", step="see `tilewright targets`")
-    ctx = Context(machine=known[backend].machines[machine](), dims=dim_space(module), options=facts["options"])
+    _, machine = machine_of(code.program.target)
+    ctx = Context(machine=machine, dims=dim_space(module), options=facts["options"])
     run_pipeline(Pipeline(pipeline.passes[: places[which - 1] + 1]), module, ctx)
     return print_module(module)

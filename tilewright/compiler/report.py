@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tilewright.compiler.code import Code
-from tilewright.errors import MissingDependencyError, OptionError, TargetError
+from tilewright.errors import MissingDependencyError, OptionError
 from tilewright.ir.dims import Expr
 from tilewright.ir.machine import Machine
 from tilewright.runtime.asked_sizes import asked_sizes
@@ -70,14 +70,10 @@ class Report:
     def machine(self) -> Machine:
         """The machine the program was compiled for, by its target's name."""
         try:
-            from tilewright.ir.backend import backends
+            from tilewright.ir.backend import machine_of
         except ImportError as fault:
             raise _needs(fault) from fault
-        name, _, machine = self.code.program.target.partition(":")
-        backend = backends().get(name)
-        if backend is None or machine not in backend.machines:
-            raise TargetError(f"no installed backend knows {self.code.program.target}", step="see `tilewright targets`")
-        return backend.machines[machine]()
+        return machine_of(self.code.program.target)[1]
 
     @cached_property
     def rows(self) -> list[Row]:

@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tilewright.compiler.compilation import Stopwatch, Target
 from tilewright.compiler.compiled import Compiled
 from tilewright.compiler.entry import finish
 from tilewright.compiler.options import Options
+from tilewright.compiler.stopwatch import Stopwatch
+from tilewright.compiler.target import Target
 from tilewright.errors import AutogradError, AutogradWarning, OptionError
 from tilewright.frontend.custom_ops import decompositions
 from tilewright.frontend.functional import Functional, capture_functional

@@ -1,4 +1,4 @@
-"""What a backend is: one frozen manifest, validated when registered, found by entry point.
+"""What a backend is: one frozen manifest, validated when it is made, found by entry point.
 
 A backend takes kernels at the level it names and gives each one's object, source and symbol. One that takes "loops"
 gets them lowered by the shared lowering from tiles to loops. Supported ops follow from its printer, not from a second
@@ -97,18 +97,8 @@ class Backend:
             )
 
 
-_registered: dict[str, Backend] = {}
-
-
-def register_backend(backend: Backend) -> None:
-    """Makes a backend known for this process; a name registered twice by different manifests is an error."""
-    known = _registered.setdefault(backend.name, backend)
-    if known is not backend:
-        raise BackendManifestError(f"backend {backend.name!r} is registered twice", step="rename one of them")
-
-
 def backends() -> Mapping[str, Backend]:
-    """Every backend: those registered in this process and those installed as entry points, imported when looked up."""
+    """Every backend that is installed, by its entry point; imported when looked up."""
     return _Backends()
 
 
@@ -119,8 +109,6 @@ class _Backends(Mapping[str, Backend]):
         self._points = _entry_points()
 
     def __getitem__(self, name: str) -> Backend:
-        if name in _registered:
-            return _registered[name]
         point = self._points[name]
         try:
             found: Backend = point.load()
@@ -133,13 +121,13 @@ class _Backends(Mapping[str, Backend]):
         return found
 
     def __contains__(self, name: object) -> bool:
-        return name in _registered or name in self._points
+        return name in self._points
 
     def __iter__(self) -> Iterator[str]:
-        return iter({**_registered, **self._points})
+        return iter(self._points)
 
     def __len__(self) -> int:
-        return len({**_registered, **self._points})
+        return len(self._points)
 
 
 def _entry_points() -> dict[str, EntryPoint]:
@@ -186,6 +174,15 @@ def resolve_target(target: str | Sequence[str]) -> tuple[Backend, Machine]:
     meant = [known[n] for n in dict.fromkeys(name.partition(":")[0] for name in wanted) if n in known]
     listed = ", ".join(f"{b.name}:{m}" for b in meant for m in b.machines) or ", ".join(known)
     raise TargetError(faults, step=f"use one of {listed}")
+
+
+def machine_of(target: str) -> tuple[Backend, Machine]:
+    """The backend and machine of a program's target, named in full: "cpu:avx2". TargetError where none is installed."""
+    name, _, machine = target.partition(":")
+    backend = backends().get(name)
+    if backend is None or machine not in backend.machines:
+        raise TargetError(f"no installed backend knows {target}", step="see `tilewright targets`")
+    return backend, backend.machines[machine]()
 
 
 def content_of(kernel: KernelOp) -> str:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 from tilewright.ir.dims import Expr, ExprLike
-
-Unit = Literal["matrix", "vector"]
 
 
 @dataclass(frozen=True, slots=True)

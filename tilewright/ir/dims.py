@@ -358,7 +358,12 @@ class DimSpace:
         return Expr.of(expr).interval(self.bounds)
 
     def compare(self, a: ExprLike, relation: Literal["==", "<=", "<", ">=", ">"], b: ExprLike) -> bool | None:
-        """True when proved for every size in bounds, False when disproved for every size, None when it depends."""
+        """True when proved for every size in bounds, False when disproved for every size, None when it depends.
+
+        By intervals, with one factor taken out: cheap enough for passes to ask of every pair of sizes, and three-valued
+        because folding a comparison needs the disproof as well. `proofs.Assumptions` takes functions apart, knows facts
+        beyond bounds, and searches.
+        """
         low, high = self._sign_interval(Expr.of(a) - b)
         match relation:
             case "==":
@@ -378,9 +383,9 @@ class DimSpace:
         """Bounds with the sign of the difference, tighter where its terms share a factor: t*b - t is t * (b - 1)."""
         plain = self.interval(difference)
         offset = dict(difference.terms).get((), 0)
-        shared = _common_factor(difference - offset)
-        rest = None if shared is None else exact_div(difference - offset, shared)
-        if shared is None or rest is None:
+        shared = Expr(((shared_atoms(difference - offset), 1),))
+        rest = None if shared.constant == 1 else exact_div(difference - offset, shared)
+        if rest is None:
             return plain
         factored = intervals.multiply(self.interval(shared), self.interval(rest))
         return intervals.intersect(plain, intervals.add(factored, (offset, offset)))
@@ -390,20 +395,19 @@ class DimSpace:
         return self.interval(expr)[1]
 
 
-def _common_factor(expr: Expr) -> Expr | None:
-    """The product of the atoms that every term has; None when there is none to take out."""
+def shared_atoms(expr: Expr) -> Monomial:
+    """The atoms that every one of several terms has, as often as all of them have it; none for fewer terms."""
     if len(expr.terms) < 2:
-        return None
+        return ()
     common = list(expr.terms[0][0])
     for monomial, _ in expr.terms[1:]:
-        left = list(monomial)
-        kept = []
+        left, kept = list(monomial), []
         for atom in common:
             if atom in left:
                 left.remove(atom)
                 kept.append(atom)
         common = kept
-    return Expr(((tuple(common), 1),)) if common else None
+    return tuple(common)
 
 
 _TOKEN: Final = re.compile(r"\s*(?:([0-9]+)|([A-Za-z_]\w*)|(.))", re.ASCII | re.DOTALL)

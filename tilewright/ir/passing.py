@@ -10,7 +10,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, Self
 
@@ -295,7 +295,6 @@ def run_pipeline(
         with ExitStack() as stack:
             for instrument in instruments:
                 stack.enter_context(instrument.around(p, module, ctx))
-            stack.enter_context(nullcontext())
             p.run(module, ctx)
             if verify:
                 verify_module(module, checked if left else None)

@@ -3,6 +3,9 @@
 An `Assumptions` holds what is known: bounds of symbols and expressions that are 0 or more. Every step of a proof
 replaces the expression by one that is not larger (so a proof of the second is one of the first), until its interval or
 the signs of its terms show it. Nothing is guessed: True is a proof, False says that none was found.
+
+A proof is a search, for questions that are asked once and matter: what a model's trace may rely on, and whether a
+kernel's accesses stay in bounds. Passes that compare sizes by the thousand ask `DimSpace.compare`.
 """
 
 from __future__ import annotations
@@ -10,14 +13,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Final
 
-from tilewright.ir.dims import Atom, Expr, Monomial, exact_div
+from tilewright.ir.dims import Atom, Expr, Monomial, exact_div, shared_atoms
 from tilewright.ir.intervals import Interval
 
 # expressions a single proof may look at, and how many replacements deep: what our kernels need is below 6 and 200
 _DEPTH: Final = 10
-_BUDGET: Final = 2000
+_BUDGET: Final = 500
 
 
 @dataclass(slots=True)
@@ -73,7 +77,7 @@ class Assumptions:
         found = self._proved.get(expr)
         if found is None:
             self._left = _BUDGET
-            found = self._proved[expr] = self._prove(expr, _DEPTH, set())
+            found = self._proved[expr] = self._prove(expr, _DEPTH, {})
         return found
 
     def interval(self, expr: Expr) -> Interval:
@@ -84,30 +88,34 @@ class Assumptions:
         """True where expr >= least is proved."""
         return self.nonnegative(expr - least)
 
-    def _prove(self, expr: Expr, depth: int, seen: set[Expr]) -> bool:
+    def _prove(self, expr: Expr, depth: int, tried: dict[Expr, bool]) -> bool:
         if expr.constant is not None:
             return expr.constant >= 0
-        if expr in seen or self._left <= 0:
-            return False
-        seen.add(expr)
+        if expr in tried or self._left <= 0:
+            return tried.get(expr, False)
+        # while it is being looked at, it cannot be its own reason
+        tried[expr] = False
         self._left -= 1
+        tried[expr] = self._by_bounds(expr) or (depth > 0 and self._by_steps(expr, depth - 1, tried))
+        return tried[expr]
+
+    def _by_bounds(self, expr: Expr) -> bool:
         low, _ = expr.interval(self.bounds)
         if low is not None and low >= 0:
             return True
         shifted, bounds = self._shifted(expr)
         low, _ = shifted.interval(bounds)
-        if low is not None and low >= 0:
-            return True
-        if depth == 0:
-            return False
-        factors = _common(expr)
+        return low is not None and low >= 0
+
+    def _by_steps(self, expr: Expr, depth: int, tried: dict[Expr, bool]) -> bool:
+        factors = shared_atoms(expr)
         if factors and all(self._sign(a) for a in factors):
             rest = exact_div(expr, Expr(((factors, 1),)))
-            if rest is not None and self._prove(rest, depth - 1, seen):
+            if rest is not None and self._prove(rest, depth, tried):
                 return True
         return any(
-            all(self._prove(case, depth - 1, seen) for case in cases)
-            for cases in (*self._cases(expr), *self._less(expr))
+            all(self._prove(case, depth, tried) for case in cases)
+            for cases in chain(self._cases(expr), self._less(expr))
         )
 
     def _shifted(self, expr: Expr) -> tuple[Expr, dict[str, Interval]]:
@@ -174,19 +182,6 @@ class Assumptions:
     def _quick(self, expr: Expr) -> bool:
         low, _ = expr.interval(self.bounds)
         return low is not None and low >= 0
-
-
-def _common(expr: Expr) -> Monomial:
-    """The atoms that every term has."""
-    common = list(expr.terms[0][0])
-    for monomial, _ in expr.terms[1:]:
-        left, kept = list(monomial), []
-        for atom in common:
-            if atom in left:
-                left.remove(atom)
-                kept.append(atom)
-        common = kept
-    return tuple(common)
 
 
 def _divided(monomial: Monomial, by: Monomial) -> Monomial | None:

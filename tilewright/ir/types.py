@@ -134,6 +134,3 @@ class IndexType(ParametrizedAttribute, TypeAttribute):
     """`!tile.index`: one integer used to place regions, bound loops and guard branches."""
 
     name = "tile.index"
-
-
-SHAPED_TYPES = [TensorType, TileType, BufferType, ViewType, IndexType]

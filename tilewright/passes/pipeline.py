@@ -1,6 +1,7 @@
-"""The way down, on one page: every pass by name, and the order they run in.
+"""The way down, on one page: the passes in the order they run, and then every pass by name.
 
-A pass outside this package joins by an entry point of the group `tilewright.passes`: its name is the pass's name.
+Each line names a pass; above it stand what it leaves behind and what it must come before or after. A pass outside this
+package joins by an entry point of the group `tilewright.passes`: its name is the pass's name.
 """
 
 from __future__ import annotations
@@ -12,6 +13,63 @@ from typing import Final
 
 from tilewright.errors import PassOptionError
 from tilewright.ir.passing import Pass, Pipeline
+
+_DEFAULT: Final = (
+    # One form for equal things, and constants computed; the neutral ones among them only canonicalize removes.
+    "canonicalize",
+    "fold",
+    "canonicalize",
+    # Convolutions and pools over [N, spatial..., C]. Before recognize, because norms are looked for on the last axis;
+    # before hoist-weights, because filters are turned, and scaled by what follows their convolution, in @prepare.
+    "channels-last",
+    # What models write out by hand becomes the op that means it. Before layers are shared: masks are built outside the
+    # layers that read them, and patterns count once a layer.
+    "recognize",
+    # Products of one left-hand side become one. After recognize, whose patterns begin at products; before
+    # hoist-weights, which joins their weights once.
+    "merge-shared-lhs",
+    # Routed feed-forwards, which the frontend hands over whole, become routing and grouped products. Before
+    # hoist-weights, which cuts their weights once.
+    "expand-experts",
+    # The last three leave reshapes and slices that meet.
+    "canonicalize",
+    # (set-precision stands here where another precision than the model's is asked for: after recognize, which knows
+    # models by the casts they are written with, and before weights are laid out.)
+    # What depends on weights alone moves to @prepare. Before layers are shared: what depends on a layer's weights alone
+    # is an argument of the layer, as a weight is.
+    "hoist-weights",
+    # Equal layers become one function; from here to inline-layers, work is done once per unique layer.
+    "dedupe-layers",
+    # Groups, each of which becomes one kernel.
+    "fuse",
+    # Calls become bodies again: from here on a program is one list of steps.
+    "inline-layers",
+    # Weights become panels, in @prepare. After fuse, because only a matmul's own group may read its weight so.
+    "plan-layout",
+    # Groups become kernels of tiles, and launches of them.
+    "lower-to-tile",
+    # Tiles go through the memories that a machine fills by name, where it has any.
+    "place-levels",
+    # Slots and barriers. Last: they belong to launches that no pass moves any more.
+    "plan-memory",
+)
+
+
+def default_pipeline() -> Pipeline:
+    """From a captured model to planned launches of tile kernels. Lowering tiles to loops, or printing them, is the
+    first step of compiling a kernel, which is no pass: it sees one kernel and not the module.
+    """
+    return Pipeline(tuple(PASSES[name]()() for name in _DEFAULT))
+
+
+def materialising_pipeline() -> Pipeline:
+    """The same way with every op a kernel of its own and a buffer of its own: what a wrong fusion is searched with."""
+    from tilewright.passes.materialise import Materialise
+    from tilewright.passes.plan_memory import PlanMemory
+
+    unmatched = default_pipeline().without("recognize", "merge-shared-lhs", "dedupe-layers", "inline-layers")
+    return unmatched.replace("fuse", Materialise()).replace("plan-memory", PlanMemory(reuse=False))
+
 
 GROUP: Final = "tilewright.passes"
 
@@ -35,48 +93,6 @@ _OWN: Final = {
     "plan-memory": "tilewright.passes.plan_memory:PlanMemory",
 }
 
-# One form for equal things; fold gives constants whose neutral ones only canonicalize removes.
-_SIMPLIFY: Final = ("canonicalize", "fold", "canonicalize")
-
-_DEFAULT: Final = (
-    *_SIMPLIFY,
-    # Before norms are looked for, because channels are the last axis then; before weights are hoisted, because filters
-    # are turned, and scaled by what follows their convolution, in @prepare.
-    "channels-last",
-    # Before layers are shared: masks are built outside the layers that read them, and patterns count once a layer.
-    "recognize",
-    # After recognize, whose patterns begin at products; before hoist-weights, which joins their weights once.
-    "merge-shared-lhs",
-    # After recognize, which finds experts; before hoist-weights, which cuts their weights once.
-    "expand-experts",
-    "canonicalize",
-    # Before layers are shared: what depends on a layer's weights alone is an argument of the layer, as a weight is.
-    "hoist-weights",
-    # From here to inline-layers, work is done once per unique layer.
-    "dedupe-layers",
-    "fuse",
-    "inline-layers",
-    # After fuse, because only a matmul's own group may read its weight in panels.
-    "plan-layout",
-    "lower-to-tile",
-    "place-levels",
-    # Last: slots and barriers belong to launches that no pass moves any more.
-    "plan-memory",
-)
-
-# The plan to compare intermediates with: no fusion, no sharing of layers, no reuse of memory.
-_MATERIALISING: Final = (
-    *_SIMPLIFY,
-    "expand-experts",
-    "channels-last",
-    "canonicalize",
-    "hoist-weights",
-    "materialise",
-    "plan-layout",
-    "lower-to-tile",
-    "place-levels",
-)
-
 
 class Registry(Mapping[str, Callable[[], type[Pass]]]):
     """Every pass by name: this package's, then those that other packages register as entry points."""
@@ -98,22 +114,6 @@ class Registry(Mapping[str, Callable[[], type[Pass]]]):
 
 
 PASSES: Final = Registry()
-
-
-def default_pipeline() -> Pipeline:
-    """From a captured model to launches of tile kernels; a backend's own stages follow."""
-    return _pipeline(_DEFAULT)
-
-
-def materialising_pipeline() -> Pipeline:
-    """Every op a kernel of its own with a buffer of its own: what a wrong fusion is searched with."""
-    from tilewright.passes.plan_memory import PlanMemory
-
-    return Pipeline((*_pipeline(_MATERIALISING).passes, PlanMemory(reuse=False)))
-
-
-def _pipeline(names: tuple[str, ...]) -> Pipeline:
-    return Pipeline(tuple(PASSES[name]()() for name in names))
 
 
 def _load(place: str) -> type[Pass]:

@@ -17,7 +17,6 @@ from tilewright import __version__
 from tilewright.errors import ArtifactAccessError, ArtifactError, CpuFeatureError, IRError, OptionError, WeightsError
 from tilewright.runtime import native
 from tilewright.runtime.artifact_file import Container, NewSection, write_container
-from tilewright.runtime.native import NativeLibrary
 from tilewright.runtime.program import Program
 from tilewright.runtime.program_check import check_program
 from tilewright.runtime.program_json import program_from_text, program_text
@@ -53,10 +52,6 @@ class NativeCode:
         if self.architecture != platform.machine():
             return [self.architecture]
         return sorted(self.features - native.cpu_features())
-
-    def link(self, program: Program) -> NativeLibrary:
-        """The kernels in memory, ready to be called by symbol."""
-        return native.load([kernel.data for kernel in self.kernels], program.symbols)
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,19 +58,6 @@ class WeightFiles(Mapping[str, Buffer]):
         return len(self._files)
 
 
-def file_identity(paths: Sequence[str | os.PathLike[str]]) -> list[list[Any]]:
-    """Factors that name files' contents without reading them: [real path, size, mtime in ns, inode] of each, sorted."""
-    found = []
-    for path in paths:
-        real = os.path.realpath(path)
-        try:
-            stat = os.stat(real)
-        except OSError as fault:
-            raise WeightsError(f"{path} cannot be read: {fault.strerror}", step="give a weights file's path") from fault
-        found.append([real, stat.st_size, stat.st_mtime_ns, stat.st_ino])
-    return sorted(found)
-
-
 def content_key(source: Source, threads: int = 1) -> str:
     """sha256 over the sha256 of each tensor's name, dtype, shape and bytes, in the order of names.
 

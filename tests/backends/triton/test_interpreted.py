@@ -16,8 +16,8 @@ from tests.models.encoders import draw_call, minilm
 from tilewright.backends.triton.interpreter import InterpretedKernels
 from tilewright.backends.triton.machines import machines
 from tilewright.backends.triton.printer import print_kernel
-from tilewright.compiler.compilation import pipeline_of
 from tilewright.compiler.options import Options
+from tilewright.compiler.target import pipeline_of
 from tilewright.errors import LoweringError
 from tilewright.frontend.capturing import capture
 from tilewright.ir.backend import kernels_of

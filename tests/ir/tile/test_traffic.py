@@ -362,6 +362,18 @@ def nests(draw: st.DrawFn) -> tuple[KernelOp, list[dict[str, int]]]:
     return b.finish(), dims
 
 
+@pytest.mark.parametrize("rows", [0, 3, 7])
+def test_a_window_of_a_view_ends_where_the_nearer_of_both_ends(rows: int) -> None:
+    b = KernelBuilder("window", ("m",))
+    x = b.buffer([7], F32)
+    (at,) = b.grid([7], [1])
+    b.load(b.window(b.dense(x), [0], ["m"]), [at], [1], 0.0)
+    kernel = b.finish()
+    counts = kernel_traffic(kernel).counts({"m": rows})
+    assert counts == counted(kernel, [np.zeros(7, np.float32)], {"m": rows})
+    assert counts.read == 4 * rows
+
+
 @settings(max_examples=150)
 @given(nests())
 def test_any_nest_of_loops_counts_what_it_moves(nest: tuple[KernelOp, list[dict[str, int]]]) -> None:

@@ -84,9 +84,12 @@ def _tiled(clip: Clip, loop: Loop) -> Expr | None:
 
 def _overlap(begin: Expr, end: Expr, clip: Clip, reach: Expr | None = None) -> Expr:
     """The size of the part of begin..end that the clip keeps; the end is known to be at least `reach`."""
-    for high in clip.highs:
-        covered = reach is not None and SIZES.compare(high, "<=", reach)
-        end = high if covered or SIZES.compare(high, "<=", end) else minimum(end, high)
+    # where a limit lies within reach, the blocks' own end is none
+    covered = reach is not None and any(SIZES.compare(high, "<=", reach) for high in clip.highs)
+    limits = [*clip.highs] if covered else [end, *clip.highs]
+    end = limits.pop(0)
+    for high in limits:
+        end = high if SIZES.compare(high, "<=", end) else minimum(end, high)
     for low in clip.lows:
         begin = begin if SIZES.compare(low, "<=", begin) else maximum(begin, low)
     size = end - begin

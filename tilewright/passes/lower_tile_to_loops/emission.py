@@ -27,10 +27,6 @@ class Emission(LoopBuilder):
         self._memory[-1][key] = made
         return made
 
-    def remember(self, key: Hashable, value: Value) -> None:
-        """Makes `once` find a value."""
-        self._memory[-1][key] = value
-
     def narrowed(self, value: Value, dtype: DType) -> Value:
         """A cast that loses nothing, because the value fits: `widened` then starts from the value itself."""
         made = self.cast(value, dtype)

@@ -9,7 +9,6 @@ channels, whatever the register tile.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 
 from xdsl.ir import BlockArgument, SSAValue
 
@@ -29,19 +28,19 @@ from tilewright.passes.lower_to_tile.frame import Lowered, Variant, all_strides,
 from tilewright.passes.lower_to_tile.layout import Walk
 from tilewright.passes.lower_to_tile.matmul import Panels, panels_of
 from tilewright.passes.lower_to_tile.position_tiles import position_tile
+from tilewright.passes.lower_to_tile.taps import NUMBER, Tap, fold_taps, window_steps
 
 
 @dataclass(frozen=True, slots=True)
-class Taps:
-    """How the window is walked: `loops` are the extents of the axes looped over, `run` elements lie dense in memory.
+class Runs:
+    """How the window is walked: `loops` are the extents of the axes looped over, `length` elements lie dense in memory.
 
-    spread: the loops' steps through x, in elements. whole: the taps along the last axis are part of the run.
+    spread: the loops' steps through x, in elements.
     """
 
     loops: tuple[int, ...]
     spread: tuple[Expr, ...]
-    run: int
-    whole: bool
+    length: int
 
 
 def lower_convolution(group: GroupOp, name: str, machine: Machine) -> Lowered:
@@ -63,16 +62,14 @@ def filter_panels(anchor: ConvolutionOp) -> Panels | None:
     return panels_of(anchor.w.owner.x) if isinstance(anchor.w.owner, ReshapeOp) else None
 
 
-def _taps(anchor: ConvolutionOp, packed: Panels | None) -> Taps:
-    x = tensor(anchor.x)
+def _runs(anchor: ConvolutionOp) -> Runs:
     windows = [w.constant or 0 for w in anchor.windows]
     depth = anchor.depth.constant or 0
-    strides = ViewOp.row_major(x.dims)[1:-1]
-    steps = [s * d for s, d in zip(strides, anchor.dilation.data, strict=True)]
-    whole = anchor.groups.data == 1 and (anchor.dilation.data[-1] == 1 or windows[-1] == 1)
-    if whole:
-        return Taps(tuple(windows[:-1]), tuple(steps[:-1]), windows[-1] * depth, True)
-    return Taps(tuple(windows), tuple(steps), depth, False)
+    _, spread = window_steps(anchor)
+    if anchor.groups.data == 1 and (anchor.dilation.data[-1] == 1 or windows[-1] == 1):
+        # the taps along the last axis are part of the run
+        return Runs(tuple(windows[:-1]), tuple(spread[:-1]), windows[-1] * depth)
+    return Runs(tuple(windows), tuple(spread), depth)
 
 
 def _lower(group: GroupOp, anchor: ConvolutionOp, name: str, machine: Machine) -> Lowered:
@@ -165,95 +162,66 @@ def _sum(
 ) -> SSAValue:
     """The register tile's sum over the window and its channels."""
     kind = F64 if tensor(anchor.out).dtype == F64 else F32
-    taps = _taps(anchor, packed)
-    total: SSAValue = b.constant(0.0, (rows, width), kind)
-    count = prod(taps.loops)
-    if not count or not taps.run:
-        return total
+    runs = _runs(anchor)
+    start = b.constant(0.0, (rows, width), kind)
+    if not runs.length:
+        return start
 
-    def part(tap: SSAValue | int, acc: SSAValue) -> SSAValue:
-        a = _left(b, anchor, taps, buffers[anchor.x], at, tap, rows)
-        return b.dot(a, _right(b, anchor, packed, taps, buffers, at, tap, width), acc)
+    def part(tap: Tap, acc: SSAValue) -> SSAValue:
+        a = _left(b, anchor, runs, buffers[anchor.x], at, tap, rows)
+        return b.dot(a, _right(b, anchor, packed, runs, buffers, at, tap, width), acc)
 
-    if count == 1:
-        return part(0, total)
-    with b.loop(0, count, 1, [total]) as loop:
-        loop.give(part(loop.at, loop.carried[0]))
-    return loop.out[0]
+    return fold_taps(b, runs.loops, start, part)
 
 
 def _left(
-    b: KernelBuilder,
-    anchor: ConvolutionOp,
-    taps: Taps,
-    image: SSAValue,
-    at: list[SSAValue],
-    tap: SSAValue | int,
-    rows: int,
+    b: KernelBuilder, anchor: ConvolutionOp, runs: Runs, image: SSAValue, at: list[SSAValue], tap: Tap, rows: int
 ) -> SSAValue:
     """The [positions, run] tile of the image under one tap of the looped axes."""
-    x, out, spatial = tensor(anchor.x), tensor(anchor.out), len(anchor.windows)
-    strides = ViewOp.row_major(x.dims)
+    out, spatial = tensor(anchor.out), len(anchor.windows)
     extents = list(out.dims[:-1])
-    steps = [strides[0], *(s * n for s, n in zip(strides[1:-1], anchor.strides.data, strict=True))]
+    steps, _ = window_steps(anchor)
     where: list[SSAValue | int] = list(at[: spatial + 1])
-    tile = [1] * spatial + [rows]
-    inner = 1
-    looped: list[tuple[int, Expr, SSAValue | int]] = []
-    for size, spread in reversed(list(zip(taps.loops, taps.spread, strict=True))):
+    for size, spread, place in zip(runs.loops, runs.spread, tap.coordinates, strict=True):
         if size > 1:
-            looped.append((size, spread, _digit(b, tap, inner, size, prod(taps.loops))))
-            inner *= size
-    for size, spread, digit in reversed(looped):
-        extents.append(Expr.of(size))
-        steps.append(spread)
-        where.append(digit)
-        tile.append(1)
+            extents.append(Expr.of(size))
+            steps.append(spread)
+            where.append(tap.index(place))
     if anchor.groups.data > 1:
         extents.append(Expr.of(anchor.groups.data))
         steps.append(anchor.depth)
         where.append(at[spatial + 1])
-        tile.append(1)
-    view = b.view(image, [*extents, taps.run], [*steps, 1])
-    return b.reshape(b.load(view, [*where, 0], [*tile, taps.run]), (rows, taps.run))
-
-
-def _digit(b: KernelBuilder, tap: SSAValue | int, inner: int, size: int, count: int) -> SSAValue | int:
-    """One coordinate of a tap counted in row-major order."""
-    if isinstance(tap, int):
-        return 0
-    if inner == 1 and size == count:
-        return tap
-    place = Expr.of("a0") // inner
-    return b.index(place if inner * size == count else place % size, tap)
+    tile = [1] * spatial + [rows] + [1] * (len(extents) - spatial - 1)
+    view = b.view(image, [*extents, runs.length], [*steps, 1])
+    return b.reshape(b.load(view, [*where, 0], [*tile, runs.length]), (rows, runs.length))
 
 
 def _right(
     b: KernelBuilder,
     anchor: ConvolutionOp,
     packed: Panels | None,
-    taps: Taps,
+    runs: Runs,
     buffers: dict[SSAValue, SSAValue],
     at: list[SSAValue],
-    tap: SSAValue | int,
+    tap: Tap,
     width: int,
 ) -> SSAValue:
     """The [run, filters] tile of the filters under one tap."""
     spatial, groups = len(anchor.windows), anchor.groups.data
-    first = 0 if isinstance(tap, int) else b.index(Expr.of("a0") * taps.run, tap)
+    first = tap.index(NUMBER * runs.length)
     if packed is not None:
         dims = tensor(packed.argument).dims
         panel = b.index(Expr.of("a0") // packed.columns, at[spatial + 1])
         view = b.view(buffers[packed.argument], dims, ViewOp.row_major(dims))
-        return b.reshape(b.load(view, [panel, first, 0], (1, taps.run, width)), (taps.run, width))
+        return b.reshape(b.load(view, [panel, first, 0], (1, runs.length, width)), (runs.length, width))
     if not isinstance(anchor.w, BlockArgument):
         raise unsupported(anchor, "the filters must be in memory")
     filters, depth = anchor.filters, product((*anchor.windows, anchor.depth))
     if groups == 1:
         view = b.view(buffers[anchor.w], [depth, filters], [filters, 1])
-        return b.load(view, [first, at[spatial + 1]], (taps.run, width), 0.0)
+        return b.load(view, [first, at[spatial + 1]], (runs.length, width), 0.0)
     wide = filters // groups
     view = b.view(buffers[anchor.w], [depth, groups, wide], [filters, wide, 1])
     column = at[spatial + 2] if len(at) > spatial + 2 else 0
-    loaded = b.load(view, [first, at[spatial + 1], column], (taps.run, 1, width), 0.0)
-    return b.reshape(loaded, (taps.run, width))
+    loaded = b.load(view, [first, at[spatial + 1], column], (runs.length, 1, width), 0.0)
+    return b.reshape(loaded, (runs.length, width))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from xdsl.ir import SSAValue
@@ -10,7 +9,6 @@ from xdsl.ir import SSAValue
 from tilewright.ir.dims import Expr
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.structure import GroupOp
-from tilewright.ir.machine import Machine
 from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.structure import KernelOp
 from tilewright.passes.lower_to_tile.access import Space
@@ -59,11 +57,6 @@ def begin(group: GroupOp, name: str) -> tuple[KernelBuilder, dict[SSAValue, SSAV
 def all_strides(space: Space, group: GroupOp) -> dict[SSAValue, Strides]:
     """Strides of every argument and result of a group."""
     return {v: strides_of(space, v) for v in (*group.block.args, *group.yielded)}
-
-
-def row_tile(machine: Machine, extents: Sequence[Expr]) -> int:
-    """Rows of an elementwise tile: the machine's, or 1 where there is only one row."""
-    return 1 if not extents or extents[-1].constant == 1 else machine.rules.rows
 
 
 def padded(extent: int, lanes: int) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from math import prod
-
 from xdsl.ir import BlockArgument, SSAValue
 
 from tilewright.ir.dims import Expr
@@ -15,10 +13,9 @@ from tilewright.ir.machine import Machine
 from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.memory import ViewOp
 from tilewright.passes.lower_to_tile.access import unsupported
-from tilewright.passes.lower_to_tile.frame import Lowered, Variant, begin, padded
-
-POSITIONS = 4  # positions along an image row that one program folds
-VECTORS = 2  # vectors of channels beside each other
+from tilewright.passes.lower_to_tile.frame import Lowered, Variant, begin
+from tilewright.passes.lower_to_tile.position_tiles import channel_tile
+from tilewright.passes.lower_to_tile.taps import Tap, fold_taps
 
 
 def lower_pool(group: GroupOp, name: str, machine: Machine) -> Lowered:
@@ -29,44 +26,30 @@ def lower_pool(group: GroupOp, name: str, machine: Machine) -> Lowered:
     b, buffers, (output,) = begin(group, name)
     x, out = tensor(op.x), tensor(op.out)
     spatial = x.rank - 2
-    length, channels = out.dims[-2].constant, out.dims[-1].constant
-    width = VECTORS * machine.rules.lanes
-    if channels is not None:
-        width = min(width, padded(max(channels, 1), machine.rules.lanes))
-    rows = POSITIONS if length is None else min(POSITIONS, max(length, 1))
+    rows, width = channel_tile(machine, out.dims[-2].constant, out.dims[-1].constant)
     tiles = [1] * spatial + [rows, width]
     at = b.grid(out.dims, tiles)
     dtype = x.dtype if op.fn.data == "max" else F64 if x.dtype == F64 else F32
     start = float("-inf") if op.fn.data == "max" else 0.0
     image = b.view(buffers[op.x], x.dims, ViewOp.row_major(x.dims))
-    window = op.window.data
+    low, dilation = op.padding_low.data, op.dilation.data
 
-    def fold(tap: SSAValue, acc: SSAValue) -> SSAValue:
-        offsets: list[Expr] = []
-        rest = prod(window)
-        for axis, size in enumerate(window):
-            rest //= size
-            offsets.append(Expr.of("a0") // rest % size * op.dilation.data[axis] - op.padding_low.data[axis])
-        moved = b.window(
-            image,
-            [0, *(b.index(o, tap) for o in offsets), 0],
-            out.dims,
-            [1, *op.strides.data, 1],
-        )
+    def fold(tap: Tap, acc: SSAValue) -> SSAValue:
+        places = zip(tap.coordinates, dilation, low, strict=True)
+        offsets = [tap.index(place * step - before) for place, step, before in places]
+        moved = b.window(image, [0, *offsets, 0], out.dims, [1, *op.strides.data, 1])
         under = b.cast(b.reshape(b.load(moved, at, tiles, start), (rows, width)), dtype)
         return b.map("max" if op.fn.data == "max" else "add", acc, under)
 
-    with b.loop(0, prod(window), 1, [b.constant(start, (rows, width), dtype)]) as loop:
-        loop.give(fold(loop.at, loop.carried[0]))
-    total = loop.out[0]
+    total = fold_taps(b, op.window.data, b.constant(start, (rows, width), dtype), fold)
     if op.fn.data == "mean":
-        total = b.map("div", total, b.broadcast(b.cast(_count(b, op, at, rows), dtype), (rows, width)))
+        total = b.map("div", total, b.broadcast(b.cast(_divisor(b, op, at, rows), dtype), (rows, width)))
     target = b.view(output, out.dims, ViewOp.row_major(out.dims))
     b.store(b.reshape(b.cast(total, out.dtype), tiles), target, at)
     return Lowered((Variant(b.finish()),), b.dims, Expr.of(0))
 
 
-def _count(b: KernelBuilder, op: PoolOp, at: list[SSAValue], rows: int) -> SSAValue:
+def _divisor(b: KernelBuilder, op: PoolOp, at: list[SSAValue], rows: int) -> SSAValue:
     """What a mean divides by, [rows, 1] or [1, 1] in i64: the elements of each window that count."""
     if op.divisor.data:
         return b.splat(op.divisor.data, (1, 1), I64)

@@ -1,4 +1,4 @@
-"""Register tiles of convolutions: positions along one image row by vectors of filters.
+"""Register tiles of windows: positions along one image row by vectors of filters or channels.
 
 Rows of an image are short (7, 14, 28 positions), so a tile that does not divide them wastes a good part of its work,
 and one that does may have fewer vectors than a matmul's. Both losses are weighed here.
@@ -7,8 +7,10 @@ and one that does may have fewer vectors than a matmul's. Both losses are weighe
 from __future__ import annotations
 
 from tilewright.ir.machine import Machine
+from tilewright.passes.lower_to_tile.frame import padded
 
 _LATENCY = 8  # independent multiply-adds that keep two units busy
+_BESIDE = 2  # vectors of channels beside each other, where every channel has a window of its own
 
 
 def position_tile(machine: Machine, positions: int | None, filters: int) -> tuple[int, int]:
@@ -25,6 +27,17 @@ def position_tile(machine: Machine, positions: int | None, filters: int) -> tupl
     }
     choices = [(h, v) for v, most in heights.items() for h in range(1, most + 1)]
     return max(choices, key=lambda c: (round(_rate(c, positions, needed), 3), c[1], -c[0]))
+
+
+def channel_tile(machine: Machine, positions: int | None, channels: int | None) -> tuple[int, int]:
+    """(positions, channels) whose windows one program folds where channels do not meet: depthwise sums and pools.
+
+    Sums have half of the registers; the rest is for what the next taps load. None: any number.
+    """
+    lanes = machine.rules.lanes
+    width = _BESIDE * lanes if channels is None else min(_BESIDE * lanes, padded(max(channels, 1), lanes))
+    rows = max(1, machine.rules.registers // (2 * _BESIDE))
+    return (rows if positions is None else min(rows, max(positions, 1))), width
 
 
 def _rate(tile: tuple[int, int], positions: int, vectors: int) -> float:

@@ -65,11 +65,6 @@ def counts_by_one(op: IotaOp) -> bool:
     return op.step.data == 1
 
 
-def aligns_the_ends(offset: Expr, tq: Expr, tk: Expr) -> bool:
-    """The last query stands at the last key."""
-    return offset == tk - tq
-
-
 def is_lower_triangle(values: Sequence[float], size: int) -> bool:
     """A size x size matrix of truths: on and below the diagonal, and nowhere else."""
     return list(map(bool, values)) == [key <= query for query in range(size) for key in range(size)]

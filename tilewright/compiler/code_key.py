@@ -1,0 +1,89 @@
+"""The factors of the code key: all that decides what passes and backend produce, by name."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import sys
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tilewright.compiler.options import Options
+from tilewright.compiler.target import Target
+from tilewright.errors import PassOptionError
+from tilewright.frontend.captured import Captured
+from tilewright.ir.module import print_module
+from tilewright.ir.passing import Pipeline
+from tilewright.runtime.canonical import key_of
+
+
+@cache
+def sources_hash() -> str:
+    """The hash of this package's own code: a change to any pass, kernel or printer is another code key."""
+    root = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def plugins_of(pipeline: Pipeline) -> dict[str, str]:
+    """For each class that a pass from outside this package is made of, the hash of all source beside it.
+
+    All of its package (or, for a single module, its folder's modules that are loaded): a pass may call any of it.
+    """
+    found = {}
+    for p in pipeline.passes:
+        for kind in type(p).__mro__:
+            root = kind.__module__.partition(".")[0]
+            if root in ("tilewright", "builtins", "abc", "typing"):
+                continue
+            try:
+                own = Path(inspect.getfile(kind)).resolve()
+            except (OSError, TypeError) as fault:
+                raise PassOptionError(
+                    f"the source of pass {p.name} cannot be read, so nothing made with it can be cached: {fault}",
+                    step="define the pass in a file, or compile with cache=False",
+                ) from fault
+            found[f"{kind.__module__}.{kind.__qualname__}"] = _source_hash(own, root)
+    return found
+
+
+def _source_hash(own: Path, root: str) -> str:
+    """The hash of a class's file, of its top-level package, and of loaded modules from the same folder."""
+    files = {own}
+    for name, module in list(sys.modules.items()):
+        place = Path(getattr(module, "__file__", None) or ".")
+        # some modules name a file that never was, relative to nothing ("_classes.py")
+        if place.suffix == ".py" and place.is_absolute() and place.is_file():
+            same = name.partition(".")[0] == root or place.resolve().parent == own.parent
+            files |= {place.resolve()} if same else set()
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def code_factors(captured: Captured, target: Target, options: Options) -> dict[str, Any]:
+    """Everything that decides the program and its objects: graph, dims, machine, pipeline, options, toolchain."""
+    return {
+        "kind": "code",
+        "graph": hashlib.sha256(print_module(captured.module).encode()).hexdigest(),
+        "signature": key_of(captured.signature.to_json()),
+        "guards": [str(g) for g in captured.guards],
+        "reads": [list(r) for r in captured.reads],
+        "aliases": dict(sorted(captured.aliases.items())),
+        "transient": sorted(captured.transient),
+        "names": key_of(sorted({*captured.weights, *captured.states})),
+        "dims": [[d.name, d.min, d.max, d.kind] for d in captured.dims],
+        "machine": target.machine.key(),
+        "backend": target.backend.name,
+        "pipeline": str(target.pipeline),
+        "plugins": plugins_of(target.pipeline),
+        "options": {**options.key(), "determinism": target.order(options)},
+        "toolchain": {**target.backend.toolchain(), "torch": version("torch"), "xdsl": version("xdsl")},
+        "tilewright": sources_hash(),
+    }

@@ -1,0 +1,56 @@
+"""What is compiled for: a backend, one of its machines, and the pipeline of passes that runs for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tilewright.compiler.options import Options
+from tilewright.errors import OptionError
+from tilewright.ir.backend import Backend, resolve_target
+from tilewright.ir.machine import Machine
+from tilewright.ir.passing import Pipeline
+from tilewright.passes.pipeline import PASSES, default_pipeline, materialising_pipeline
+from tilewright.passes.set_precision import SetPrecision
+
+
+@dataclass(frozen=True)
+class Target:
+    """A resolved target: backend, machine, and the pipeline that runs for it."""
+
+    backend: Backend
+    machine: Machine
+    pipeline: Pipeline
+
+    @staticmethod
+    def of(options: Options) -> Target:
+        backend, machine = resolve_target(options.target)
+        pipeline = pipeline_of(options)
+        pipeline.check_order("lower-to-tile", "plan-memory")
+        if options.determinism in ("batch", "exact") and backend.device != "cpu":
+            raise OptionError(
+                f"determinism={options.determinism!r} is not promised by {backend.name}: its dots and sums add in an "
+                "order of their own, which depends on the tile",
+                step="write determinism='run'",
+            )
+        return Target(backend, machine, pipeline)
+
+    def order(self, options: Options) -> str:
+        """The determinism in force: unless asked for, batch in this process and run on other devices."""
+        return options.determinism or ("batch" if self.backend.device == "cpu" else "run")
+
+    @property
+    def name(self) -> str:
+        return f"{self.backend.name}:{self.machine.name}"
+
+
+def pipeline_of(options: Options) -> Pipeline:
+    """The pipeline asked for, or the default one."""
+    if isinstance(options.passes, Pipeline):
+        return options.passes
+    if isinstance(options.passes, str):
+        return Pipeline.parse(options.passes, PASSES)
+    pipeline = materialising_pipeline() if options.materialise else default_pipeline()
+    if options.precision == "model":
+        return pipeline
+    # after recognize, which knows models by the casts they are written with; before weights are laid out
+    return pipeline.before("hoist-weights", SetPrecision(options.precision))
