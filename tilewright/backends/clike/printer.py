@@ -21,7 +21,6 @@ from tilewright.ir.loops import (
     Compare,
     Const,
     DimValue,
-    Dot2,
     Extract,
     Fma,
     For,
@@ -285,12 +284,6 @@ class CLike(Expressions):
         else:
             self.define(op, text)
 
-    def pairs(self, op: Dot2) -> None:
-        a, b = self.array(op.a), self.array(op.b)
-        one = op.acc.type.lanes == 1  # a loop over one lane is not printed
-        even, odd = ("[0]", "[1]") if one else (f"[2 * {_LANE}]", f"[2 * {_LANE} + 1]")
-        self.define(op, self.dot2(self.at(op.acc), ((a + even, b + even), (a + odd, b + odd))))
-
     def shuffle(self, op: Shuffle) -> None:
         a, b, lanes = op.a, op.b, op.a.type.lanes
         picked = [self.at(a, str(n)) if n < lanes else self.at(b, str(n - lanes)) for n in op.indices]
@@ -371,7 +364,6 @@ _PRINT: Final[dict[type, Callable[[CLike, Any], None]]] = {
     Bitcast: CLike.bits,
     Broadcast: CLike.lane_of,
     Extract: CLike.lane_of,
-    Dot2: CLike.pairs,
     Shuffle: CLike.shuffle,
     Reduce: CLike.reduce,
     Load: CLike.load,

@@ -11,7 +11,7 @@ nothing in it calls a library.
 the launch: `PrintedKernel.thread_scratch` bytes a thread, a multiple of 64. The launch then appends one buffer of
 `nthreads * thread_scratch` bytes, aligned to 64, to `buffers`; thread tid uses the slice at `tid * thread_scratch`.
 
-*Same bits.* Everything but `Fma` and `Dot2` is the same on every class; those two follow their docstrings.
+*Same bits.* Everything but `Fma` is the same on every class; that one follows its docstring.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ from tilewright.ir.loops import (
     Cast,
     Compare,
     Const,
-    Dot2,
     Extract,
     Fma,
     For,
@@ -219,9 +218,6 @@ class _KernelPrinter(Operands):
     def reduce(self, op: Reduce) -> None:
         self.names[op] = arithmetic.reduce(self.e, op.kind, op.a.type, self.name(op.a))
 
-    def dot2(self, op: Dot2) -> None:
-        self.names[op] = arithmetic.dot2(self.e, op.type, self.name(op.acc), self.name(op.a), self.name(op.b))
-
     def load(self, op: Load) -> None:
         place, mask, fill = self.base(op.memory), self.optional(op.mask), self.optional(op.fill)
         self.names[op] = memory.load(self.e, op.type, place, self.name(op.offset), mask, fill)
@@ -263,7 +259,6 @@ _PRINT: Final[dict[type, Callable[[_KernelPrinter, Any], None]]] = {
     Shuffle: _KernelPrinter.shuffle,
     Extract: _KernelPrinter.extract,
     Reduce: _KernelPrinter.reduce,
-    Dot2: _KernelPrinter.dot2,
     Load: _KernelPrinter.load,
     Gather: _KernelPrinter.gather,
     Store: _KernelPrinter.store,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from tilewright.errors import IRError
 from tilewright.ir.dims import Atom, Expr, ExprLike
-from tilewright.ir.dtypes import BF16, F32, I1, I32, DType
+from tilewright.ir.dtypes import I1, I32, DType
 from tilewright.ir.loops.folding import COMMUTATIVE, fold_binary, fold_compare, reassociate
 from tilewright.ir.loops.operands import Operand, Operands
 from tilewright.ir.loops.ops import (
@@ -15,7 +15,6 @@ from tilewright.ir.loops.ops import (
     Bitcast,
     Cast,
     Compare,
-    Dot2,
     Extract,
     Fma,
     Predicate,
@@ -221,15 +220,6 @@ class Arithmetic(Operands):
         if a.type.lanes == 1:
             return a
         return self._pure(("reduce", kind, id(a)), Reduce(scalar(a.type.dtype), kind, a))
-
-    def dot2_bf16(self, acc: Value, a: Value, b: Value) -> Value:
-        """acc (f32 x L) plus the sums of pairs of products of a and b (bf16 x 2L); see `Dot2`."""
-        wide = vec(BF16, 2 * acc.type.lanes)
-        if acc.type.dtype is not F32 or a.type is not wide or b.type is not wide:
-            raise IRError(
-                f"dot2 takes f32 x L and twice bf16 x 2L, not {acc.type}, {a.type}, {b.type}", step="bitcast first"
-            )
-        return self._pure(("dot2", id(acc), id(a), id(b)), Dot2(acc.type, acc, a, b))
 
     def tail_mask(self, count: Operand, lanes: int) -> Value:
         """A mask of the first `count` lanes (any index; 0 or less: none, lanes or more: all)."""
