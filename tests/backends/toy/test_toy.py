@@ -11,11 +11,11 @@ import torch
 import tilewright as tw
 from tests.compiler.models import bert, close, compile_bert, compile_llama, compile_mlp, llama, mlp, token_inputs
 from tests.models.encoders import MOST_BATCH, MOST_TOKENS, draw_call, draw_sizes, minilm
-from tilewright.backends.clike import STACK_SCRATCH, CLike
+from tilewright.backends.clike import CLike
 from tilewright.backends.toy import backend
 from tilewright.backends.toy.compiler import compile_source, missing
 from tilewright.compiler.instrumented import CountingTwin
-from tilewright.errors import CapacityError, MissingDependencyError, TargetError, ToolchainError
+from tilewright.errors import MissingDependencyError, TargetError, ToolchainError
 from tilewright.ir.backend import kernels_of, resolve_target
 from tilewright.ir.dtypes import F32
 from tilewright.ir.loops import LoopBuilder
@@ -100,14 +100,6 @@ def test_without_a_compiler_the_error_names_what_to_install(monkeypatch: pytest.
 def test_a_source_that_does_not_compile_is_a_coded_error() -> None:
     with pytest.raises(ToolchainError, match=r"kernel k: .*error"):
         compile_source("void k(void) { wrong }", "k")
-
-
-def test_scratch_beyond_the_stack_is_a_coded_error() -> None:
-    b = LoopBuilder("large")
-    large = b.scratch("large", F32, STACK_SCRATCH // 4 + 1)
-    b.store(b.const(1, F32), large, 0)
-    with pytest.raises(CapacityError, match="bytes of scratch"):
-        CLike(b.finish()).source()
 
 
 def test_names_from_outside_are_c_identifiers() -> None:

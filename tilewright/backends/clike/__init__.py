@@ -9,6 +9,6 @@ order is the canonical one of 16 lanes. The source keeps the loop IR's bits if i
 products and sums and with wrapping integers (`-ffp-contract=off -fwrapv` to gcc and clang).
 """
 
-from tilewright.backends.clike.printer import STACK_SCRATCH, CLike
+from tilewright.backends.clike.printer import CLike
 
-__all__ = ["STACK_SCRATCH", "CLike"]
+__all__ = ["CLike"]

@@ -10,7 +10,8 @@ from tilewright.backends.clike.expressions import Expressions
 from tilewright.backends.clike.inlining import inlined_values
 from tilewright.backends.clike.names import Names
 from tilewright.backends.clike.prelude import texts
-from tilewright.errors import CapacityError, IRError, LoweringError
+from tilewright.backends.stack_scratch import check_stack_scratch
+from tilewright.errors import IRError, LoweringError
 from tilewright.ir.dtypes import I1, U8, DType
 from tilewright.ir.loops import (
     Binary,
@@ -42,9 +43,6 @@ from tilewright.ir.loops import (
     ValueType,
     VectorConst,
 )
-
-STACK_SCRATCH: Final = 512 * 1024
-"""Bytes of scratch a thread's stack holds safely: a sixteenth of the usual 8 MiB."""
 
 # Stands for the lane's number in the text of a vector value.
 _LANE: Final = "\0"
@@ -106,12 +104,7 @@ class CLike(Expressions):
                 f"kernel {self.kernel.name} uses matrix registers, which C does not have",
                 step="lower it for a machine whose rules describe no matrix unit",
             )
-        needed = sum(-(-s.bytes // s.align) * s.align for s in self.kernel.scratch)
-        if needed > STACK_SCRATCH:
-            raise CapacityError(
-                f"kernel {self.kernel.name} needs {needed} bytes of scratch a thread, more than its stack holds",
-                step="lower the tile rules' query_block or columns",
-            )
+        check_stack_scratch(self.kernel)
         places: list[Memory] = [*self.kernel.buffers, *self.kernel.scratch]
         for place in places:
             self.places[place] = self.names.given(place.name)

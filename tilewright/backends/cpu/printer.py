@@ -7,9 +7,7 @@ The text is one module with one function of the kernel ABI,
 in scf, arith, vector and llvm dialects, which `backends/cpu/mlir.py` compiles. Elementwise math is already expanded, so
 nothing in it calls a library.
 
-*Scratch.* Up to `operands.STACK_SCRATCH` bytes in all are aligned allocations on the thread's stack. More is memory of
-the launch: `PrintedKernel.thread_scratch` bytes a thread, a multiple of 64. The launch then appends one buffer of
-`nthreads * thread_scratch` bytes, aligned to 64, to `buffers`; thread tid uses the slice at `tid * thread_scratch`.
+*Scratch* is aligned allocations on the thread's stack, up to `stack_scratch.STACK_SCRATCH` bytes in all.
 
 *Same bits.* Everything but `Fma` is the same on every class; that one follows its docstring.
 """
@@ -27,6 +25,7 @@ from tilewright.backends.cpu.cpu_class import CpuClass
 from tilewright.backends.cpu.emitter import type_text
 from tilewright.backends.cpu.operands import Operands
 from tilewright.backends.cpu.print_casts import cast
+from tilewright.backends.stack_scratch import check_stack_scratch
 from tilewright.ir.loops import (
     INDEX,
     Binary,
@@ -58,18 +57,18 @@ from tilewright.ir.loops import (
 
 @dataclass(frozen=True, slots=True)
 class PrintedKernel:
-    """A kernel's code as text.
-
-    symbol: the function's name. text: an MLIR module. thread_scratch: bytes of launch scratch a thread, 0 for none.
-    """
+    """A kernel's code as text. symbol: the function's name. text: an MLIR module."""
 
     symbol: str
     text: str
-    thread_scratch: int
 
 
 def print_kernel(kernel: LoopKernel, cpu: CpuClass) -> PrintedKernel:
-    """The kernel for one CPU class; lanes wider than the class's vectors are legal and split by LLVM."""
+    """The kernel for one CPU class; lanes wider than the class's vectors are legal and split by LLVM.
+
+    Raises CapacityError where its scratch does not fit the stack, LoweringError where the class lacks its registers.
+    """
+    check_stack_scratch(kernel)
     return _KernelPrinter(kernel, cpu).run()
 
 
@@ -82,7 +81,7 @@ class _KernelPrinter(Operands):
         matrix.give_up(self.e, self.kernel)
         head = f"llvm.func @{self.kernel.name}(%buffers: !llvm.ptr, %dims: !llvm.ptr, %tid: i64, %nthreads: i64) {{"
         text = "\n".join([head, *self.e.entry, *self.e.lines, "  llvm.return", "}", ""])
-        return PrintedKernel(self.kernel.name, text, self.thread_scratch)
+        return PrintedKernel(self.kernel.name, text)
 
     # --- structure ------------------------------------------------------------------------------------------------
 
