@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from typing import Final
+
+from tilewright.backends.source_names import Names
 
 _RESERVED: Final = frozenset(
     {
@@ -17,27 +18,16 @@ _RESERVED: Final = frozenset(
 )  # fmt: skip
 
 
-class Names:
-    """Hands out identifiers of one function."""
+class CNames(Names):
+    """Hands out the identifiers of one C function."""
 
     def __init__(self) -> None:
-        self._taken: set[str] = set(_RESERVED)
-        self._count: Counter[str] = Counter()
+        super().__init__(_RESERVED)
 
     def given(self, wanted: str) -> str:
         """The name that somebody chose, made a C identifier; numbered where it is taken."""
         name = re.sub(r"\W", "_", wanted, flags=re.ASCII)
         name = f"_{name}" if not name or name[0].isdigit() else name
-        if name in self._taken or name.endswith(("_t", "_f32", "_f64")):
+        if name.endswith(("_t", "_f32", "_f64")) or not self.take(name):
             return self.fresh(f"{name}_")
-        self._taken.add(name)
         return name
-
-    def fresh(self, hint: str) -> str:
-        """The next of a series: v0, v1, ..."""
-        while True:
-            name = f"{hint}{self._count[hint]}"
-            self._count[hint] += 1
-            if name not in self._taken:
-                self._taken.add(name)
-                return name

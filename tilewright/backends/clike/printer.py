@@ -8,8 +8,9 @@ from typing import Any, Final
 
 from tilewright.backends.clike.expressions import Expressions
 from tilewright.backends.clike.inlining import inlined_values
-from tilewright.backends.clike.names import Names
+from tilewright.backends.clike.names import CNames
 from tilewright.backends.clike.prelude import texts
+from tilewright.backends.source_names import bare
 from tilewright.backends.stack_scratch import check_stack_scratch
 from tilewright.errors import IRError, LoweringError
 from tilewright.ir.dtypes import I1, U8, DType
@@ -60,7 +61,7 @@ class CLike(Expressions):
     def __init__(self, kernel: LoopKernel) -> None:
         super().__init__()
         self.kernel = kernel
-        self.names = Names()
+        self.names = CNames()
         self.text: dict[Value, str] = {}  # a vector's text holds _LANE where its lane's number goes
         self.places: dict[Memory, str] = {}
         self.dims: dict[str, str] = {}
@@ -173,10 +174,10 @@ class CLike(Expressions):
             return
         name, lanes, type_name = self.names.fresh("v"), value.type.lanes, self.type_name(value.type.dtype)
         if lanes == 1:
-            self.line(f"const {type_name} {name} = {_bare(text)};")
+            self.line(f"const {type_name} {name} = {bare(text)};")
         else:
             self.line(f"{type_name} {name}[{lanes}];")
-            self.lanes(lanes, lambda at: f"{name}[{at}] = {_bare(text.replace(_LANE, at))};")
+            self.lanes(lanes, lambda at: f"{name}[{at}] = {bare(text.replace(_LANE, at))};")
         self.text[value] = name if lanes == 1 else f"{name}[{_LANE}]"
 
     def array(self, value: Value) -> str:
@@ -226,7 +227,7 @@ class CLike(Expressions):
             if target != text:
                 self.lanes(
                     value.type.lanes,
-                    lambda at, to=target, of=text: f"{to.replace(_LANE, at)} = {_bare(of.replace(_LANE, at))};",  # type: ignore[misc]
+                    lambda at, to=target, of=text: f"{to.replace(_LANE, at)} = {bare(of.replace(_LANE, at))};",  # type: ignore[misc]
                 )
 
     def loop(self, op: For) -> None:
@@ -235,7 +236,7 @@ class CLike(Expressions):
         index = self.names.fresh(hints[0])
         if op.unroll > 1 and (pragma := self.unrolled(op.unroll)):
             self.line(pragma)
-        lo, hi, step = (_bare(self.at(v)) for v in (op.lo, op.hi, op.step))
+        lo, hi, step = (bare(self.at(v)) for v in (op.lo, op.hi, op.step))
         advance = f"++{index}" if step == "1" else f"{index} += {step}"
         self.line(f"for (int64_t {index} = {lo}; {index} < {hi}; {advance}) {{")
         self.text.update(zip(op.body.args, [index, *carried], strict=True))
@@ -248,7 +249,7 @@ class CLike(Expressions):
 
     def branch(self, op: If) -> None:
         results = [self.variable(r, r.hint or "r", None) for r in op.results]
-        self.line(f"if ({_bare(self.at(op.condition))}) {{")
+        self.line(f"if ({bare(self.at(op.condition))}) {{")
         self.arm(op.then, results)
         if op.otherwise.ops or results:
             self.line("} else {")
@@ -296,7 +297,7 @@ class CLike(Expressions):
 
     def folded(self, op: Reduce, name: str, at: str, half: int) -> str:
         upper = f"{name}[{at} + {half}]" if at != "0" else f"{name}[{half}]"
-        return f"{name}[{at}] = {_bare(self.binary(op.kind, op.type.dtype, f'{name}[{at}]', upper))};"
+        return f"{name}[{at}] = {bare(self.binary(op.kind, op.type.dtype, f'{name}[{at}]', upper))};"
 
     def bits(self, op: Bitcast) -> None:
         source, target = op.a.type, op.type
@@ -310,7 +311,7 @@ class CLike(Expressions):
 
     def element(self, op: Load | Gather | Store | Scatter) -> str:
         """The element of a lane's access."""
-        place, offset = self.places[op.memory], _bare(self.at(op.offset))
+        place, offset = self.places[op.memory], bare(self.at(op.offset))
         if isinstance(op, (Gather, Scatter)):
             return f"{place}[{offset} + {self.at(op.indices)}]"
         wide = (op.value if isinstance(op, Store) else op).type.lanes > 1
@@ -329,22 +330,10 @@ class CLike(Expressions):
         place, value = self.element(op), self.at(op.value)
 
         def one(at: str) -> str:
-            text = f"{place.replace(_LANE, at)} = {_bare(value.replace(_LANE, at))};"
-            return text if op.mask is None else f"if ({_bare(self.at(op.mask, at))}) {text}"
+            text = f"{place.replace(_LANE, at)} = {bare(value.replace(_LANE, at))};"
+            return text if op.mask is None else f"if ({bare(self.at(op.mask, at))}) {text}"
 
         self.lanes(op.value.type.lanes, one)
-
-
-def _bare(text: str) -> str:
-    """Without the parentheses around the whole."""
-    if not text.startswith("(") or not text.endswith(")"):
-        return text
-    depth = 0
-    for place, character in enumerate(text):
-        depth += (character == "(") - (character == ")")
-        if depth == 0 and place < len(text) - 1:
-            return text
-    return text[1:-1]
 
 
 _PRINT: Final[dict[type, Callable[[CLike, Any], None]]] = {
