@@ -102,15 +102,18 @@ def test_a_source_that_does_not_compile_is_a_coded_error() -> None:
         compile_source("void k(void) { wrong }", "k")
 
 
+@needs_cc
 def test_names_from_outside_are_c_identifiers() -> None:
     b = LoopBuilder("names")
     given, out = b.buffer("for", F32), b.buffer("2.out", F32, writable=True)
-    with b.loop(0, b.dim("int")) as loop:
-        b.store(b.load(given, loop.index), out, loop.index)
+    with b.loop(0, b.mod(b.dim("floorf"), b.dim("mod_i64"))) as loop:
+        b.store(b.floor(b.load(given, loop.index)), out, loop.index)
     source = CLike(b.finish()).source()
     assert "const float *restrict for_0 = buffers[0];" in source
     assert "float *_2_out = buffers[1];" in source
-    assert "const int64_t int_0 = dims[0];" in source
+    assert "const int64_t floorf_0 = dims[0];" in source
+    assert "const int64_t mod_i64_0 = dims[1];" in source
+    assert compile_source(source, "names")
 
 
 def test_the_backend_takes_loops_and_describes_one_lane() -> None:

@@ -1,10 +1,11 @@
-"""Names for what a C function declares: readable hints, never a keyword, never twice."""
+"""Names for what a C function declares: readable hints, never a keyword or a function it calls, never twice."""
 
 from __future__ import annotations
 
 import re
 from typing import Final
 
+from tilewright.backends.clike.prelude import TYPES
 from tilewright.backends.source_names import Names
 
 _RESERVED: Final = frozenset(
@@ -14,8 +15,13 @@ _RESERVED: Final = frozenset(
         "restrict", "return", "short", "signed", "sizeof", "static", "struct", "switch", "true", "typedef",
         "union", "unsigned", "void", "volatile", "while", "buffers", "dims", "tid", "nthreads", "asm",
         "typeof",
+        # what printed expressions call
+        "memcpy", "NAN", "INFINITY", "INT64_MIN", "fabs", "fabsf", "sqrt", "sqrtf", "floor", "floorf", "ceil", "ceilf",
+        "trunc", "truncf", "rint", "rintf",
     }
 )  # fmt: skip
+# Types of the C library and functions of the prelude end so.
+_RESERVED_ENDS: Final = ("_t", "_bits", *(f"_{name}" for name in TYPES))
 
 
 class CNames(Names):
@@ -28,6 +34,6 @@ class CNames(Names):
         """The name that somebody chose, made a C identifier; numbered where it is taken."""
         name = re.sub(r"\W", "_", wanted, flags=re.ASCII)
         name = f"_{name}" if not name or name[0].isdigit() else name
-        if name.endswith(("_t", "_f32", "_f64")) or not self.take(name):
+        if name.endswith(_RESERVED_ENDS) or not self.take(name):
             return self.fresh(f"{name}_")
         return name

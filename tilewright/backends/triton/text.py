@@ -9,8 +9,11 @@ from contextlib import contextmanager
 from typing import Final
 
 from tilewright.backends.source_names import Names, bare
+from tilewright.backends.triton.prelude import FUNCTIONS
 
-_RESERVED: Final = frozenset({*keyword.kwlist, "tl", "triton", "pid", "min", "max", "range", "float", "abs"})
+_RESERVED: Final = frozenset(
+    {*keyword.kwlist, *FUNCTIONS, "tl", "triton", "pid", "min", "max", "range", "float", "abs"}
+)
 
 
 class Text:
