@@ -57,7 +57,7 @@ class Arithmetic(Operands):
         return self._pure(("unary", kind, id(a)), Unary(a.type, kind, a))
 
     def binary(self, kind: BinaryKind, a: Operand, b: Operand) -> Value:
-        a, b = self._alike(a, b)
+        a, b = self.alike(a, b)
         if not a.type.dtype.is_float:
             if isinstance(a, Const) and kind in COMMUTATIVE:
                 a, b = b, a
@@ -150,13 +150,13 @@ class Arithmetic(Operands):
 
     def fma(self, a: Operand, b: Operand, c: Operand) -> Value:
         """a * b + c; see `Fma` for its rounding."""
-        a, b = self._alike(a, b)
-        a, c = self._alike(a, c)
-        b, c = self._alike(b, c)
+        a, b = self.alike(a, b)
+        a, c = self.alike(a, c)
+        b, c = self.alike(b, c)
         return self._pure(("fma", id(a), id(b), id(c)), Fma(a.type, a, b, c))
 
     def compare(self, predicate: Predicate, a: Operand, b: Operand) -> Value:
-        a, b = self._alike(a, b)
+        a, b = self.alike(a, b)
         known = fold_compare(predicate, a, b)
         if known is not None:
             return self.const(known, I1, a.type.lanes)
@@ -165,7 +165,7 @@ class Arithmetic(Operands):
     def select(self, condition: Value, a: Operand, b: Operand) -> Value:
         """`a` where set, else `b`."""
         if isinstance(a, Value) or isinstance(b, Value):
-            a, b = self._alike(a, b)
+            a, b = self.alike(a, b)
         else:
             raise IRError("select between two Python numbers has no type", step="make one of them a const")
         if isinstance(condition, Const):
