@@ -12,11 +12,11 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class CpuClass:
-    """What decides a kernel's text.
+    """What lowering (by way of the machine's tile rules) and printing may assume.
 
-    lanes: f32 elements of a full vector. registers: architectural vector registers.
-    fma: fused multiply-add. rounding: floor, ceil, trunc and round as instructions. half: f16 <-> f32 as instructions.
-    matrix: tiles of 16 rows of 64 bytes, and tdpbf16ps.
+    lanes: f32 elements of a full vector. registers: architectural vector registers. fma: fused multiply-add. rounding:
+    floor, ceil, trunc and round as instructions. half: f16 <-> f32 as instructions. matrix: tiles of 16 rows of 64
+    bytes, and tdpbf16ps.
     """
 
     name: str
