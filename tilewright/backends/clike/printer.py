@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from tilewright.backends.clike.expressions import Expressions
-from tilewright.backends.clike.inlining import inlined_values
+from tilewright.backends.clike.inlining import LONGEST_IN_PLACE, inlined_values
 from tilewright.backends.clike.names import CNames
 from tilewright.backends.clike.prelude import texts
 from tilewright.backends.source_names import bare
@@ -52,8 +52,9 @@ _LANE: Final = "\0"
 class CLike(Expressions):
     """Prints one kernel: `CLike(kernel).source()`.
 
-    A dialect overrides `includes`, `head`, `buffer`, `scratch` and `unrolled`, and from `Expressions` what it spells
-    differently. Raises CapacityError where scratch does not fit the stack.
+    A dialect overrides `includes`, `head`, `buffer`, `scratch`, `unrolled` and `memory_type`, and from `Expressions`
+    what it spells differently. `source` raises CapacityError where scratch does not fit the stack, LoweringError for
+    kernels with matrix registers.
     """
 
     includes: tuple[str, ...] = ("math.h", "stdbool.h", "stdint.h", "string.h")
@@ -65,7 +66,7 @@ class CLike(Expressions):
         self.text: dict[Value, str] = {}  # a vector's text holds _LANE where its lane's number goes
         self.places: dict[Memory, str] = {}
         self.dims: dict[str, str] = {}
-        self.tables: dict[tuple[Any, ...], str] = {}
+        self.tables: dict[tuple[Any, ...], tuple[str, str]] = {}  # vector constants: name and initialiser
         self.lines: list[str] = []
         self.tabs = 1
         self.inlined = inlined_values(kernel)
@@ -119,7 +120,7 @@ class CLike(Expressions):
             self.line(f"const int64_t {self.dims[dim]} = dims[{number}];")
         for scratch in self.kernel.scratch:
             self.line(self.scratch(self.places[scratch], scratch))
-        for (type_, *_), (name, items) in ((key, found.split("=")) for key, found in self.tables.items()):
+        for (type_, *_), (name, items) in self.tables.items():
             self.line(f"static const {self.type_name(type_.dtype)} {name}[{type_.lanes}] = {items};")
         parts = ["\n".join(f"#include <{name}>" for name in self.includes), *texts(self.helpers)]
         function = "\n".join([f"{self.head()} {{", *self.lines, *body, "}", ""])
@@ -161,15 +162,16 @@ class CLike(Expressions):
         )
 
     def table(self, type_: ValueType, numbers: Sequence[int | float]) -> str:
+        """The name of a constant array that holds a vector constant, the same for equal ones."""
         key = (type_, *map(str, numbers))
         if key not in self.tables:
             items = ", ".join(self.literal(n, type_.dtype) for n in numbers)
-            self.tables[key] = f"{self.names.fresh('t')}={{{items}}}"
-        return self.tables[key].partition("=")[0]
+            self.tables[key] = self.names.fresh("t"), f"{{{items}}}"
+        return self.tables[key][0]
 
     def define(self, value: Value, text: str) -> None:
         """Gives a value its text: where it is used once, in place of a name; otherwise as a constant of its own."""
-        if value in self.inlined and len(text) <= self.inlined[value]:
+        if value in self.inlined and len(text) <= LONGEST_IN_PLACE:
             self.text[value] = text
             return
         name, lanes, type_name = self.names.fresh("v"), value.type.lanes, self.type_name(value.type.dtype)

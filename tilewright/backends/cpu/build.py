@@ -30,11 +30,11 @@ def build(kernels: Iterable[tuple[str, Source]], machine: Machine) -> Mapping[st
                 f"kernel {name} comes as tiles; the CPU takes loops", step="lower it by lower_kernel first"
             )
         printed = print_kernel(kernel, cpu)
-        built[name] = _then(pool.submit(printed.text, target), printed.symbol, printed.text, target.features)
+        built[name] = _built(pool.submit(printed.text, target), printed.symbol, printed.text, target.features)
     return built
 
 
-def _then(compiled: Future[bytes], symbol: str, text: str, features: tuple[str, ...]) -> Future[BuiltKernel]:
+def _built(compiled: Future[bytes], symbol: str, text: str, features: tuple[str, ...]) -> Future[BuiltKernel]:
     """The future of a built kernel from the future of its object."""
     result: Future[BuiltKernel] = Future()
 
