@@ -22,7 +22,6 @@ from tilewright.ir.loops.elementwise import (
     fma,
     splat,
     storage,
-    widen_bf16,
 )
 from tilewright.ir.loops.kernel import LoopKernel
 from tilewright.ir.loops.matrix import MatrixDot, MatrixLoad, MatrixOp, MatrixStore, MatrixZero
@@ -163,9 +162,6 @@ class _Thread:
                     half = len(lanes) // 2
                     lanes = self.binary(kind, lanes[:half], lanes[half:])
                 return lanes
-            case ops.Dot2():
-                products = widen_bf16(self.get(op.a)) * widen_bf16(self.get(op.b))
-                return np.asarray((self.get(op.acc) + products[1::2]) + products[::2])
             case ops.Load():
                 return self.read(op, self.integer(op.offset) + np.arange(op.type.lanes))
             case ops.Gather():

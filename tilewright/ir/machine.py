@@ -81,7 +81,8 @@ class Machine:
     """Frozen facts about a target: units, levels, costs and tile rules.
 
     peak: FLOP/s by unit and dtype of one core, {("matrix", "f32"): 1.2e11}. launch and sync: seconds a kernel start and
-    a barrier take. family: machines of one family share reduction orders. features: what the code generator may assume.
+    a barrier take. family: machines of one family share reduction orders, but for products on a matrix unit, which have
+    the unit's. features: what the code generator may assume.
     """
 
     name: str

@@ -28,7 +28,7 @@ class NativeKernel:
 
     def __init__(self, kernel: LoopKernel, cpu: str) -> None:
         if cpu == "c":
-            self.printed = PrintedKernel(kernel.name, CLike(kernel).source(), 0)
+            self.printed = PrintedKernel(kernel.name, CLike(kernel).source())
             code = compile_source(self.printed.text, kernel.name)
         else:
             self.printed = print_kernel(kernel, CPU_CLASSES[cpu])
@@ -37,11 +37,7 @@ class NativeKernel:
         self.function = _SIGNATURE(self._library[self.printed.symbol])
 
     def __call__(self, buffers: Sequence[np.ndarray], dims: Sequence[int] = (), *, nthreads: int = 1) -> None:
-        slots = list(buffers)
-        if self.printed.thread_scratch:
-            raw = np.zeros(self.printed.thread_scratch * nthreads + 64, np.uint8)
-            slots.append(raw[-raw.ctypes.data % 64 :])
-        pointers = (ctypes.c_void_p * max(1, len(slots)))(*[a.ctypes.data for a in slots])
+        pointers = (ctypes.c_void_p * max(1, len(buffers)))(*[a.ctypes.data for a in buffers])
         sizes = (ctypes.c_int64 * max(1, len(dims)))(*dims)
         for tid in range(nthreads):
             self.function(pointers, sizes, tid, nthreads)

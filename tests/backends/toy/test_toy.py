@@ -11,11 +11,11 @@ import torch
 import tilewright as tw
 from tests.compiler.models import bert, close, compile_bert, compile_llama, compile_mlp, llama, mlp, token_inputs
 from tests.models.encoders import MOST_BATCH, MOST_TOKENS, draw_call, draw_sizes, minilm
-from tilewright.backends.clike import STACK_SCRATCH, CLike
+from tilewright.backends.clike import CLike
 from tilewright.backends.toy import backend
 from tilewright.backends.toy.compiler import compile_source, missing
 from tilewright.compiler.instrumented import CountingTwin
-from tilewright.errors import CapacityError, MissingDependencyError, TargetError, ToolchainError
+from tilewright.errors import MissingDependencyError, TargetError, ToolchainError
 from tilewright.ir.backend import kernels_of, resolve_target
 from tilewright.ir.dtypes import F32
 from tilewright.ir.loops import LoopBuilder
@@ -102,23 +102,18 @@ def test_a_source_that_does_not_compile_is_a_coded_error() -> None:
         compile_source("void k(void) { wrong }", "k")
 
 
-def test_scratch_beyond_the_stack_is_a_coded_error() -> None:
-    b = LoopBuilder("large")
-    large = b.scratch("large", F32, STACK_SCRATCH // 4 + 1)
-    b.store(b.const(1, F32), large, 0)
-    with pytest.raises(CapacityError, match="bytes of scratch"):
-        CLike(b.finish()).source()
-
-
+@needs_cc
 def test_names_from_outside_are_c_identifiers() -> None:
     b = LoopBuilder("names")
     given, out = b.buffer("for", F32), b.buffer("2.out", F32, writable=True)
-    with b.loop(0, b.dim("int")) as loop:
-        b.store(b.load(given, loop.index), out, loop.index)
+    with b.loop(0, b.mod(b.dim("floorf"), b.dim("mod_i64"))) as loop:
+        b.store(b.floor(b.load(given, loop.index)), out, loop.index)
     source = CLike(b.finish()).source()
     assert "const float *restrict for_0 = buffers[0];" in source
     assert "float *_2_out = buffers[1];" in source
-    assert "const int64_t int_0 = dims[0];" in source
+    assert "const int64_t floorf_0 = dims[0];" in source
+    assert "const int64_t mod_i64_0 = dims[1];" in source
+    assert compile_source(source, "names")
 
 
 def test_the_backend_takes_loops_and_describes_one_lane() -> None:

@@ -129,8 +129,3 @@ class Expressions:
         if source.bits == target.bits and source is not I1 and target is not I1:
             return f"({self.type_name(target)}){a}"
         raise IRError(f"{source} has not the bits of a {target}", step="verify the kernel")
-
-    def dot2(self, acc: str, pairs: tuple[tuple[str, str], tuple[str, str]]) -> str:
-        """(acc + odd products) + even products of bf16 elements; `pairs` are the even and the odd operands."""
-        (a0, b0), (a1, b1) = ((self.cast(BF16, F32, x), self.cast(BF16, F32, y)) for x, y in pairs)
-        return f"(({acc} + {a1} * {b1}) + {a0} * {b0})"

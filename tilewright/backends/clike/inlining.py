@@ -26,23 +26,24 @@ from tilewright.ir.loops import (
     operands,
 )
 
-# Expressions up to this many characters read better in place.
-_SHORT: Final = 48
+LONGEST_IN_PLACE: Final = 48
+"""Expressions up to this many characters read better in place."""
 
 
-def inlined_values(kernel: LoopKernel) -> dict[Value, int]:
-    """For each value that may be written in place, the longest text that may be.
+def inlined_values(kernel: LoopKernel) -> set[Value]:
+    """The values that may be written in place.
 
     They are pure, read once, and by an elementwise op, a load or a store of their own block: nothing that they read
     can have changed there.
     """
     uses: Counter[Value] = Counter()
     near: dict[Value, bool] = {}
-    _count(kernel.body, uses, near)
-    return {v: limit for v, limit in _candidates(kernel.body) if uses[v] == 1 and near.get(v, False)}
+    _count_uses(kernel.body, uses, near)
+    return {v for v in _candidates(kernel.body) if uses[v] == 1 and near.get(v, False)}
 
 
-def _count(block: Block, uses: Counter[Value], near: dict[Value, bool]) -> None:
+def _count_uses(block: Block, uses: Counter[Value], near: dict[Value, bool]) -> None:
+    """Adds how often values are read, and whether their last reader is one that may hold their text."""
     here = {op for op in block.ops if isinstance(op, Value)}
     for op in block.ops:
         # a shuffle or a reduction reads its operand lane by lane, more than once
@@ -51,12 +52,13 @@ def _count(block: Block, uses: Counter[Value], near: dict[Value, bool]) -> None:
             uses[value] += 1
             near[value] = simple and value in here
         for inner in (op.body,) if isinstance(op, For) else (op.then, op.otherwise) if isinstance(op, If) else ():
-            _count(inner, uses, near)
+            _count_uses(inner, uses, near)
     uses.update(block.yields)
 
 
-def _candidates(block: Block) -> list[tuple[Value, int]]:
-    found: list[tuple[Value, int]] = []
+def _candidates(block: Block) -> list[Value]:
+    """The values of a block and of those within it that are expressions of C."""
+    found: list[Value] = []
     for op in block.ops:
         match op:
             case For():
@@ -67,5 +69,5 @@ def _candidates(block: Block) -> list[tuple[Value, int]]:
                 # two small numbers make an int in C: this one is to be declared as 64 bits
                 continue
             case Unary() | Binary() | Fma() | Compare() | Select() | Cast() | Broadcast() | Extract():
-                found.append((op, _SHORT))
+                found.append(op)
     return found

@@ -1,6 +1,7 @@
 """The small C functions that printed kernels call where C's operators say something else than the loop IR.
 
-Each is printed only into kernels that use it. `helper` names one; the text may use others, listed in `NEEDS`.
+Each is printed only into kernels that use it, after those that it calls itself (`_NEEDS`). Functions that exist for
+several dtypes have the dtype at the end of their name (`typed`).
 """
 
 from __future__ import annotations

@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from tilewright.backends.clike.expressions import Expressions
-from tilewright.backends.clike.inlining import inlined_values
-from tilewright.backends.clike.names import Names
+from tilewright.backends.clike.inlining import LONGEST_IN_PLACE, inlined_values
+from tilewright.backends.clike.names import CNames
 from tilewright.backends.clike.prelude import texts
-from tilewright.errors import CapacityError, IRError, LoweringError
+from tilewright.backends.source_names import bare
+from tilewright.backends.stack_scratch import check_stack_scratch
+from tilewright.errors import IRError, LoweringError
 from tilewright.ir.dtypes import I1, U8, DType
 from tilewright.ir.loops import (
     Binary,
@@ -21,7 +23,6 @@ from tilewright.ir.loops import (
     Compare,
     Const,
     DimValue,
-    Dot2,
     Extract,
     Fma,
     For,
@@ -44,9 +45,6 @@ from tilewright.ir.loops import (
     VectorConst,
 )
 
-STACK_SCRATCH: Final = 512 * 1024
-"""Bytes of scratch a thread's stack holds safely: a sixteenth of the usual 8 MiB."""
-
 # Stands for the lane's number in the text of a vector value.
 _LANE: Final = "\0"
 
@@ -54,8 +52,9 @@ _LANE: Final = "\0"
 class CLike(Expressions):
     """Prints one kernel: `CLike(kernel).source()`.
 
-    A dialect overrides `includes`, `head`, `buffer`, `scratch` and `unrolled`, and from `Expressions` what it spells
-    differently. Raises CapacityError where scratch does not fit the stack.
+    A dialect overrides `includes`, `head`, `buffer`, `scratch`, `unrolled` and `memory_type`, and from `Expressions`
+    what it spells differently. `source` raises CapacityError where scratch does not fit the stack, LoweringError for
+    kernels with matrix registers.
     """
 
     includes: tuple[str, ...] = ("math.h", "stdbool.h", "stdint.h", "string.h")
@@ -63,11 +62,11 @@ class CLike(Expressions):
     def __init__(self, kernel: LoopKernel) -> None:
         super().__init__()
         self.kernel = kernel
-        self.names = Names()
+        self.names = CNames()
         self.text: dict[Value, str] = {}  # a vector's text holds _LANE where its lane's number goes
         self.places: dict[Memory, str] = {}
         self.dims: dict[str, str] = {}
-        self.tables: dict[tuple[Any, ...], str] = {}
+        self.tables: dict[tuple[Any, ...], tuple[str, str]] = {}  # vector constants: name and initialiser
         self.lines: list[str] = []
         self.tabs = 1
         self.inlined = inlined_values(kernel)
@@ -107,12 +106,7 @@ class CLike(Expressions):
                 f"kernel {self.kernel.name} uses matrix registers, which C does not have",
                 step="lower it for a machine whose rules describe no matrix unit",
             )
-        needed = sum(-(-s.bytes // s.align) * s.align for s in self.kernel.scratch)
-        if needed > STACK_SCRATCH:
-            raise CapacityError(
-                f"kernel {self.kernel.name} needs {needed} bytes of scratch a thread, more than its stack holds",
-                step="lower the tile rules' query_block or columns",
-            )
+        check_stack_scratch(self.kernel)
         places: list[Memory] = [*self.kernel.buffers, *self.kernel.scratch]
         for place in places:
             self.places[place] = self.names.given(place.name)
@@ -126,7 +120,7 @@ class CLike(Expressions):
             self.line(f"const int64_t {self.dims[dim]} = dims[{number}];")
         for scratch in self.kernel.scratch:
             self.line(self.scratch(self.places[scratch], scratch))
-        for (type_, *_), (name, items) in ((key, found.split("=")) for key, found in self.tables.items()):
+        for (type_, *_), (name, items) in self.tables.items():
             self.line(f"static const {self.type_name(type_.dtype)} {name}[{type_.lanes}] = {items};")
         parts = ["\n".join(f"#include <{name}>" for name in self.includes), *texts(self.helpers)]
         function = "\n".join([f"{self.head()} {{", *self.lines, *body, "}", ""])
@@ -168,23 +162,24 @@ class CLike(Expressions):
         )
 
     def table(self, type_: ValueType, numbers: Sequence[int | float]) -> str:
+        """The name of a constant array that holds a vector constant, the same for equal ones."""
         key = (type_, *map(str, numbers))
         if key not in self.tables:
             items = ", ".join(self.literal(n, type_.dtype) for n in numbers)
-            self.tables[key] = f"{self.names.fresh('t')}={{{items}}}"
-        return self.tables[key].partition("=")[0]
+            self.tables[key] = self.names.fresh("t"), f"{{{items}}}"
+        return self.tables[key][0]
 
     def define(self, value: Value, text: str) -> None:
         """Gives a value its text: where it is used once, in place of a name; otherwise as a constant of its own."""
-        if value in self.inlined and len(text) <= self.inlined[value]:
+        if value in self.inlined and len(text) <= LONGEST_IN_PLACE:
             self.text[value] = text
             return
         name, lanes, type_name = self.names.fresh("v"), value.type.lanes, self.type_name(value.type.dtype)
         if lanes == 1:
-            self.line(f"const {type_name} {name} = {_bare(text)};")
+            self.line(f"const {type_name} {name} = {bare(text)};")
         else:
             self.line(f"{type_name} {name}[{lanes}];")
-            self.lanes(lanes, lambda at: f"{name}[{at}] = {_bare(text.replace(_LANE, at))};")
+            self.lanes(lanes, lambda at: f"{name}[{at}] = {bare(text.replace(_LANE, at))};")
         self.text[value] = name if lanes == 1 else f"{name}[{_LANE}]"
 
     def array(self, value: Value) -> str:
@@ -234,7 +229,7 @@ class CLike(Expressions):
             if target != text:
                 self.lanes(
                     value.type.lanes,
-                    lambda at, to=target, of=text: f"{to.replace(_LANE, at)} = {_bare(of.replace(_LANE, at))};",  # type: ignore[misc]
+                    lambda at, to=target, of=text: f"{to.replace(_LANE, at)} = {bare(of.replace(_LANE, at))};",  # type: ignore[misc]
                 )
 
     def loop(self, op: For) -> None:
@@ -243,7 +238,7 @@ class CLike(Expressions):
         index = self.names.fresh(hints[0])
         if op.unroll > 1 and (pragma := self.unrolled(op.unroll)):
             self.line(pragma)
-        lo, hi, step = (_bare(self.at(v)) for v in (op.lo, op.hi, op.step))
+        lo, hi, step = (bare(self.at(v)) for v in (op.lo, op.hi, op.step))
         advance = f"++{index}" if step == "1" else f"{index} += {step}"
         self.line(f"for (int64_t {index} = {lo}; {index} < {hi}; {advance}) {{")
         self.text.update(zip(op.body.args, [index, *carried], strict=True))
@@ -256,7 +251,7 @@ class CLike(Expressions):
 
     def branch(self, op: If) -> None:
         results = [self.variable(r, r.hint or "r", None) for r in op.results]
-        self.line(f"if ({_bare(self.at(op.condition))}) {{")
+        self.line(f"if ({bare(self.at(op.condition))}) {{")
         self.arm(op.then, results)
         if op.otherwise.ops or results:
             self.line("} else {")
@@ -285,12 +280,6 @@ class CLike(Expressions):
         else:
             self.define(op, text)
 
-    def pairs(self, op: Dot2) -> None:
-        a, b = self.array(op.a), self.array(op.b)
-        one = op.acc.type.lanes == 1  # a loop over one lane is not printed
-        even, odd = ("[0]", "[1]") if one else (f"[2 * {_LANE}]", f"[2 * {_LANE} + 1]")
-        self.define(op, self.dot2(self.at(op.acc), ((a + even, b + even), (a + odd, b + odd))))
-
     def shuffle(self, op: Shuffle) -> None:
         a, b, lanes = op.a, op.b, op.a.type.lanes
         picked = [self.at(a, str(n)) if n < lanes else self.at(b, str(n - lanes)) for n in op.indices]
@@ -310,7 +299,7 @@ class CLike(Expressions):
 
     def folded(self, op: Reduce, name: str, at: str, half: int) -> str:
         upper = f"{name}[{at} + {half}]" if at != "0" else f"{name}[{half}]"
-        return f"{name}[{at}] = {_bare(self.binary(op.kind, op.type.dtype, f'{name}[{at}]', upper))};"
+        return f"{name}[{at}] = {bare(self.binary(op.kind, op.type.dtype, f'{name}[{at}]', upper))};"
 
     def bits(self, op: Bitcast) -> None:
         source, target = op.a.type, op.type
@@ -324,7 +313,7 @@ class CLike(Expressions):
 
     def element(self, op: Load | Gather | Store | Scatter) -> str:
         """The element of a lane's access."""
-        place, offset = self.places[op.memory], _bare(self.at(op.offset))
+        place, offset = self.places[op.memory], bare(self.at(op.offset))
         if isinstance(op, (Gather, Scatter)):
             return f"{place}[{offset} + {self.at(op.indices)}]"
         wide = (op.value if isinstance(op, Store) else op).type.lanes > 1
@@ -343,22 +332,10 @@ class CLike(Expressions):
         place, value = self.element(op), self.at(op.value)
 
         def one(at: str) -> str:
-            text = f"{place.replace(_LANE, at)} = {_bare(value.replace(_LANE, at))};"
-            return text if op.mask is None else f"if ({_bare(self.at(op.mask, at))}) {text}"
+            text = f"{place.replace(_LANE, at)} = {bare(value.replace(_LANE, at))};"
+            return text if op.mask is None else f"if ({bare(self.at(op.mask, at))}) {text}"
 
         self.lanes(op.value.type.lanes, one)
-
-
-def _bare(text: str) -> str:
-    """Without the parentheses around the whole."""
-    if not text.startswith("(") or not text.endswith(")"):
-        return text
-    depth = 0
-    for place, character in enumerate(text):
-        depth += (character == "(") - (character == ")")
-        if depth == 0 and place < len(text) - 1:
-            return text
-    return text[1:-1]
 
 
 _PRINT: Final[dict[type, Callable[[CLike, Any], None]]] = {
@@ -371,7 +348,6 @@ _PRINT: Final[dict[type, Callable[[CLike, Any], None]]] = {
     Bitcast: CLike.bits,
     Broadcast: CLike.lane_of,
     Extract: CLike.lane_of,
-    Dot2: CLike.pairs,
     Shuffle: CLike.shuffle,
     Reduce: CLike.reduce,
     Load: CLike.load,

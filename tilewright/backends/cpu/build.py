@@ -13,7 +13,7 @@ from tilewright.backends.cpu.driver import driver_text
 from tilewright.backends.cpu.mlir import TARGETS
 from tilewright.backends.cpu.printer import print_kernel
 from tilewright.backends.cpu.workers import shared_pool
-from tilewright.errors import CapacityError, LoweringError
+from tilewright.errors import LoweringError
 from tilewright.ir.backend import BuiltKernel, Source
 from tilewright.ir.loops import LoopKernel
 from tilewright.ir.machine import Machine
@@ -30,16 +30,11 @@ def build(kernels: Iterable[tuple[str, Source]], machine: Machine) -> Mapping[st
                 f"kernel {name} comes as tiles; the CPU takes loops", step="lower it by lower_kernel first"
             )
         printed = print_kernel(kernel, cpu)
-        if printed.thread_scratch:
-            raise CapacityError(
-                f"kernel {name} needs {printed.thread_scratch} bytes of scratch a thread, more than its stack holds",
-                step="lower the tile rules' query_block or columns",
-            )
-        built[name] = _then(pool.submit(printed.text, target), printed.symbol, printed.text, target.features)
+        built[name] = _built(pool.submit(printed.text, target), printed.symbol, printed.text, target.features)
     return built
 
 
-def _then(compiled: Future[bytes], symbol: str, text: str, features: tuple[str, ...]) -> Future[BuiltKernel]:
+def _built(compiled: Future[bytes], symbol: str, text: str, features: tuple[str, ...]) -> Future[BuiltKernel]:
     """The future of a built kernel from the future of its object."""
     result: Future[BuiltKernel] = Future()
 

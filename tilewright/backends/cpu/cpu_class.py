@@ -12,11 +12,11 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class CpuClass:
-    """What decides a kernel's text.
+    """What lowering (by way of the machine's tile rules) and printing may assume.
 
-    lanes: f32 elements of a full vector. registers: architectural vector registers.
-    fma: fused multiply-add. rounding: floor, ceil, trunc and round as instructions. half: f16 <-> f32 as instructions.
-    bf16_dot: vdpbf16ps on every vector width. matrix: tiles of 16 rows of 64 bytes, and tdpbf16ps.
+    lanes: f32 elements of a full vector. registers: architectural vector registers. fma: fused multiply-add. rounding:
+    floor, ceil, trunc and round as instructions. half: f16 <-> f32 as instructions. matrix: tiles of 16 rows of 64
+    bytes, and tdpbf16ps.
     """
 
     name: str
@@ -25,15 +25,14 @@ class CpuClass:
     fma: bool
     rounding: bool
     half: bool
-    bf16_dot: bool
     matrix: bool = False
 
 
-GENERIC: Final = CpuClass("generic", 4, 16, fma=False, rounding=False, half=False, bf16_dot=False)
-AVX2: Final = CpuClass("avx2", 8, 16, fma=True, rounding=True, half=True, bf16_dot=False)
-AVX512: Final = CpuClass("avx512", 16, 32, fma=True, rounding=True, half=True, bf16_dot=False)
-AVX512_BF16: Final = CpuClass("avx512-bf16", 16, 32, fma=True, rounding=True, half=True, bf16_dot=True)
+GENERIC: Final = CpuClass("generic", 4, 16, fma=False, rounding=False, half=False)
+AVX2: Final = CpuClass("avx2", 8, 16, fma=True, rounding=True, half=True)
+AVX512: Final = CpuClass("avx512", 16, 32, fma=True, rounding=True, half=True)
+AVX512_BF16: Final = replace(AVX512, name="avx512-bf16")
 AVX512_AMX: Final = replace(AVX512_BF16, name="avx512-amx", matrix=True)
-AARCH64: Final = CpuClass("aarch64", 4, 32, fma=True, rounding=True, half=True, bf16_dot=False)
+AARCH64: Final = CpuClass("aarch64", 4, 32, fma=True, rounding=True, half=True)
 
 CPU_CLASSES: Final[dict[str, CpuClass]] = {c.name: c for c in (GENERIC, AVX2, AVX512, AVX512_BF16, AVX512_AMX, AARCH64)}

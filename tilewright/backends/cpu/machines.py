@@ -8,17 +8,21 @@ from dataclasses import replace
 from functools import cache
 from typing import Final
 
+from tilewright.backends.cpu.cpu_class import AVX2, AVX512, GENERIC, CpuClass
 from tilewright.backends.cpu.mlir import TARGETS
+from tilewright.backends.cpu.register_tiles import REGISTER_TILES
 from tilewright.ir.host_features import usable
 from tilewright.ir.machine import Level, Machine, MatrixUnit, TileRules
 
-_AVX512_RULES: Final = TileRules(
-    lanes=16, registers=32, dot=((1, 1, 4), (16, 4, 4), (None, 6, 4)), panel=64, rows=1, columns=64
-)
-# Register tiles (rows, vectors) by row count and panel widths: the study in register_tiles.py.
+
+def _rules(cpu: CpuClass, panel: int) -> TileRules:
+    return TileRules(cpu.lanes, cpu.registers, REGISTER_TILES[cpu.name], panel, rows=1, columns=64)
+
+
+_AVX512_RULES: Final = _rules(AVX512, 64)
 _RULES: Final = {
-    "generic": TileRules(lanes=4, registers=16, dot=((1, 1, 4), (None, 2, 4)), panel=16, rows=1, columns=64),
-    "avx2": TileRules(lanes=8, registers=16, dot=((1, 1, 2), (None, 6, 2)), panel=16, rows=1, columns=64),
+    "generic": _rules(GENERIC, 16),
+    "avx2": _rules(AVX2, 16),
     "avx512": _AVX512_RULES,
     # bf16 operands are widened and multiplied in f32: the class's pair products ran at half the rate of f32's, see
     # register_tiles.py, and panels of pairs would only be taken apart again

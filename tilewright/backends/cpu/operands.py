@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from tilewright.backends.cpu.cpu_class import CpuClass
 from tilewright.backends.cpu.emitter import Emitter, literal, type_text
 from tilewright.errors import IRError
@@ -22,16 +20,9 @@ from tilewright.ir.loops import (
     vec,
 )
 
-# A sixteenth of a thread's usual 8 MiB, and less than the gap that guards the main stack.
-STACK_SCRATCH: Final = 512 * 1024
-_SLICE_ALIGN: Final = 64
-
 
 class Operands:
-    """Names for everything a kernel mentions; leaves are defined at the entry when first used.
-
-    thread_scratch: bytes a thread needs in launch scratch, 0 where the stack holds it all.
-    """
+    """Names for everything a kernel mentions; leaves are defined at the entry when first used."""
 
     def __init__(self, kernel: LoopKernel, cpu: CpuClass) -> None:
         self.kernel = kernel
@@ -39,12 +30,14 @@ class Operands:
         self.names: dict[Value, str] = {}
         self.numbers: dict[Memory, int] = {buffer: number for number, buffer in enumerate(kernel.buffers)}
         self.bases: dict[Memory, str] = {}
-        self.thread_scratch = 0
         self._place_scratch()
 
     def _place_scratch(self) -> None:
-        """Defines where scratch lies, and clears what is to start as zeros."""
-        self._find_scratch()
+        """Takes scratch from the stack, and clears what is to start as zeros."""
+        for number, scratch in enumerate(self.kernel.scratch):
+            count = self.e.constant(scratch.bytes, INDEX.dtype)
+            text = f"llvm.alloca {count} x i8 {{alignment = {scratch.align} : i64}} : (i64) -> !llvm.ptr"
+            self.bases[scratch] = self.e.at_entry(f"%s{number}", text)
         for number, scratch in enumerate(self.kernel.scratch):
             if scratch.zeroed:
                 self._clear(number, scratch)
@@ -59,27 +52,6 @@ class Operands:
             f"    llvm.store {zeros}, %at{number} {{alignment = {step} : i64}} : {type_text(vec(I8, step))}, !llvm.ptr",
             "  }",
         ]
-
-    def _find_scratch(self) -> None:
-        offsets, total = [], 0
-        for scratch in self.kernel.scratch:
-            total = -(-total // scratch.align) * scratch.align
-            offsets.append(total)
-            total += scratch.bytes
-        if total <= STACK_SCRATCH:
-            for number, scratch in enumerate(self.kernel.scratch):
-                count = self.e.constant(scratch.bytes, INDEX.dtype)
-                text = f"llvm.alloca {count} x i8 {{alignment = {scratch.align} : i64}} : (i64) -> !llvm.ptr"
-                self.bases[scratch] = self.e.at_entry(f"%s{number}", text)
-            return
-        self.thread_scratch = -(-total // _SLICE_ALIGN) * _SLICE_ALIGN
-        shared = self._buffer_pointer(len(self.kernel.buffers))
-        size = self.e.constant(self.thread_scratch, INDEX.dtype)
-        skip = self.e.at_entry("%slice", f"arith.muli %tid, {size} : i64")
-        mine = self.e.at_entry("%scratch", f"llvm.getelementptr {shared}[{skip}] : (!llvm.ptr, i64) -> !llvm.ptr, i8")
-        for number, (scratch, offset) in enumerate(zip(self.kernel.scratch, offsets, strict=True)):
-            text = f"llvm.getelementptr {mine}[{offset}] : (!llvm.ptr) -> !llvm.ptr, i8"
-            self.bases[scratch] = self.e.at_entry(f"%s{number}", text)
 
     def _buffer_pointer(self, number: int) -> str:
         slot = f"llvm.getelementptr %buffers[{number}] : (!llvm.ptr) -> !llvm.ptr, !llvm.ptr"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from tilewright.backends.cpu.emitter import Emitter, type_text
-from tilewright.ir.dtypes import F32, F64, I1, I16, I32, I64
+from tilewright.ir.dtypes import F32, I1
 from tilewright.ir.loops import BinaryKind, Predicate, ReduceKind, UnaryKind, ValueType, scalar, vec
 
 _FLOAT: Final[dict[str, str]] = {"add": "addf", "sub": "subf", "mul": "mulf", "div": "divf"}
@@ -24,7 +24,6 @@ _UNSIGNED: Final[dict[str, str]] = {
 _INTRINSIC: Final[dict[str, str]] = {
     "abs": "fabs", "sqrt": "sqrt", "floor": "floor", "ceil": "ceil", "trunc": "trunc", "round": "roundeven",
 }  # fmt: skip
-BITS: Final = {F32: I32, F64: I64}  # the integer of a float's width
 
 
 def binary(e: Emitter, kind: BinaryKind | ReduceKind, type_: ValueType, a: str, b: str) -> str:
@@ -179,25 +178,3 @@ def bitcast(e: Emitter, source: ValueType, target: ValueType, a: str) -> str:
     if type_text(source) == type_text(target):
         return a
     return e.emit(f"llvm.bitcast {a} : {type_text(source)} to {type_text(target)}")
-
-
-_DOT2_WIDTHS: Final = {4: 128, 8: 256, 16: 512}
-
-
-def dot2(e: Emitter, type_: ValueType, acc: str, a: str, b: str) -> str:
-    """Pairs of bf16 products onto f32 lanes: one instruction on bf16 machines, else the same two roundings."""
-    lanes = type_.lanes
-    pairs, words = vec(I16, 2 * lanes), vec(I32, lanes)
-    if e.cpu.bf16_dot and lanes in _DOT2_WIDTHS:
-        typed = f"vector<{2 * lanes}xbf16>"
-        x, y = (e.emit(f"llvm.bitcast {v} : {type_text(pairs)} to {typed}") for v in (a, b))
-        name, width = type_text(type_), _DOT2_WIDTHS[lanes]
-        called = f'llvm.call_intrinsic "llvm.x86.avx512bf16.dpbf16ps.{width}"({acc}, {x}, {y})'
-        return e.emit(f"{called} : ({name}, {typed}, {typed}) -> {name}")
-    x, y = (bitcast(e, pairs, words, v) for v in (a, b))
-    odd, even = e.constant(-65536, I32, lanes), e.constant(16, I32, lanes)
-    halves: tuple[tuple[BinaryKind, str], ...] = (("and", odd), ("shl", even))
-    for kind, operand in halves:
-        p, q = (bitcast(e, words, type_, binary(e, kind, words, v, operand)) for v in (x, y))
-        acc = fma(e, type_, p, q, acc)
-    return acc

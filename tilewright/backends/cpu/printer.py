@@ -7,11 +7,9 @@ The text is one module with one function of the kernel ABI,
 in scf, arith, vector and llvm dialects, which `backends/cpu/mlir.py` compiles. Elementwise math is already expanded, so
 nothing in it calls a library.
 
-*Scratch.* Up to `operands.STACK_SCRATCH` bytes in all are aligned allocations on the thread's stack. More is memory of
-the launch: `PrintedKernel.thread_scratch` bytes a thread, a multiple of 64. The launch then appends one buffer of
-`nthreads * thread_scratch` bytes, aligned to 64, to `buffers`; thread tid uses the slice at `tid * thread_scratch`.
+*Scratch* is aligned allocations on the thread's stack, up to `stack_scratch.STACK_SCRATCH` bytes in all.
 
-*Same bits.* Everything but `Fma` and `Dot2` is the same on every class; those two follow their docstrings.
+*Same bits.* Everything but `Fma` is the same on every class; that one follows its docstring.
 """
 
 from __future__ import annotations
@@ -27,6 +25,7 @@ from tilewright.backends.cpu.cpu_class import CpuClass
 from tilewright.backends.cpu.emitter import type_text
 from tilewright.backends.cpu.operands import Operands
 from tilewright.backends.cpu.print_casts import cast
+from tilewright.backends.stack_scratch import check_stack_scratch
 from tilewright.ir.loops import (
     INDEX,
     Binary,
@@ -36,7 +35,6 @@ from tilewright.ir.loops import (
     Cast,
     Compare,
     Const,
-    Dot2,
     Extract,
     Fma,
     For,
@@ -59,18 +57,18 @@ from tilewright.ir.loops import (
 
 @dataclass(frozen=True, slots=True)
 class PrintedKernel:
-    """A kernel's code as text.
-
-    symbol: the function's name. text: an MLIR module. thread_scratch: bytes of launch scratch a thread, 0 for none.
-    """
+    """A kernel's code as text. symbol: the function's name. text: an MLIR module."""
 
     symbol: str
     text: str
-    thread_scratch: int
 
 
 def print_kernel(kernel: LoopKernel, cpu: CpuClass) -> PrintedKernel:
-    """The kernel for one CPU class; lanes wider than the class's vectors are legal and split by LLVM."""
+    """The kernel for one CPU class; lanes wider than the class's vectors are legal and split by LLVM.
+
+    Raises CapacityError where its scratch does not fit the stack, LoweringError where the class lacks its registers.
+    """
+    check_stack_scratch(kernel)
     return _KernelPrinter(kernel, cpu).run()
 
 
@@ -83,7 +81,7 @@ class _KernelPrinter(Operands):
         matrix.give_up(self.e, self.kernel)
         head = f"llvm.func @{self.kernel.name}(%buffers: !llvm.ptr, %dims: !llvm.ptr, %tid: i64, %nthreads: i64) {{"
         text = "\n".join([head, *self.e.entry, *self.e.lines, "  llvm.return", "}", ""])
-        return PrintedKernel(self.kernel.name, text, self.thread_scratch)
+        return PrintedKernel(self.kernel.name, text)
 
     # --- structure ------------------------------------------------------------------------------------------------
 
@@ -219,9 +217,6 @@ class _KernelPrinter(Operands):
     def reduce(self, op: Reduce) -> None:
         self.names[op] = arithmetic.reduce(self.e, op.kind, op.a.type, self.name(op.a))
 
-    def dot2(self, op: Dot2) -> None:
-        self.names[op] = arithmetic.dot2(self.e, op.type, self.name(op.acc), self.name(op.a), self.name(op.b))
-
     def load(self, op: Load) -> None:
         place, mask, fill = self.base(op.memory), self.optional(op.mask), self.optional(op.fill)
         self.names[op] = memory.load(self.e, op.type, place, self.name(op.offset), mask, fill)
@@ -263,7 +258,6 @@ _PRINT: Final[dict[type, Callable[[_KernelPrinter, Any], None]]] = {
     Shuffle: _KernelPrinter.shuffle,
     Extract: _KernelPrinter.extract,
     Reduce: _KernelPrinter.reduce,
-    Dot2: _KernelPrinter.dot2,
     Load: _KernelPrinter.load,
     Gather: _KernelPrinter.gather,
     Store: _KernelPrinter.store,

@@ -1,9 +1,8 @@
 """Register tiles of matmul by CPU class: how many rows and vectors of the result one loop over K keeps in registers.
 
-The right operand lies in panels of `vectors * lanes` columns ([K, columns] contiguous; for bf16 dots [K/2, columns,
-2]), packed once, so every entry of a class has the same number of vectors. The left operand is row-major; each of its
-elements is one broadcast load that serves `vectors` multiply-adds. `limit` is the largest number of rows an entry is
-meant for.
+The right operand lies in panels ([K, columns] contiguous), packed once, so every entry of a class has the same number
+of vectors. The left operand is row-major; each of its elements is one broadcast load that serves all of a row's
+multiply-adds. The loop over K is unrolled four times on every class.
 
 Measured on one core of a Sapphire-Rapids-like Xeon (2 FMA units): GFLOP/s in CPU time, best of 30 interleaved rounds on
 a shared machine, so differences below 5% say nothing. Columns are `rows x vectors / unroll of K`, f32; lines are rows x
@@ -34,7 +33,7 @@ What follows. *avx512*: few wide rows beat many narrow ones (6x4 over 14x2 by 10
 small counts. On Zen 4 6x4 gave 105 of 115. Software prefetch of the panel changed nothing that could be told from
 noise, nor did blocks of rows over panels that fit the second-level cache. *avx2*: 16 registers hold 6x2 or 4x3; 4x3 is
 up to 5% faster, and its 24 columns fit badly. *generic*: products and sums are separate and need a register of their
-own; 2x4. aarch64 is not measured: 6x4 fills 24 of its 32 registers.
+own; 2x4.
 
 *bf16.* vdpbf16ps on the same core: 6x4, 8x3, 14x2 and 4x4 all 97-101, at any unroll: the instruction issues every
 second cycle there, and f32 is faster. On Zen 4, 177-234. The emulation for avx512 without it: 109-122.
@@ -49,26 +48,11 @@ All inner loops were read as assembly: no spills, panel and broadcast addresses 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
-
-@dataclass(frozen=True, slots=True)
-class RegisterTile:
-    """Result rows and vectors held in registers, and how often the loop over K is unrolled, for up to `limit` rows."""
-
-    limit: int | None
-    rows: int
-    vectors: int
-    unroll: int
-
-
-REGISTER_TILES: Final[dict[str, tuple[RegisterTile, ...]]] = {
-    "generic": (RegisterTile(1, 1, 4, 1), RegisterTile(None, 2, 4, 1)),
-    "avx2": (RegisterTile(1, 1, 2, 4), RegisterTile(4, 4, 2, 2), RegisterTile(None, 6, 2, 2)),
-    "avx512": (RegisterTile(1, 1, 4, 4), RegisterTile(16, 4, 4, 4), RegisterTile(None, 6, 4, 4)),
-    "avx512-bf16": (RegisterTile(1, 1, 4, 4), RegisterTile(16, 4, 4, 4), RegisterTile(None, 6, 4, 4)),
-    "avx512-amx": (RegisterTile(1, 1, 4, 4), RegisterTile(16, 4, 4, 4), RegisterTile(None, 6, 4, 4)),
-    "aarch64": (RegisterTile(1, 1, 4, 4), RegisterTile(4, 4, 4, 2), RegisterTile(None, 6, 4, 2)),
+REGISTER_TILES: Final[dict[str, tuple[tuple[int | None, int, int], ...]]] = {
+    "generic": ((1, 1, 4), (None, 2, 4)),
+    "avx2": ((1, 1, 2), (None, 6, 2)),
+    "avx512": ((1, 1, 4), (16, 4, 4), (None, 6, 4)),
 }
-"""By class, ascending by limit; the last entry has none."""
+"""By vector width, what `TileRules.dot` says: (largest row count or None, rows, vectors), ascending."""

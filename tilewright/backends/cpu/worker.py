@@ -15,7 +15,7 @@ import sys
 import threading
 from typing import Any
 
-from tilewright.backends.cpu.frames import packed, unpacked
+from tilewright.backends.frames import received, send
 from tilewright.errors import MissingDependencyError, TilewrightError
 
 _IDLE = 0
@@ -45,23 +45,18 @@ def main() -> None:
             os._exit(_IDLE)
         target = mlir.CpuTarget(header["name"], header["cpu"], tuple(header["features"]), header["triple"])
         try:
-            answer = packed({}, mlir.compile_object(text.decode(), target))
+            told: dict[str, Any] = {}
+            made = mlir.compile_object(text.decode(), target)
         except TilewrightError as error:
             problems = [[problem.text, problem.op, problem.where] for problem in error.problems]
-            answer = packed({"code": error.code, "problems": problems, "step": error.step}, b"")
-        _write(answers, answer)
+            told, made = {"code": error.code, "problems": problems, "step": error.step}, b""
+        send(answers, told, made)
 
 
 def _read(requests: queue.SimpleQueue[tuple[dict[str, Any], bytes]]) -> None:
-    while message := unpacked(lambda count: os.read(0, count)):
+    while message := received(lambda count: os.read(0, count)):
         requests.put(message)
     os._exit(_ORPHANED)
-
-
-def _write(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
 
 
 if __name__ == "__main__":

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-import sys
 import tempfile
-from pathlib import Path
 from typing import IO
 
-from tilewright.backends.cpu.frames import packed, unpacked
 from tilewright.backends.cpu.mlir import CpuTarget
+from tilewright.backends.frames import received, send
+from tilewright.backends.module_process import start_module
 from tilewright.errors import Problem, TilewrightError, ToolchainError, all_errors
 
 _QUOTED_LINES = 6
@@ -41,13 +40,11 @@ class WorkerProcess:
             return
         header = {"name": target.name, "cpu": target.cpu, "features": target.features, "triple": target.triple}
         with contextlib.suppress(BrokenPipeError):
-            view = memoryview(packed(header, text.encode()))
-            while view:
-                view = view[os.write(process.stdin.fileno(), view) :]
+            send(process.stdin.fileno(), header, text.encode())
 
     def answer(self) -> bytes | TilewrightError | None:
         """The object, or the error that compiling raised, or None when the worker has ended without answering."""
-        message = unpacked(lambda count: os.read(self.answers, count))
+        message = received(lambda count: os.read(self.answers, count))
         if message is None:
             return None
         header, body = message
@@ -88,19 +85,14 @@ class WorkerProcess:
             process.returncode = 0
 
     def _start(self) -> None:
-        # Found as this process found it, but never by accident in the current directory.
-        root = str(Path(__file__).resolve().parents[3])
-        path = os.pathsep.join([*filter(os.path.isabs, sys.path), root])
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  `end` reads and closes it
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "tilewright.backends.cpu.worker", str(self._idle_seconds)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._stderr,
-                bufsize=0,
+            self._process = start_module(
+                "tilewright.backends.cpu.worker",
+                str(self._idle_seconds),
                 # numpy, which MLIR's bindings import, would otherwise start a thread a core for its linear algebra.
-                env={**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"},
+                environment={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+                stderr=self._stderr,
             )
         except OSError as error:
             raise ToolchainError(

@@ -4,14 +4,6 @@ It is the scalar rung: its machine has one lane, so nearly all loops are scalar 
 with it runs like any other of the host: same kernel ABI, same driver, same runtime.
 """
 
-from __future__ import annotations
+from tilewright.backends.toy.manifest import backend
 
-from typing import Any
-
-
-def __getattr__(name: str) -> Any:
-    if name == "backend":
-        from tilewright.backends.toy.manifest import backend
-
-        return backend
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__all__ = ["backend"]

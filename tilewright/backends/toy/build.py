@@ -8,6 +8,7 @@ from functools import cache
 
 from tilewright.backends.clike import CLike
 from tilewright.backends.cpu.build import host_driver
+from tilewright.backends.cpu.build import probe as host_probe
 from tilewright.backends.cpu.machines import cores
 from tilewright.backends.toy.compiler import FLAGS, compile_source, find_compiler, missing, version_of
 from tilewright.errors import LoweringError
@@ -55,6 +56,4 @@ def warm() -> None:
 
 def probe() -> str | None:
     """What is missing to compile and run programs."""
-    from tilewright.backends.cpu.build import probe as host
-
-    return missing() or host()
+    return missing() or host_probe()

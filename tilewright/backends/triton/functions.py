@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
 from tilewright.ir.dtypes import F64, I1, DType
@@ -46,7 +46,6 @@ _ANY: Final[dict[str, str]] = {
     "and": "({0} & {1})", "or": "({0} | {1})", "xor": "({0} ^ {1})", "not": "(~{0})",
     "select": "tl.where({0}, {1}, {2})", "sign": "tl.where({0} > 0, 1, tl.where({0} < 0, -1, 0))",
 }  # fmt: skip
-HELPERS: Final = ("floordiv", "floormod", "tanh", "expm1", "log1p", "nearest")
 
 
 def template(fn: str, dtype: DType) -> str | None:
@@ -93,8 +92,3 @@ def cast(text: str, source: DType, target: DType, number: Callable[[float], str]
         narrowed = "" if target.bits == wide else f".to({TYPES[target.name]})"
         return f"{inside}.to(tl.int{wide}){narrowed}"
     return f"{text}.to({TYPES[target.name]})"
-
-
-def fill(template_text: str, operands: Sequence[str]) -> str:
-    """A template with its operands."""
-    return template_text.format(*operands)

@@ -9,34 +9,27 @@ from __future__ import annotations
 import importlib.util
 import io
 import os
-import struct
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
+from tilewright.backends.frames import received, send
+from tilewright.backends.module_process import start_module
 from tilewright.errors import ToolchainError
 
 Array = np.ndarray[Any, np.dtype[Any]]
-_LENGTH = struct.Struct("<Q")
 
 
 class InterpretedKernels:
     """Runs kernels in a process of its own; use it in a `with`."""
 
     def __enter__(self) -> InterpretedKernels:
-        root = str(Path(__file__).resolve().parents[3])
-        path = os.pathsep.join([root, *filter(os.path.isabs, sys.path)])
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "tilewright.backends.triton.interpreter"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path, "TRITON_INTERPRET": "1"},
+        self._process = start_module(
+            "tilewright.backends.triton.interpreter", environment={**os.environ, "TRITON_INTERPRET": "1"}
         )
         return self
 
@@ -57,31 +50,34 @@ class InterpretedKernels:
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
-        packed = io.BytesIO()
-        given = {f"b{n}": a for n, a in enumerate(buffers)}
-        given |= {"head": np.array([outputs, programs, *dims], np.int64)}
-        given |= {"source": np.array(source), "symbol": np.array(symbol)}
-        np.savez(packed, allow_pickle=False, **given)
-        _send(stdin, packed.getvalue())
-        answer = _receive(stdout)
+        head = {
+            "source": source,
+            "symbol": symbol,
+            "outputs": outputs,
+            "programs": programs,
+            "dims": list(map(int, dims)),
+        }
+        send(stdin.fileno(), head, _body(buffers))
+        answer = received(stdout.read)
         if answer is None:
             raise ToolchainError("Triton's interpreter has ended", step="run the kernel again and read its stderr")
-        with np.load(io.BytesIO(answer), allow_pickle=False) as found:
-            if "error" in found:
-                raise ToolchainError(
-                    f"Triton's interpreter fails in kernel {symbol}: {found['error']}", step="read the kernel's source"
-                )
-            return [found[f"b{n}"] for n in range(outputs)]
+        told, body = answer
+        if told:
+            raise ToolchainError(
+                f"Triton's interpreter fails in kernel {symbol}: {told['error']}", step="read the kernel's source"
+            )
+        return _arrays(body)
 
 
-def _send(pipe: IO[bytes], body: bytes) -> None:
-    pipe.write(_LENGTH.pack(len(body)) + body)
-    pipe.flush()
+def _body(arrays: Sequence[Array]) -> bytes:
+    packed = io.BytesIO()
+    np.savez(packed, *arrays, allow_pickle=False)
+    return packed.getvalue()
 
 
-def _receive(pipe: IO[bytes]) -> bytes | None:
-    head = pipe.read(_LENGTH.size)
-    return pipe.read(_LENGTH.unpack(head)[0]) if len(head) == _LENGTH.size else None
+def _arrays(body: bytes) -> list[Array]:
+    with np.load(io.BytesIO(body), allow_pickle=False) as found:
+        return [found[name] for name in found.files]
 
 
 def load_source(source: str, symbol: str, folder: Path) -> Any:
@@ -112,29 +108,24 @@ def _serve() -> None:
 
     _keep_predicates()
 
-    answers = os.fdopen(os.dup(1), "wb")
+    answers = os.dup(1)
     os.dup2(2, 1)  # what a library prints must not land among the answers
     torch.set_num_threads(1)
     known: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="tilewright-triton-") as folder:
-        while (request := _receive(sys.stdin.buffer)) is not None:
-            with np.load(io.BytesIO(request), allow_pickle=False) as given:
-                outputs, programs, *dims = given["head"].tolist()
-                source, symbol = str(given["source"]), str(given["symbol"])
-                count = sum(name[0] == "b" and name[1:].isdigit() for name in given.files)
-                tensors = [torch.from_numpy(given[f"b{n}"].copy()) for n in range(count)]
-            packed = io.BytesIO()
+        while message := received(lambda count: os.read(0, count)):
+            head, body = message
+            source, told = head["source"], {}
+            tensors = [torch.from_numpy(a.copy()) for a in _arrays(body)]
             try:
                 if source not in known:
-                    known[source] = load_source(source, symbol, Path(folder))
-                if programs:
-                    known[source][(programs,)](*tensors, *dims)
-                results = tensors[len(tensors) - outputs :]
-                np.savez(packed, allow_pickle=False, **{f"b{n}": t.numpy() for n, t in enumerate(results)})
+                    known[source] = load_source(source, head["symbol"], Path(folder))
+                if head["programs"]:
+                    known[source][(head["programs"],)](*tensors, *head["dims"])
+                results = [t.numpy() for t in tensors[len(tensors) - head["outputs"] :]]
             except Exception as error:  # noqa: BLE001  every fault of a kernel is the answer
-                packed = io.BytesIO()
-                np.savez(packed, error=np.array(f"{type(error).__name__}: {error}"))
-            _send(answers, packed.getvalue())
+                told, results = {"error": f"{type(error).__name__}: {error}"}, []
+            send(answers, told, _body(results))
 
 
 if __name__ == "__main__":

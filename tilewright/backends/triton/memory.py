@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from xdsl.ir import SSAValue
 
+from tilewright.backends.source_names import bare
 from tilewright.backends.triton.base import Printed, Values
 from tilewright.backends.triton.extents import live_axes
 from tilewright.backends.triton.functions import literal
@@ -20,7 +21,6 @@ from tilewright.backends.triton.places import (
     WindowAxis,
     inside,
 )
-from tilewright.backends.triton.text import bare
 from tilewright.ir.dtypes import DType
 from tilewright.ir.tile.base import element, tile, view
 from tilewright.ir.tile.memory import (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 FUNCTIONS: Final[dict[str, str]] = {
@@ -64,10 +65,15 @@ def nearest(x, big):
     moved = (tl.abs(x) + big) - big
     return tl.where(tl.abs(x) < big, tl.where(x < 0, -moved, moved), x)''',
 }
-NEEDS: Final[dict[str, tuple[str, ...]]] = {"expm1": ("tanh",)}
+_NEEDS: Final[dict[str, tuple[str, ...]]] = {"expm1": ("tanh",)}
+
+
+def called(text: str) -> set[str]:
+    """The names of the functions that an expression calls."""
+    return {name for name in re.findall(r"(?<![\w.])(\w+)\(", text) if name in FUNCTIONS}
 
 
 def texts(used: set[str]) -> list[str]:
     """The source of functions and of what they call, each before its users."""
-    wanted = used | {n for name in used for n in NEEDS.get(name, ())}
+    wanted = used | {n for name in used for n in _NEEDS.get(name, ())}
     return [text for name, text in FUNCTIONS.items() if name in wanted]

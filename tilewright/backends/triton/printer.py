@@ -23,7 +23,7 @@ from xdsl.ir import Block, SSAValue
 
 from tilewright.backends.triton.base import Printed
 from tilewright.backends.triton.extents import live_axes
-from tilewright.backends.triton.functions import POINTERS
+from tilewright.backends.triton.functions import POINTERS, TYPES
 from tilewright.backends.triton.indices import Index
 from tilewright.backends.triton.prelude import texts
 from tilewright.backends.triton.values import ComputeOps
@@ -66,7 +66,7 @@ class _Printer(ComputeOps):
         origin = " ".join(filter(None, [kernel.path, kernel.loc and f"({kernel.loc})"]))
         if origin:
             self.out.line(f"# {origin}")
-        self._grid()
+        self._start()
         self._block(kernel.block)
         symbol = kernel.sym_name.data
         head = f"@triton.jit\ndef {symbol}({', '.join(signature)}):"
@@ -76,10 +76,10 @@ class _Printer(ComputeOps):
 
     # --- the grid -------------------------------------------------------------------------------------------------
 
-    def _grid(self) -> None:
+    def _start(self) -> None:
         """Where this program's tile starts: the program's number taken apart by the kernel's order."""
         kernel = self.kernel
-        counts = [self._count(axis) for axis in range(len(kernel.programs))]
+        counts = [self.size(programs) for programs in kernel.programs]
         sizes, starts = list(counts), ["0"] * len(counts)
         moving = [pair for pair in kernel.loops if counts[pair[0]] != "1"]
         rest = "pid"
@@ -106,9 +106,6 @@ class _Printer(ComputeOps):
                 sizes[axis] = "1"
         for axis, value in enumerate(kernel.coordinates):
             self.indices[value] = self._coordinate(axis, starts[axis])
-
-    def _count(self, axis: int) -> str:
-        return self.size(self.kernel.programs[axis])
 
     def _coordinate(self, axis: int, start: str) -> Index:
         extent, size = self.kernel.extents.data[axis], self.kernel.tiles.data[axis]
@@ -186,7 +183,7 @@ class _Printer(ComputeOps):
         variables: list[Printed | Index] = []
         for value in op.out:
             if isinstance(value.type, TileType):
-                zeros = f"tl.zeros({self.shape(value, live_axes(value))}, {_type(value)})"
+                zeros = f"tl.zeros({self.shape(value, live_axes(value))}, {TYPES[tile(value).dtype.name]})"
                 variables.append(Printed(self.out.name("c", zeros), live_axes(value)))
             else:
                 variables.append(Index(self.out.name("i", "tl.full((), 0, tl.int64)")))
@@ -207,12 +204,6 @@ class _Printer(ComputeOps):
             if print_op is None:
                 raise self.refuse(op, "this op is not printed")
             print_op(self, op)
-
-
-def _type(value: SSAValue) -> str:
-    from tilewright.backends.triton.functions import TYPES
-
-    return TYPES[tile(value).dtype.name]
 
 
 _PRINT: Final[dict[type, Callable[[_Printer, Any], None]]] = {

@@ -4,40 +4,37 @@ from __future__ import annotations
 
 import keyword
 import re
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-_RESERVED: Final = frozenset({*keyword.kwlist, "tl", "triton", "pid", "min", "max", "range", "float", "abs"})
+from tilewright.backends.source_names import Names, bare
+from tilewright.backends.triton.prelude import FUNCTIONS
+
+_RESERVED: Final = frozenset(
+    {*keyword.kwlist, *FUNCTIONS, "tl", "triton", "pid", "min", "max", "range", "float", "abs"}
+)
 
 
 class Text:
     """Collects statements. `shared` gives equal expressions of one block (or an enclosing one) one name."""
 
-    def __init__(self, reserved: Iterator[str] | tuple[str, ...] = ()) -> None:
+    def __init__(self) -> None:
         self.lines: list[str] = []
         self.indent = 1
-        self._taken: set[str] = {*_RESERVED, *reserved}
-        self._count: Counter[str] = Counter()
+        self._names = Names(_RESERVED)
         self._known: list[dict[str, str]] = [{}]
 
     def given(self, wanted: str) -> str:
         """A name that somebody chose, numbered where it is taken or no identifier."""
         name = re.sub(r"\W", "_", wanted, flags=re.ASCII)
-        if not name.isidentifier() or name in self._taken:
-            return self.fresh(f"{name}_" if name.isidentifier() else f"d_{name}_")
-        self._taken.add(name)
-        return name
+        if not name.isidentifier():
+            return self.fresh(f"d_{name}_")
+        return name if self._names.take(name) else self.fresh(f"{name}_")
 
     def fresh(self, hint: str) -> str:
         """The next of a series: x0, x1, ..."""
-        while True:
-            name = f"{hint}{self._count[hint]}"
-            self._count[hint] += 1
-            if name not in self._taken:
-                self._taken.add(name)
-                return name
+        return self._names.fresh(hint)
 
     def line(self, text: str) -> None:
         self.lines.append("    " * self.indent + text)
@@ -70,15 +67,3 @@ class Text:
             self.line("pass")
         self._known.pop()
         self.indent -= 1
-
-
-def bare(text: str) -> str:
-    """Without parentheses around the whole."""
-    if not text.startswith("(") or not text.endswith(")"):
-        return text
-    depth = 0
-    for place, character in enumerate(text):
-        depth += (character == "(") - (character == ")")
-        if depth == 0 and place < len(text) - 1:
-            return text
-    return text[1:-1]

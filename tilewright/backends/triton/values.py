@@ -6,8 +6,9 @@ from xdsl.ir import SSAValue
 
 from tilewright.backends.triton.base import Printed
 from tilewright.backends.triton.extents import is_matrix_product, live_axes, same_live_extents
-from tilewright.backends.triton.functions import HELPERS, TYPES, cast, computed_wide, fill, literal, repeats, template
+from tilewright.backends.triton.functions import TYPES, cast, computed_wide, literal, repeats, template
 from tilewright.backends.triton.memory import MemoryOps
+from tilewright.backends.triton.prelude import called
 from tilewright.ir.dtypes import F32, F64, I1, I32, DType
 from tilewright.ir.tile.base import element, tile
 from tilewright.ir.tile.compute import (
@@ -65,9 +66,7 @@ class ComputeOps(MemoryOps):
         text = template(fn, kind)
         if text is None:
             raise self.refuse(op, f"{fn} of {kind} is not printed")
-        self.helpers.update(h for h in HELPERS if f"{h}(" in text.replace("tl.", ""))
-        if "log1p(" in text or "expm1(" in text:
-            self.helpers.add("tanh")
+        self.helpers |= called(text)
         if repeats(text):
             self.named(args[0])
         printed = [self.tiles[a] for a in args]
@@ -78,7 +77,7 @@ class ComputeOps(MemoryOps):
         wide = computed_wide(fn, kind)
         if wide:
             texts = [t if p.number else cast(t, kind, F32) for t, p in zip(texts, printed, strict=True)]
-        found = fill(text, texts)
+        found = text.format(*texts)
         if wide:
             found = cast(found, F32, kind)
         elif fn in ("sign", "relu") and kind != F32:

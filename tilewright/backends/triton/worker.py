@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tilewright.backends.cpu.frames import packed, unpacked
+from tilewright.backends.frames import received, send
 
 _QUOTED = 1200
 
@@ -41,16 +41,13 @@ def main() -> None:
     os.dup2(2, 1)  # what a library prints must not land among the answers
     with tempfile.TemporaryDirectory(prefix="tilewright-triton-") as folder:
         os.environ["TRITON_CACHE_DIR"] = folder
-        while message := unpacked(lambda count: os.read(0, count)):
+        while message := received(lambda count: os.read(0, count)):
             head, source = message
             try:
-                answer = packed(*compile_source(head, source.decode(), Path(folder)))
+                facts, image = compile_source(head, source.decode(), Path(folder))
             except Exception as error:  # noqa: BLE001  every fault of a compilation is the answer
-                said = f"{type(error).__name__}: {error}"
-                answer = packed({"error": said[:_QUOTED]}, b"")
-            view = memoryview(answer)
-            while view:
-                view = view[os.write(answers, view) :]
+                facts, image = {"error": f"{type(error).__name__}: {error}"[:_QUOTED]}, b""
+            send(answers, facts, image)
 
 
 if __name__ == "__main__":

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from pathlib import Path
 from typing import Any, Final
 
-from tilewright.backends.cpu.frames import packed, unpacked
 from tilewright.backends.cpu.machines import cores
+from tilewright.backends.frames import received, send
+from tilewright.backends.module_process import start_module
 from tilewright.errors import ToolchainError
 
 _own = threading.local()
@@ -35,9 +34,8 @@ def ask(head: dict[str, Any], source: str) -> tuple[dict[str, Any], bytes]:
     assert stdin is not None
     assert stdout is not None
     try:
-        stdin.write(packed(head, source.encode()))
-        stdin.flush()
-        answer = unpacked(stdout.read)
+        send(stdin.fileno(), head, source.encode())
+        answer = received(stdout.read)
     except BrokenPipeError:
         answer = None
     if answer is None:
@@ -49,12 +47,5 @@ def ask(head: dict[str, Any], source: str) -> tuple[dict[str, Any], bytes]:
 
 
 def _started() -> subprocess.Popen[bytes]:
-    root = str(Path(__file__).resolve().parents[3])
-    path = os.pathsep.join([root, *filter(os.path.isabs, sys.path)])
     settings = {name: value for name, value in os.environ.items() if not name.startswith("TRITON_INTERPRET")}
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", "tilewright.backends.triton.worker"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**settings, **_SETTINGS, "PYTHONPATH": path},
-    )
+    return start_module("tilewright.backends.triton.worker", environment={**settings, **_SETTINGS})

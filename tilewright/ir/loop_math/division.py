@@ -28,8 +28,7 @@ def fmod(b: LoopBuilder, x: Value, y: Value) -> Value:
     """
     if x.type.dtype != y.type.dtype or x.type.dtype not in (F32, F64):
         raise IRError(f"fmod is expanded for two f32 or two f64, not for {x.type} and {y.type}", step="cast around it")
-    lanes = max(x.type.lanes, y.type.lanes)
-    x, y = (v if v.type.lanes == lanes else b.broadcast(v, lanes) for v in (x, y))
+    x, y = b.alike(x, y)
     top, bottom = b.abs(b.cast(x, F64)), b.abs(b.cast(y, F64))
     infinite = like(b, float("inf"), top)
     zero, one = like(b, 0.0, top), like(b, 1.0, top)

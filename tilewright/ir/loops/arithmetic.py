@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from tilewright.errors import IRError
 from tilewright.ir.dims import Atom, Expr, ExprLike
-from tilewright.ir.dtypes import BF16, F32, I1, I32, DType
+from tilewright.ir.dtypes import I1, I32, DType
 from tilewright.ir.loops.folding import COMMUTATIVE, fold_binary, fold_compare, reassociate
 from tilewright.ir.loops.operands import Operand, Operands
 from tilewright.ir.loops.ops import (
@@ -15,7 +15,6 @@ from tilewright.ir.loops.ops import (
     Bitcast,
     Cast,
     Compare,
-    Dot2,
     Extract,
     Fma,
     Predicate,
@@ -58,7 +57,7 @@ class Arithmetic(Operands):
         return self._pure(("unary", kind, id(a)), Unary(a.type, kind, a))
 
     def binary(self, kind: BinaryKind, a: Operand, b: Operand) -> Value:
-        a, b = self._alike(a, b)
+        a, b = self.alike(a, b)
         if not a.type.dtype.is_float:
             if isinstance(a, Const) and kind in COMMUTATIVE:
                 a, b = b, a
@@ -151,13 +150,13 @@ class Arithmetic(Operands):
 
     def fma(self, a: Operand, b: Operand, c: Operand) -> Value:
         """a * b + c; see `Fma` for its rounding."""
-        a, b = self._alike(a, b)
-        a, c = self._alike(a, c)
-        b, c = self._alike(b, c)
+        a, b = self.alike(a, b)
+        a, c = self.alike(a, c)
+        b, c = self.alike(b, c)
         return self._pure(("fma", id(a), id(b), id(c)), Fma(a.type, a, b, c))
 
     def compare(self, predicate: Predicate, a: Operand, b: Operand) -> Value:
-        a, b = self._alike(a, b)
+        a, b = self.alike(a, b)
         known = fold_compare(predicate, a, b)
         if known is not None:
             return self.const(known, I1, a.type.lanes)
@@ -166,7 +165,7 @@ class Arithmetic(Operands):
     def select(self, condition: Value, a: Operand, b: Operand) -> Value:
         """`a` where set, else `b`."""
         if isinstance(a, Value) or isinstance(b, Value):
-            a, b = self._alike(a, b)
+            a, b = self.alike(a, b)
         else:
             raise IRError("select between two Python numbers has no type", step="make one of them a const")
         if isinstance(condition, Const):
@@ -221,15 +220,6 @@ class Arithmetic(Operands):
         if a.type.lanes == 1:
             return a
         return self._pure(("reduce", kind, id(a)), Reduce(scalar(a.type.dtype), kind, a))
-
-    def dot2_bf16(self, acc: Value, a: Value, b: Value) -> Value:
-        """acc (f32 x L) plus the sums of pairs of products of a and b (bf16 x 2L); see `Dot2`."""
-        wide = vec(BF16, 2 * acc.type.lanes)
-        if acc.type.dtype is not F32 or a.type is not wide or b.type is not wide:
-            raise IRError(
-                f"dot2 takes f32 x L and twice bf16 x 2L, not {acc.type}, {a.type}, {b.type}", step="bitcast first"
-            )
-        return self._pure(("dot2", id(acc), id(a), id(b)), Dot2(acc.type, acc, a, b))
 
     def tail_mask(self, count: Operand, lanes: int) -> Value:
         """A mask of the first `count` lanes (any index; 0 or less: none, lanes or more: all)."""

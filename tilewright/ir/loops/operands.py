@@ -64,17 +64,7 @@ class Operands:
             return self.const(a.value, a.type.dtype, lanes)
         return self._pure(("broadcast", lanes, id(a)), Broadcast(vec(a.type.dtype, lanes), a))
 
-    def _pure(self, key: Key, made: Value) -> Value:
-        for _, known in reversed(self._scopes):
-            found = known.get(key)
-            if found is not None:
-                return found
-        block, known = self._scopes[-1]
-        known[key] = made
-        block.ops.append(made)  # type: ignore[arg-type]  # every Value made here is an Op
-        return made
-
-    def _alike(self, a: Operand, b: Operand) -> tuple[Value, Value]:
+    def alike(self, a: Operand, b: Operand) -> tuple[Value, Value]:
         """Two operands of one type: numbers take the other's type, a scalar its lanes."""
         if not isinstance(a, Value):
             if not isinstance(b, Value):
@@ -90,6 +80,16 @@ class Operands:
             if b.type.lanes == 1:
                 return a, self.broadcast(b, a.type.lanes)
         raise _differ(a.type, b.type)
+
+    def _pure(self, key: Key, made: Value) -> Value:
+        for _, known in reversed(self._scopes):
+            found = known.get(key)
+            if found is not None:
+                return found
+        block, known = self._scopes[-1]
+        known[key] = made
+        block.ops.append(made)  # type: ignore[arg-type]  # every Value made here is an Op
+        return made
 
 
 def _differ(a: ValueType, b: ValueType) -> IRError:

@@ -1,8 +1,8 @@
 """The loop IR's ops. An op with one result *is* its value; the others are statements.
 
-Everything here is exact: two printers that follow these docstrings produce the same bits, but for `Fma` and `Dot2`,
-whose docstrings say what a machine class may decide. bf16 and f16 are storage dtypes: they are loaded, stored,
-shuffled, selected, bitcast and cast, and never computed with, but by `Dot2` and by the ops on registers in `matrix`.
+Everything here is exact: two printers that follow these docstrings produce the same bits, but for `Fma`, whose
+docstring says what a machine class may decide. bf16 and f16 are storage dtypes: they are loaded, stored, shuffled,
+selected, bitcast and cast, and never computed with, but by the ops on registers in `matrix`.
 """
 
 from __future__ import annotations
@@ -141,19 +141,6 @@ class Reduce(Value):
 
 
 @dataclass(slots=True, eq=False)
-class Dot2(Value):
-    """acc[l] + pairs of bf16 products: `(acc[l] + a[2l+1] * b[2l+1]) + a[2l] * b[2l]`, two roundings, in that order.
-
-    acc: f32 x L; a, b: bf16 x 2L. A bf16 product is exact in f32, so fused and separate forms agree. Native bf16 units
-    take subnormal inputs as zero, flush subnormal results, and that is the one licence given here.
-    """
-
-    acc: Value
-    a: Value
-    b: Value
-
-
-@dataclass(slots=True, eq=False)
 class Load(Value):
     """Contiguous elements `memory[offset + lane]`. Lanes outside `mask` touch no memory and hold `fill` (None: 0)."""
 
@@ -233,7 +220,7 @@ class If:
 
 
 Op: TypeAlias = (
-    Unary | Binary | Fma | Compare | Select | Cast | Bitcast | Broadcast | Shuffle | Extract | Reduce | Dot2
+    Unary | Binary | Fma | Compare | Select | Cast | Bitcast | Broadcast | Shuffle | Extract | Reduce
     | Load | Gather | Store | Scatter | For | If | MatrixZero | MatrixLoad | MatrixStore | MatrixDot
 )  # fmt: skip
 
@@ -245,7 +232,7 @@ def operands(op: Value | Op) -> tuple[Value, ...]:
             return (a, b)
         case Unary(_, _, a) | Cast(_, a) | Bitcast(_, a) | Broadcast(_, a) | Extract(_, a) | Reduce(_, _, a):
             return (a,)
-        case Fma(_, a, b, c) | Select(_, a, b, c) | Dot2(_, a, b, c):
+        case Fma(_, a, b, c) | Select(_, a, b, c):
             return (a, b, c)
         case Load():
             return _present(op.offset, op.mask, op.fill)

@@ -126,14 +126,6 @@ class _Checker:
                     self.fault(f"takes lane {op.lane} of {op.a.type}", op)
             case ops.Reduce():
                 self.reduce(op)
-            case ops.Dot2():
-                wide = vec(BF16, 2 * op.type.lanes)
-                for name, got, wanted in (
-                    ("acc", op.acc.type, vec(F32, op.type.lanes)),
-                    ("a", op.a.type, wide),
-                    ("b", op.b.type, wide),
-                ):
-                    self.same(op, name, got, wanted)
             case ops.Load() | ops.Gather() | ops.Store() | ops.Scatter():
                 self.access(op)
             case MatrixZero() | MatrixLoad() | MatrixStore() | MatrixDot():

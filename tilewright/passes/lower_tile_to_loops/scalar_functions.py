@@ -96,8 +96,7 @@ def _floats(b: LoopBuilder, fn: str, args: list[Value]) -> Value:
 
 def _floor_division(b: LoopBuilder, x: Value, y: Value) -> tuple[Value, Value]:
     """floor(x / y), and the exact x - y * floor(x / y), which has y's sign. By 0: x / 0 and NaN, as torch has them."""
-    lanes = max(x.type.lanes, y.type.lanes)
-    x, y = (v if v.type.lanes == lanes else b.broadcast(v, lanes) for v in (x, y))
+    x, y = b.alike(x, y)
     rest, zero = loop_math.fmod(b, x, y), _like(b, 0.0, x)
     quotient = b.div(b.sub(x, rest), y)
     below = b.select(b.compare("lt", y, 0.0), b.compare("gt", rest, zero), b.compare("lt", rest, zero))

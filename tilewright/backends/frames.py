@@ -1,8 +1,9 @@
-"""Messages between the compile pool and its workers: a JSON header and raw bytes, each with its length before it."""
+"""Messages to worker processes and back: a JSON header and raw bytes, each with its length before it."""
 
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -10,13 +11,15 @@ from typing import Any
 _LENGTHS = struct.Struct("<QQ")
 
 
-def packed(header: dict[str, Any], body: bytes) -> bytes:
-    """One message as bytes."""
+def send(descriptor: int, header: dict[str, Any], body: bytes) -> None:
+    """Writes one message. Raises BrokenPipeError where nobody reads any more."""
     head = json.dumps(header).encode()
-    return _LENGTHS.pack(len(head), len(body)) + head + body
+    rest = memoryview(_LENGTHS.pack(len(head), len(body)) + head + body)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
 
 
-def unpacked(read: Callable[[int], bytes]) -> tuple[dict[str, Any], bytes] | None:
+def received(read: Callable[[int], bytes]) -> tuple[dict[str, Any], bytes] | None:
     """The next message from `read`, which returns up to that many bytes; None when the stream has ended."""
     lengths = _exactly(read, _LENGTHS.size)
     if lengths is None:
