@@ -136,6 +136,40 @@ def test_what_is_wrong_with_a_run_is_said(tw: Call, artifact: Path) -> None:
     assert err.startswith("TW028 does not fit in memory: one call at batch=8, tokens=8 needs")
 
 
+def test_the_seconds_of_stages_passes_and_kernels(tw: Call, artifact: Path) -> None:
+    given = ("sample_models:make", "--dims", "ids=b:1..4,_", "--dims", "mask=b,_", "--dims", "extra.x=b,_,_")
+    code, text, _ = tw("report", *given, "--compile-time")
+    assert code == 0
+    tables = text.split("\n\n")
+    assert [table.split("  ")[0] for table in tables] == [
+        "stage",
+        "passes: each with its verification",
+        "kernels: lowering to loops, here",
+        "kernels: compiling, in workers beside each other",
+    ]
+    stages, passes, lowering, compiling = (
+        {name: float(seconds) for name, seconds in (line.rsplit(maxsplit=1) for line in table.splitlines()[1:])}
+        for table in tables
+    )
+    assert list(stages)[:3] == ["capture", "key", "passes"]
+    assert {"canonicalize", "fuse", "lower-to-tile"} < set(passes)
+    assert set(lowering) == set(compiling)
+    assert len(lowering) > 1
+    for table in (stages, passes, lowering, compiling):
+        assert abs(sum(table.values()) - 2 * table["in all"]) < 0.001 * len(table)
+    assert 0 < passes["in all"] <= stages["passes"]
+    assert compiling["in all"] > 0
+
+    found = json.loads(tw("report", *given, "--compile-time", "--json")[1])
+    assert set(found["seconds_by_part"]["compiling"]) == set(compiling) - {"in all"}
+    assert tw("report", "net.tilewright", "--compile-time") == (
+        1,
+        "",
+        "TW008 wrong option: net.tilewright is an artifact, which is compiled already\n"
+        "  next: leave --compile-time out, or give the model it was compiled from\n",
+    )
+
+
 def test_the_report_as_text_as_json_and_as_a_page(tw: Call, artifact: Path) -> None:
     code, text, _ = tw("report", "net.tilewright", "--at", "batch=3,tokens=7")
     assert code == 0

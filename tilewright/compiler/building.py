@@ -86,26 +86,31 @@ def build_kernels(
         raise TargetError(
             f"{backend.name} takes {backend.takes}s, and only loops carry counters", step="count with target='cpu'"
         )
+    watch = watch or Stopwatch()
     symbols: dict[str, str] = {}
     unique: dict[str, KernelOp] = {}
     for name, kernel in kernels.items():
         symbols[name] = "k" + hashlib.sha256(content_of(kernel).encode()).hexdigest()[:20] + ("c" if instrument else "")
         unique.setdefault(symbols[name], kernel)
+    names = {symbol: name for name, symbol in reversed(symbols.items())}
 
     def lowered() -> Iterator[tuple[str, Source]]:
         for symbol, kernel in unique.items():
             renamed = kernel.clone()
             renamed.properties["sym_name"] = type(kernel.sym_name)(symbol)
             if backend.takes == "loops":
-                yield symbol, lower_kernel(renamed, machine, instrument=instrument)
+                with watch.part("lowering", names[symbol]):
+                    loops = lower_kernel(renamed, machine, instrument=instrument)
+                yield symbol, loops
             else:
                 yield symbol, renamed
 
     built = {}
     for symbol, future in backend.build(lowered(), machine).items():
         built[symbol] = future.result()
-        if watch is not None:
-            watch.tell("kernels", len(built), len(unique))
+        if (seconds := built[symbol].seconds) is not None:
+            watch.note("compiling", names[symbol], seconds)
+        watch.tell("kernels", len(built), len(unique))
     return Kernels(
         symbols,
         {symbol: b.object for symbol, b in built.items()},

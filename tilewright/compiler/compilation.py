@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any, Final
 
 from xdsl.dialects.builtin import ModuleOp
@@ -25,7 +26,7 @@ from tilewright.compiler.target import Target
 from tilewright.frontend.captured import Captured
 from tilewright.ir.dims import DimSpace
 from tilewright.ir.module import print_module
-from tilewright.ir.passing import Context, Instrument, run_pipeline
+from tilewright.ir.passing import Context, Instrument, Pass, run_pipeline
 
 
 def generate(
@@ -56,7 +57,7 @@ def _generated(
     with watch.stage("passes"):
         texts["captured"] = print_module(module)
         watched = _Texts(texts)
-        run_pipeline(target.pipeline, module, ctx, instruments=(*instruments, watched))
+        run_pipeline(target.pipeline, module, ctx, instruments=(*instruments, watched, _Clock(watch)))
         texts["tile"] = print_module(module)
     code = build_code(
         module, Interface.of(captured), target.backend, target.machine, dims=space, texts=texts,
@@ -86,6 +87,16 @@ def facts_of(ctx: Context, structured: Mapping[str, int]) -> dict[str, Any]:
             {"pass": r.pass_name, "op": r.op, "reason": r.reason, "where": r.where} for r in dict.fromkeys(ctx.refused)
         ],
     }
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """Tells the stopwatch what each pass takes, its verification included."""
+
+    watch: Stopwatch
+
+    def around(self, p: Pass, module: ModuleOp, ctx: Context) -> AbstractContextManager[None]:
+        return self.watch.part("passes", p.name)
 
 
 class _Texts:

@@ -37,7 +37,7 @@ def ready(
     memory_limit: int | None = None,
     host: Mapping[str, HostFunction] | None = None,
 ) -> Compiled:
-    """The code as a callable. facts: for its report, to which the stopwatch's seconds are added.
+    """The code as a callable. facts: for its report, to which what the stopwatch has is added.
 
     here: this process can run it; otherwise it is there to be read. See Executable for the limits and host functions.
     Raises CpuFeatureError where this CPU lacks what the code uses, ToolchainError where it does not link.
@@ -51,4 +51,4 @@ def ready(
             pool = thread_pool(lambda: code.objects[DRIVER])
         weights = hold(library, pool)
         loaded = Executable(code.program, library, weights, pool, threads=threads, memory_limit=memory_limit, host=host)
-    return Compiled(code, loaded, {**facts, "seconds": dict(watch.seconds)})
+    return Compiled(code, loaded, {**facts, "seconds": dict(watch.seconds), "parts": dict(watch.parts)})

@@ -135,6 +135,7 @@ class Report:
             "fallbacks": [s.name for s in program.main.steps if s.host is not None],
             "memory": self._memory(),
             "seconds": dict(self.facts.get("seconds", {})),
+            "seconds_by_part": {kind: dict(parts) for kind, parts in self.facts.get("parts", {}).items()},
             "cache": self.facts.get("cache"),
             "notes": list(self.facts.get("notes", [])),
             "checked": self.facts.get("checked"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -14,10 +14,14 @@ Progress: TypeAlias = Callable[[str, int, int], None]
 
 @dataclass
 class Stopwatch:
-    """Seconds by stage, in the order stages ran; `progress` is told what runs."""
+    """Seconds by stage, in the order stages ran; `progress` is told what runs.
+
+    parts: seconds of what a stage is made of, by kind ("passes") and name. Parts may run at the same time.
+    """
 
     progress: Progress | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    parts: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def tell(self, stage: str, done: int = 0, total: int = 0) -> None:
         """Passes news on to whoever watches."""
@@ -28,8 +32,23 @@ class Stopwatch:
     def stage(self, name: str) -> Iterator[None]:
         """Adds the time of a block to a stage."""
         self.tell(name)
-        begin = time.perf_counter()
-        try:
+        with _added(self.seconds, name):
             yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
+
+    def part(self, kind: str, name: str) -> AbstractContextManager[None]:
+        """Adds the time of a block to a part."""
+        return _added(self.parts.setdefault(kind, {}), name)
+
+    def note(self, kind: str, name: str, seconds: float) -> None:
+        """Adds the time of a part that was measured elsewhere."""
+        found = self.parts.setdefault(kind, {})
+        found[name] = found.get(name, 0.0) + seconds
+
+
+@contextmanager
+def _added(to: dict[str, float], name: str) -> Iterator[None]:
+    begin = time.perf_counter()
+    try:
+        yield
+    finally:
+        to[name] = to.get(name, 0.0) + time.perf_counter() - begin

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from typing import Literal, Protocol, TypeAlias
 
@@ -30,7 +30,7 @@ class BuiltKernel:
     """One compiled kernel: the symbol to call, its object code, its readable source, and the CPU features it needs.
 
     grid: how it is launched, on a device that runs the grid itself (`ir/grid_abi.py`); None for kernels that split
-    their own grid over threads (`ir/native_abi.py`).
+    their own grid over threads (`ir/native_abi.py`). seconds: how long a worker took for it, where that is known.
     """
 
     symbol: str
@@ -38,6 +38,7 @@ class BuiltKernel:
     source: str
     features: tuple[str, ...]
     grid: Grid | None = None
+    seconds: float | None = field(default=None, compare=False)
 
 
 Source: TypeAlias = KernelOp | LoopKernel

@@ -10,9 +10,9 @@ from importlib.metadata import version
 
 from tilewright.backends.cpu.cpu_class import CPU_CLASSES
 from tilewright.backends.cpu.driver import driver_text
-from tilewright.backends.cpu.mlir import TARGETS
-from tilewright.backends.cpu.printer import print_kernel
-from tilewright.backends.cpu.workers import shared_pool
+from tilewright.backends.cpu.mlir import TARGETS, CpuTarget
+from tilewright.backends.cpu.printer import PrintedKernel, print_kernel
+from tilewright.backends.cpu.workers import CompilePool, shared_pool
 from tilewright.errors import LoweringError
 from tilewright.ir.backend import BuiltKernel, Source
 from tilewright.ir.loops import LoopKernel
@@ -30,22 +30,25 @@ def build(kernels: Iterable[tuple[str, Source]], machine: Machine) -> Mapping[st
                 f"kernel {name} comes as tiles; the CPU takes loops", step="lower it by lower_kernel first"
             )
         printed = print_kernel(kernel, cpu)
-        built[name] = _built(pool.submit(printed.text, target), printed.symbol, printed.text, target.features)
+        built[name] = _built(pool, printed, target)
     return built
 
 
-def _built(compiled: Future[bytes], symbol: str, text: str, features: tuple[str, ...]) -> Future[BuiltKernel]:
-    """The future of a built kernel from the future of its object."""
+def _built(pool: CompilePool, printed: PrintedKernel, target: CpuTarget) -> Future[BuiltKernel]:
+    """The future of a built kernel, which a worker compiles."""
     result: Future[BuiltKernel] = Future()
+    seconds: list[float] = []
 
     def done(finished: Future[bytes]) -> None:
         error = finished.exception()
         if error is not None:
             result.set_exception(error)
         else:
-            result.set_result(BuiltKernel(symbol, finished.result(), text, features))
+            result.set_result(
+                BuiltKernel(printed.symbol, finished.result(), printed.text, target.features, seconds=sum(seconds))
+            )
 
-    compiled.add_done_callback(done)
+    pool.submit(printed.text, target, seconds.append).add_done_callback(done)
     return result
 
 

@@ -15,8 +15,10 @@ import os
 import select
 import socket
 import threading
+import time
 import weakref
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 
 from tilewright.backends.cpu.mlir import REPORT_STEP, CpuTarget, kernel_name
@@ -47,13 +49,13 @@ class CompilePool:
         self._workers = [_Worker(WorkerProcess(idle_seconds)) for _ in range(count)]
         _pools.add(self)
 
-    def submit(self, text: str, target: CpuTarget) -> Future[bytes]:
-        """Compile MLIR text as `mlir.compile_object` does, in a worker.
+    def submit(self, text: str, target: CpuTarget, took: Callable[[float], None] | None = None) -> Future[bytes]:
+        """Compile MLIR text as `mlir.compile_object` does, in a worker. took: told the seconds, before the result is.
 
         The future's exception is what that raises; or a ToolchainError naming the kernel, if workers crashed on it
         twice; or CancelledError, if the pool was closed meanwhile. Raises ValueError when the pool is closed already.
         """
-        task = _Task(text, target)
+        task = _Task(text, target, took)
         with self._lock:
             if self._closed:
                 raise ValueError("the compile pool is closed")
@@ -140,6 +142,7 @@ class CompilePool:
             if not working:
                 self._pump = None
         for worker, task in given:
+            task.began = time.monotonic()
             try:
                 worker.process.ask(task.text, task.target)
             except ToolchainError as error:
@@ -154,6 +157,8 @@ class CompilePool:
             return
         answer = worker.process.answer()
         if isinstance(answer, bytes):
+            if task.took is not None:
+                task.took(time.monotonic() - task.began)
             task.future.set_result(answer)
         elif answer is not None:
             task.future.set_exception(answer)
@@ -187,9 +192,11 @@ class _Worker:
 
 
 class _Task:
-    def __init__(self, text: str, target: CpuTarget) -> None:
+    def __init__(self, text: str, target: CpuTarget, took: Callable[[float], None] | None) -> None:
         self.text = text
         self.target = target
+        self.took = took
+        self.began = 0.0
         self.future: Future[bytes] = Future()
         self.crashes = 0
 
