@@ -11,7 +11,7 @@ import transformers
 from tests.frontend.against_eager import assert_same, run
 from tilewright.frontend import capture
 from tilewright.ir.dims import Dim
-from tilewright.ir.graph.recurrence import ExpertsOp
+from tilewright.ir.graph.experts import ExpertsOp
 from tilewright.ir.graph.routing import GroupedMatmulOp
 from tilewright.ir.verifier import verify
 

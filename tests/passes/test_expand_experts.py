@@ -8,7 +8,7 @@ import torch
 from xdsl.dialects.builtin import ModuleOp
 
 from tests.passes.graphs import Graph, ops_of
-from tilewright.ir.graph.recurrence import ExpertsOp
+from tilewright.ir.graph.experts import ExpertsOp
 from tilewright.passes.expand_experts import ExpandExperts
 from tilewright.testing import context, ground, transform
 

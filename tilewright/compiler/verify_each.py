@@ -40,12 +40,12 @@ class NumericCheck:
             for sizes in size_list(dim_space(module), None, rng)[:2]:
                 terms = depth(module) * width(module, sizes)
                 self._values.append((sizes, draw_values(module, sizes, rng), terms))
-            self._before = self._run(module)
+            self._before = self._outcomes(module)
             self._unit = unit_of(narrowest(module))
         yield
         # what a pass left malformed has no outcome: the verifier says it better
         module.verify()
-        after = self._run(module)
+        after = self._outcomes(module)
         self._unit = max(self._unit, unit_of(narrowest(module)))
         for (sizes, _, terms), old, new in zip(self._values, self._before, after, strict=True):
             for wide in old.keys() & new.keys():
@@ -54,7 +54,7 @@ class NumericCheck:
                     self._compare(p, name, wanted, new[wide][name], terms * unit, sizes)
         self._before = after
 
-    def _run(self, module: ModuleOp) -> list[dict[bool, dict[str, torch.Tensor]]]:
+    def _outcomes(self, module: ModuleOp) -> list[dict[bool, dict[str, torch.Tensor]]]:
         return [{wide: outcome(module, given, wide) for wide in (True, False)} for _, given, _ in self._values]
 
     def _compare(

@@ -16,8 +16,8 @@ from tilewright.ir.dtypes import DTYPES, DType
 from tilewright.ir.graph.attention import AttentionOp
 from tilewright.ir.graph.base import GraphOp, tensor
 from tilewright.ir.graph.contraction import MatmulOp
+from tilewright.ir.graph.experts import ExpertsOp
 from tilewright.ir.graph.indexing import GatherOp, PutAlongOp, ScatterOp, TakeAlongOp
-from tilewright.ir.graph.recurrence import ExpertsOp
 from tilewright.ir.graph.reduction import CumulativeOp, NormOp, ReduceOp, SoftmaxOp
 from tilewright.ir.graph.routing import GroupedMatmulOp
 from tilewright.ir.graph.windows import ConvolutionOp, PoolOp

@@ -21,7 +21,7 @@ from tilewright.ir.dims import Expr
 from tilewright.ir.dtypes import F32, I1, I32, I64, DType, promote
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.elementwise import CastOp
-from tilewright.ir.graph.recurrence import ExpertsOp
+from tilewright.ir.graph.experts import ExpertsOp
 from tilewright.ir.graph.reduction import ReduceOp
 from tilewright.ir.graph.routing import GroupedMatmulOp, RouteOp, SlotsOp
 from tilewright.ir.graph.shape import ReshapeOp, SliceOp

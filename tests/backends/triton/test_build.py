@@ -69,6 +69,22 @@ def test_a_model_compiles_and_says_why_it_does_not_run(seed: int) -> None:
     assert again.code.objects == compiled.code.objects
 
 
+@tw.kernel("x f32[rows, 48] -> y f32[rows, 48]")
+def doubled(b: Any, x: Any, y: Any) -> None:
+    (i,) = b.grid(["rows"], [4])
+    tile = b.load(b.dense(x), [i, 0], [4, 48], 0.0)
+    b.store(b.map("add", tile, tile), b.dense(y), [i, 0])
+
+
+def test_a_users_kernel_compiles_and_says_why_it_does_not_run() -> None:
+    compiled = doubled.compile("cuda")
+    assert {step.device for step in compiled.code.program.main.steps} == {"cuda"}
+    assert "tl.store(" in compiled.sources["doubled"]
+    assert "predicted" in str(compiled.report)
+    with pytest.raises(TargetError, match="compiled for cuda:sm_90, and this process has no executor"):
+        compiled(torch.ones(3, 48))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["cuda:sm_90", "rocm:gfx942"])
 def test_a_sentence_encoder_and_a_decoder_compile(target: str, seed: int) -> None:

@@ -15,10 +15,11 @@ from tilewright.ir.dtypes import F32, I1, I64, DType
 from tilewright.ir.graph.attention import AttentionOp, RotaryOp
 from tilewright.ir.graph.contraction import MatmulOp
 from tilewright.ir.graph.elementwise import CastOp, MapOp
+from tilewright.ir.graph.experts import ExpertsOp
 from tilewright.ir.graph.externs import register_extern
 from tilewright.ir.graph.indexing import GatherOp, PutAlongOp, ScatterOp, TakeAlongOp
 from tilewright.ir.graph.quantization import DequantizeOp, QuantizeOp
-from tilewright.ir.graph.recurrence import ExpertsOp, ScanOp
+from tilewright.ir.graph.recurrence import ScanOp
 from tilewright.ir.graph.reduction import CumulativeOp, NormOp, ReduceOp, SoftmaxOp, SortOp, TopkOp
 from tilewright.ir.graph.routing import GroupedMatmulOp, RouteOp, SlotsOp
 from tilewright.ir.graph.shape import BroadcastOp, ConcatOp, PadOp, ReshapeOp, SliceOp, TransposeOp

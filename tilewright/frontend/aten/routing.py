@@ -9,7 +9,7 @@ from xdsl.ir import SSAValue
 from tilewright.frontend.builder import Builder
 from tilewright.frontend.experts import EXPERTS, GROUPED, ROUTING
 from tilewright.frontend.registry import lowers
-from tilewright.ir.graph.recurrence import ExpertsOp
+from tilewright.ir.graph.experts import ExpertsOp
 from tilewright.ir.graph.routing import GroupedMatmulOp, RouteOp, SlotsOp
 
 

@@ -10,6 +10,7 @@ from tilewright.ir.graph.attention import ATTENTION
 from tilewright.ir.graph.base import GraphOp
 from tilewright.ir.graph.contraction import CONTRACTION
 from tilewright.ir.graph.elementwise import ELEMENTWISE
+from tilewright.ir.graph.experts import EXPERTS
 from tilewright.ir.graph.indexing import INDEXING
 from tilewright.ir.graph.quantization import QUANTIZATION
 from tilewright.ir.graph.recurrence import RECURRENCE
@@ -29,6 +30,7 @@ GRAPH_OPS: Final[list[type[GraphOp]]] = [
     *WINDOWS,
     *REDUCTION,
     *ATTENTION,
+    *EXPERTS,
     *RECURRENCE,
     *ROUTING,
     *QUANTIZATION,

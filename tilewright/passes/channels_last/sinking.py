@@ -24,6 +24,11 @@ def from_last(value: SSAValue) -> TransposeOp | None:
     return op if op is not None and rank > 2 and op.permutation.data == channels_to_second(rank) else None
 
 
+def behind(early: SSAValue, site: Site) -> SSAValue:
+    """What `from_last` looks for, after an op that has been done with its channels last."""
+    return site.make(TransposeOp, early, permutation=channels_to_second(tensor(early).rank))
+
+
 @SINKING.on(MapOp, CastOp)
 def elementwise_before_channels(op: MapOp | CastOp, site: Site) -> SSAValue | None:
     """Elementwise ops run on channels-last operands; what comes otherwise is turned, which is free for vectors."""
@@ -45,7 +50,7 @@ def elementwise_before_channels(op: MapOp | CastOp, site: Site) -> SSAValue | No
         early = site.make(CastOp, operands[0], dtype=op.dtype)
     else:
         early = site.map(op.fn.data, *operands)
-    return site.make(TransposeOp, early, permutation=channels_to_second(rank))
+    return behind(early, site)
 
 
 @SINKING.on(ReduceOp)
@@ -59,7 +64,7 @@ def reduce_before_channels(op: ReduceOp, site: Site) -> SSAValue | None:
         ReduceOp, view.x, fn=op.fn, axes=sorted(order[axis] for axis in op.axes.data), keepdims=op.keepdims
     )
     if op.keepdims.data:
-        return site.make(TransposeOp, early, permutation=order)
+        return behind(early, site)
     kept = [order[axis] for axis in range(len(order)) if axis not in op.axes.data]
     return site.make(TransposeOp, early, permutation=[sorted(kept).index(axis) for axis in kept])
 
@@ -70,10 +75,9 @@ def concat_before_channels(op: ConcatOp, site: Site) -> SSAValue | None:
     views = [from_last(x) for x in op.xs]
     if any(view is None for view in views):
         return None
-    rank = tensor(op.out).rank
-    order = channels_to_second(rank)
+    order = channels_to_second(tensor(op.out).rank)
     early = site.make(ConcatOp, [view.x for view in views if view is not None], axis=order[op.axis.data])
-    return site.make(TransposeOp, early, permutation=order)
+    return behind(early, site)
 
 
 @SINKING.on(PadOp)
@@ -82,10 +86,10 @@ def pad_before_channels(op: PadOp, site: Site) -> SSAValue | None:
     view = from_last(op.x)
     if view is None:
         return None
-    rank = tensor(op.out).rank
-    low, high = ([side[axis] for axis in channels_to_last(rank)] for side in (op.low.data, op.high.data))
+    order = channels_to_last(tensor(op.out).rank)
+    low, high = ([side[axis] for axis in order] for side in (op.low.data, op.high.data))
     early = site.make(PadOp, view.x, low=low, high=high, value=op.value)
-    return site.make(TransposeOp, early, permutation=channels_to_second(rank))
+    return behind(early, site)
 
 
 @SINKING.on(ReshapeOp)
@@ -98,7 +102,7 @@ def positions_before_channels(op: ReshapeOp, site: Site) -> SSAValue | None:
     if len(after) < 3 or after[:2] != before[:2] or product(after[2:]) != product(before[2:]):
         return None
     early = site.make(ReshapeOp, view.x, dims=[after[0], *after[2:], after[1]])
-    return site.make(TransposeOp, early, permutation=channels_to_second(len(after)))
+    return behind(early, site)
 
 
 def is_channel_vector(dims: Sequence[Expr]) -> bool:

@@ -108,7 +108,7 @@ class RegisterTile:
         if not varying:
             return self._element(b, first)
         if varying == [self.axis] and site.coords[varying[0]].step == 1:
-            return self._run(b, first, varying[0], site.lanes)
+            return self._consecutive_lanes(b, first, varying[0], site.lanes)
         lanes = [
             self._element(b, tuple(at + lane * c.step for at, c in zip(first, site.coords, strict=True)))
             for lane in range(site.lanes)
@@ -122,7 +122,7 @@ class RegisterTile:
         found = self.values.get((*at[: self.axis], at[self.axis] - inside, *at[self.axis + 1 :]))
         return b.extract(found or next(iter(self.values.values())), inside)
 
-    def _run(self, b: Emission, first: tuple[int, ...], axis: int, lanes: int) -> Value:
+    def _consecutive_lanes(self, b: Emission, first: tuple[int, ...], axis: int, lanes: int) -> Value:
         """Consecutive lanes; positions past the tile's end repeat its last vector, because nobody counts them."""
         at = first[axis]
 

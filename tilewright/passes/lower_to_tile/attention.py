@@ -178,7 +178,7 @@ def _kernel(group: GroupOp, op: attention.AttentionOp, name: str, machine: Machi
     with b.loop(b.index(lo, *first), b.index(hi, *first), segment, carries) as loop:
         at[s_at] = loop.at
         keys, values, logits_at = emitter(s_at, e_at), emitter(s_at, d_at), emitter(t_at, s_at)
-        k = _block(keys, op.k, (segment, features))
+        k = _keys_or_values(keys, op.k, (segment, features))
         turned = _pairs_of_features(b, k) if on_unit else b.transpose(k, (1, 0))
         logits = b.dot(scaled, turned, b.constant(0.0, (rows, segment)))
         if narrow != F32:
@@ -193,7 +193,7 @@ def _kernel(group: GroupOp, op: attention.AttentionOp, name: str, machine: Machi
         shift = b.map("select", b.map("eq", top, b.constant(MINUS_INFINITY, (1, 1))), b.constant(0.0, (1, 1)), top)
         p = b.map("exp", b.map("sub", logits, shift))
         fade = b.map("exp", b.map("sub", m, shift))
-        v = _block(values, op.v, (segment, value_features))
+        v = _keys_or_values(values, op.v, (segment, value_features))
         if per_key is not None:
             # a key that no query may see contributes nothing, not even 0 * NaN
             v = b.map("select", b.reshape(per_key, (segment, 1)), v, b.constant(0.0, (1, 1), tile_type(v).dtype))
@@ -226,7 +226,7 @@ def _pairs_of_keys(b: KernelBuilder, v: SSAValue) -> SSAValue:
     return b.reshape(b.transpose(pairs, (0, 2, 1)), (keys, features))
 
 
-def _block(e: Emitter, value: SSAValue, extents: tuple[int, int]) -> SSAValue:
+def _keys_or_values(e: Emitter, value: SSAValue, extents: tuple[int, int]) -> SSAValue:
     """A block of keys or values; rows past the last key are zero, so that p = 0 times them is 0."""
     source = value
     while not isinstance(source, BlockArgument):

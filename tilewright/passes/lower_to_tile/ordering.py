@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from xdsl.ir import BlockArgument, SSAValue
 
-from tilewright.ir.dims import Expr, product
+from tilewright.ir.dims import Expr
 from tilewright.ir.dtypes import I64
 from tilewright.ir.graph import reduction
 from tilewright.ir.graph.base import tensor
@@ -15,10 +17,10 @@ from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.lines import SortLineOp, TopkLineOp, spare_words
 from tilewright.passes.lower_to_tile.access import unsupported
 from tilewright.passes.lower_to_tile.frame import Lowered, Variant, begin
+from tilewright.passes.lower_to_tile.memory_lines import Lines, copy_lines
 
 SHORT = 32  # elements of a line that is ordered as a tile
 FEW = 128  # elements that a selection keeps in order; more are the head of a whole order
-COPIED = 256
 
 
 def lower_ordering(group: GroupOp, name: str, machine: Machine) -> Lowered:
@@ -28,27 +30,23 @@ def lower_ordering(group: GroupOp, name: str, machine: Machine) -> Lowered:
         raise unsupported(op, "a sort is a kernel of its own")
     b, buffers, outputs = begin(group, name)
     written = dict(zip(group.yielded, outputs, strict=True))
-    dims, axis = tensor(op.x).dims, op.axis.data
-    outer, size, inner = product(dims[:axis]), dims[axis], product(dims[axis + 1 :])
+    lines = Lines.of(tensor(op.x).dims, op.axis.data)
+    outer, size, inner = lines.outer, lines.length, lines.inner
     kept = size if isinstance(op, reduction.SortOp) else Expr.of(op.k.data)
-
-    def lines(buffer: SSAValue, length: Expr) -> SSAValue:
-        return b.view(buffer, [outer, length, inner], [length * inner, inner, 1])
-
     # a result that nobody asked for is memory of the kernel's own
     values, places = (
         written[r] if r in written else b.output([outer, kept, inner], tensor(r).dtype) for r in op.results
     )
-    length = size.constant
+    source = buffers[op.x]
     if kept.constant == 0:
         b.grid([0], [1])  # nothing to write
-    elif length is not None and length <= SHORT:
-        o, i = b.grid([outer, inner], [1, 1])
-        _as_tile(b, op, lines(buffers[op.x], size), (lines(values, kept), lines(places, kept)), (o, i))
+    elif size.constant is not None and size.constant <= SHORT:
+        at = b.grid([outer, inner], [1, 1])
+        _as_tile(b, op, lines.view(b, source), [lines.view(b, v, kept) for v in (values, places)], at)
     elif isinstance(op, reduction.TopkOp) and op.k.data <= FEW:
-        o, i = b.grid([outer, inner], [1, 1])
-        targets = [lines(v, kept) for v in (values, places)]
-        b.add(TopkLineOp.make(lines(buffers[op.x], size), *targets, [o, i], axis=1, k=op.k.data, result_types=[]))
+        at = b.grid([outer, inner], [1, 1])
+        targets = [lines.view(b, v, kept) for v in (values, places)]
+        b.add(TopkLineOp.make(lines.view(b, source), *targets, at, axis=1, k=op.k.data, result_types=[]))
     else:
         ordered = [values, places]
         if isinstance(op, reduction.TopkOp):
@@ -56,12 +54,12 @@ def lower_ordering(group: GroupOp, name: str, machine: Machine) -> Lowered:
         spare_buffer = b.output([outer * inner, size * (2 * spare_words(tensor(op.x).dtype))], I64)
         o, i = b.grid([outer, inner], [1, 1])
         line = b.index(Expr.of("a0") * inner + Expr.of("a1"), o, i)
-        whole, spare = [lines(v, size) for v in (buffers[op.x], *ordered)], b.dense(spare_buffer)
+        whole, spare = [lines.view(b, v) for v in (source, *ordered)], b.dense(spare_buffer)
         descending = isinstance(op, reduction.TopkOp) or op.descending.data
         b.add(SortLineOp.make(*whole, spare, [o, i, line], axis=1, descending=descending, result_types=[]))
         if isinstance(op, reduction.TopkOp):
-            for source, target in zip(whole[1:], (values, places), strict=True):
-                _head(b, source, lines(target, kept), (o, i), op.k.data)
+            for found, target in zip(whole[1:], (values, places), strict=True):
+                copy_lines(b, found, lines.view(b, target, kept), (o, i), op.k.data)
     return Lowered((Variant(b.finish()),), b.dims, Expr.of(0))
 
 
@@ -69,8 +67,8 @@ def _as_tile(
     b: KernelBuilder,
     op: reduction.SortOp | reduction.TopkOp,
     source: SSAValue,
-    targets: tuple[SSAValue, SSAValue],
-    at: tuple[SSAValue, SSAValue],
+    targets: Sequence[SSAValue],
+    at: Sequence[SSAValue],
 ) -> None:
     o, i = at
     length = tensor(op.x).dims[op.axis.data].constant
@@ -87,10 +85,3 @@ def _as_tile(
     results = (made.results[0], b.cast(made.results[1], I64))
     for result, target in zip(results, targets, strict=True):
         b.store(b.reshape(result, (1, count, 1)), target, [o, 0, i])
-
-
-def _head(b: KernelBuilder, source: SSAValue, target: SSAValue, at: tuple[SSAValue, SSAValue], count: int) -> None:
-    """The first elements of an ordered line."""
-    o, i = at
-    with b.loop(0, count, COPIED) as loop:
-        b.store(b.load(source, [o, loop.at, i], [1, COPIED, 1]), target, [o, loop.at, i])

@@ -187,7 +187,7 @@ class _Reducer:
         inside = b.map("lt", b.coordinates(self.e.at[self.column], 1, (1, columns)), b.splat(size, (1, 1)))
         return b.map("select", inside, tile, b.constant(neutral, (1, 1), tile_type(tile).dtype))
 
-    def _count(self, dtype: DType = F32) -> SSAValue:
+    def _reduced_elements(self, dtype: DType = F32) -> SSAValue:
         """The number of reduced elements as a [1, 1] tile."""
         size = Expr.of(1)
         for axis in self.folded:
@@ -207,7 +207,7 @@ class _Reducer:
     def _norm(self, op: reduction.NormOp) -> None:
         b = self.b
         kind = F32 if tensor(op.x).dtype.bits < 32 else tensor(op.x).dtype
-        count = self._count(kind)
+        count = self._reduced_elements(kind)
         if op.kind.data == "layer":
             mean = b.map("div", self._fold("sum", kind, lambda: self._wide(op.x)), count)
             variance = b.map(
@@ -270,7 +270,8 @@ class _Reducer:
             case "mean":
                 kind = F32 if source.dtype.bits < 32 else source.dtype
                 return b.cast(
-                    b.map("div", self._fold("sum", kind, lambda: self._wide(op.x)), self._count(kind)), result
+                    b.map("div", self._fold("sum", kind, lambda: self._wide(op.x)), self._reduced_elements(kind)),
+                    result,
                 )
             case _:
                 kind = _accumulator(fn, source.dtype, result)

@@ -5,21 +5,20 @@ Programs share out what the indices do not choose: other axes, in columns narrow
 
 from __future__ import annotations
 
-from xdsl.ir import BlockArgument, SSAValue
+from xdsl.ir import BlockArgument
 
-from tilewright.ir.dims import Expr, product
+from tilewright.ir.dims import Expr
 from tilewright.ir.graph import indexing
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.structure import GroupOp
 from tilewright.ir.machine import Machine
-from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.compute import LANES
 from tilewright.passes.lower_to_tile.access import unsupported
 from tilewright.passes.lower_to_tile.frame import Lowered, Variant, begin, padded
+from tilewright.passes.lower_to_tile.memory_lines import Lines, copy_lines
 
 SHARES = 8  # parts that a static row is cut into
 WIDEST = 256
-COPIED = 256  # elements of a line without columns that are copied at a time
 
 
 def column_share(inner: Expr) -> int:
@@ -36,35 +35,21 @@ def lower_scatter(group: GroupOp, name: str, machine: Machine) -> Lowered:
     if group.yielded != (op.out,) or not all(isinstance(v, BlockArgument) for v in op.operands):
         raise unsupported(op, "a scatter is a kernel of its own")
     b, buffers, (output,) = begin(group, name)
-    dims, axis = tensor(op.x).dims, op.axis.data
-    outer, size, inner = product(dims[:axis]), dims[axis], product(dims[axis + 1 :])
-    columns = column_share(inner)
-    o, i = b.grid([outer, inner], [1, columns])
-
-    def lines(buffer: SSAValue, length: Expr) -> SSAValue:
-        return b.view(buffer, [outer, length, inner], [length * inner, inner, 1])
-
-    source, target = lines(buffers[op.x], size), lines(output, size)
-    _copy(b, source, target, (o, i), size, columns)
+    axis = op.axis.data
+    lines = Lines.of(tensor(op.x).dims, axis)
+    columns = column_share(lines.inner)
+    o, i = b.grid([lines.outer, lines.inner], [1, columns])
+    source, target = lines.view(b, buffers[op.x]), lines.view(b, output)
+    copy_lines(b, source, target, (o, i), lines.length, columns)
     count = tensor(op.indices).elements if isinstance(op, indexing.ScatterOp) else tensor(op.indices).dims[axis]
-    updates = lines(buffers[op.updates], count)
+    updates = lines.view(b, buffers[op.updates], count)
     with b.loop(0, count, 1) as loop:
         value = b.reshape(b.load(updates, [o, loop.at, i], [1, 1, columns]), (1, columns))
         if isinstance(op, indexing.ScatterOp):
             flat = b.view(buffers[op.indices], [count], [1])
             places = b.reshape(b.load(flat, [loop.at], [1]), (1, 1))
         else:
-            own = lines(buffers[op.indices], count)
+            own = lines.view(b, buffers[op.indices], count)
             places = b.reshape(b.load(own, [o, loop.at, i], [1, 1, columns]), (1, columns))
         b.update(value, places, target, [o, i], 1, op.mode.data)
     return Lowered((Variant(b.finish()),), b.dims, Expr.of(0))
-
-
-def _copy(
-    b: KernelBuilder, source: SSAValue, target: SSAValue, at: tuple[SSAValue, SSAValue], size: Expr, columns: int
-) -> None:
-    """The program's lines as they were."""
-    o, i = at
-    height = COPIED if columns == 1 else 1
-    with b.loop(0, size, height) as loop:
-        b.store(b.load(source, [o, loop.at, i], [1, height, columns]), target, [o, loop.at, i])
