@@ -45,11 +45,6 @@ class CountingTwin:
         return self._launches.counted
 
 
-def counted_run(compiled: Compiled, *args: Any, **kwargs: Any) -> list[LaunchCounts]:
-    """What every launch of one call counts: builds the counting twin and runs it once."""
-    return CountingTwin(compiled).run(*args, **kwargs)
-
-
 def call_of(
     compiled: Compiled, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[ModuleOp, dict[str, torch.Tensor], dict[str, torch.Tensor], MutableMapping[str, torch.Tensor]]:

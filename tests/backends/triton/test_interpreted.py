@@ -10,9 +10,10 @@ import pytest
 import torch
 from xdsl.dialects.builtin import ModuleOp
 
+from bench.models import minilm
 from tests.compiler.models import bert, dims, llama, token_inputs
 from tests.ir.tile.kernels import CASES, Case
-from tests.models.encoders import draw_call, minilm
+from tests.models.encoders import draw_call
 from tilewright.backends.triton.interpreter import InterpretedKernels
 from tilewright.backends.triton.machines import machines
 from tilewright.backends.triton.printer import print_kernel
