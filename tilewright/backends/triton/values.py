@@ -178,10 +178,7 @@ class ComputeOps(MemoryOps):
             if place.offset is not None:
                 offsets.append(self._spread(place.offset, -1 if mine is None else mine, axes))
             conditions += [self._spread(c, -1 if mine is None else mine, axes) for c in (*own, *place.conditions)]
-        mask = self.conjunction(conditions)
-        pointer = self.pointer(found, offsets)
-        text = f"tl.load({pointer}, mask={mask}, other=0)" if mask else f"tl.load({pointer})"
-        self.tiles[result] = Printed(self.out.name("x", text), axes, frozenset(axes) if mask else NONE)
+        self.tiles[result] = self.loaded(load, self.pointer(found, offsets), self.conjunction(conditions), axes)
 
     def _gathered(self, result: SSAValue, source: str, axes: tuple[int, ...], axis: int, start: str) -> None:
         """Elements `start + i` of a tile along an axis."""
