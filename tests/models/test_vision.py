@@ -11,11 +11,9 @@ import torch
 from torch import nn
 
 import tilewright as tw
+from tests.compiler.counting import check_formulas
 from tests.models.vision import InvertedResidual, Patches, ResNet, Segmenter, convnext, settled
 from tilewright.compiler.instrumented import CountingTwin
-from tilewright.ir.backend import kernels_of
-from tilewright.ir.module import parse_module
-from tilewright.ir.tile.traffic import kernel_traffic
 
 MODELS: dict[str, Any] = {
     "resnet": lambda: ResNet((1, 1), 12, 10),
@@ -94,10 +92,7 @@ def test_running_kernels_count_what_the_formulas_say(
     named: tuple[str, nn.Module, Any], rng: np.random.Generator
 ) -> None:
     _, _, ours = named
-    kernels = kernels_of(parse_module(ours.code.texts["tile"]))
-    for launch in CountingTwin(ours).run(images(rng, 3, 24, 32)):
-        formulas = kernel_traffic(kernels[launch.kernel]).counts(launch.dims, launch.buffers)
-        assert +formulas == launch.counts, launch.kernel
+    assert check_formulas(ours, CountingTwin(ours).run(images(rng, 3, 24, 32)))
 
 
 @pytest.mark.parametrize("name", ["convnext", "inverted"])

@@ -9,18 +9,18 @@ import pytest
 import torch
 
 import tilewright as tw
+from bench.models import MOST_BATCH, MOST_TOKENS, minilm
+from tests.compiler.counting import check_formulas
 from tests.compiler.models import bert, close, compile_bert, compile_llama, compile_mlp, llama, mlp, token_inputs
-from tests.models.encoders import MOST_BATCH, MOST_TOKENS, draw_call, draw_sizes, minilm
+from tests.models.encoders import draw_call, draw_sizes
 from tilewright.backends.clike import CLike
 from tilewright.backends.toy import backend
 from tilewright.backends.toy.compiler import compile_source, missing
 from tilewright.compiler.instrumented import CountingTwin
 from tilewright.errors import MissingDependencyError, TargetError, ToolchainError
-from tilewright.ir.backend import kernels_of, resolve_target
+from tilewright.ir.backend import resolve_target
 from tilewright.ir.dtypes import F32
 from tilewright.ir.loops import LoopBuilder
-from tilewright.ir.module import parse_module
-from tilewright.ir.tile.traffic import kernel_traffic
 
 NO_CC = missing()
 needs_cc = pytest.mark.skipif(NO_CC is not None, reason=f"toy: {NO_CC}")
@@ -73,10 +73,7 @@ def test_a_rows_bits_do_not_depend_on_its_neighbours(seed: int) -> None:
 @needs_cc
 def test_the_counting_twin_counts_what_the_formulas_say(seed: int) -> None:
     compiled = compile_bert(bert(seed), target="toy")
-    kernels = kernels_of(parse_module(compiled.code.texts["tile"], "tile"))
-    for launch in CountingTwin(compiled).run(**token_inputs(3, 7)):
-        formulas = kernel_traffic(kernels[launch.kernel]).counts(launch.dims, launch.buffers)
-        assert +formulas == launch.counts, launch.kernel
+    assert check_formulas(compiled, CountingTwin(compiled).run(**token_inputs(3, 7)))
 
 
 @needs_cc

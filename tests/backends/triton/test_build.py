@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import tilewright as tw
+from bench.models import minilm
 from tests.compiler.models import bert, compile_bert, compile_llama, compile_mlp, llama, mlp
-from tests.models.encoders import draw_call, minilm
+from tests.models.encoders import draw_call
 from tilewright.backends.triton import build as building
 from tilewright.backends.triton import cuda, rocm
 from tilewright.backends.triton.machines import GPUS, machines

@@ -10,9 +10,10 @@ import pytest
 import torch
 from xdsl.dialects.builtin import ModuleOp
 
+from bench.models import minilm
 from tests.compiler.models import bert, dims, llama, token_inputs
 from tests.ir.tile.kernels import CASES, Case
-from tests.models.encoders import draw_call, minilm
+from tests.models.encoders import draw_call
 from tilewright.backends.triton.interpreter import InterpretedKernels
 from tilewright.backends.triton.machines import machines
 from tilewright.backends.triton.printer import print_kernel
@@ -22,11 +23,12 @@ from tilewright.errors import LoweringError
 from tilewright.frontend.capturing import capture
 from tilewright.ir.backend import kernels_of
 from tilewright.ir.dims import DimSpace
-from tilewright.ir.dtypes import BF16
+from tilewright.ir.dtypes import BF16, F32
 from tilewright.ir.graph_interpreter import interpret
 from tilewright.ir.machine import Machine
 from tilewright.ir.passing import Context, run_pipeline
 from tilewright.ir.tile.base import buffer
+from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.structure import KernelOp, LaunchOp
 from tilewright.ir.tile_interpreter import chosen_variant, run_kernel
 
@@ -77,6 +79,17 @@ def test_every_shape_of_kernel_computes_the_same(
         inputs, outputs, _ = case.buffers(sizes, rng)
         for found, wanted in zip(*run_both(case.kernel, inputs, outputs, sizes, interpreter), strict=True):
             near(found, wanted, steps=64)
+
+
+def test_a_box_of_a_load_has_the_loads_fill(interpreter: InterpretedKernels, rng: np.random.Generator) -> None:
+    b = KernelBuilder("boxed", ["n"])
+    x, y = b.buffer(["n"], F32), b.output([16], F32)
+    (i,) = b.grid(["n"], [32])
+    b.store(b.slice(b.load(b.dense(x), [i], [32], 3.0), [16], [32]), b.dense(y), [0])
+    kernel, given = b.finish(), rng.standard_normal(20).astype(np.float32)
+    found, wanted = run_both(kernel, [given], [np.zeros(16, np.float32)], {"n": 20}, interpreter)
+    np.testing.assert_array_equal(found[0], wanted[0])
+    np.testing.assert_array_equal(found[0], [*given[16:], *[3.0] * 12])
 
 
 @pytest.mark.parametrize("case", PAGED, ids=lambda c: c.name)

@@ -151,17 +151,16 @@ class MemoryOps(Values):
     # --- loads and stores -----------------------------------------------------------------------------------------
 
     def load(self, op: LoadOp) -> None:
-        result = op.out
-        pointer, mask, axes = self.region(op.source, op.at, result)
-        zero: frozenset[int] = frozenset()
-        if mask:
-            value = 0.0 if op.fill.data == POISON else op.value.data
-            other = element_text(value, tile(result).dtype)
-            text = f"tl.load({pointer}, mask={mask}, other={other})"
-            zero = frozenset(axes) if value == 0 else zero
-        else:
-            text = f"tl.load({pointer})"
-        self.tiles[result] = Printed(self.out.name("x", text), axes, zero)
+        pointer, mask, axes = self.region(op.source, op.at, op.out)
+        self.tiles[op.out] = self.loaded(op, pointer, mask, axes)
+
+    def loaded(self, op: LoadOp, pointer: str, mask: str, axes: tuple[int, ...]) -> Printed:
+        """Elements that a load reads, with its fill where the mask ("" for none) is off."""
+        if not mask:
+            return Printed(self.out.name("x", f"tl.load({pointer})"), axes)
+        fill = 0.0 if op.fill.data == POISON else op.value.data
+        text = f"tl.load({pointer}, mask={mask}, other={element_text(fill, tile(op.out).dtype)})"
+        return Printed(self.out.name("x", text), axes, frozenset(axes if fill == 0 else ()))
 
     def lookup(self, op: LookupOp) -> None:
         """A load whose coordinate along one axis is a tensor; places that the axis does not have are not touched."""
