@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tilewright.errors import CaptureError, SpecialisationError, TilewrightError
-from tilewright.frontend.captured import Guard
 from tilewright.frontend.custom_ops import decompositions
 from tilewright.frontend.examples import Example
 from tilewright.frontend.export_faults import capture_error, with_partners
@@ -21,6 +20,7 @@ from tilewright.frontend.sizing import export_sizes, raised_sizes, sizes_of
 from tilewright.frontend.slicing import name_slices
 from tilewright.frontend.symbols import Symbols, admitted, require_admitted
 from tilewright.ir.dims import Dim, DimSpace, Expr
+from tilewright.ir.guards import Guard
 
 if TYPE_CHECKING:
     import torch

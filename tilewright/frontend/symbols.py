@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from tilewright.errors import Problem, SpecialisationError
-from tilewright.frontend.captured import Guard, Relation
 from tilewright.frontend.locations import innermost
 from tilewright.frontend.proving import at_most
 from tilewright.ir.dims import Dim, DimSpace, Expr, floordiv, maximum, minimum, mod
+from tilewright.ir.guards import Guard, Relation
 
 
 class UnknownSizeError(Exception):
@@ -150,7 +150,7 @@ def admitted(dim: Dim, symbol: Any, shape_env: Any) -> Admitted:
         return Admitted(dim, value, dim.min, dim.max, where)
     bounds = shape_env.var_to_range.get(symbol)
     locations = getattr(shape_env, "var_to_range_sloc", {}).get(symbol)
-    low, high = (_finite(bounds.lower) or 0, _finite(bounds.upper)) if bounds is not None else (0, None)
+    low, high = (finite(bounds.lower) or 0, finite(bounds.upper)) if bounds is not None else (0, None)
     low = max(low, least_asked(symbol, shape_env))
     side = getattr(locations, "lower" if low > dim.min else "upper", None)
     return Admitted(dim, None, low, high, line_of(side))
@@ -175,7 +175,8 @@ def require_admitted(found: Iterable[Admitted]) -> None:
         raise SpecialisationError(problems, step=step)
 
 
-def _finite(bound: Any) -> int | None:
+def finite(bound: Any) -> int | None:
+    """One of the bounds that torch keeps of a symbol: an integer, or None where there is no end."""
     return int(bound) if getattr(bound, "is_Integer", False) else None
 
 

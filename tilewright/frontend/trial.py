@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from tilewright.errors import TilewrightError
-from tilewright.frontend.captured import Captured, Guard
+from tilewright.frontend.captured import Captured
 from tilewright.frontend.examples import Example, Leaf
 from tilewright.frontend.exporting import Exported
 from tilewright.frontend.guarding import Fact, settled
@@ -20,6 +20,7 @@ from tilewright.frontend.huggingface import cacheless
 from tilewright.frontend.preserving import preserved
 from tilewright.frontend.quiet import quiet
 from tilewright.ir.graph_interpreter import GraphInterpreter
+from tilewright.ir.guards import Guard
 
 if TYPE_CHECKING:
     import torch
