@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tilewright.errors import CaptureError, SpecialisationError, TilewrightError
+from tilewright.frontend.conversions import explained, recorded
 from tilewright.frontend.custom_ops import decompositions
 from tilewright.frontend.examples import Example
 from tilewright.frontend.export_faults import capture_error, with_partners
@@ -87,7 +88,7 @@ def _attempt(model: torch.nn.Module, example: Example, own: Mapping[str, int]) -
         dynamic = {axis: _dynamic(dim) for axis, dim in enumerate(leaf.axes) if dim is not None}
         if dynamic:
             shapes[leaf.value] = dynamic
-    with generic_sizes(zero=any(dim.min == 0 for dim in example.dims)) as asked:
+    with generic_sizes(zero=any(dim.min == 0 for dim in example.dims)) as asked, recorded() as conversions:
         try:
             with quiet(), torch.no_grad(), lean_tracing():
                 spec = shapes.dynamic_shapes(model, args, kwargs) if example.dims else None
@@ -96,7 +97,10 @@ def _attempt(model: torch.nn.Module, example: Example, own: Mapping[str, int]) -
             raise
         except Exception as fault:
             raise capture_error(fault, example) from fault
-        return replace(describe(program, example, own, doubts=True), layout_asked=asked.layout)
+        try:
+            return replace(describe(program, example, own, doubts=True), layout_asked=asked.layout)
+        except SpecialisationError as fault:
+            raise explained(fault, conversions) from fault
 
 
 def _dynamic(dim: Dim) -> Any:

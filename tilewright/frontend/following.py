@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tilewright.frontend.concrete import concrete
 from tilewright.frontend.examples import Example
 from tilewright.frontend.locations import of_node
-from tilewright.frontend.numbering import Numbered, Numbering, Unfollowed
+from tilewright.frontend.numbering import Numbered, Numbering, Unfollowed, constant
 
 if TYPE_CHECKING:
     import torch
@@ -88,7 +88,7 @@ def _exported_leaves(program: ExportedProgram, example: Example, own: set[Hashab
 
 
 def _traced_leaves(trace: Any, indices: list[int], own: set[Hashable]) -> Callable[[Any], Hashable]:
-    places = {n: i for n, i in zip((n for n in trace.graph.nodes if n.op == "placeholder"), indices, strict=True)}
+    places = dict(zip((n for n in trace.graph.nodes if n.op == "placeholder"), indices, strict=True))
     return lambda node: ("input", places[node]) if node in places else _told(getattr(trace, str(node.target)), own)
 
 
@@ -102,12 +102,13 @@ def _told(value: Any, own: set[Hashable]) -> Hashable:
         return repr(value)
     if _identity(value) in own or value.numel() > _SMALL:
         return _identity(value)
-    return str(value.dtype), tuple(value.shape), repr(value.tolist())
+    return constant(value)
 
 
 def _sizes(program: ExportedProgram, example: Example, sizes: Mapping[str, int]) -> Callable[[Any], int | float | bool]:
     """The value of a symbolic number of the program at given sizes of the dims."""
-    import sympy
+    from torch.utils._sympy.interp import sympy_interp
+    from torch.utils._sympy.reference import PythonReferenceAnalysis
 
     values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"]
     symbols: dict[Any, Any] = {}
@@ -115,7 +116,7 @@ def _sizes(program: ExportedProgram, example: Example, sizes: Mapping[str, int])
         for axis, dim in enumerate(leaf.axes):
             if dim is not None and hasattr(value.shape[axis], "node"):
                 size = value.shape[axis].node
-                symbols[size.shape_env.replace(size.expr)] = sympy.Integer(sizes[dim.name])
+                symbols[size.shape_env.replace(size.expr)] = sizes[dim.name]
     known: dict[Any, int | float | bool] = {}
 
     def evaluated(number: Any) -> int | float | bool:
@@ -123,15 +124,10 @@ def _sizes(program: ExportedProgram, example: Example, sizes: Mapping[str, int])
             return int(number)
         expr = number.node.expr
         if expr not in known:
-            result = number.node.shape_env.replace(expr).xreplace(symbols)
-            if result.is_Boolean and not result.args:
-                known[expr] = bool(result)
-            elif getattr(result, "is_number", False):
-                known[expr] = (
-                    int(result) if isinstance(number.node.pytype, type) and result.is_Integer else float(result)
-                )
-            else:
+            replaced = number.node.shape_env.replace(expr)
+            if not replaced.free_symbols <= symbols.keys():
                 raise Unfollowed(f"the size {expr}")
+            known[expr] = number.node.pytype(sympy_interp(PythonReferenceAnalysis, symbols, replaced))
         return known[expr]
 
     return evaluated

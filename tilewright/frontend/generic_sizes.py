@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
+from tilewright.frontend import conversions
+
 # Where torch works out in Python the shape and strides of one operator's results.
 _SHAPE_FUNCTIONS: Final = (
     "/torch/_ops.py",
@@ -86,8 +88,8 @@ def generic_sizes(*, zero: bool) -> Iterator[Asked]:
 
         return asked_of
 
-    # a guard belongs to the line that asked, not to this file
-    files = {*uninteresting(), __file__}
+    # a guard belongs to the line that asked, not to what stands between it and torch
+    files = {*uninteresting(), __file__, conversions.__file__}
 
     def uninteresting_files() -> set[str]:
         # asked once for every frame of every node

@@ -147,6 +147,9 @@ class _Reader:
                 return kept
         args = tuple(a for a, known in zip(args, _arguments(node), strict=True) if not known.endswith(_LIBRARIES))
         kwargs = tuple(sorted((key, self.value(a)) for key, a in node.kwargs.items()))
+        if name == "aten.scalar_tensor.default":
+            # at fixed sizes it is a constant of the graph
+            return self.number("leaf", self._constant(node))
         number = self.number(self.effect, name, args, kwargs)
         if _is_effect(node):
             self.effect = number
@@ -177,6 +180,14 @@ class _Reader:
         axis = (axis or 0) % len(source)
         return (axis, *slice(start, end, step).indices(source[axis]))
 
+    def _constant(self, node: Any) -> Hashable:
+        import torch
+
+        given, dtype = node.args[0], node.meta["val"].dtype
+        val = given.meta.get("val") if hasattr(given, "meta") else given
+        number = self.size(val) if hasattr(val, "node") else val
+        return constant(torch.tensor(number, dtype=dtype))
+
     def _integer(self, value: Any) -> int:
         val = value.meta.get("val") if hasattr(value, "meta") else value
         return int(self.size(val) if hasattr(val, "node") else val)
@@ -189,6 +200,11 @@ def _arguments(node: Any) -> list[str]:
     """The names of a node's positional arguments."""
     schema = getattr(node.target, "_schema", None)
     return [a.name for a in schema.arguments[: len(node.args)]] if schema is not None else [""] * len(node.args)
+
+
+def constant(value: Any) -> Hashable:
+    """The key of a tensor that is its numbers and nothing else."""
+    return str(value.dtype), tuple(value.shape), repr(value.tolist())
 
 
 def _require_off(enabled: Any) -> None:
@@ -207,7 +223,7 @@ def _written(module: Any) -> frozenset[int]:
     """The memory that some operator of a graph writes to."""
     found = set()
     for node in module.graph.nodes:
-        schema = getattr(node.target, "_schema", None)
+        schema: Any = getattr(node.target, "_schema", None)
         if not getattr(schema, "is_mutable", False) or str(node.target) == "aten.detach_.default":
             continue
         given = {**dict(zip([a.name for a in schema.arguments], node.args, strict=False)), **node.kwargs}
