@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tilewright.frontend.examples import Example
 from tilewright.frontend.keywords import with_named_keywords
 from tilewright.frontend.lean_tracing import WholeStack, lean_nodes
+from tilewright.frontend.preserving import preserved
 from tilewright.frontend.quiet import quiet
 
 if TYPE_CHECKING:
@@ -22,33 +23,40 @@ if TYPE_CHECKING:
 def concrete(model: torch.nn.Module, example: Example, *, places: bool) -> torch.fx.GraphModule:
     """The operators that a call with this example runs, above their decompositions, as torch.export sees them.
 
-    Its placeholders are the tensors among the example's leaves, its output the leaves of the model's output. places:
-    nodes keep the stack they were called from, which takes half as long again. Raises whatever the model raises at
-    these sizes, and what tracing without numbers cannot follow. Whoever calls it puts the model's attributes back.
+    Its placeholders are the model's parameters and buffers, then the tensors among the example's leaves; its output is
+    the leaves of the model's output. places: nodes keep the stack they were called from, which takes half as long
+    again. Raises whatever the model raises at these sizes, and what tracing without numbers cannot follow. The model is
+    left as it was.
     """
+    from torch.func import functional_call
     from torch.fx.experimental.proxy_tensor import make_fx
     from torch.utils import _pytree as pytree
 
     _, kwargs = example.call()
     model = with_named_keywords(model, kwargs)
+    held = held_by(model)
     tensors = [leaf.value for leaf in example.leaves if leaf.is_tensor]
-    buffers = dict(model.named_buffers())
 
-    def run(*given: Any) -> list[Any]:
-        found = iter(given)
+    def run(own: list[Any], given: list[Any]) -> list[Any]:
+        found, state = iter(given), dict(zip(held, own, strict=True))
         args, kwargs = example.with_values([next(found) if x.is_tensor else x.value for x in example.leaves]).call()
-        leaves = list(pytree.tree_leaves(model(*args, **kwargs)))
+        leaves = list(pytree.tree_leaves(functional_call(model, state, args, kwargs)))
         # a buffer that was replaced is written, as in the exported graph
-        for name, buffer in model.named_buffers():
-            if name in buffers and buffer is not buffers[name]:
-                buffers[name].copy_(buffer)
+        for before, after in zip(own, state.values(), strict=True):
+            if after is not before:
+                before.copy_(after)
         return leaves
 
     traced = make_fx(
         run, tracing_mode="fake", pre_dispatch=True, _allow_non_fake_inputs=True, record_stack_traces=places
     )
-    with quiet(), _as_exporting(), lean_nodes(WholeStack):
-        return traced(*tensors)
+    with preserved(model), quiet(), _as_exporting(), lean_nodes(WholeStack):
+        return traced(list(held.values()), tensors)
+
+
+def held_by(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The parameters and buffers of a model, each once."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 @contextmanager

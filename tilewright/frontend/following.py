@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from tilewright.frontend.concrete import concrete
+from tilewright.frontend.concrete import concrete, held_by
 from tilewright.frontend.examples import Example
 from tilewright.frontend.locations import of_node
 from tilewright.frontend.numbering import Numbered, Numbering, Unfollowed, constant
@@ -42,16 +42,17 @@ def departure(
     is not exported at all.
     """
     at = example.resized(sizes)
+    held = list(held_by(model).values())
+    own = {_identity(value) for value in held}
     try:
         trace: Any = concrete(model, at, places=False)
     except Exception as fault:  # noqa: BLE001 (whatever a model raises: it does not run at this size)
         return Departure(type(fault).__name__, None, runs=False)
     numbers = Numbering()
-    own = {_identity(t) for t in (*model.parameters(), *model.buffers())}
     indices = [i for i, leaf in enumerate(at.leaves) if leaf.is_tensor]
     try:
         graph = numbers.read(program.graph_module, _exported_leaves(program, at, own), _sizes(program, at, sizes))
-        run = numbers.read(trace, _traced_leaves(trace, indices, own), int)
+        run = numbers.read(trace, _traced_leaves(trace, held, indices, own), int)
     except Unfollowed as verdict:
         return Departure(str(verdict), None)
     if run.outputs == graph.outputs and run.effects == graph.effects:
@@ -87,9 +88,12 @@ def _exported_leaves(program: ExportedProgram, example: Example, own: set[Hashab
     return leaf
 
 
-def _traced_leaves(trace: Any, indices: list[int], own: set[Hashable]) -> Callable[[Any], Hashable]:
-    places = dict(zip((n for n in trace.graph.nodes if n.op == "placeholder"), indices, strict=True))
-    return lambda node: ("input", places[node]) if node in places else _told(getattr(trace, str(node.target)), own)
+def _traced_leaves(
+    trace: Any, held: list[torch.Tensor], indices: list[int], own: set[Hashable]
+) -> Callable[[Any], Hashable]:
+    known = [*(_told(value, own) for value in held), *(("input", i) for i in indices)]
+    places = dict(zip((n for n in trace.graph.nodes if n.op == "placeholder"), known, strict=True))
+    return lambda node: places[node] if node in places else _told(getattr(trace, str(node.target)), own)
 
 
 def _identity(value: Any) -> Hashable:

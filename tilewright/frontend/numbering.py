@@ -162,8 +162,8 @@ class _Reader:
         if before.dtype != after.dtype:
             return None
         source, target = self._shape(before), self._shape(after)
-        own = _storage(before) == _storage(after)
-        copied = not own and bool({_storage(before), _storage(after)} & self.written)
+        places = {_storage(before), _storage(after)} if self.written else set()
+        copied = len(places) > 1 and bool(places & self.written)
         found: Hashable = args[0]
         if source != target:
             if name == "aten.slice.Tensor":
@@ -236,7 +236,10 @@ def _written(module: Any) -> frozenset[int]:
 
 
 def _storage(value: Any) -> int:
-    return int(value.untyped_storage()._cdata)
+    try:
+        return int(value.untyped_storage()._cdata)
+    except NotImplementedError as unknown:
+        raise Unfollowed("memory behind a transform") from unknown
 
 
 def _flat(value: Any) -> list[Any]:
