@@ -145,12 +145,10 @@ class _Reader:
             kept = self._kept(node, name, args)
             if kept is not None:
                 return kept
-        args = tuple(a for a, known in zip(args, _arguments(node), strict=True) if not known.endswith(_LIBRARIES))
-        kwargs = tuple(sorted((key, self.value(a)) for key, a in node.kwargs.items()))
         if name == "aten.scalar_tensor.default":
             # at fixed sizes it is a constant of the graph
             return self.number("leaf", self._constant(node))
-        number = self.number(self.effect, name, args, kwargs)
+        number = self.number(self.effect, name, self._stated(node, args))
         if _is_effect(node):
             self.effect = number
             self.found.effects.append(number)
@@ -180,6 +178,17 @@ class _Reader:
         axis = (axis or 0) % len(source)
         return (axis, *slice(start, end, step).indices(source[axis]))
 
+    def _stated(self, node: Any, args: Sequence[Any]) -> Hashable:
+        """An operator's arguments by name, without those that say what is so unless stated."""
+        schema = getattr(node.target, "_schema", None)
+        if schema is None:
+            return tuple(args), tuple(sorted((name, self.value(a)) for name, a in node.kwargs.items()))
+        stated = dict(zip((a.name for a in schema.arguments), args, strict=False))
+        stated |= {name: self.value(a) for name, a in node.kwargs.items()}
+        usual = {a.name: self.value(a.default_value) for a in schema.arguments if a.has_default_value()}
+        kept = {name: value for name, value in stated.items() if value != usual.get(name)}
+        return tuple(sorted((name, value) for name, value in kept.items() if not name.endswith(_LIBRARIES)))
+
     def _constant(self, node: Any) -> Hashable:
         import torch
 
@@ -194,12 +203,6 @@ class _Reader:
 
     def _shape(self, value: Any) -> Shape:
         return tuple(self._integer(n) for n in value.shape)
-
-
-def _arguments(node: Any) -> list[str]:
-    """The names of a node's positional arguments."""
-    schema = getattr(node.target, "_schema", None)
-    return [a.name for a in schema.arguments[: len(node.args)]] if schema is not None else [""] * len(node.args)
 
 
 def constant(value: Any) -> Hashable:
