@@ -23,6 +23,7 @@ from tilewright.cli import command_line
 from tilewright.cli.error_examples import EXAMPLES, SETUP
 from tilewright.cli.explain import page
 from tilewright.errors import Problem, TilewrightError, all_errors
+from tilewright.runtime.artifact_file import FORMAT_VERSION
 
 PACKAGE = Path(tw.__file__).parent
 
@@ -316,7 +317,8 @@ def test_an_artifact_of_another_version_is_told_from_a_damaged_one(here: Path) -
     with pytest.raises(TilewrightError) as caught:
         tw.load("linear.tilewright")
     assert str(caught.value) == (
-        "TW043 artifact version: linear.tilewright has format version 99, this Tilewright reads version 1\n"
+        "TW043 artifact version: linear.tilewright has format version 99, "
+        f"this Tilewright reads version {FORMAT_VERSION}\n"
         "  next: save it again with this version of Tilewright, or load it with the one that wrote it"
     )
 

@@ -22,10 +22,11 @@ from tilewright.errors import (
 )
 from tilewright.ir.dims import Dim, Expr, floordiv
 from tilewright.ir.dtypes import F32, I32, I64
+from tilewright.ir.guards import Guard
 from tilewright.ir.signature import Argument, Input, Parameter, Signature
 from tilewright.ir.trees import LEAF, Tree
 from tilewright.runtime.binding import Binder
-from tilewright.runtime.program import Guard, Program, ReadDim, Routine
+from tilewright.runtime.program import Program, ReadDim, Routine
 
 HIDDEN = Expr.of(3)
 
@@ -257,11 +258,11 @@ def test_sizes_that_follow_from_others() -> None:
 
 
 def test_guards_hold_at_entry() -> None:
-    guarded = two_inputs(guards=(Guard(B * T, "<=", Expr.of(10), "the cache holds 10"), Guard(T % 5, "==", Expr.of(0))))
+    guarded = two_inputs(guards=(Guard(B * T, "<=", Expr.of(10), "model.py:10"), Guard(T % 5, "==", Expr.of(0))))
     Binder(guarded).bind((ids(2, 5), x(2, 5)), {})
     assert refused(DimMismatchError, guarded, ids(2, 6), x(2, 6)) == (
         "TW005 dim does not match what was compiled: 2 problems\n"
-        "  - batch*tokens <= 10 does not hold for batch = 2, tokens = 6; the cache holds 10\n"
+        "  - batch*tokens <= 10 does not hold for batch = 2, tokens = 6; decided at model.py:10\n"
         "  - mod(tokens, 5) == 0 does not hold for tokens = 6\n"
         "  next: pass sizes for which it holds, or compile an example of these sizes with "
         'dims={"ids": {0: tw.Dim("batch", 2, 2), 1: tw.Dim("tokens", 6, 6)}, '

@@ -11,10 +11,10 @@ from tests.runtime.programs import DIMS, ONE, B, T, affine_program, signature, t
 from tilewright.errors import IRError
 from tilewright.ir.dims import Dim, Expr
 from tilewright.ir.dtypes import F32, I64
+from tilewright.ir.guards import Guard
 from tilewright.ir.signature import Output
 from tilewright.runtime.program import (
     Copy,
-    Guard,
     HostCall,
     ReadDim,
     Ref,

@@ -16,11 +16,11 @@ from tests.runtime.programs import B, T, affine_program
 from tilewright.errors import ArtifactError
 from tilewright.ir.dims import Dim, Expr, floordiv, maximum, minimum, mod
 from tilewright.ir.dtypes import DTYPES
+from tilewright.ir.guards import Guard
 from tilewright.runtime.canonical import canonical_json, key_of
 from tilewright.runtime.program import (
     SPACES,
     Copy,
-    Guard,
     HostCall,
     KernelInfo,
     ReadDim,
@@ -88,7 +88,9 @@ programs = st.builds(
     states=tuples(st.builds(State, specs, st.none() | numbers), 2),
     prepare=tuples(routines, 2),
     copies=tuples(st.builds(Copy, refs, refs, exprs), 2),
-    guards=tuples(st.builds(Guard, exprs, st.sampled_from(["==", "!=", "<=", "<", ">=", ">"]), exprs, names), 2),
+    guards=tuples(
+        st.builds(Guard, exprs, st.sampled_from(["==", "!=", "<=", "<", ">=", ">"]), exprs, st.none() | names), 2
+    ),
     reads=tuples(st.builds(ReadDim, names, numbers, numbers), 2),
     kernels=tuples(st.builds(KernelInfo, names, names, plain), 2),
     tied=tuples(st.tuples(names, names), 2),

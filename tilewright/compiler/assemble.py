@@ -10,19 +10,18 @@ from xdsl.ir import Block, BlockArgument, Operation, OpResult, SSAValue
 
 from tilewright.errors import LoweringError, Problem
 from tilewright.frontend.captured import Captured
-from tilewright.frontend.captured import Guard as CapturedGuard
 from tilewright.ir.backend import kernels_of
 from tilewright.ir.dims import DimSpace
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.shape import ReshapeOp
 from tilewright.ir.graph.structure import FuncOp, PackedOp, ReturnOp, StateReadOp, StateWriteOp, WeightOp
+from tilewright.ir.guards import Guard
 from tilewright.ir.operation import TwOperation
 from tilewright.ir.signature import Signature
 from tilewright.ir.tile.structure import KernelOp, LaunchOp
 from tilewright.passes.plan_memory import plan_function, slots_of, storage_of
 from tilewright.runtime.program import (
     Copy,
-    Guard,
     KernelInfo,
     Program,
     ReadDim,
@@ -55,7 +54,7 @@ class Interface:
         """Of a captured model."""
         return Interface(
             captured.signature,
-            tuple(_guard(guard) for guard in captured.guards),
+            captured.guards,
             tuple(sorted(captured.aliases.items())),
             frozenset(captured.transient),
             frozenset({*captured.weights, *captured.states}),
@@ -109,11 +108,6 @@ def assemble(
         ignored=tuple(sorted(interface.names - set(table.weights))),
         target=target,
     )
-
-
-def _guard(guard: CapturedGuard) -> Guard:
-    reason = f"decided at {guard.where}" if guard.where else ""
-    return Guard(guard.left, guard.relation, guard.right, reason)
 
 
 class _Table:

@@ -24,7 +24,7 @@ from tilewright.ir.tile.containment import unproved
 from tilewright.passes.plan_memory import PlanMemory
 from tilewright.runtime import native
 from tilewright.runtime.artifact import Rebuildable
-from tilewright.runtime.program import Guard, Program
+from tilewright.runtime.program import Program
 
 _STEP = "save the artifact again where the model was compiled"
 _UNPROVED = "load a file that you trust with native=True, or compile the model again with bounds for all its dims"
@@ -90,25 +90,9 @@ def _agree(module: ModuleOp, parts: Rebuildable) -> None:
 
 def _contained(module: ModuleOp, parts: Rebuildable) -> None:
     """ArtifactError unless every access is proved to stay inside its buffer in every call."""
-    problems = unproved(module, [fact for guard in parts.program.guards for fact in _facts(guard)])
+    problems = unproved(module, [fact for guard in parts.program.guards for fact in guard.facts()])
     if problems:
         raise ArtifactError([Problem(f"{parts.path}: {p.text}", p.op, p.where) for p in problems], step=_UNPROVED)
-
-
-def _facts(guard: Guard) -> list[Expr]:
-    """What is 0 or more where a guard holds; guards are checked in every call."""
-    gap = guard.right - guard.left
-    match guard.relation:
-        case "==":
-            return [gap, -gap]
-        case "<=":
-            return [gap]
-        case "<":
-            return [gap - 1]
-        case ">=":
-            return [-gap]
-        case _:
-            return [-gap - 1]
 
 
 def _equal(a: Expr, b: Expr, program: Program) -> bool:

@@ -5,7 +5,7 @@ Imports `tilewright.ir`, `tilewright.errors` and itself; the capture libraries a
 
 from __future__ import annotations
 
-from tilewright.frontend.captured import Captured, Guard, Source
+from tilewright.frontend.captured import Captured, Source
 from tilewright.frontend.capturing import capture
 
-__all__ = ["Captured", "Guard", "Source", "capture"]
+__all__ = ["Captured", "Source", "capture"]

@@ -191,18 +191,21 @@ def _results(
         elif kind == "USER_INPUT_MUTATION":
             mutations.append((names.get(spec.target, spec.target), len(results)))
             results.append(value)
-        elif isinstance(value, SSAValue):
-            outputs.append(Output(tensor(value).dtype, tensor(value).dims, index=len(results)))
-            results.append(value)
-        elif isinstance(value, Expr):
-            outputs.append(Output(size=value))
         else:
-            outputs.append(Output(constant=value))
+            outputs.append(output_of(value, results))
     # the user's outputs come first, so that result i of most programs is output i
     order = [o.index for o in outputs if o.index is not None] + [index for _, index in mutations]
     place = {old: new for new, old in enumerate(order)}
     moved = [o if o.index is None else Output(o.dtype, o.dims, index=place[o.index]) for o in outputs]
     return [results[i] for i in order], tuple(moved), [(n, place[i]) for n, i in mutations], states
+
+
+def output_of(value: Any, results: list[SSAValue]) -> Output:
+    """A leaf of a call's output as what it was lowered to says: a tensor joins the results, a size or constant not."""
+    if isinstance(value, SSAValue):
+        results.append(value)
+        return Output(tensor(value).dtype, tensor(value).dims, index=len(results) - 1)
+    return Output(size=value) if isinstance(value, Expr) else Output(constant=value)
 
 
 def _result_names(program: Any, outputs: Sequence[Output]) -> list[str]:

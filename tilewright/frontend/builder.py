@@ -76,7 +76,7 @@ class Builder:
         try:
             return TensorType.of(symbols.dims(fake.shape), dtype)
         except UnknownSizeError as unknown:
-            raise Unsupported(f"its size depends on the values of tensors ({unknown})") from unknown
+            raise Unsupported(f"its size {unknown}") from unknown
 
     @property
     def result(self) -> TensorType:

@@ -4,47 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from xdsl.dialects.builtin import ModuleOp
 
-from tilewright.ir.dims import Dim, Expr
+from tilewright.ir.dims import Dim
+from tilewright.ir.guards import Guard
 from tilewright.ir.signature import Signature
 
 if TYPE_CHECKING:
     import torch
-
-
-Relation: TypeAlias = Literal["==", "!=", "<=", "<"]
-
-
-@dataclass(frozen=True, slots=True)
-class Guard:
-    """A relation between dims that the capture relied on and that the bounds do not prove: checked at call entry."""
-
-    left: Expr
-    relation: Relation
-    right: Expr
-    where: str | None = None
-
-    def holds(self, sizes: Mapping[str, int]) -> bool:
-        """Whether the relation is true at given sizes; false where it divides by 0."""
-        try:
-            a, b = self.left.evaluate(sizes), self.right.evaluate(sizes)
-        except ZeroDivisionError:
-            return False
-        match self.relation:
-            case "==":
-                return a == b
-            case "!=":
-                return a != b
-            case "<=":
-                return a <= b
-            case _:
-                return a < b
-
-    def __str__(self) -> str:
-        return f"{self.left} {self.relation} {self.right}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -77,7 +78,14 @@ def _module(
     weights.add_aliases(tensors, model)
     source = f"{type(model).__module__}.{type(model).__qualname__}"
     captured = assemble(exported, tensors, source=source, notes=notes, fallback=fallback)
-    return replace(captured, guards=(*captured.guards, *tried(model, exported, captured)))
+
+    @contextmanager
+    def like_export() -> Iterator[None]:
+        with preserved(model), huggingface.switched(model, dict(kwargs), []):
+            yield
+
+    guards = tried(model, exported, captured, notes, like_export)
+    return replace(captured, guards=(*captured.guards, *guards), notes=tuple(notes))
 
 
 def _program(

@@ -61,13 +61,18 @@ class Example:
         args = tuple(values[entry.name] for entry in self.entries if entry.keyword is None)
         return args, {entry.keyword: values[entry.name] for entry in self.entries if entry.keyword is not None}
 
-    def resized(self, sizes: Mapping[str, int]) -> Example:
-        """The same example with declared axes of the given sizes; every tensor is an object of its own."""
+    def with_values(self, values: Sequence[Any]) -> Example:
+        """The same example with other values for its leaves, in order."""
+        rest = iter(values)
         entries = tuple(
-            replace(entry, leaves=tuple(replace(leaf, value=_resize(leaf, sizes)) for leaf in entry.leaves))
+            replace(entry, leaves=tuple(replace(leaf, value=next(rest)) for leaf in entry.leaves))
             for entry in self.entries
         )
         return replace(self, entries=entries)
+
+    def resized(self, sizes: Mapping[str, int]) -> Example:
+        """The same example with declared axes of the given sizes; every tensor is an object of its own."""
+        return self.with_values([_resize(leaf, sizes) for leaf in self.leaves])
 
 
 def bind(forward: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Example:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tilewright.errors import CaptureError, SpecialisationError, TilewrightError
-from tilewright.frontend.captured import Guard
+from tilewright.frontend.conversions import explained, recorded
 from tilewright.frontend.custom_ops import decompositions
 from tilewright.frontend.examples import Example
 from tilewright.frontend.export_faults import capture_error, with_partners
@@ -21,6 +21,7 @@ from tilewright.frontend.sizing import export_sizes, raised_sizes, sizes_of
 from tilewright.frontend.slicing import name_slices
 from tilewright.frontend.symbols import Symbols, admitted, require_admitted
 from tilewright.ir.dims import Dim, DimSpace, Expr
+from tilewright.ir.guards import Guard
 
 if TYPE_CHECKING:
     import torch
@@ -31,14 +32,17 @@ if TYPE_CHECKING:
 class Exported:
     """A functional exported program, the example it was exported with and the dims its symbols stand for.
 
-    own: the sizes of the user's example, which every guard admits.
+    traced: the program as it was exported. own: the sizes of the user's example, which every guard admits.
+    layout_asked: whether the model asked how a tensor lies in memory, which torch answers without a record.
     """
 
     program: ExportedProgram
+    traced: ExportedProgram
     example: Example
     symbols: Symbols
     settled: Settled
     own: Mapping[str, int]
+    layout_asked: bool = False
 
     def guards(self) -> tuple[Guard, ...]:
         """The guards, those that lowering came to rely on included. SpecialisationError as for torch's own."""
@@ -84,7 +88,7 @@ def _attempt(model: torch.nn.Module, example: Example, own: Mapping[str, int]) -
         dynamic = {axis: _dynamic(dim) for axis, dim in enumerate(leaf.axes) if dim is not None}
         if dynamic:
             shapes[leaf.value] = dynamic
-    with generic_sizes(zero=any(dim.min == 0 for dim in example.dims)):
+    with generic_sizes(zero=any(dim.min == 0 for dim in example.dims)) as asked, recorded() as conversions:
         try:
             with quiet(), torch.no_grad(), lean_tracing():
                 spec = shapes.dynamic_shapes(model, args, kwargs) if example.dims else None
@@ -93,7 +97,10 @@ def _attempt(model: torch.nn.Module, example: Example, own: Mapping[str, int]) -
             raise
         except Exception as fault:
             raise capture_error(fault, example) from fault
-        return describe(program, example, own, doubts=True)
+        try:
+            return replace(describe(program, example, own, doubts=True), layout_asked=asked.layout)
+        except SpecialisationError as fault:
+            raise explained(fault, conversions) from fault
 
 
 def _dynamic(dim: Dim) -> Any:
@@ -114,7 +121,7 @@ def describe(program: ExportedProgram, example: Example, own: Mapping[str, int],
     example: as the program was exported with. own: the sizes of the user's example. doubts: there is a model to try
     doubtful facts with.
     """
-    program = functional(program, example)
+    traced, program = program, functional(program, example)
     values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"]
     # weights come first among the placeholders, then the leaves of the arguments in order
     inputs = values[len(values) - len(example.leaves) :]
@@ -148,7 +155,7 @@ def describe(program: ExportedProgram, example: Example, own: Mapping[str, int],
     ]
     sorted_out = settled(facts, space, own, doubts=doubts)
     require_admitted(replace(e, low=e.dim.min) for e in found.values() if e.dim.max is None)
-    return Exported(program, example, symbols, sorted_out, own)
+    return Exported(program, traced, example, symbols, sorted_out, own)
 
 
 def _admits(dim: Dim, size: int) -> bool:

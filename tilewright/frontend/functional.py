@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from xdsl.ir import SSAValue
 
 from tilewright.errors import CaptureError, DeviceError, Problem
-from tilewright.frontend.assembling import captured_by, stored, token_dims
+from tilewright.frontend.assembling import captured_by, output_of, stored, token_dims
 from tilewright.frontend.builder import Builder
 from tilewright.frontend.captured import Captured, Source
 from tilewright.frontend.liveness import live_nodes
@@ -23,7 +23,6 @@ from tilewright.frontend.symbols import Symbols
 from tilewright.frontend.weights import Tensors, is_structure
 from tilewright.ir.dims import Dim, DimSpace, Expr
 from tilewright.ir.dtypes import I64
-from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.structure import FuncOp
 from tilewright.ir.module import new_module
 from tilewright.ir.signature import Argument, Input, Output, Parameter, Signature
@@ -78,7 +77,8 @@ def capture_functional(graph_module: Any, frozen: Mapping[int, tuple[str, torch.
             lowering.values[node] = stored(builder, tensors, role, name, node.meta["val"])
     lowered = lowering.run(graph_module)
     lowering.require_supported()
-    results, outputs = _results([None if v is REFUSED else v for v in lowered])
+    results: list[SSAValue] = []
+    outputs = tuple(output_of(None if value is REFUSED else value, results) for value in lowered)
     arrange(main.block, results)
     main.finish(results, [f"out.{i}" for i, o in enumerate(outputs) if o.index is not None])
     module = new_module(symbols.space.dims.values())
@@ -201,20 +201,6 @@ def _type(node: Any, symbols: Symbols) -> TensorType:
         raise CaptureError(
             Problem(f"{node.name}: {verdict} is not supported"), step="leave this part out with torch.compiler.disable"
         ) from verdict
-
-
-def _results(lowered: Sequence[Any]) -> tuple[list[SSAValue], tuple[Output, ...]]:
-    results: list[SSAValue] = []
-    outputs: list[Output] = []
-    for value in lowered:
-        if isinstance(value, SSAValue):
-            outputs.append(Output(tensor(value).dtype, tensor(value).dims, index=len(results)))
-            results.append(value)
-        elif isinstance(value, Expr):
-            outputs.append(Output(size=value))
-        else:
-            outputs.append(Output(constant=value))
-    return results, tuple(outputs)
 
 
 def _signature(types: Mapping[str, TensorType], outputs: tuple[Output, ...]) -> Signature:

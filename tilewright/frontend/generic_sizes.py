@@ -17,7 +17,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Final
+
+from tilewright.frontend import conversions
 
 # Where torch works out in Python the shape and strides of one operator's results.
 _SHAPE_FUNCTIONS: Final = (
@@ -31,8 +34,19 @@ _SHAPE_FUNCTIONS: Final = (
 )
 
 
+# What a model may ask about how a tensor lies in memory.
+_QUESTIONS: Final = ("is_contiguous", "stride", "storage_offset")
+
+
+@dataclass
+class Asked:
+    """What the model asked while it was traced. layout: whether it asked for the layout of a tensor."""
+
+    layout: bool = False
+
+
 @contextmanager
-def generic_sizes(*, zero: bool) -> Iterator[None]:
+def generic_sizes(*, zero: bool) -> Iterator[Asked]:
     """zero: some declared dim admits the size 0. Process-wide while it lasts, as the exporter itself is."""
     import torch
     import torch.fx.experimental._config as config
@@ -56,16 +70,26 @@ def generic_sizes(*, zero: bool) -> Iterator[None]:
 
     # the model's own questions of layout that are going on
     asking: list[None] = []
+    found = Asked()
 
-    def is_contiguous(tensor: Any, *args: Any, **options: Any) -> Any:
-        asking.append(None)
-        try:
-            return torch._C.TensorBase.is_contiguous(tensor, *args, **options)
-        finally:
-            asking.pop()
+    def question(name: str) -> Any:
+        answer: Any = getattr(torch._C.TensorBase, name)
 
-    # a guard belongs to the line that asked, not to this file
-    files = {*uninteresting(), __file__}
+        def asked_of(tensor: Any, *args: Any, **options: Any) -> Any:
+            if _is_torchs(sys._getframe(1)):
+                return answer(tensor, *args, **options)
+            asking.append(None)
+            # a layout is worked out once for a tensor: who asks later is told without a record
+            found.layout = True
+            try:
+                return answer(tensor, *args, **options)
+            finally:
+                asking.pop()
+
+        return asked_of
+
+    # a guard belongs to the line that asked, not to what stands between it and torch
+    files = {*uninteresting(), __file__, conversions.__file__}
 
     def uninteresting_files() -> set[str]:
         # asked once for every frame of every node
@@ -79,14 +103,22 @@ def generic_sizes(*, zero: bool) -> Iterator[None]:
             shapes.uninteresting_files = uninteresting_files
             environment.evaluate_expr = evaluated
             # C++ does not ask by this name, only Python does
-            tensors.is_contiguous = is_contiguous
-            yield
+            for name in _QUESTIONS:
+                setattr(tensors, name, question(name))
+            yield found
     finally:
-        if "is_contiguous" in vars(tensors):
-            del tensors.is_contiguous
+        for name in _QUESTIONS:
+            if name in vars(tensors):
+                delattr(tensors, name)
         environment.evaluate_expr = evaluate
         for name, function in saved.items():
             setattr(shapes, name, function)
+
+
+def _is_torchs(frame: Any) -> bool:
+    """Whether a frame runs torch's own code below its modules and their functions."""
+    file = frame.f_code.co_filename.replace("\\", "/")
+    return "/torch/" in file and "/torch/nn/" not in file
 
 
 def _is_answered(env: Any, asked: Any) -> bool:

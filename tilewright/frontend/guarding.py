@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 from tilewright.errors import Problem, SpecialisationError
-from tilewright.frontend.captured import Guard, Relation
 from tilewright.frontend.proving import at_most
 from tilewright.frontend.symbols import Symbols, UnknownSizeError, line_of
 from tilewright.ir.dims import Atom, Dim, DimSpace, Expr, exact_div
+from tilewright.ir.guards import Guard, Relation
 
 # So many combinations of sizes are tried to prove a relation: a few ms of dim expressions, tens of ms of sympy's.
 _TRIED: Final = 16_384

@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache
 from importlib import import_module
 from typing import Any, Final, NamedTuple
@@ -29,8 +29,7 @@ _MISSING: Final = object()
 def lean_tracing() -> Iterator[None]:
     """Process-wide while it lasts, as the exporter itself is."""
     with ExitStack() as stack:
-        stack.enter_context(_replaced("torch.fx.proxy", "CapturedTraceback", _Stack))
-        stack.enter_context(_replaced("torch.fx.experimental.proxy_tensor", "_extract_tensor_metadata", _no_metadata))
+        stack.enter_context(lean_nodes())
         stack.enter_context(
             _replaced(
                 "torch._export.passes.replace_set_grad_with_hop_pass",
@@ -38,10 +37,22 @@ def lean_tracing() -> Iterator[None]:
                 _without_gradient_modes,
             )
         )
-        stack.enter_context(_linear_by_rule())
-        lazy = getattr(import_module("torch.fx._lazy_graph_module"), "_use_lazy_graph_module", None)
-        if lazy is not None:
-            stack.enter_context(lazy(True))
+        yield
+
+
+@contextmanager
+def lean_nodes(stack: Any = None) -> Iterator[None]:
+    """Only what concerns nodes and not the exporter: their stacks, layouts and shapes, and source for their graph.
+
+    stack: what takes the nodes' stacks in place of the usual one.
+    """
+    lazy = getattr(import_module("torch.fx._lazy_graph_module"), "_use_lazy_graph_module", None)
+    with (
+        _linear_by_rule(),
+        _replaced("torch.fx.proxy", "CapturedTraceback", stack or _Stack),
+        _replaced("torch.fx.experimental.proxy_tensor", "_extract_tensor_metadata", _no_metadata),
+        lazy(True) if lazy is not None else nullcontext(),
+    ):
         yield
 
 
@@ -96,6 +107,13 @@ class _Stack:
 
     def summary(self) -> _Summary:
         return _Summary(self._lines)
+
+
+class WholeStack(_Stack):
+    """Every frame goes by the one name that tracers other than the exporter keep."""
+
+    def summary(self) -> _Summary:
+        return _Summary([line._replace(name="forward") for line in self._lines])
 
 
 class _Summary(list[_Line]):

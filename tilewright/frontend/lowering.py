@@ -89,8 +89,8 @@ class GraphLowering:
         if isinstance(val, torch.SymInt):
             try:
                 return self.builder.symbols.size(val)
-            except UnknownSizeError:
-                return self._refuse(node, "a size that depends on the values of tensors")
+            except UnknownSizeError as unknown:
+                return self._refuse(node, f"its size {unknown}")
         if isinstance(val, torch.SymFloat):
             return self._number(node)
         if isinstance(val, torch.SymBool):

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from tilewright.errors import CaptureError
-from tilewright.frontend.captured import Guard, Relation
 from tilewright.frontend.examples import Example, Leaf
 from tilewright.frontend.guarding import Fact
 from tilewright.frontend.symbols import Symbols
 from tilewright.ir.dims import Expr
+from tilewright.ir.guards import Guard, Relation
 
 # As many combinations of sizes as are tried where a guard is an alternative.
 _TRIED: Final = 4_096

@@ -10,7 +10,7 @@ from tilewright.errors import ArgumentError, DimDeclarationError
 from tilewright.frontend.declaring import declare
 from tilewright.frontend.examples import Entry, Example, Leaf
 from tilewright.frontend.structures import tree_of
-from tilewright.frontend.symbols import least_asked
+from tilewright.frontend.symbols import finite, least_asked
 from tilewright.ir.dims import Dim
 from tilewright.ir.signature import Parameter
 
@@ -68,8 +68,8 @@ def _traced_ranges(program: Any, env: Any) -> dict[Any, tuple[int, int | None]]:
     found = {}
     for symbol, declared in program.range_constraints.items():
         traced = getattr(env, "var_to_range", {}).get(symbol, declared)
-        lows = [_finite(bounds.lower) or 0 for bounds in (declared, traced)]
-        highs = [high for bounds in (declared, traced) if (high := _finite(bounds.upper)) is not None]
+        lows = [finite(bounds.lower) or 0 for bounds in (declared, traced)]
+        highs = [high for bounds in (declared, traced) if (high := finite(bounds.upper)) is not None]
         found[symbol] = max(*lows, least_asked(symbol, env)), min(highs, default=None)
     return found
 
@@ -82,10 +82,6 @@ def _known_names(env: Any) -> dict[str, str]:
         texts = [source.name if isinstance(source.name, str) else source.name() for source in sources]
         names.update({str(symbol): given[text] for text in texts if text in given})
     return names
-
-
-def _finite(bound: Any) -> int | None:
-    return int(bound) if getattr(bound, "is_Integer", False) else None
 
 
 def _named(

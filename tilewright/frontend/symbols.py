@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from tilewright.errors import Problem, SpecialisationError
-from tilewright.frontend.captured import Guard, Relation
 from tilewright.frontend.locations import innermost
 from tilewright.frontend.proving import at_most
 from tilewright.ir.dims import Dim, DimSpace, Expr, floordiv, maximum, minimum, mod
+from tilewright.ir.guards import Guard, Relation
 
 
 class UnknownSizeError(Exception):
-    """A size that is no expression of declared dims: it depends on values of tensors."""
+    """A size that is no expression of declared dims; the message says why not: "its size is ...", "depends on ..."."""
 
 
 class Symbols:
@@ -50,7 +50,7 @@ class Symbols:
                 return known
             replaced = self.shape_env.replacements.get(expr) if self.shape_env is not None else None
             if replaced is None:
-                raise UnknownSizeError(str(expr))
+                raise UnknownSizeError(f"depends on the values of tensors ({expr})")
             return self._convert(replaced)
         args: list[Expr] = [self._convert(arg) for arg in expr.args] if expr.func.__name__ in _FUNCTIONS else []
         match expr.func.__name__:
@@ -70,7 +70,20 @@ class Symbols:
                 return self._extreme(args, largest=True)
             case "Min":
                 return self._extreme(args, largest=False)
-        raise UnknownSizeError(str(expr))
+        raise UnknownSizeError(
+            f"is {self._named(expr)}; sizes are computed with +, -, *, //, %, min and max of whole numbers only: write "
+            "n * 3 // 10 for round(n * 0.3), -(-n // 2) for math.ceil(n / 2)"
+        )
+
+    def _named(self, expr: Any) -> str:
+        """An expression in the user's dims, as far as they are known."""
+        text = str(expr)
+        for symbol in sorted(expr.free_symbols, key=lambda s: -len(str(s))):
+            try:
+                text = text.replace(str(symbol), str(self._convert(symbol)))
+            except UnknownSizeError:
+                continue
+        return text
 
     def _divisor(self, size: Expr) -> Expr:
         """A size that others are divided by: the model itself fails where it is 0."""
@@ -150,7 +163,7 @@ def admitted(dim: Dim, symbol: Any, shape_env: Any) -> Admitted:
         return Admitted(dim, value, dim.min, dim.max, where)
     bounds = shape_env.var_to_range.get(symbol)
     locations = getattr(shape_env, "var_to_range_sloc", {}).get(symbol)
-    low, high = (_finite(bounds.lower) or 0, _finite(bounds.upper)) if bounds is not None else (0, None)
+    low, high = (finite(bounds.lower) or 0, finite(bounds.upper)) if bounds is not None else (0, None)
     low = max(low, least_asked(symbol, shape_env))
     side = getattr(locations, "lower" if low > dim.min else "upper", None)
     return Admitted(dim, None, low, high, line_of(side))
@@ -175,7 +188,8 @@ def require_admitted(found: Iterable[Admitted]) -> None:
         raise SpecialisationError(problems, step=step)
 
 
-def _finite(bound: Any) -> int | None:
+def finite(bound: Any) -> int | None:
+    """One of the bounds that torch keeps of a symbol: an integer, or None where there is no end."""
     return int(bound) if getattr(bound, "is_Integer", False) else None
 
 

@@ -21,10 +21,11 @@ from tilewright.errors import (
 )
 from tilewright.ir.dims import Dim
 from tilewright.ir.dtypes import torch_name
+from tilewright.ir.guards import Guard
 from tilewright.ir.signature import Argument, Input
 from tilewright.ir.solve import Axis, Solution, linear
 from tilewright.ir.trees import Tree
-from tilewright.runtime.program import Guard, Program
+from tilewright.runtime.program import Program
 from tilewright.runtime.tensors import address_of, describe, is_torch, numpy_dtype
 
 
@@ -210,8 +211,8 @@ def _unheld(program: Program, solution: Solution, broken: Sequence[Guard]) -> Di
     for guard in broken:
         names = sorted(guard.left.symbols | guard.right.symbols)
         at = ", ".join(f"{name} = {solution.values[name]}" for name in names)
-        why = f"; {guard.reason}" if guard.reason else ""
-        problems.append(f"{guard.left} {guard.relation} {guard.right} does not hold for {at}{why}")
+        why = f"; decided at {guard.where}" if guard.where else ""
+        problems.append(f"{guard} does not hold for {at}{why}")
     fixed = {name for guard in broken for name in guard.left.symbols | guard.right.symbols}
     here = {d.name: Dim(d.name, *2 * (solution.values[d.name],), d.kind) for d in program.dims if d.name in fixed}
     line = dims_line(program, here, ())

@@ -22,10 +22,10 @@ from typing import Any, Final, Literal, TypeAlias
 from tilewright.ir.dims import Dim, DimSpace, Expr
 from tilewright.ir.dims import product as product_of
 from tilewright.ir.dtypes import DType
+from tilewright.ir.guards import Guard
 from tilewright.ir.signature import Signature
 
 Space = Literal["input", "output", "weight", "packed", "state", "slot", "dims"]
-Relation = Literal["==", "!=", "<=", "<", ">=", ">"]
 Json: TypeAlias = Any
 """Plain data: None, bool, int, float, str, lists and dicts with string keys."""
 
@@ -140,36 +140,6 @@ class State:
 
     spec: TensorSpec
     initial: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Guard:
-    """What must hold between sizes of a call and could not be proved for all of them. reason: what relies on it."""
-
-    left: Expr
-    relation: Relation
-    right: Expr
-    reason: str = ""
-
-    def holds(self, sizes: Mapping[str, int]) -> bool:
-        """Whether it does at these values of the dims; it does not where it divides by 0."""
-        try:
-            a, b = self.left.evaluate(sizes), self.right.evaluate(sizes)
-        except ZeroDivisionError:
-            return False
-        match self.relation:
-            case "==":
-                return a == b
-            case "!=":
-                return a != b
-            case "<=":
-                return a <= b
-            case "<":
-                return a < b
-            case ">=":
-                return a >= b
-            case _:
-                return a > b
 
 
 @dataclass(frozen=True, slots=True)

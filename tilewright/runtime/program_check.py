@@ -57,7 +57,7 @@ def _faults(program: Program) -> Iterator[Problem]:
         if state.initial is not None and not 0 <= state.initial < len(program.weights):
             yield Problem(f"state {state.spec.name} starts from weight {state.initial}: there is none")
     for guard in program.guards:
-        yield from _unknown(f"guard {guard.left} {guard.relation} {guard.right}", (guard.left, guard.right), known)
+        yield from _unknown(f"guard {guard}", (guard.left, guard.right), known)
     yield from _signature_faults(program, known)
     yield from _routine_faults(program, program.main, "main", known)
     for number, routine in enumerate(program.prepare):

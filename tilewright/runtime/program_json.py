@@ -14,17 +14,16 @@ from typing import Any, get_args
 from tilewright.errors import ArtifactError, TilewrightError
 from tilewright.ir.dims import Dim, DimKind, Expr, parse_expr
 from tilewright.ir.dtypes import DTYPES
+from tilewright.ir.guards import Guard, Relation
 from tilewright.ir.signature import Signature
 from tilewright.runtime.canonical import canonical_json
 from tilewright.runtime.program import (
     Copy,
-    Guard,
     HostCall,
     KernelInfo,
     Program,
     ReadDim,
     Ref,
-    Relation,
     Routine,
     Slot,
     State,
@@ -59,7 +58,7 @@ def program_to_json(program: Program) -> dict[str, Any]:
         "packed": [_spec_json(s) for s in program.packed],
         "states": [{"spec": _spec_json(s.spec), "initial": s.initial} for s in program.states],
         "copies": [[_ref_json(c.source), _ref_json(c.destination), str(c.size)] for c in program.copies],
-        "guards": [[str(g.left), g.relation, str(g.right), g.reason] for g in program.guards],
+        "guards": [[str(g.left), g.relation, str(g.right), g.where] for g in program.guards],
         "reads": [[r.dim, r.input, r.element] for r in program.reads],
         "kernels": [{"symbol": k.symbol, "key": k.key, "facts": k.facts} for k in program.kernels],
         "tied": [list(pair) for pair in program.tied],
@@ -87,8 +86,8 @@ def program_from_json(data: Any) -> Program:
             states=tuple(State(_spec_of(s["spec"]), _number_or_none(s["initial"])) for s in _list(data["states"])),
             copies=tuple(Copy(_ref_of(a), _ref_of(b), _expr(size)) for a, b, size in _list(data["copies"])),
             guards=tuple(
-                Guard(_expr(a), _one_of(get_args(Relation), rel), _expr(b), _text(why))
-                for a, rel, b, why in _list(data["guards"])
+                Guard(_expr(a), _one_of(get_args(Relation), rel), _expr(b), _text_or_none(where))
+                for a, rel, b, where in _list(data["guards"])
             ),
             reads=tuple(ReadDim(_text(dim), _number(i), _number(at)) for dim, i, at in _list(data["reads"])),
             kernels=tuple(KernelInfo(_text(k["symbol"]), _text(k["key"]), k["facts"]) for k in _list(data["kernels"])),
@@ -158,7 +157,7 @@ def _step_of(data: Mapping[str, Any]) -> Step:
         barrier_after=_truth(data["barrier_after"]),
         kind=_text(data["kind"]),
         path=_text(data["path"]),
-        location=None if data["location"] is None else _text(data["location"]),
+        location=_text_or_none(data["location"]),
         device=_text(data["device"]),
         host=None
         if host is None
@@ -207,6 +206,10 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r} where text belongs")
     return value
+
+
+def _text_or_none(value: Any) -> str | None:
+    return None if value is None else _text(value)
 
 
 def _truth(value: Any) -> bool:

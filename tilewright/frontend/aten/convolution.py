@@ -7,9 +7,9 @@ from typing import Any
 from xdsl.ir import SSAValue
 
 from tilewright.frontend.aten.shape import flip
+from tilewright.frontend.aten.windows import per_axis
 from tilewright.frontend.builder import Builder
 from tilewright.frontend.registry import lowers
-from tilewright.ir.dims import Expr
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.shape import PadOp
 from tilewright.ir.graph.windows import ConvolutionOp
@@ -26,21 +26,8 @@ def conv(
     dilation: Any = 1,
     groups: int = 1,
 ) -> SSAValue:
-    x, spatial = tensor(input), tensor(weight).rank - 2
-    batched = input if x.rank == spatial + 2 else c.reshape(input, [1, *x.dims])
-    low = high = _per_axis(padding, spatial)
-    made = c.emit(
-        ConvolutionOp,
-        batched,
-        weight,
-        bias,
-        strides=_per_axis(stride, spatial),
-        padding_low=low,
-        padding_high=high,
-        dilation=_per_axis(dilation, spatial),
-        groups=groups,
-    )
-    return c.reshape(made, c.result.dims)
+    pad = per_axis(padding, tensor(weight).rank - 2)
+    return _convolved(c, input, weight, bias, stride, pad, pad, dilation, groups)
 
 
 @lowers("aten.conv1d.padding", "aten.conv2d.padding", "aten.conv3d.padding")
@@ -55,23 +42,30 @@ def conv_padding(
     groups: int = 1,
 ) -> SSAValue:
     """Padding by name: "same" puts the odd element after, as torch does."""
-    spatial = tensor(weight).rank - 2
-    spread = _per_axis(dilation, spatial)
+    spread = per_axis(dilation, tensor(weight).rank - 2, 1)
     windows = [d.constant for d in tensor(weight).dims[2:]]
     total = [s * ((w or 1) - 1) if padding == "same" else 0 for s, w in zip(spread, windows, strict=True)]
-    x = tensor(input)
-    batched = input if x.rank == spatial + 2 else c.reshape(input, [1, *x.dims])
-    made = c.emit(
-        ConvolutionOp,
-        batched,
-        weight,
-        bias,
-        strides=_per_axis(stride, spatial),
-        padding_low=[n // 2 for n in total],
-        padding_high=[n - n // 2 for n in total],
-        dilation=spread,
-        groups=groups,
-    )
+    low = [n // 2 for n in total]
+    high = [n - n // 2 for n in total]
+    return _convolved(c, input, weight, bias, stride, low, high, spread, groups)
+
+
+def _convolved(
+    c: Builder,
+    x: SSAValue,
+    weight: SSAValue,
+    bias: SSAValue | None,
+    stride: Any,
+    low: list[int],
+    high: list[int],
+    dilation: Any,
+    groups: int,
+) -> SSAValue:
+    """A convolution of x [N, C, spatial...] or [C, spatial...], with zeros before and after each axis."""
+    spatial = tensor(weight).rank - 2
+    stated = {"strides": per_axis(stride, spatial, 1), "dilation": per_axis(dilation, spatial, 1), "groups": groups}
+    batched = x if tensor(x).rank == spatial + 2 else c.reshape(x, [1, *tensor(x).dims])
+    made = c.emit(ConvolutionOp, batched, weight, bias, padding_low=low, padding_high=high, **stated)
     return c.reshape(made, c.result.dims)
 
 
@@ -110,7 +104,8 @@ def conv_transpose(
     with stride times as many filters an axis, and a reshape puts them side by side.
     """
     spatial = tensor(weight).rank - 2
-    steps, cut, more, spread = (_per_axis(v, spatial) for v in (stride, padding, output_padding, dilation))
+    steps, spread = (per_axis(v, spatial, 1) for v in (stride, dilation))
+    cut, more = (per_axis(v, spatial) for v in (padding, output_padding))
     x = input if tensor(input).rank == spatial + 2 else c.reshape(input, [1, *tensor(input).dims])
     filters, taps, reach = _phases(c, weight, steps, spread, groups)
     after = [(r - 1 + m - p) // s for r, m, p, s in zip(reach, more, cut, steps, strict=True)]
@@ -181,9 +176,3 @@ def _padded(c: Builder, x: SSAValue, axis: int, count: int) -> SSAValue:
         return x
     rank = tensor(x).rank
     return c.emit(PadOp, x, low=[0] * rank, high=[count if i == axis else 0 for i in range(rank)])
-
-
-def _per_axis(value: Any, spatial: int) -> list[int]:
-    listed = value if isinstance(value, (list, tuple)) else [value]
-    plain = [n.constant if isinstance(n, Expr) else n for n in listed]
-    return [int(n or 0) for n in (plain * spatial if len(plain) == 1 else plain)]

@@ -6,27 +6,14 @@ from typing import Any
 
 from xdsl.ir import SSAValue
 
+from tilewright.frontend.aten.windows import per_axis
 from tilewright.frontend.builder import Builder
-from tilewright.frontend.registry import Unsupported, lowers
+from tilewright.frontend.registry import lowers
 from tilewright.ir.dims import Expr, exact_div, floordiv
 from tilewright.ir.dtypes import F32, I64
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.indexing import GatherOp
 from tilewright.ir.graph.windows import PoolOp
-
-
-def _per_axis(value: Any, spatial: int, default: list[int]) -> list[int]:
-    """One number an axis; an empty list is torch's way to leave the argument out."""
-    listed = value if isinstance(value, (list, tuple)) else [value]
-    if not listed:
-        return default
-    plain: list[int] = []
-    for number in listed:
-        fixed = number.constant if isinstance(number, Expr) else number
-        if fixed is None:
-            raise Unsupported("a window whose size depends on the input")
-        plain.append(int(fixed))
-    return plain * spatial if len(plain) == 1 else plain
 
 
 def _pool(c: Builder, x: SSAValue, spatial: int, **stated: Any) -> SSAValue:
@@ -35,6 +22,17 @@ def _pool(c: Builder, x: SSAValue, spatial: int, **stated: Any) -> SSAValue:
     batched = x if len(dims) == spatial + 2 else c.reshape(x, [1, *dims])
     out = c.emit(PoolOp, batched, **stated)
     return c.reshape(out, c.result.dims)
+
+
+def _windowed(
+    c: Builder, x: SSAValue, kernel_size: Any, stride: Any, padding: Any, dilation: Any, **stated: Any
+) -> SSAValue:
+    """A pool as torch states one: a number an axis or one for all; windows side by side where no stride is given."""
+    spatial = _spatial(c)
+    window, pad = per_axis(kernel_size, spatial), per_axis(padding, spatial, 0)
+    strides, spread = per_axis(stride, spatial, window), per_axis(dilation, spatial, 1)
+    places = {"window": window, "strides": strides, "padding_low": pad, "padding_high": pad, "dilation": spread}
+    return _pool(c, x, spatial, **places, **stated)
 
 
 @lowers("aten.max_pool1d.default", "aten.max_pool2d.default", "aten.max_pool3d.default")
@@ -47,21 +45,7 @@ def max_pool(
     dilation: Any = 1,
     ceil_mode: bool = False,
 ) -> SSAValue:
-    spatial = _spatial(c)
-    window = _per_axis(kernel_size, spatial, [])
-    pad = _per_axis(padding, spatial, [0] * spatial)
-    return _pool(
-        c,
-        self,
-        spatial,
-        fn="max",
-        window=window,
-        strides=_per_axis(stride, spatial, window),
-        padding_low=pad,
-        padding_high=pad,
-        dilation=_per_axis(dilation, spatial, [1] * spatial),
-        ceil=ceil_mode,
-    )
+    return _windowed(c, self, kernel_size, stride, padding, dilation, fn="max", ceil=ceil_mode)
 
 
 @lowers("aten.max_pool2d_with_indices.default", "aten.max_pool3d_with_indices.default")
@@ -89,23 +73,8 @@ def avg_pool(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> SSAValue:
-    spatial = _spatial(c)
-    window = _per_axis(kernel_size, spatial, [])
-    pad = _per_axis(padding, spatial, [0] * spatial)
-    return _pool(
-        c,
-        self,
-        spatial,
-        fn="mean",
-        window=window,
-        strides=_per_axis(stride, spatial, window),
-        padding_low=pad,
-        padding_high=pad,
-        dilation=[1] * spatial,
-        ceil=ceil_mode,
-        count_padding=count_include_pad,
-        divisor=divisor_override or 0,
-    )
+    counted = {"count_padding": count_include_pad, "divisor": divisor_override or 0}
+    return _windowed(c, self, kernel_size, stride, padding, 1, fn="mean", ceil=ceil_mode, **counted)
 
 
 @lowers("aten.adaptive_avg_pool1d.default", "aten.adaptive_avg_pool2d.default", "aten.adaptive_avg_pool3d.default",

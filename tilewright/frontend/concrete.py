@@ -1,0 +1,77 @@
+"""The model traced at one tuple of sizes: what its Python really does there, as a graph of the operators it calls.
+
+Every size is a plain integer and every question of layout is answered for this one layout, as in an eager run. Nothing
+is computed: the tensors are fake, so a large model costs what its Python costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from tilewright.frontend.examples import Example
+from tilewright.frontend.keywords import with_named_keywords
+from tilewright.frontend.lean_tracing import WholeStack, lean_nodes
+from tilewright.frontend.preserving import preserved
+from tilewright.frontend.quiet import quiet
+
+if TYPE_CHECKING:
+    import torch
+
+
+def concrete(model: torch.nn.Module, example: Example, *, places: bool) -> torch.fx.GraphModule:
+    """The operators that a call with this example runs, above their decompositions, as torch.export sees them.
+
+    Its placeholders are the model's parameters and buffers, then the tensors among the example's leaves; its output is
+    the leaves of the model's output. places: nodes keep the stack they were called from, which takes half as long
+    again. Raises whatever the model raises at these sizes, and what tracing without numbers cannot follow. The model is
+    left as it was.
+    """
+    from torch.func import functional_call
+    from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.utils import _pytree as pytree
+
+    _, kwargs = example.call()
+    model = with_named_keywords(model, kwargs)
+    held = held_by(model)
+    tensors = [leaf.value for leaf in example.leaves if leaf.is_tensor]
+
+    def run(own: list[Any], given: list[Any]) -> list[Any]:
+        found, state = iter(given), dict(zip(held, own, strict=True))
+        args, kwargs = example.with_values([next(found) if x.is_tensor else x.value for x in example.leaves]).call()
+        leaves = list(pytree.tree_leaves(functional_call(model, state, args, kwargs)))
+        # a buffer that was replaced is written, as in the exported graph
+        for before, after in zip(own, state.values(), strict=True):
+            if after is not before:
+                before.copy_(after)
+        return leaves
+
+    traced = make_fx(
+        run, tracing_mode="fake", pre_dispatch=True, _allow_non_fake_inputs=True, record_stack_traces=places
+    )
+    with preserved(model), quiet(), _as_exporting(), lean_nodes(WholeStack):
+        return traced(list(held.values()), tensors)
+
+
+def held_by(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The parameters and buffers of a model, each once."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+@contextmanager
+def _as_exporting() -> Iterator[None]:
+    """What the exporter says of itself while it traces: models ask, and take other ways then."""
+    import torch
+
+    compiler: Any = torch.compiler
+    names = ("_is_compiling_flag", "_is_exporting_flag")
+    saved = {name: getattr(compiler, name) for name in names if hasattr(compiler, name)}
+    try:
+        for name in saved:
+            setattr(compiler, name, True)
+        with torch.no_grad():
+            yield
+    finally:
+        for name, value in saved.items():
+            setattr(compiler, name, value)
