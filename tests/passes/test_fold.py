@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.passes.graphs import Graph, ops_of
-from tilewright.ir.graph.structure import ConstantOp
+from tilewright.ir.graph.structure import ConstantOp, StateWriteOp
 from tilewright.passes.fold import Fold
 from tilewright.testing import context, ground, transform
 
@@ -63,6 +63,22 @@ def test_weights_are_not_read(seed: int) -> None:
     assert ops_of(after) == ["exp", "mul"]
     assert not ctx.applied
     assert not ctx.weights_read
+
+
+def test_a_constant_that_a_state_keeps_is_still_written(seed: int) -> None:
+    g = Graph()
+    x, five = g.input("x", [3]), g.map("add", g.constant(2.0, [3]), 3.0)
+    g.function.block.add_op(StateWriteOp.make(five, name="s"))
+    assert "state_write" in ops_of(ground(g.done(g.map("exp", x)), Fold(), seed=seed, exact=True))
+
+
+def test_counting_stays_an_op_and_so_does_a_kernel_of_constants(seed: int) -> None:
+    g = Graph(dtype="i64")
+    x, one = g.input("x", [5]), g.map("exp", g.cast(g.constant(1), "f64"))
+    module = g.done(g.map("add", x, g.iota(5)), one)
+    after = ground(module, "fuse,fold", seed=seed)
+    assert "iota" in ops_of(after)
+    assert ops_of(after).count("group") == ops_of(transform(module, "fuse")).count("group")
 
 
 def test_a_fixed_dim_is_a_number_and_a_symbol_is_not(seed: int) -> None:
