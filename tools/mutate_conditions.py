@@ -40,6 +40,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 EQUIVALENT = Path(__file__).with_name("equivalent_conditions.toml")
 WARM = ("tilewright", "tests", "xdsl", "llvmlite")  # packages whose modules the children find loaded
+OUT_OF_TIME = -1
 MEMORY = 16 << 30  # bytes a mutant may take on top of what it starts with
 
 
@@ -240,7 +241,7 @@ def survey(session: pytest.Session, files: set[str]) -> tuple[list[Reach], list[
 def judge(
     session: pytest.Session, mutant: Mutant, live: Live, tests: list[tuple[int, float]], seconds: float
 ) -> int | None:
-    """The test that notices the mutant, of (its number, its usual seconds); None where none does in time.
+    """The test that notices the mutant, of (its number, its usual seconds); None where none does, or OUT_OF_TIME.
 
     A test that takes far longer than usual is taken for one that hangs, and so has noticed.
     """
@@ -252,7 +253,8 @@ def judge(
         end = time.monotonic() + seconds
         for place, (number, usual) in enumerate(tests):
             if time.monotonic() > end:
-                break
+                report(OUT_OF_TIME)
+                return
             report(number)
             signal.setitimer(signal.ITIMER_REAL, 10 + 20 * usual)
             following = session.items[tests[place + 1][0]] if place + 1 < len(tests) else None
@@ -299,13 +301,17 @@ class Judge:
                 for number, reach in usable.items()
                 if any((str(mutant.path), line) in reach.lines for line in mutant.lines)
             ]
-            reaching.sort(key=lambda test: test[1] / (1 + noticed[test[0]]))
+            named = {mutant.path.stem, mutant.path.parent.name}
+            own = {n for n, _ in reaching if any(name in session.items[n].nodeid for name in named - {"passes"})}
+            reaching.sort(key=lambda test: (test[0] not in own, test[1] / (1 + noticed[test[0]])))
             start = time.monotonic()
-            by = judge(session, mutant, live, reaching, self.seconds) if reaching else None
-            if by is not None:
-                noticed[by] += 1
+            found = judge(session, mutant, live, reaching, self.seconds) if reaching else None
+            by = None if found == OUT_OF_TIME else found
+            noticed.update([] if by is None else [by])
             verdict = self._verdict(mutant, missed=by is not None)
-            why = session.items[by].nodeid.rpartition("/")[2] if by is not None else f"{len(reaching)} tests reach it"
+            why = f"{len(reaching)} tests reach it" + (", not all run" if found == OUT_OF_TIME else "")
+            if by is not None:
+                why = session.items[by].nodeid.rpartition("/")[2]
             where = f"{mutant.file}:{mutant.lines.start} {mutant.function}"
             took = time.monotonic() - start
             print(f"[{place}/{len(self.mutants)}] {verdict} {where}: {mutant.text}  [{why}, {took:.1f} s]", flush=True)

@@ -27,9 +27,14 @@ def equal_ops(g: Graph) -> SSAValue:
     return g.map("sub", g.map("exp", x), g.reduce("sum", g.map("exp", x), 1, keepdims=True))
 
 
-def convolved(g: Graph) -> SSAValue:
-    stated = {"strides": [1, 1], "padding_low": [1, 1], "padding_high": [1, 1], "dilation": [1, 1]}
-    return g.op(ConvolutionOp, g.input("x", ["b", 4, 5, 6]), g.weight("w", [5, 4, 3, 3]), None, **stated, groups=1)
+def convolved(g: Graph, window: int = 3) -> SSAValue:
+    pad = [window // 2] * 2
+    stated = {"strides": [1, 1], "padding_low": pad, "padding_high": pad, "dilation": [1, 1]}
+    return g.op(ConvolutionOp, g.input("x", ["b", 4, 5, 6]), g.weight("w", [5, 4, window, window]), None, **stated)
+
+
+def convolved_by_one(g: Graph) -> SSAValue:
+    return convolved(g, 1)
 
 
 def twice_negated(g: Graph) -> SSAValue:
@@ -79,6 +84,7 @@ def layers(g: Graph) -> SSAValue:
         ("canonicalize", twice_negated, ""),
         ("fold", constants_meet, ""),
         ("channels-last", convolved, ""),
+        ("channels-last", convolved_by_one, ""),
         ("recognize", rms, ""),
         ("merge-shared-lhs{min-saved=0}", two_products, ""),
         ("expand-experts", routed, ""),

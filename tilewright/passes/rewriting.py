@@ -192,8 +192,8 @@ def erase(op: Operation) -> None:
     op.erase()
 
 
-def is_pure(op: Operation) -> TypeGuard[GraphOp]:
-    """True for ops that compute their results and do nothing else."""
+def is_pure(op: object) -> TypeGuard[GraphOp]:
+    """True for ops that compute their results and do nothing else; False for what is no op."""
     return isinstance(op, GraphOp) and op.has_trait(Pure)
 
 
