@@ -1,10 +1,12 @@
-"""Removes one side condition of the passes at a time and runs the tests that reach it: one that is not missed is a hole.
+"""Removes one side condition of the passes at a time and runs the tests that reach it.
+
+One that no test misses is a hole in the tests.
 
 A side condition is an operand of a guard (`if a or b: return None`), of a returned conjunction (`return a and b`), of
 a conditional result (`x if a and b else None`) or of a `case ... if` clause. Each is replaced by what lets the rewrite
 go on.
 
-    python tools/mutate_conditions.py tilewright/passes/fold.py --tests tests/passes/test_fold.py tests/passes/test_mutations.py
+    python tools/mutate_conditions.py tilewright/passes/fold.py --tests tests/passes/test_fold.py
 
 The tests are collected once and run once, to see which lines each of them reaches; then every mutant is a forked child
 that has the mutated function in place of the right one and runs the tests that reach it, the quickest and those that
@@ -16,11 +18,12 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import copy
 import gc
 import importlib
+import json
 import os
-import pickle
 import resource
 import signal
 import sys
@@ -177,29 +180,21 @@ def in_child(session: pytest.Session, work: Callable[[Callable[[Any], None]], No
         os.dup2(quiet, 1)
         os.dup2(quiet, 2)
         session.config.pluginmanager.unregister(name="terminalreporter")
-        with os.fdopen(writing, "wb") as pipe:
+        with os.fdopen(writing, "w") as pipe:
 
             def report(item: Any) -> None:
-                pickle.dump(item, pipe)
-                pipe.flush()
+                print(json.dumps(item), file=pipe, flush=True)
 
             try:
                 work(report)
             finally:
-                pipe.flush()
                 os._exit(0)
     os.close(writing)
-    found = []
-    with os.fdopen(reading, "rb") as pipe:
-        while True:
-            try:
-                found.append(pickle.load(pipe))
-            except (EOFError, pickle.UnpicklingError):
-                break
-    try:
+    with os.fdopen(reading) as pipe:
+        # a child that died may leave half a line
+        found = [json.loads(line) for line in pipe if line.endswith("\n")]
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)  # processes that it started
-    except ProcessLookupError:
-        pass
     os.waitpid(child, 0)
     return found
 
@@ -231,11 +226,11 @@ def survey(session: pytest.Session, files: set[str]) -> tuple[list[Reach], list[
             sys.settrace(per_call)
             good = passes(session, item, following)
             sys.settrace(None)
-            report(Reach(good, time.monotonic() - start, frozenset(seen)))
+            report([good, time.monotonic() - start, sorted(seen)])
         report([name for name in sys.modules if name.partition(".")[0] in WARM])
 
     *reached, loaded = in_child(session, work)
-    return reached, loaded
+    return [Reach(good, took, frozenset(map(tuple, lines))) for good, took, lines in reached], loaded
 
 
 def judge(

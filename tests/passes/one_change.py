@@ -18,9 +18,19 @@ Edit = Callable[[FuncOp, Operation], None]
 
 # functions of the same operands and results
 OTHER_FN = {
-    **{"add": "sub", "sub": "add", "mul": "div", "div": "mul", "max": "min", "min": "max", "and": "or", "or": "and"},
-    **{"le": "lt", "lt": "le", "gt": "ge", "ge": "gt"},
-    **{fn: "cos" for fn in ("exp", "neg", "erf", "tanh", "sqrt", "rsqrt", "reciprocal", "log", "log1p", "sigmoid")},
+    "add": "sub",
+    "sub": "add",
+    "mul": "div",
+    "div": "mul",
+    "max": "min",
+    "min": "max",
+    "and": "or",
+    "or": "and",
+    "le": "lt",
+    "lt": "le",
+    "gt": "ge",
+    "ge": "gt",
+    **dict.fromkeys(("exp", "neg", "erf", "tanh", "sqrt", "rsqrt", "reciprocal", "log", "log1p", "sigmoid"), "cos"),
 }
 OTHER_REDUCTION = {"sum": "max", "max": "sum", "mean": "sum"}
 

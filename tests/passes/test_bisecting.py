@@ -98,13 +98,14 @@ def layers(g: Graph) -> SSAValue:
 def test_no_rewrite_is_done_that_the_limit_forbids(passes: str, build: Build, before: str, seed: int) -> None:
     g = Graph("b: 1..4")
     module = g.done(build(g))
+    whole = f"{before},{passes}".strip(",")
     done = len(run_to(module, before).applied)
-    free, held = (run_to(module, f"{before},{passes}".strip(","), limit) for limit in (None, done))
+    free, held = (run_to(module, whole, limit) for limit in (None, done))
     assert len(free.applied) > done, "the sample has nothing to rewrite"
     assert len(held.applied) == done
-    untouched, after = transform(module, before or []), transform(module, f"{before},{passes}".strip(","), context(module, limit=done))
+    untouched, after = transform(module, before or []), transform(module, whole, context(module, limit=done))
     assert print_module(after) == print_module(untouched)
-    ground(module, f"{before},{passes}".strip(","), seed=seed, rounding="bf16", ctx=context(module, limit=done + 1))
+    ground(module, whole, seed=seed, rounding="bf16", ctx=context(module, limit=done + 1))
 
 
 def run_to(module: ModuleOp, passes: str, limit: int | None = None) -> Context:

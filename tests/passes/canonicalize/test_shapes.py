@@ -56,7 +56,10 @@ def last_row(g: Graph, x: SSAValue, start: int, stop: int) -> SSAValue:
         (lambda g, x: g.concat(2, g.slice(x, 2, 1, 2), g.slice(x, 2, 2, 5)), ["slice"]),
         (lambda g, x: g.concat(2, g.slice(x, 2, 2, 6), g.slice(x, 2, 0, 2)), ["slice", "slice", "concat"]),
         (lambda g, x: g.concat(2, g.slice(x, 2, 0, 2), g.slice(x, 2, 2, 6, 2)), ["slice", "slice", "concat"]),
-        (lambda g, x: g.concat(2, g.slice(x, 2, 0, 2), g.slice(g.map("exp", x), 2, 2, 6)), ["slice", "exp", "slice", "concat"]),
+        (
+            lambda g, x: g.concat(2, g.slice(x, 2, 0, 2), g.slice(g.map("exp", x), 2, 2, 6)),
+            ["slice", "exp", "slice", "concat"],
+        ),
         (lambda g, x: g.concat(2, g.slice(x, 2, 0, 3, 2), g.slice(x, 2, 3, 6, 2)), ["slice", "slice", "concat"]),
         (lambda g, x: g.concat(2, first_row(g, x, 0, 2), last_row(g, x, 2, 6)), ["slice", "slice", "concat"]),
         (lambda g, x: g.concat(2, g.slice(x, 2, 3, 3), g.slice(x, 2, 2, 2)), ["slice", "slice", "concat"]),

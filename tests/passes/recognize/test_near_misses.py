@@ -31,7 +31,8 @@ def gelu(g: Graph, x: SSAValue) -> SSAValue:
 
 def gelu_tanh(g: Graph, x: SSAValue) -> SSAValue:
     cubic = g.map("add", x, g.map("mul", g.map("mul", g.map("mul", x, x), x), 0.044715))
-    return g.map("mul", g.map("mul", x, 0.5), g.map("add", g.map("tanh", g.map("mul", cubic, math.sqrt(2 / math.pi))), 1.0))
+    inner = g.map("tanh", g.map("mul", cubic, math.sqrt(2 / math.pi)))
+    return g.map("mul", g.map("mul", x, 0.5), g.map("add", inner, 1.0))
 
 
 def sigmoid(g: Graph, x: SSAValue) -> SSAValue:
@@ -343,9 +344,7 @@ def some(g: Graph, name: str, dtype: str = "i64") -> SSAValue:
         (lambda g: g.map("lt", g.iota(4), 3), "none"),
     ],
 )
-def test_conditions_on_counts_are_what_they_are(
-    condition: Callable[[Graph], SSAValue], kind: str, seed: int
-) -> None:
+def test_conditions_on_counts_are_what_they_are(condition: Callable[[Graph], SSAValue], kind: str, seed: int) -> None:
     g = Graph(dtype="f64")
     q, k, v = (g.input(name, [1, 2, 4, 4]) for name in "qkv")
     logits = g.map("select", condition(g), g.matmul(q, k, transpose_b=True), -math.inf)
