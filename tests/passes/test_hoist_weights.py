@@ -37,6 +37,8 @@ def state(g: Graph) -> SSAValue:
     ("build", "prepared", "main"),
     [
         (lambda g, x: g.map("mul", x, g.map("exp", g.weight("w", [6]))), ["exp"], ["packed", "mul"]),
+        # a result itself
+        (lambda g, x: g.map("exp", g.weight("w", [6])), ["exp"], ["packed"]),
         # nothing to compute: the weight's own bytes
         (lambda g, x: g.map("mul", x, g.reshape(g.weight("w", [6, 1]), 6)), [], ["reshape", "mul"]),
         (lambda g, x: g.map("mul", x, g.reshape(g.reshape(g.weight("w", [6, 1]), 6), 1, 6)), [], [*"rrm"]),

@@ -21,9 +21,20 @@ Build = Callable[[Graph], SSAValue]
             lambda g: g.matmul(g.input("x", ["b", 6]), g.slice(g.weight("w", [6, 20]), 1, 3, 11)),
             "the right-hand side is not a weight",
         ),
+        (
+            lambda g: g.matmul(g.weight("a", [5, 6]), g.slice(g.weight("w", [6, 20]), 1, 3, 11)),
+            "the right-hand side is not a weight",
+        ),
+        (lambda g: g.matmul(g.input("x", ["b", 6]), g.weight("w", [6, "b"])), "not of fixed size, or not a matrix"),
         (lambda g: g.matmul(g.input("x", [3, "b", 6]), g.weight("w", [3, 6, 8])), "not of fixed size, or not a matrix"),
     ],
-    ids=["an input", "a part of a weight", "a batch of matrices"],
+    ids=[
+        "an input",
+        "a part of a weight",
+        "a part beside a weight",
+        "a weight as wide as the call",
+        "a batch of matrices",
+    ],
 )
 def test_what_is_not_packed(build: Build, reason: str, seed: int) -> None:
     g = Graph("b: 1..5")

@@ -154,7 +154,7 @@ def test_scales_that_calls_bring_stay_outside_the_filters(seed: int) -> None:
     assert found[0].w.owner.name != "graph.map"  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("shape", [[], [1, 1, 1, 1, 5]], ids=["a number", "five axes"])
+@pytest.mark.parametrize("shape", [[], [4, 5], [1, 1, 1, 1, 5]], ids=["a number", "a row of vectors", "five axes"])
 def test_weights_that_are_no_vector_of_channels_stay_outside_the_filters(shape: list[int], seed: int) -> None:
     g = Graph("b: 0..3", dtype="f64")
     module = g.done(g.map("mul", image(g, last_filters=5), g.weight("s", shape)))
@@ -224,6 +224,15 @@ def test_a_graph_without_windows_is_left_as_it_is(seed: int) -> None:
     x = g.input("x", ["b", 3, 5, 4])
     after = ground(g.done(g.map("exp", g.transpose(x, 0, 3, 1, 2))), ChannelsLast(), seed=seed)
     assert ops_of(after) == ["transpose", "exp"]
+
+
+def test_a_reshape_of_something_else_is_left_alone(seed: int) -> None:
+    def build(g: Graph, x: SSAValue) -> SSAValue:
+        other = g.reshape(g.input("y", ["b", 4, 5, 3]), "b", 4, 15)
+        return g.map("add", g.reduce("sum", convolution(g, x, 5), 0, 1, 2, 3), g.reduce("sum", other, 0, 1, 2))
+
+    g, _ = run(build, seed)
+    assert "reshape" in main_ops(g)
 
 
 def test_a_reshape_that_mixes_channels_stays_behind_the_transpose(seed: int) -> None:
