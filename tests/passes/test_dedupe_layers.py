@@ -9,11 +9,13 @@ from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import SSAValue
 
 from tests.passes.graphs import Graph
-from tilewright.ir.graph.structure import CallOp, FuncOp, GroupOp
+from tilewright.ir.graph.structure import CallOp, FuncOp, GroupOp, StateReadOp
+from tilewright.ir.types import TensorType
 from tilewright.passes.canonicalize import Canonicalize
 from tilewright.passes.dedupe_layers import DedupeLayers
 from tilewright.passes.fuse import Fuse
 from tilewright.passes.inline_layers import InlineLayers
+from tilewright.passes.layer_matching import same_operation
 from tilewright.testing import context, ground
 
 Change = Callable[[Graph, int, SSAValue], SSAValue]
@@ -179,3 +181,109 @@ def test_grouped_layers_inline_to_what_they_were(seed: int) -> None:
     names = {op.name for op in after.walk()}
     assert "graph.call" not in names
     assert sum(isinstance(op, GroupOp) for op in after.walk()) > 15
+
+
+# --- small layers, of which the middle one differs in one way ---------------------------------------------------------
+
+
+def chain(change: Change, *, leaves: bool = True) -> Graph:
+    """Three layers over x [b, 8] of six ops each, the last of which `change` builds."""
+    g = Graph("b: 0..3", dtype="f64")
+    x = start = g.input("x", ["b", 8])
+    for i in range(3):
+        g.path = f"net.{i}"
+        y = x if leaves else start
+        for fn in ("sin", "tanh", "cos", "exp", "sin"):
+            y = g.map(fn, y)
+        x = change(g, i, y)
+    g.path = ""
+    g.result = g.map("neg", x if leaves else start)  # type: ignore[attr-defined]
+    return g
+
+
+def other_parts(g: Graph, layer: int, x: SSAValue) -> SSAValue:
+    """Two parts of four joined, or four of two."""
+    width = 2 if layer == 1 else 4
+    return g.concat(1, *(g.slice(x, 1, start, start + width) for start in range(0, 8, width)))
+
+
+def one_for_two(g: Graph, layer: int, x: SSAValue) -> SSAValue:
+    """A product of one value with itself in layer 1, of two equal ones in the others."""
+    y = g.map("cos", x)
+    return g.map("mul", y, y if layer == 1 else g.map("cos", x))
+
+
+def two_for_one(g: Graph, layer: int, x: SSAValue) -> SSAValue:
+    """The other way round: what layer 1 multiplies by is computed alike, but from the first layer's input."""
+    y = z = g.map("cos", x)
+    if layer == 1:
+        z = g.function.block.args[0]
+        for fn in ("sin", "tanh", "cos", "exp", "sin", "cos"):
+            z = g.map(fn, z)
+    return g.map("mul", y, z)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (other_parts, "graph.concat has 4 operands"),
+        (one_for_two, "stands for two values of the sample"),
+        (two_for_one, "is used where the sample uses one value twice"),
+    ],
+)
+def test_a_layer_wired_otherwise_stays_apart(change: Change, reason: str, seed: int) -> None:
+    module = chain(change)
+    module.done(module.result)  # type: ignore[attr-defined]
+    ctx = context(module.module)
+    after = ground(module.module, DedupeLayers(), seed=seed, ctx=ctx)
+    assert sum(isinstance(op, CallOp) for op in after.walk()) == 2
+    assert any(reason in r.reason for r in ctx.refused), [r.reason for r in ctx.refused]
+
+
+def test_two_values_may_leave_a_layer_of_which_one_is_computed_from_the_other(seed: int) -> None:
+    g = chain(lambda g, layer, x: g.map("tanh", x))
+    inner = [op.results[0] for op in g.function.block.ops if op.name == "graph.map"][4::6]
+    after, calls, _ = deduped(g, seed, *(g.map("exp", v) for v in inner))
+    assert len(calls) == 3
+    (layer,) = [f for f in after.walk() if isinstance(f, FuncOp) and f.kind.data == "layer"]
+    assert len(layer.terminator.values) == 2
+
+
+def test_ops_without_a_path_go_with_the_layer_that_alone_reads_them(seed: int) -> None:
+    def without_path(g: Graph, layer: int, x: SSAValue) -> SSAValue:
+        inside, g.path = g.path, ""
+        y = g.map("abs", x)
+        g.path = inside
+        return g.map("sqrt", y)
+
+    after, calls, said = deduped(chain(without_path), seed)
+    assert (len(calls), said) == (3, [])
+    (layer,) = [f for f in after.walk() if isinstance(f, FuncOp) and f.kind.data == "layer"]
+    assert len(list(layer.block.ops)) == 8
+
+
+def test_a_layer_that_reads_a_state_is_not_shared(seed: int) -> None:
+    def stateful(g: Graph, layer: int, x: SSAValue) -> SSAValue:
+        kind = TensorType.of([8], g.dtype)
+        return g.map("add", x, g.op(StateReadOp, name="s", result_types=[kind]))
+
+    _, calls, said = deduped(chain(stateful), seed)
+    assert calls == []
+    assert any("it has effects" in r for r in said)
+
+
+def test_layers_whose_results_nobody_reads_are_no_functions(seed: int) -> None:
+    module = chain(no_change, leaves=False)
+    module.done(module.result)  # type: ignore[attr-defined]
+    ctx = context(module.module)
+    ground(module.module, DedupeLayers(min_ops=1), seed=seed, ctx=ctx)
+    assert {r.reason.partition(": ")[2] for r in ctx.refused} == {"nothing leaves it"}
+    assert not ctx.applied
+
+
+def test_ops_of_two_classes_are_told_apart_by_their_names() -> None:
+    g = Graph()
+    x = g.input("x", [2, 3])
+    reshaped, stretched = g.reshape(x, 1, 2, 3).owner, g.broadcast(x, 1, 2, 3).owner
+    assert same_operation(reshaped, stretched) == "graph.broadcast where graph.reshape is expected"  # type: ignore[arg-type]
+    assert same_operation(reshaped, reshaped) is None  # type: ignore[arg-type]

@@ -38,6 +38,8 @@ def test_every_form_computes_the_same(
         after = ground(module, ExpandExperts(), sizes={"t": tokens}, inputs={"i": indices}, seed=seed)
         assert "experts" not in ops_of(after)
         assert ops_of(after).count("grouped_matmul") == (3 if gated else 2)
+        # the halves of what is gated, and nothing else
+        assert ops_of(after).count("slice") == (2 if gated else 0) * (2 if biased else 1)
 
 
 def test_halves_of_the_weights_are_cut_and_nothing_else_moves() -> None:

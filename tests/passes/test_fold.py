@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.passes.graphs import Graph, ops_of
-from tilewright.ir.graph.structure import ConstantOp
+from tilewright.ir.graph.structure import ConstantOp, StateWriteOp
+from tilewright.ir.module import function
 from tilewright.passes.fold import Fold
 from tilewright.testing import context, ground, transform
 
@@ -63,6 +64,40 @@ def test_weights_are_not_read(seed: int) -> None:
     assert ops_of(after) == ["exp", "mul"]
     assert not ctx.applied
     assert not ctx.weights_read
+
+
+def test_a_constant_that_a_state_keeps_is_still_written(seed: int) -> None:
+    g = Graph()
+    x, five = g.input("x", [3]), g.map("add", g.constant(2.0, [3]), 3.0)
+    g.function.block.add_op(StateWriteOp.make(five, name="s"))
+    module = g.done(g.map("exp", x))
+    ctx = context(module)
+    assert "state_write" in ops_of(ground(module, Fold(), seed=seed, exact=True, ctx=ctx))
+    assert not ctx.refused
+
+
+def test_counting_stays_an_op_and_so_does_a_kernel_of_constants(seed: int) -> None:
+    g = Graph(dtype="i64")
+    x, table = g.input("x", [5]), g.map("exp", g.cast(g.constant([1, 2, 3], [3]), "f64"))
+    module = g.done(g.map("add", x, g.iota(5)), table)
+    ctx = context(module)
+    after = ground(module, "fuse,fold", seed=seed, ctx=ctx)
+    assert not [r for r in ctx.refused if r.pass_name == "fold"]
+    assert "iota" in ops_of(after)
+    assert ops_of(after).count("group") == ops_of(transform(module, "fuse")).count("group")
+
+
+def test_a_kernel_that_is_given_constants_stays_a_kernel(seed: int) -> None:
+    g = Graph()
+    x = g.input("x", [3])
+    module = transform(g.done(g.map("neg", g.map("exp", x))), "fuse")
+    main = function(module, "main")
+    table = ConstantOp.of([1.0, 2.0, 3.0], [3], g.dtype)
+    main.block.insert_op_before(table, main.block.first_op)  # type: ignore[arg-type]
+    main.block.args[0].replace_all_uses_with(table.out)
+    ctx = context(module)
+    assert "group" in ops_of(ground(module, Fold(), seed=seed, ctx=ctx))
+    assert not ctx.refused
 
 
 def test_a_fixed_dim_is_a_number_and_a_symbol_is_not(seed: int) -> None:

@@ -81,6 +81,27 @@ def test_a_weight_that_others_read_is_not_stored_twice(seed: int) -> None:
     assert count(ground(g.done(*outs, g.map("neg", shared)), ANY, seed=seed)) == 2
 
 
+def test_what_calls_bring_is_not_put_side_by_side(seed: int) -> None:
+    g = Graph("t: 1..7")
+    x = g.input("x", ["t", 6])
+    outs = [g.map("neg", g.matmul(x, g.input(name, [6, 8]))) for name in ("u", "v")]
+    assert count(ground(g.done(*outs), ANY, seed=seed)) == 2
+
+
+def test_a_matrix_for_every_row_of_a_batch_stays_alone(seed: int) -> None:
+    g = Graph("t: 1..7")
+    x = g.input("x", [3, "t", 6])
+    outs = [g.map("neg", g.matmul(x, g.weight(name, [3, 6, 8]))) for name in ("u", "v")]
+    assert count(ground(g.done(*outs), ANY, seed=seed)) == 2
+
+
+def test_weights_whose_size_a_call_decides_stay_alone(seed: int) -> None:
+    g = Graph("t: 1..7")
+    x = g.input("x", ["t", 6])
+    outs = [g.map("neg", g.matmul(x, g.weight(name, [6, "t"]))) for name in ("u", "v")]
+    assert count(ground(g.done(*outs), ANY, seed=seed)) == 2
+
+
 def test_what_saves_too_little_is_refused_with_the_bytes() -> None:
     g, found = projections()
     module = g.done(*found)

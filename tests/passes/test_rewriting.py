@@ -9,8 +9,19 @@ from tests.passes.graphs import Graph, ops_of
 from tilewright.errors import IRError
 from tilewright.ir.dtypes import BF16, F16, F32, F64, I64
 from tilewright.ir.graph.elementwise import CastOp, MapOp
-from tilewright.passes.rewriting import Rules, Site, erase_dead, near, order_block, run_rules, with_splat
-from tilewright.testing import context
+from tilewright.passes.rewriting import (
+    Rules,
+    Site,
+    erase_dead,
+    erase_with_dead_producers,
+    near,
+    only_adds_units,
+    order_block,
+    run_rules,
+    sole_user,
+    with_splat,
+)
+from tilewright.testing import context, ground
 
 
 def test_rules_that_undo_each_other_are_stopped() -> None:
@@ -139,3 +150,42 @@ def test_the_number_beside_a_value_is_found_on_either_side() -> None:
     assert with_splat(left.owner) == (x, 2.0)  # type: ignore[arg-type]
     assert with_splat(right.owner) == (x, 3.0)  # type: ignore[arg-type]
     assert with_splat(both.owner) is None  # type: ignore[arg-type]
+
+
+def test_reshapes_that_keep_the_sizes_above_one_only_add_units() -> None:
+    g = Graph()
+    x = g.input("x", [3, 1, 5])
+    assert only_adds_units(g.reshape(x, 1, 3, 5).owner)
+    assert not only_adds_units(g.reshape(x, 5, 3).owner)
+    assert not only_adds_units(g.broadcast(x, 1, 3, 1, 5).owner)
+
+
+def test_the_sole_user_is_one_op_however_often_it_reads() -> None:
+    g = Graph()
+    x, y, z = (g.input(name, [3]) for name in "xyz")
+    twice = g.map("mul", x, x)
+    g.map("exp", y)
+    g.map("sin", y)
+    assert sole_user(x) is twice.owner
+    assert sole_user(y) is None
+    assert sole_user(z) is None
+
+
+def test_an_op_that_a_rule_erased_is_not_looked_at_again(seed: int) -> None:
+    """A rule may leave more dead than its own op: what is dead by then was in the queue, too."""
+    g = Graph()
+    x = g.input("x", [3])
+    shared = g.map("exp", x)
+    module = g.done(g.map("sub", g.map("neg", g.map("neg", shared)), shared))
+    after = ground(module, "canonicalize", seed=seed, exact=True)
+    assert ops_of(after) == ["exp", "sub"]
+
+
+def test_producers_that_two_dead_ops_share_are_erased_once() -> None:
+    g = Graph()
+    x = g.input("x", [3])
+    shared = g.map("exp", x)
+    dead = [g.map(fn, shared).owner for fn in ("sin", "cos")]
+    g.done(x)
+    assert erase_with_dead_producers(*dead, shared.owner) == []
+    assert ops_of(g.module) == []

@@ -41,7 +41,7 @@ class Fold(Pass):
 
     def _fold(self, block: Block, ctx: Context) -> None:
         for op in list(block.ops):
-            if not is_pure(op) or op.regions or not isinstance(op, GraphOp) or isinstance(op, ConstantOp):
+            if not is_pure(op) or op.regions:
                 continue
             values = self._values(op, ctx)
             if values is None or not ctx.apply([op], "fold"):

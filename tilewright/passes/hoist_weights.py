@@ -8,7 +8,7 @@ from typing import ClassVar
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import Operation, SSAValue
 
-from tilewright.ir.graph.base import GraphOp
+from tilewright.ir.graph.base import GraphOp, tensor
 from tilewright.ir.graph.shape import ReshapeOp
 from tilewright.ir.graph.structure import (
     CallOp,
@@ -74,7 +74,7 @@ def _fixed_values(function: FuncOp) -> set[SSAValue]:
     for op in function.block.ops:
         if isinstance(op, (CallOp, ReturnOp, DimOp, PositionsOp)) or not is_pure(op):
             continue
-        static = all(d.is_static for r in op.results for d in r.type.dims)
+        static = all(d.is_static for r in op.results for d in tensor(r).dims)
         if isinstance(op, (WeightOp, PackedOp)) or (
             isinstance(op, GraphOp) and static and all(o in fixed for o in op.operands)
         ):

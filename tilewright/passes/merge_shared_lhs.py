@@ -127,8 +127,7 @@ def _sharing(block: Block) -> Iterator[list[_Product]]:
             readers[op.label.data] = readers.get(op.label.data, 0) + len(users(op.out))
     found: dict[Key, list[_Product]] = {}
     for op in block.ops:
-        weight = op.b.owner if isinstance(op, MatmulOp) else None
-        if not isinstance(op, MatmulOp) or not isinstance(weight, (WeightOp, PackedOp)):
+        if not isinstance(op, MatmulOp) or not isinstance(weight := op.b.owner, (WeightOp, PackedOp)):
             continue
         # of a weight that others read, too, a second copy would be kept
         if tensor(op.b).rank != 2 or not all(d.is_static for d in tensor(op.b).dims) or readers[weight.label.data] > 1:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from xdsl.ir import Block, Operation, SSAValue
 from xdsl.traits import Pure
@@ -192,8 +192,8 @@ def erase(op: Operation) -> None:
     op.erase()
 
 
-def is_pure(op: Operation) -> bool:
-    """True for ops that compute their results and do nothing else."""
+def is_pure(op: object) -> TypeGuard[GraphOp]:
+    """True for ops that compute their results and do nothing else; False for what is no op."""
     return isinstance(op, GraphOp) and op.has_trait(Pure)
 
 

@@ -12,6 +12,7 @@ from xdsl.ir import SSAValue
 from tests.passes.graphs import Graph, ops_of
 from tilewright.errors import NumericMismatchError
 from tilewright.passes.canonicalize import Canonicalize
+from tilewright.passes.fold import Fold
 from tilewright.testing import ground
 
 Build = Callable[[Graph, SSAValue], SSAValue]
@@ -68,14 +69,19 @@ def test_a_rewrite_that_keeps_every_bit_is_done(build: Build, left: list[str]) -
     ("build", "left"),
     [
         (lambda g, x: g.map("add", x, 0.0), ["add"]),  # -0.0 + 0.0 is 0.0
+        (lambda g, x: g.map("add", x, -1.5), ["add"]),
         (lambda g, x: g.map("sub", x, -0.0), ["sub"]),  # -0.0 - -0.0 is 0.0
         (lambda g, x: g.map("mul", x, 0.0), ["mul"]),  # inf * 0 is NaN
         (lambda g, x: g.map("sub", x, x), ["sub"]),  # inf - inf is NaN
         (lambda g, x: g.map("max", x, -3.4028234663852886e38), ["max"]),  # -inf stays below
         (lambda g, x: g.map("div", x, 3.0), ["div"]),  # 1/3 is rounded
         (lambda g, x: g.map("div", x, 2.0**-128), ["div"]),  # 2^128 is no f32
+        (lambda g, x: g.map("div", x, 0.0), ["div"]),
+        (lambda g, x: g.map("div", x, -math.inf), ["div"]),
         (lambda g, x: g.map("eq", x, x), ["eq"]),  # NaN is not NaN
         (lambda g, x: g.map("eq", g.cast(g.map("gt", x, 0.5), "i64"), 2), ["gt", "cast", "eq"]),
+        (lambda g, x: g.map("eq", g.cast(g.cast(x, "i64"), "f32"), 1.0), ["cast", "cast", "eq"]),
+        (lambda g, x: g.cast(x, "i1"), ["cast"]),
     ],
 )
 def test_a_rewrite_that_would_change_a_bit_is_not_done(build: Build, left: list[str]) -> None:
@@ -101,6 +107,42 @@ def test_integers_have_one_zero(value: int, seed: int) -> None:
 
 def test_an_integer_division_is_not_a_multiplication() -> None:
     assert simplified(lambda g, x: g.map("div", x, 4), "i64") == ["div"]
+
+
+def test_one_divided_by_an_integer_is_no_reciprocal() -> None:
+    assert simplified(lambda g, x: g.map("div", 1, g.map("max", x, 1)), "i64") == ["max", "div"]
+
+
+def test_or_true_of_an_integer_sets_one_bit() -> None:
+    assert simplified(lambda g, x: g.map("or", x, 1), "i64") == ["or"]
+
+
+@pytest.mark.parametrize(
+    ("build", "left"),
+    [
+        (lambda g, x, c: g.map("div", c(1.0), x), ["div"]),
+        (lambda g, x, c: g.map("pow", x, c(2.0)), ["pow"]),
+        (lambda g, x, c: g.map("mul", x, c(-1.0)), ["mul"]),
+        (lambda g, x, c: g.cast(g.map("and", g.map("gt", x, 0.5), g.cast(c(1.0), "i1")), "f32"), ["gt", "and", "cast"]),
+        (lambda g, x, c: g.map("eq", g.cast(g.map("gt", x, 0.5), "f32"), c(1.0)), ["gt", "cast", "eq"]),
+    ],
+)
+def test_a_constant_that_gives_the_result_its_dims_stays(
+    build: Callable[..., SSAValue], left: list[str], seed: int
+) -> None:
+    g = Graph("b: 1..4")
+    g.sized("b")
+    x = g.input("x", [6])
+    module = g.done(build(g, x, lambda value: g.constant(value, ["b", 6])))
+    passes = [Fold(), Canonicalize()]
+    assert ops_of(ground(module, passes, seed=seed)) == left
+
+
+def test_two_constants_keep_their_order(seed: int) -> None:
+    g = Graph()
+    x = g.input("x", [6])
+    module = g.done(g.map("sub", x, g.map("mul", g.constant(2.0), 3.0)))
+    assert ops_of(ground(module, Canonicalize(), seed=seed, exact=True)) == ["mul", "sub"]
 
 
 def test_grounding_sees_a_lost_sign_of_zero() -> None:

@@ -27,6 +27,19 @@ def test_a_broadcast_that_alone_gives_the_dims_stays(seed: int) -> None:
     assert ops_of(after) == ["broadcast", "add"]
 
 
+def test_axes_of_size_one_in_front_of_other_axes_are_no_broadcast(seed: int) -> None:
+    g = Graph("b: 1..4")
+    column, y = g.reshape(g.input("x", [1, 6]), 1, 6, 1), g.input("y", ["b", 6, 6])
+    assert ops_of(ground(g.done(g.map("add", column, y)), Canonicalize(), seed=seed)) == ["reshape", "add"]
+
+
+def test_a_function_of_a_constant_has_nothing_to_wait_for(seed: int) -> None:
+    g = Graph()
+    x = g.input("x", [4])
+    module = g.done(g.map("add", x, g.map("exp", g.constant(0.5, [4]))))
+    assert ops_of(ground(module, Canonicalize(), seed=seed, exact=True)) == ["exp", "add"]
+
+
 def test_a_constant_of_equal_elements_is_a_number_in_a_map(seed: int) -> None:
     g = Graph("b: 0..4")
     x = g.input("x", ["b", 6])

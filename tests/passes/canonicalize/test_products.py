@@ -25,8 +25,8 @@ def rows_multiplied(build: Build, seed: int) -> str:
     g = Graph("b: 0..5", "t: 1..7")
     x = g.input("x", ["b", "t", 6])
     after = ground(g.done(*build(g, x)), Canonicalize(), seed=seed)
-    product = next(op for op in after.walk() if isinstance(op, MatmulOp))
-    return " ".join(str(d) for d in tensor(product.out).dims[:-1])
+    products = [op for op in after.walk() if isinstance(op, MatmulOp)]
+    return ", ".join(" ".join(str(d) for d in tensor(product.out).dims[:-1]) for product in products)
 
 
 @pytest.mark.parametrize(
@@ -37,16 +37,35 @@ def rows_multiplied(build: Build, seed: int) -> str:
         (lambda g, x: (g.slice(head(g, x), 1, 0, "t", 2),), "b floordiv(t + 1, 2)"),
         # some columns of every row: all rows are needed
         (lambda g, x: (g.slice(head(g, x), 2, 0, 5),), "b t"),
+        (lambda g, x: (g.slice(head(g, x), 2, 2, 11),), "b t"),
+        (lambda g, x: (g.slice(head(g, x), 2, 0, 11, 2),), "b t"),
     ],
 )
 def test_the_rows_that_are_read_are_multiplied(build: Build, rows: str, seed: int) -> None:
     assert rows_multiplied(build, seed) == rows
 
 
-def test_a_product_that_others_read_whole_stays(seed: int) -> None:
+@pytest.mark.parametrize("whole", ["product", "sum", "product before the sum"])
+def test_a_product_that_others_read_whole_stays(whole: str, seed: int) -> None:
     def build(g: Graph, x: SSAValue) -> tuple[SSAValue, ...]:
         out = head(g, x)
-        return g.slice(out, 1, "t - 1", "t"), g.reduce("sum", out, 1)
+        total = out if whole == "product" else g.map("add", out, g.weight("bias", [11]))
+        return g.slice(total, 1, "t - 1", "t"), g.reduce("sum", total if whole == "sum" else out, 1)
+
+    assert rows_multiplied(build, seed) == "b t"
+
+
+def test_rows_of_one_column_and_a_row_of_biases_are_no_product_of_the_rows_size(seed: int) -> None:
+    def build(g: Graph, x: SSAValue) -> tuple[SSAValue, ...]:
+        out = g.matmul(x, g.weight("head", [1, 6]), transpose_b=True)
+        return (g.slice(g.map("add", out, g.weight("bias", [11])), 1, "t - 1", "t"),)
+
+    assert rows_multiplied(build, seed) == "b t"
+
+
+def test_a_matrix_for_every_batch_stays_whole(seed: int) -> None:
+    def build(g: Graph, x: SSAValue) -> tuple[SSAValue, ...]:
+        return (g.slice(g.matmul(x, g.input("y", ["b", 6, 11])), 0, 0, "b", 2),)
 
     assert rows_multiplied(build, seed) == "b t"
 

@@ -6,6 +6,7 @@ from tests.passes.graphs import Graph, ops_of
 from tilewright.ir.graph.structure import StateReadOp, StateWriteOp
 from tilewright.ir.types import TensorType
 from tilewright.passes.canonicalize import Canonicalize
+from tilewright.passes.fuse import Fuse
 from tilewright.testing import context, ground
 
 
@@ -21,6 +22,14 @@ def test_another_property_is_another_op(seed: int) -> None:
     x = g.input("x", [5, 6])
     module = g.done(g.norm(x, eps=0.1), g.norm(x, eps=0.2), g.map("mul", x, 2.0), g.map("mul", x, 3.0))
     assert ops_of(ground(module, Canonicalize(), seed=seed, exact=True)) == ["norm", "norm", "mul", "mul"]
+
+
+def test_kernels_of_other_ops_are_others(seed: int) -> None:
+    g = Graph()
+    x = g.input("x", [5, 6])
+    module = g.done(g.map("add", x, 2.0), g.map("add", x, 3.0))
+    after = ground(module, [Fuse(), Canonicalize()], seed=seed, exact=True)
+    assert ops_of(after).count("group") == 2
 
 
 def test_zeros_of_both_signs_are_two_constants(seed: int) -> None:

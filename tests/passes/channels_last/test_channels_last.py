@@ -6,11 +6,14 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import SSAValue
 
 from tests.passes.graphs import Graph, ops_of
 from tilewright.ir.graph.base import tensor
+from tilewright.ir.graph.elementwise import MapOp
 from tilewright.ir.graph.shape import ConcatOp, PadOp, ReshapeOp, TransposeOp
+from tilewright.ir.graph.structure import WeightOp
 from tilewright.ir.graph.windows import ConvolutionOp, PoolOp
 from tilewright.ir.module import function
 from tilewright.passes.canonicalize import Canonicalize
@@ -149,3 +152,90 @@ def test_scales_that_calls_bring_stay_outside_the_filters(seed: int) -> None:
     found = [op for op in after.walk() if isinstance(op, ConvolutionOp)]
     assert len(found) == 1
     assert found[0].w.owner.name != "graph.map"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("shape", [[], [4, 5], [1, 1, 1, 1, 5]], ids=["a number", "a row of vectors", "five axes"])
+def test_weights_that_are_no_vector_of_channels_stay_outside_the_filters(shape: list[int], seed: int) -> None:
+    g = Graph("b: 0..3", dtype="f64")
+    module = g.done(g.map("mul", image(g, last_filters=5), g.weight("s", shape)))
+    after = ground(module, ChannelsLast(), seed=seed)
+    assert scaled_filters(after) == 0
+
+
+def test_a_size_that_a_call_decides_stays_outside_the_filters(seed: int) -> None:
+    g = Graph("b: 0..3", "h: 4..9", dtype="f64")
+    g.sized("h")
+    size = g.broadcast(g.cast(g.dim("h"), "f64"), 1, 1, 1, 5)
+    after = ground(g.done(g.map("mul", image(g, last_filters=5), size)), ChannelsLast(), seed=seed)
+    assert scaled_filters(after) == 0
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_a_vector_of_channels_scales_the_filters(shifted: bool, seed: int) -> None:
+    g = Graph("b: 0..3", dtype="f64")
+    y = image(g, last_filters=5)
+    y = g.map("add", y, g.weight("a", [5])) if shifted else y
+    after = ground(g.done(g.map("mul", y, g.weight("s", [5]))), ChannelsLast(), seed=seed)
+    assert scaled_filters(after) == 1
+
+
+def image(g: Graph, last_filters: int) -> SSAValue:
+    """A convolution that has its channels last already."""
+    return channels_last(g, g.input("x", ["b", 4, 6, 3]), [3, 3, 3, last_filters])
+
+
+def channels_last(g: Graph, x: SSAValue, filters: list[int], *, pad: int = 0, groups: int = 1) -> SSAValue:
+    return g.op(
+        ConvolutionOp, x, g.weight("w", filters), None, strides=[1, 1], padding_low=[pad, pad],
+        padding_high=[pad, pad], dilation=[1, 1], groups=groups, channels_last=True,
+    )  # fmt: skip
+
+
+def scaled_filters(module: ModuleOp) -> int:
+    convolutions = [op for op in module.walk() if isinstance(op, ConvolutionOp)]
+    return sum(not isinstance(op.w.owner, WeightOp) for op in convolutions)
+
+
+def test_shifts_join_where_nobody_else_reads_the_first(seed: int) -> None:
+    for others in (0, 1):
+        g = Graph("b: 0..3", dtype="f64")
+        first = g.map("add", image(g, last_filters=5), g.weight("a", [5]))
+        second = g.map("add", first, g.weight("c", [5]))
+        after = ground(g.done(second, *[g.map("exp", first)] * others), ChannelsLast(), seed=seed)
+        sums = [op for op in after.walk() if isinstance(op, MapOp) and op.fn.data == "add"]
+        images = [op for op in sums if tensor(op.out).rank == 4]
+        assert len(images) == 1 + others
+        assert sum(isinstance(v.owner, MapOp) and v.owner in images for op in images for v in op.args) == others
+
+
+@pytest.mark.parametrize(("pad", "groups"), [(1, 1), (0, 2)], ids=["padded", "grouped"])
+def test_windows_of_one_element_that_are_no_product(pad: int, groups: int, seed: int) -> None:
+    g = Graph("b: 0..3", dtype="f64")
+    x = g.input("x", ["b", 3, 5, 4])
+    after = ground(
+        g.done(channels_last(g, x, [1, 1, 4 // groups, 6], pad=pad, groups=groups)), ChannelsLast(), seed=seed
+    )
+    assert "convolution" in ops_of(after)
+    assert "matmul" not in ops_of(after)
+
+
+def test_a_graph_without_windows_is_left_as_it_is(seed: int) -> None:
+    g = Graph("b: 0..3")
+    x = g.input("x", ["b", 3, 5, 4])
+    after = ground(g.done(g.map("exp", g.transpose(x, 0, 3, 1, 2))), ChannelsLast(), seed=seed)
+    assert ops_of(after) == ["transpose", "exp"]
+
+
+def test_a_reshape_of_something_else_is_left_alone(seed: int) -> None:
+    def build(g: Graph, x: SSAValue) -> SSAValue:
+        other = g.reshape(g.input("y", ["b", 4, 5, 3]), "b", 4, 15)
+        return g.map("add", g.reduce("sum", convolution(g, x, 5), 0, 1, 2, 3), g.reduce("sum", other, 0, 1, 2))
+
+    g, _ = run(build, seed)
+    assert "reshape" in main_ops(g)
+
+
+def test_a_reshape_that_mixes_channels_stays_behind_the_transpose(seed: int) -> None:
+    g, _ = run(lambda g, x: g.reshape(convolution(g, x, 5), 5, "b", "6*h"), seed)
+    (reshape,) = [op for op in function(g.module, "main").block.ops if isinstance(op, ReshapeOp)]
+    assert isinstance(reshape.x.owner, TransposeOp)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from xdsl.ir import SSAValue
 
 from tests.passes.graphs import Graph, ops_of
 from tilewright.ir.graph.attention import RotaryOp
+from tilewright.ir.graph.base import tensor
+from tilewright.ir.graph.shape import SliceOp
 from tilewright.passes.canonicalize import Canonicalize
 from tilewright.passes.recognize import Recognize
 from tilewright.testing import context, ground
@@ -117,3 +121,121 @@ def test_a_part_of_the_features_may_turn(seed: int) -> None:
     found, left, _ = recognized(g, g.map("exp", beside(g, turned, g.slice(wide, -1, 8, 11))), seed)
     assert len(found) == 1
     assert "rotary" in left
+
+
+Turn = Callable[[Graph, SSAValue, SSAValue, SSAValue], SSAValue]
+
+
+def by_pairs(g: Graph, x: SSAValue, cos: SSAValue, sin: SSAValue, turned: SSAValue) -> SSAValue:
+    return g.map("add", g.map("mul", x, cos), g.map("mul", g.reshape(turned, 4, 8), sin))
+
+
+def pairs(g: Graph, x: SSAValue, first: int, second: int, *, step: int = 1) -> SSAValue:
+    """[4, 4, 2] with (-member `second`, member `first`) of each pair of x [4, 8]."""
+    whole = g.reshape(x, 4, 4, 2)
+    a, b = g.slice(whole, -1, first, first + 1), g.slice(whole, -1, second, second + 1)
+    return g.concat(-1, g.map("neg", b), a)
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        # numbers or single columns for tables
+        lambda g, x, cos, sin: plain(g, g.input("one", []), x, sin),
+        lambda g, x, cos, sin: plain(g, x, g.input("one", []), sin),
+        lambda g, x, cos, sin: plain(g, x, g.input("col", [4, 1]), sin),
+        lambda g, x, cos, sin: plain(g, x, cos, g.input("col", [4, 1])),
+        # members of pairs in another order, or of other pairs
+        lambda g, x, cos, sin: by_pairs(g, x, cos, sin, pairs(g, x, 1, 0)),
+        lambda g, x, cos, sin: by_pairs(g, x, cos, sin, pairs(g, x, 0, 0)),
+        lambda g, x, cos, sin: by_pairs(g, x, cos, sin, quarters(g, x)),
+        lambda g, x, cos, sin: by_pairs(g, x, cos, sin, g.transpose(pairs(g, x, 0, 1), 1, 0, 2)),
+        lambda g, x, cos, sin: by_pairs(g, x, cos, sin, columns(g, x)),
+        lambda g, x, cos, sin: by_pairs(g, x, cos, sin, stacked_before(g, x)),
+        lambda g, x, cos, sin: by_pairs(g, x, cos, sin, upside_down(g, x)),
+        lambda g, x, cos, sin: by_pairs(g, x, cos, sin, four_members(g, x)),
+        lambda g, x, cos, sin: plain(g, x, cos, sin, turned=thirds(g, x)),
+        lambda g, x, cos, sin: plain(g, x, cos, sin, turned=mixed(g, x)),
+    ],
+)
+def test_what_is_nearly_a_rotation_stays(turn: Turn, seed: int) -> None:
+    g = Graph(dtype="f64")
+    x, cos, sin = g.input("x", [4, 8]), g.input("cos", [4, 8]), g.input("sin", [4, 8])
+    assert not recognized(g, turn(g, x, cos, sin), seed)[0]
+
+
+def plain(g: Graph, x: SSAValue, cos: SSAValue, sin: SSAValue, turned: SSAValue | None = None) -> SSAValue:
+    base = x if tensor(x).rank else cos
+    a, b = halves(g, base)
+    return g.map("add", g.map("mul", x, cos), g.map("mul", turned or beside(g, g.map("neg", b), a), sin))
+
+
+def quarters(g: Graph, x: SSAValue) -> SSAValue:
+    """Halves of the row where members of pairs are expected."""
+    a, b = halves(g, x)
+    return g.concat(-1, *(g.reshape(v, 4, 4, 1) for v in (g.map("neg", b), a)))
+
+
+def columns(g: Graph, x: SSAValue) -> SSAValue:
+    """The two rows of [2, 4] where the members of pairs [4, 2] are expected."""
+    whole = g.reshape(x, 4, 2, 4)
+    a, b = (g.reshape(g.slice(whole, 1, i, i + 1), 4, 4, 1) for i in (0, 1))
+    return g.concat(-1, g.map("neg", b), a)
+
+
+def stacked_before(g: Graph, x: SSAValue) -> SSAValue:
+    """Members joined along the axis before the last."""
+    whole = g.reshape(x, 4, 4, 2)
+    a, b = (g.slice(whole, -1, i, i + 1) for i in (0, 1))
+    return g.concat(1, g.map("neg", b), a)
+
+
+def upside_down(g: Graph, x: SSAValue) -> SSAValue:
+    """Members of the rows below and above."""
+    whole = g.reshape(x, 4, 4, 2)
+    below, above = g.slice(whole, 0, 2, 4), g.slice(whole, 0, 0, 2)
+    moved = g.concat(0, below, above)
+    a, b = (g.slice(moved, -1, i, i + 1) for i in (0, 1))
+    return g.concat(-1, g.map("neg", b), a)
+
+
+def four_members(g: Graph, x: SSAValue) -> SSAValue:
+    """Two pairs at once: (-c, -d, a, b)."""
+    whole = g.reshape(x, 4, 2, 4)
+    a, b = g.slice(whole, -1, 0, 2), g.slice(whole, -1, 2, 4)
+    return g.concat(-1, g.map("neg", b), a)
+
+
+def thirds(g: Graph, x: SSAValue) -> SSAValue:
+    parts = g.slice(x, -1, 4, 8), g.slice(x, -1, 0, 2), g.slice(x, -1, 2, 4)
+    return g.concat(-1, g.map("neg", parts[0]), parts[1], parts[2])
+
+
+def mixed(g: Graph, x: SSAValue) -> SSAValue:
+    """Members of pairs joined as halves are."""
+    a, b = members(g, x)
+    return beside(g, g.map("neg", b), a)
+
+
+@pytest.mark.parametrize("which", ["every other row", "some rows", "some columns"])
+def test_each_half_of_a_part_is_a_part(which: str, seed: int) -> None:
+    g = Graph(dtype="f64")
+    x, cos, sin = g.input("x", [6, 12]), g.input("cos", [3, 4]), g.input("sin", [3, 4])
+    rows = {"every other row": (0, 6, 2), "some rows": (2, 5, 1), "some columns": (0, 3, 1)}[which]
+    a, b = (
+        g.op(SliceOp, x, starts=[rows[0], start], stops=[rows[1], start + 4], steps=[rows[2], 1]) for start in (1, 5)
+    )
+    first = g.map("sub", g.map("mul", a, cos), g.map("mul", b, sin))
+    second = g.map("add", g.map("mul", b, cos), g.map("mul", a, sin))
+    found, _, _ = recognized(g, g.concat(1, first, second), seed)
+    assert len(found) == (0 if which == "every other row" else 1)
+
+
+def test_halves_with_tables_of_other_sizes_stay_apart(seed: int) -> None:
+    g = Graph(dtype="f64")
+    x = g.input("x", [3, 8])
+    a, b = halves(g, x)
+    c1, s1, s2 = (g.input(name, [3, 4]) for name in ("c1", "s1", "s2"))
+    first = g.map("sub", g.map("mul", a, c1), g.map("mul", b, s1))
+    second = g.map("add", g.map("mul", b, g.input("c2", [3, 1])), g.map("mul", a, s2))
+    assert not recognized(g, g.concat(1, first, second), seed)[0]

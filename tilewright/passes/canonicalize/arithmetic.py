@@ -41,16 +41,17 @@ def subtracts_nothing(value: float, dtype: DType) -> bool:
 
 def is_exact_reciprocal(value: float, dtype: DType) -> bool:
     """1 / value is a normal number of the dtype without rounding: value is a power of two in range."""
-    if not dtype.is_float or value == 0 or not math.isfinite(value):
+    if not dtype.is_float:
         return False
+    # of 0, inf and NaN the mantissa is not 0.5
     mantissa, exponent = math.frexp(abs(value))
     largest = {"f64": 1021, "f32": 125, "bf16": 125, "f16": 13}[dtype.name]
     return mantissa == 0.5 and abs(exponent - 1) <= largest
 
 
-def is_identity_of(fn: str, value: float, dtype: DType) -> bool:
+def is_identity_of(fn: str, value: float) -> bool:
     """max(x, value) or min(x, value) is x for every x, NaN included."""
-    return dtype.is_float and value == (-math.inf if fn == "max" else math.inf)
+    return value == (-math.inf if fn == "max" else math.inf)
 
 
 def is_boolean(value: SSAValue) -> bool:
@@ -95,8 +96,8 @@ def neutral_operand(op: MapOp, site: Site) -> SSAValue | None:
         "mul": lambda: value == 1,
         "div": lambda: value == 1,
         "pow": lambda: value == 1,
-        "max": lambda: is_identity_of("max", value, dtype),
-        "min": lambda: is_identity_of("min", value, dtype),
+        "max": lambda: is_identity_of("max", value),
+        "min": lambda: is_identity_of("min", value),
         "and": lambda: is_boolean(x) and value == 1,
         "or": lambda: is_boolean(x) and value == 0,
         "xor": lambda: value == 0,
@@ -109,10 +110,10 @@ def absorbing_operand(op: MapOp, site: Site) -> SSAValue | None:
     """x and false is false, x or true is true."""
     if op.fn.data not in ("and", "or") or not is_boolean(op.args[0]):
         return None
-    value = splat(op.args[1])
-    if value is None or value != (0 if op.fn.data == "and" else 1):
+    absorbs = 0 if op.fn.data == "and" else 1
+    if splat(op.args[1]) != absorbs:
         return None
-    return site.constant(value, tensor(op.out).dtype, tensor(op.out).dims)
+    return site.constant(absorbs, tensor(op.out).dtype, tensor(op.out).dims)
 
 
 # --- signs ----------------------------------------------------------------------------------------------------------
@@ -219,12 +220,3 @@ def truth_of_a_truth(op: MapOp, site: Site) -> SSAValue | None:
         return None
     agrees = (op.fn.data == "eq") == (splat(op.args[1]) == 1)
     return cast.x if agrees else site.map("not", cast.x)
-
-
-@ARITHMETIC.on(CastOp)
-def cast_to_truth(op: CastOp, site: Site) -> SSAValue | None:
-    """An i1 cast to something and back to i1 is what it was."""
-    inner = defined(op.x, CastOp)
-    if inner is None or not is_boolean(op.out) or not is_boolean(inner.x):
-        return None
-    return inner.x

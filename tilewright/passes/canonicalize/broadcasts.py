@@ -37,7 +37,7 @@ def reduces_none_of(axes: Sequence[int], stretched: set[int]) -> bool:
 
 def stretches_none_without(others: Sequence[SSAValue], dims: Sequence[Expr], op: GraphOp) -> bool:
     """The other operands alone broadcast to the same dims."""
-    return bool(others) and broadcast_dims(op, *(tensor(o).dims for o in others)) == tuple(dims)
+    return broadcast_dims(op, *(tensor(o).dims for o in others)) == tuple(dims)
 
 
 # --- constants ------------------------------------------------------------------------------------------------------
@@ -82,7 +82,8 @@ def leading_units(value: SSAValue) -> ReshapeOp | None:
         return None
     dims, x = op.dims.data, tensor(op.x).dims
     lead = len(dims) - len(x)
-    return op if lead > 0 and dims[lead:] == x and all(d.constant == 1 for d in dims[:lead]) else None
+    # as many elements before as after: what stands in front has size 1, or there are no elements at all
+    return op if dims[lead:] == x else None
 
 
 @BROADCASTS.on(BroadcastOp)
@@ -113,7 +114,7 @@ def reduce_before_broadcast(op: ReduceOp, site: Site) -> SSAValue | None:
     if inner is None:
         return None
     stretched, lead = stretched_axes(inner), tensor(inner.out).rank - tensor(inner.x).rank
-    if any(axis < lead for axis in op.axes.data) or not stretched or not reduces_none_of(op.axes.data, stretched):
+    if not reduces_none_of(op.axes.data, stretched):
         return None
     early = site.make(ReduceOp, inner.x, fn=op.fn, axes=[a - lead for a in op.axes.data], keepdims=op.keepdims)
     return site.make(BroadcastOp, early, dims=tensor(op.out).dims)

@@ -41,7 +41,7 @@ def rows_before_product(op: SliceOp, site: Site) -> SSAValue | None:
     A head over a vocabulary computes the last token's logits, however a model asks for them.
     """
     starts, stops, steps, dims = op.starts.data, op.stops.data, op.strides, tensor(op.x).dims
-    if tensor(op.x).rank < 2 or starts[-1] != Expr.of(0) or stops[-1] != dims[-1] or steps[-1] != 1:
+    if starts[-1] != Expr.of(0) or stops[-1] != dims[-1] or steps[-1] != 1:
         return None
     bias, value = None, op.x
     total = mapped(value, "add")
@@ -55,7 +55,7 @@ def rows_before_product(op: SliceOp, site: Site) -> SSAValue | None:
     if product is None or sole_user(value) is not (op if total is None else total):
         return None
     a, b = tensor(product.a), tensor(product.b)
-    if tensor(value).dims != dims or b.rank != 2 or a.dims[:-1] != dims[:-1]:
+    if tensor(value).dims != dims or b.rank != 2:
         return None
     k = a.dims[-1]
     rows = site.make(SliceOp, product.a, starts=(*starts[:-1], 0), stops=(*stops[:-1], k), steps=steps)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from xdsl.ir import Operation, SSAValue
+from xdsl.ir import SSAValue
 
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.elementwise import MapOp
@@ -10,7 +10,7 @@ from tilewright.ir.graph.shape import ReshapeOp
 from tilewright.ir.graph.structure import ConstantOp, PackedOp, WeightOp
 from tilewright.ir.graph.windows import ConvolutionOp
 from tilewright.passes.channels_last.sinking import is_channel_vector
-from tilewright.passes.rewriting import Rules, Site, defined, is_pure, mapped
+from tilewright.passes.rewriting import Rules, Site, defined, is_pure, mapped, same_dims
 
 FILTERS = Rules()
 
@@ -20,19 +20,14 @@ def known_before_calls(value: SSAValue) -> bool:
     owner = value.owner
     if isinstance(owner, (WeightOp, PackedOp, ConstantOp)):
         return True
-    return (
-        isinstance(owner, Operation)
-        and is_pure(owner)
-        and bool(owner.operands)
-        and all(known_before_calls(v) for v in owner.operands)
-    )
+    # a block is not pure either: what a call is given is not known
+    return is_pure(owner) and bool(owner.operands) and all(known_before_calls(v) for v in owner.operands)
 
 
 def _vector(op: MapOp, other: int) -> bool:
-    """An operand is one number a channel of the result, known before calls."""
-    value = op.args[other]
-    dims = tensor(value).dims
-    return is_channel_vector(dims) and dims[-1] == tensor(op.out).dims[-1] and known_before_calls(value)
+    """An operand is one number a channel, known before calls, and stretches the image along no axis."""
+    value, image = op.args[other], op.args[1 - other]
+    return is_channel_vector(tensor(value).dims) and same_dims(image, op.out) and known_before_calls(value)
 
 
 def _flat(value: SSAValue, site: Site) -> SSAValue:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from xdsl.ir import SSAValue
 
-from tilewright.ir.dims import Expr, product
+from tilewright.ir.dims import Expr
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.elementwise import CastOp, MapOp
 from tilewright.ir.graph.reduction import ReduceOp
@@ -21,7 +21,7 @@ def from_last(value: SSAValue) -> TransposeOp | None:
     """The transpose that makes a value from one with its channels last."""
     op = defined(value, TransposeOp)
     rank = tensor(value).rank
-    return op if op is not None and rank > 2 and op.permutation.data == channels_to_second(rank) else None
+    return op if op is not None and op.permutation.data == channels_to_second(rank) else None
 
 
 def behind(early: SSAValue, site: Site) -> SSAValue:
@@ -34,7 +34,7 @@ def elementwise_before_channels(op: MapOp | CastOp, site: Site) -> SSAValue | No
     """Elementwise ops run on channels-last operands; what comes otherwise is turned, which is free for vectors."""
     rank = tensor(op.results[0]).rank
     turned = [from_last(v) for v in op.operands]
-    if rank < 3 or not any(t is not None and tensor(t.out).rank == rank for t in turned):
+    if not any(t is not None and tensor(t.out).rank == rank for t in turned):
         return None
     operands: list[SSAValue] = []
     for value, view in zip(op.operands, turned, strict=True):
@@ -98,8 +98,8 @@ def positions_before_channels(op: ReshapeOp, site: Site) -> SSAValue | None:
     view = from_last(op.x)
     if view is None:
         return None
-    before, after = tensor(op.x).dims, op.dims.data
-    if len(after) < 3 or after[:2] != before[:2] or product(after[2:]) != product(before[2:]):
+    after = op.dims.data
+    if after[:2] != tensor(op.x).dims[:2]:
         return None
     early = site.make(ReshapeOp, view.x, dims=[after[0], *after[2:], after[1]])
     return behind(early, site)

@@ -98,7 +98,7 @@ def silu(op: MapOp, site: Site) -> SSAValue | None:
     """x * sigmoid(x), or x / (1 + exp(-x))."""
     if op.fn.data == "div":
         x = one_plus_exp_of_minus(op.args[1])
-        return site.map("silu", x) if x is not None and x is op.args[0] else None
+        return site.map("silu", op.args[0]) if x is op.args[0] else None
     if op.fn.data != "mul":
         return None
     for arg in op.args:
@@ -153,7 +153,7 @@ def softmax(op: MapOp, site: Site) -> SSAValue | None:
     else:
         return None
     exponential, total = mapped(weights, "exp"), defined(divisor, ReduceOp)
-    if exponential is None or total is None or not is_sum_of(total, weights) or not same_dims(weights, op.out):
+    if exponential is None or total is None or not is_sum_of(total, weights):
         return None
     axis = total.axes.data[0]
     return site.make(SoftmaxOp, shifted(exponential.args[0], axis), axis=axis)

@@ -60,7 +60,7 @@ def is_outside_cap(outer: Logits) -> bool:
 
 def keeps_values(cast: CastOp) -> bool:
     """The cast only widens: the softmax works in f32 or wider anyway."""
-    return tensor(cast.x).dtype.is_float and loses_nothing(tensor(cast.x).dtype, tensor(cast.out).dtype)
+    return loses_nothing(tensor(cast.x).dtype, tensor(cast.out).dtype)
 
 
 def undoes_cap(factor: float, cap: float) -> bool:
@@ -71,10 +71,8 @@ def undoes_cap(factor: float, cap: float) -> bool:
 def repeats_whole_heads(dims: Sequence[Expr], wide: Sequence[Expr], flat: Sequence[Expr]) -> bool:
     """[.., Hkv, T, D] to [.., Hkv, G, T, D] to [.., Hkv * G, T, D]: query head h reads key head h // G."""
     lead, (heads, *rest) = dims[:-3], dims[-3:]
-    if len(wide) != len(dims) + 1:
-        return False
-    group = wide[len(lead) + 1]
-    return tuple(wide) == (*lead, heads, group, *rest) and tuple(flat) == (*lead, heads * group, *rest)
+    # as many elements before as after: nothing but the group was stretched
+    return tuple(flat) == (*lead, heads * wide[len(lead) + 1], *rest)
 
 
 # --- taking logits apart --------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def hides(fill: float) -> bool:
 def is_hiding(value: SSAValue, scale: float = 1.0, *, finite: bool) -> bool:
     """The value is a number that hides a key, after a later factor, too. finite: it need not be minus infinity."""
     fill = splat(value)
-    return fill is not None and scale > 0 and hides(fill * scale) and (finite or fill == -math.inf)
+    return fill is not None and hides(fill * scale) and (finite or fill == -math.inf)
 
 
 def counts_by_one(op: IotaOp) -> bool:
@@ -162,7 +162,7 @@ def _moved(count: Count | None, before: Sequence[Expr], after: Sequence[Expr]) -
     while left:
         place -= 1
         left -= after[place].constant != 1
-    return _at(count, place - len(after)) if behind else None
+    return _at(count, place - len(after))
 
 
 def size_of(value: SSAValue) -> Expr | None:
@@ -187,7 +187,7 @@ def bound_of(condition: SSAValue) -> Bound | None:
     """The condition as a bound on the distance of key and query, if it compares the two by counting both."""
     negated = mapped(condition, "not")
     compare = mapped(condition if negated is None else negated.args[0], *INVERSE)
-    if compare is None or tensor(compare.out).rank < 2:
+    if compare is None:
         return None
     relation = compare.fn.data if negated is None else INVERSE[compare.fn.data]
     left, right, extra = count_of(compare.args[0]), count_of(compare.args[1]), Expr.of(0)
@@ -210,10 +210,11 @@ def bound_of(condition: SSAValue) -> Bound | None:
 def triangle(condition: SSAValue) -> bool:
     """A stored matrix of truths that is the lower triangle."""
     constant, dims = defined(condition, ConstantOp), tensor(condition).dims
-    if constant is None or len(dims) < 2 or any(d.constant != 1 for d in dims[:-2]) or dims[-1] != dims[-2]:
+    if constant is None or not dims:
         return False
+    # size * size elements, so that every axis but the last two has size 1
     size = dims[-1].constant
-    return size is not None and size > 1 and is_lower_triangle(constant.values.data, size)
+    return size is not None and is_lower_triangle(constant.values.data, size)
 
 
 def all_of(conditions: Iterable[SSAValue], site: Site) -> SSAValue | None:

@@ -179,7 +179,7 @@ def scaled_norm(op: MapOp, site: Site) -> SSAValue | None:
         inner, weight = defined(arg, NormOp), other_operand(op, arg)
         if inner is None or weight is None or not inner.out.has_one_use() or not is_column_weight(weight, tensor(arg)):
             continue
-        if splat(weight) is None and has_no_scale(inner) and rounds_once_anyway(tensor(arg)) and same_dims(arg, op.out):
+        if splat(weight) is None and has_no_scale(inner) and rounds_once_anyway(tensor(arg)):
             return site.make(NormOp, inner.x, weight, None, kind=inner.kind, eps=inner.eps)
     return None
 
@@ -193,7 +193,7 @@ def shifted_norm(op: MapOp, site: Site) -> SSAValue | None:
         inner, bias = defined(arg, NormOp), other_operand(op, arg)
         if inner is None or bias is None or not inner.out.has_one_use() or not is_column_weight(bias, tensor(arg)):
             continue
-        if splat(bias) is None and has_no_shift(inner) and rounds_once_anyway(tensor(arg)) and same_dims(arg, op.out):
+        if splat(bias) is None and has_no_shift(inner) and rounds_once_anyway(tensor(arg)):
             return site.make(NormOp, inner.x, inner.weight, bias, kind=inner.kind, eps=inner.eps)
     return None
 

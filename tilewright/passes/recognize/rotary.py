@@ -9,7 +9,7 @@ from xdsl.ir import SSAValue
 
 from tilewright.ir.dims import Expr
 from tilewright.ir.graph.attention import RotaryOp
-from tilewright.ir.graph.base import broadcast_dims, tensor
+from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.elementwise import MapOp
 from tilewright.ir.graph.shape import ConcatOp, ReshapeOp, SliceOp
 from tilewright.passes.recognize.matching import other_operand
@@ -49,10 +49,9 @@ def are_alike(first: Span, second: Span) -> bool:
     )
 
 
-def broadcasts_to(table: SSAValue, x: SSAValue, op: MapOp) -> bool:
+def has_angles_for(table: SSAValue, x: SSAValue) -> bool:
     """The table has an angle for every feature of x."""
-    dims, given = tensor(x).dims, tensor(table).dims
-    return bool(given) and given[-1] == dims[-1] and broadcast_dims(op, dims, given) == dims
+    return tensor(table).dims[-1:] == tensor(x).dims[-1:]
 
 
 def is_of(x: SSAValue, whole: Span) -> bool:
@@ -174,7 +173,7 @@ def rotary(op: MapOp, site: Site) -> SSAValue | None:
             sin = other_operand(crossed, arg)
             if x is None or cos is None or sin is None:
                 site.refuse("rotary: what is rotated is not what is multiplied by the cosine")
-            elif same_dims(x, op.out) and broadcasts_to(cos, x, op) and broadcasts_to(sin, x, op):
+            elif same_dims(x, op.out) and has_angles_for(cos, x) and has_angles_for(sin, x):
                 return site.make(RotaryOp, x, cos, sin, style=turned[1])
     return None
 
