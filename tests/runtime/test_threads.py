@@ -167,6 +167,8 @@ def test_eight_callers_together_are_about_as_fast_as_one() -> None:
 
 def test_an_interrupt_while_waiting_for_cores_loses_none() -> None:
     run_script("""
+        # where the tests were started in the background, interrupts are ignored
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         held = pool.team()
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
         try:

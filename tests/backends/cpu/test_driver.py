@@ -86,9 +86,14 @@ def test_waits_that_never_spin_are_right_too() -> None:
 
 def test_a_timed_run_gives_each_kernels_begin_and_end_on_pythons_clock(pool: ThreadPool) -> None:
     pauses = 20_000
-    begin = time.perf_counter_ns()
-    pool.driver.pause(pauses)
-    one = time.perf_counter_ns() - begin
+
+    def paused() -> int:
+        begin = time.perf_counter_ns()
+        pool.driver.pause(pauses)
+        return time.perf_counter_ns() - begin
+
+    # the least of some: a busy machine stretches any of them
+    one = min(paused() for _ in range(9))
     plan, relay = relay_plan(17, 5, pauses=pauses), Relay(17)
     with pool.team() as team:
         times = plan.times(team.threads)
