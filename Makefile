@@ -16,6 +16,16 @@ help: ## list the targets
 
 venv: $(STAMP) ## make or refresh .venv
 
+# An interpreter that was asked for is not silently another one.
+ifeq ($(origin PYTHON),command line)
+$(STAMP): | interpreter
+.PHONY: interpreter
+interpreter:
+	@version() { "$$1" -c 'import sys; print(*sys.version_info[:2], sep=".")' 2>/dev/null || echo "no Python"; }; \
+	  if [ -x $(PY) ] && [ "$$(version $(PY))" != "$$(version $(PYTHON))" ]; then \
+	    echo "$(VENV) has Python $$(version $(PY)), and '$(PYTHON)' is $$(version $(PYTHON)): make clean first."; exit 1; fi
+endif
+
 # The stamp is written last, so an interrupted install is repeated. A venv without pip (Debian without
 # python3-venv leaves one behind) is thrown away, not mended.
 $(STAMP): pyproject.toml constraints.txt

@@ -13,8 +13,17 @@ import torch
 
 import tilewright as tw
 from tests.compiler.models import Mlp, bert, close, compile_mlp, mlp, token_inputs
+from tests.models.decoders import VOCABULARY, Shape
 from tilewright.compiler.options import Options
-from tilewright.errors import ArtifactAccessError, CacheError, OptionError, PassOptionError
+from tilewright.errors import (
+    ArgumentError,
+    ArtifactAccessError,
+    CacheError,
+    CaptureError,
+    OptionError,
+    PassOptionError,
+)
+from tilewright.runtime.cache import default_root
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +165,78 @@ def test_dir_names_what_is_meant_to_be_used() -> None:
     assert {"Dim", "Compiled", "compile", "load", "pipeline", "__version__"} <= set(dir(tw))
     assert not {"TYPE_CHECKING", "Any", "import_module", "annotations"} & set(dir(tw))
     assert all(hasattr(tw, name) for name in dir(tw))
+
+
+@pytest.mark.parametrize("how", ["option", "environment"])
+def test_a_cache_that_is_off_leaves_no_folder(
+    model: Mlp, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if how == "environment":
+        monkeypatch.setenv("TILEWRIGHT_CACHE", "off")
+    compiled = compile_mlp(model, cache="off" if how == "option" else True)
+    assert compiled.facts["cache"] == "off"
+    assert not list(tmp_path.iterdir())
+    if how == "environment":
+        with pytest.raises(CacheError, match=r"^TW041 .*TILEWRIGHT_CACHE=off: there is no cache\n  next: unset"):
+            default_root()
+
+
+def test_what_asks_for_a_thing_is_answered_with_how_to_get_it() -> None:
+    with pytest.raises(OptionError) as caught:
+        tw.compile(torch.nn.Identity(), (torch.ones(2),), check=True, verify_each=True, threads=0)
+    assert str(caught.value).endswith("next: write check='first', verify_each='numeric', threads=1")
+
+
+def test_the_first_call_of_a_decoder_that_would_return_a_cache_is_checked() -> None:
+    shape = Shape("llama", 32, 2, heads=4, kv_heads=2, tied=False)
+    model, ids = shape.build(3), torch.randint(0, VOCABULARY, (2, 5))
+    assert model.config.use_cache
+    compiled = tw.compile(model, (ids,), check="first")
+    assert "past_key_values" not in compiled(ids)
+    assert "the first call agrees" in compiled.report.to_dict()["checked"]
+    assert model.config.use_cache
+
+
+def test_a_float_of_a_size_is_no_output() -> None:
+    class Half(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> Any:
+            return x + 1, x.shape[0] * 0.5
+
+    with pytest.raises(CaptureError) as caught:
+        tw.compile(Half().eval(), (torch.randn(3),), dims={"x": (tw.Dim("n", 1, 9),)})
+    assert str(caught.value) == (
+        "TW013 capture failed: an output is a float computed from sizes; a compiled program returns tensors, sizes and "
+        "constants\n  next: return the size itself, and compute the float where the model is called"
+    )
+
+
+def test_a_sparse_tensor_is_told_from_one_with_strides() -> None:
+    compiled = tw.compile(torch.nn.ReLU(), (torch.randn(4, 4),))
+    x = torch.randn(4, 4)
+    assert torch.equal(compiled(x.T), x.T.relu())
+    with pytest.raises(ArgumentError, match="pass dense tensors"):
+        compiled(x.to_sparse())
+
+
+def test_sizes_without_a_bound_are_not_called_the_largest() -> None:
+    rows = {"input": (tw.Dim("rows", 0), 4)}
+    text = str(tw.compile(torch.nn.ReLU(), (torch.randn(3, 4),), dims=rows).report)
+    assert "At rows=1, the largest, and small where no upper bound is declared: rows (" in text
+
+
+def test_states_show_what_they_are(model: Mlp) -> None:
+    class Counting(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("seen", torch.zeros(2, dtype=torch.int64))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.seen.add_(1)
+            return x * self.seen
+
+    assert repr(tw.compile(Counting().eval(), (torch.randn(2),)).state) == "<states seen: i64 [2]>"
+    assert repr(compile_mlp(model).state) == "<no states>"
 
 
 def test_a_default_cache_that_cannot_be_written_is_gone_without(model: Mlp, monkeypatch: pytest.MonkeyPatch) -> None:

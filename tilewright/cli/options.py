@@ -67,8 +67,6 @@ def compile_options(**given: Any) -> dict[str, Any]:
         from tilewright.runtime.memory import parse_bytes
 
         options["memory_limit"] = parse_bytes(options["memory_limit"])
-    if "cache" in options:
-        options["cache"] = False if options["cache"] == "off" else options["cache"]
     return options
 
 

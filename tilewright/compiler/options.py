@@ -34,7 +34,7 @@ _KINDS: Final[tuple[tuple[str, tuple[type, ...], str, str], ...]] = (
     ("target", (str, tuple), "a target or a list of them", "target='cpu'"),
     ("passes", (Pipeline, str, NoneType), "a pipeline or its text", "passes=None"),
     ("expect", (Mapping, NoneType), "a mapping of pattern counts", 'expect={"attention": 6}'),
-    ("threads", (int, NoneType), "a positive number", "threads=None"),
+    ("threads", (int, NoneType), "a positive number", "threads=1"),
     ("memory_limit", (int, NoneType), "a positive number of bytes, or a text like '2GiB'", "memory_limit=2**30"),
     ("cache", (bool, str, Path), "True, False or a folder", "cache=True"),
     ("materialise", (bool,), "True or False", "materialise=False"),
@@ -76,7 +76,9 @@ class Options:
             elif value not in allowed:
                 faults.append(f"{name}={value!r} is not one of {', '.join(repr(a) for a in allowed)}")
                 near = difflib.get_close_matches(str(value), [str(a) for a in allowed if a], n=1)
-                fixes.append(f"{name}={(near or allowed)[0]!r}")
+                # True asks for the thing: None, which is there first, would be the opposite
+                meant = [str(a) for a in allowed if a is not None] if value is True else allowed
+                fixes.append(f"{name}={(near or meant)[0]!r}")
         for name, kinds, what, fix in _KINDS:
             value = getattr(self, name)
             # True is an int to Python, but no count

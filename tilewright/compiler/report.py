@@ -147,12 +147,25 @@ class Report:
 
     @property
     def shown(self) -> Report:
-        """This report at the sizes its screen shows: those of `.at`, else of the profiled call, else the largest."""
+        """This report at the sizes its screen shows: those of `.at`, else of the profiled call, else the largest.
+
+        A dim without an upper bound is at its least, but not at 0, where there is nothing to see.
+        """
         if self.dims is not None:
             return self
         if self.profile is not None:
             return replace(self, dims=dict(self.profile.sizes))
-        return replace(self, dims={d.name: d.max if d.max is not None else d.min for d in self.code.program.dims})
+        return replace(
+            self, dims={d.name: d.max if d.max is not None else max(d.min, 1) for d in self.code.program.dims}
+        )
+
+    @property
+    def why_these_sizes(self) -> str:
+        """What the sizes are that nobody asked for."""
+        open_dims = [d.name for d in self.code.program.dims if d.max is None]
+        if not open_dims:
+            return "the largest"
+        return f"the largest, and small where no upper bound is declared: {', '.join(open_dims)}"
 
     def __str__(self) -> str:
         try:

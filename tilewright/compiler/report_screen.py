@@ -41,7 +41,7 @@ def screen(report: Report) -> str:
     line("")
     if shown.dims:
         sizes = ", ".join(f"{n}={v}" for n, v in shown.dims.items())
-        why = "" if report.dims else ", the profiled call" if report.profile else ", the largest"
+        why = "" if report.dims else ", the profiled call" if report.profile else f", {report.why_these_sizes}"
         line(f"At {sizes}{why} (.at(...) for others), all launches together, reads and writes in bytes:")
     console.print(kernels(shown.rows))
     line(_LEGEND)

@@ -14,7 +14,7 @@ from typing import Any
 from tilewright.compiler.code import Code
 from tilewright.compiler.options import Options
 from tilewright.errors import CacheError
-from tilewright.runtime.cache import ENVIRONMENT, NOTE, Cache
+from tilewright.runtime.cache import ENVIRONMENT, NOTE, OFF, Cache
 from tilewright.runtime.cache_entry import Entry
 from tilewright.runtime.canonical import canonical_json, key_of
 from tilewright.runtime.native import NativeLibrary
@@ -41,11 +41,14 @@ class Store:
 
     @staticmethod
     def of(options: Options) -> Store:
-        if options.cache is False:
+        # TILEWRIGHT_CACHE=off is cache=False, as cache="off" is
+        named = os.environ.get(ENVIRONMENT, "").strip()
+        wanted = options.cache
+        if wanted is False or wanted == OFF or (wanted is True and named == OFF):
             return Store(None)
-        if options.cache is not True:
-            return Store(Cache(options.cache))
-        required = bool(os.environ.get(ENVIRONMENT, "").strip())
+        if wanted is not True:
+            return Store(Cache(wanted))
+        required = bool(named)
         try:
             return Store(Cache(), required)
         except CacheError as fault:

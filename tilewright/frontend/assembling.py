@@ -8,7 +8,7 @@ from typing import Any
 from xdsl.ir import SSAValue
 
 from tilewright.errors import CaptureError, Problem
-from tilewright.frontend.builder import Builder
+from tilewright.frontend.builder import Builder, Weak
 from tilewright.frontend.captured import Captured, Source
 from tilewright.frontend.exporting import Exported
 from tilewright.frontend.externs import Externs
@@ -205,6 +205,11 @@ def output_of(value: Any, results: list[SSAValue]) -> Output:
     if isinstance(value, SSAValue):
         results.append(value)
         return Output(tensor(value).dtype, tensor(value).dims, index=len(results) - 1)
+    if isinstance(value, Weak):
+        raise CaptureError(
+            "an output is a float computed from sizes; a compiled program returns tensors, sizes and constants",
+            step="return the size itself, and compute the float where the model is called",
+        )
     return Output(size=value) if isinstance(value, Expr) else Output(constant=value)
 
 

@@ -45,9 +45,7 @@ def switched(model: torch.nn.Module, kwargs: dict[str, Any], notes: list[str]) -
             _set(saved, config, _ATTRIBUTE, IMPLEMENTATION)
         for config in _configs(parts):
             _set(saved, config, _EXPERTS, IMPLEMENTATION)
-        if kwargs.get("use_cache"):
-            kwargs["use_cache"] = False
-        with recurrences.replaced([model]), cacheless(model):
+        with recurrences.replaced([model]), cacheless(model, kwargs):
             yield
     finally:
         _notes.reset(token)
@@ -55,11 +53,14 @@ def switched(model: torch.nn.Module, kwargs: dict[str, Any], notes: list[str]) -
 
 
 @contextmanager
-def cacheless(model: torch.nn.Module) -> Iterator[None]:
-    """Within it, the model's transformers parts return no cache."""
+def cacheless(model: torch.nn.Module, kwargs: dict[str, Any] | None = None) -> Iterator[None]:
+    """Within it, the model's transformers parts return no cache. kwargs: of its call, whose `use_cache` goes off."""
     saved: list[tuple[Any, str, Any]] = []
+    parts = _pretrained(model)
+    if parts and kwargs and kwargs.get("use_cache"):
+        kwargs["use_cache"] = False
     try:
-        for config in _configs(_pretrained(model)):
+        for config in _configs(parts):
             if getattr(config, "use_cache", False):
                 _set(saved, config, "use_cache", False)
                 # encoders carry the flag too and say so; it means nothing there

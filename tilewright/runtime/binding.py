@@ -97,7 +97,7 @@ class Binder:
             if type(leaf) is np.ndarray:
                 key += (leaf.shape, leaf.dtype, leaf.flags.num)
             elif isinstance(leaf, tensor_class):
-                dense = leaf.layout is torch.strided and leaf.is_contiguous()
+                dense = leaf.is_contiguous() if leaf.layout is torch.strided else leaf.layout
                 key += (type(leaf), leaf.shape, leaf.dtype, leaf.device, dense, leaf.is_neg())
                 gradient = gradient or leaf.requires_grad
             else:

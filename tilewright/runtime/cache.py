@@ -29,7 +29,9 @@ from tilewright.runtime.cache_miss import Miss, nearest
 from tilewright.runtime.canonical import canonical_json, key_of
 
 ENVIRONMENT: Final = "TILEWRIGHT_CACHE"
-"""The environment variable that names the cache's folder."""
+"""The environment variable that names the cache's folder, or is `OFF`."""
+OFF: Final = "off"
+"""What says that nothing is to be kept, wherever a folder could be named."""
 DEFAULT_LIMIT: Final = 20 << 30
 """Bytes above which the entries unused for longest are removed."""
 
@@ -45,8 +47,10 @@ Factors = Mapping[str, Any]
 
 
 def default_root() -> Path:
-    """TILEWRIGHT_CACHE, or tilewright/ in $XDG_CACHE_HOME, or in ~/.cache."""
+    """TILEWRIGHT_CACHE, or tilewright/ in $XDG_CACHE_HOME, or in ~/.cache; CacheError where it is switched off."""
     if named := os.environ.get(ENVIRONMENT, "").strip():
+        if named == OFF:
+            raise CacheError(f"{ENVIRONMENT}={OFF}: there is no cache", step=f"unset {ENVIRONMENT}, or name a folder")
         return Path(named).expanduser().absolute()
     shared = os.environ.get("XDG_CACHE_HOME", "")
     # The XDG rules: a relative path is to be ignored.

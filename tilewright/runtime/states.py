@@ -55,6 +55,10 @@ class StateStore(MutableMapping[str, Any]):
         """Take another lock, in a forked child."""
         self._turn = turn
 
+    def __repr__(self) -> str:
+        held = ", ".join(f"{name}: {b.dtype} {list(b.shape)}" for name, b in self._buffers.items())
+        return f"<states {held}>" if held else "<no states>"
+
     def __getitem__(self, name: str) -> NDArray[Any]:
         with self._turn:
             return self._find(name).numpy().copy()
