@@ -238,6 +238,26 @@ def test_dims_of_other_kinds() -> None:
         )
 
 
+def test_dims_of_nested_arguments_are_told_in_their_own_structure() -> None:
+    class Nested(torch.nn.Module):
+        def forward(self, ids: torch.Tensor, inputs: dict[str, torch.Tensor], rows: list[torch.Tensor]) -> torch.Tensor:
+            return ids + inputs["x"] + rows[1]
+
+    x, dim = torch.ones(2, 4), Dim("n", 1, 8)
+    names, batch = "the arguments are ids, inputs, rows", 'tw.Dim("batch", 1, 64)'
+    for dims, said, shown in (
+        ({"inputs.x": (dim,)}, f"dims names 'inputs.x', {names}", '"inputs": {"k": {0: %s}}'),
+        ({"inputs": {"X": (dim,)}}, "inputs has no part 'X': its parts are 'k', 'x'", '"inputs": {"k": {0: %s}}'),
+        ({"rows": {2: (dim,)}}, "rows has no part 2: its parts are 0, 1", '"rows": {1: {0: %s}}'),
+        ({"idz": (dim,)}, f"dims names 'idz', {names}", '"ids": {0: %s}'),
+    ):
+        with pytest.raises(DimDeclarationError) as caught:
+            capture(Nested(), (x, {"k": x, "x": x}, [3, x]), None, dims)
+        assert str(caught.value) == (
+            f"TW006 dims declaration is wrong: {said}\n  next: follow the arguments: dims={{{shown % batch}}}"
+        )
+
+
 def test_the_dims_of_an_exported_program_keep_their_names(tmp_path: Path) -> None:
     shapes = {"input": {0: torch.export.Dim("rows", max=32)}}
     program = torch.export.export(torch.nn.Linear(4, 4), (torch.ones(3, 4),), dynamic_shapes=shapes)
