@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import NoneType
@@ -93,16 +93,23 @@ class Options:
             raise OptionError(faults, step=f"write {', '.join(fixes)}")
 
     @staticmethod
-    def of(given: Mapping[str, Any]) -> Options:
-        """Options from keyword arguments; a name that is not one is an error with the nearest."""
+    def of(
+        given: Mapping[str, Any], *, caller: str = "compile()", more: Iterable[str] = (), less: Iterable[str] = ()
+    ) -> Options:
+        """Options from keyword arguments; a name that is not one is an error with the nearest.
+
+        caller: who takes them. more, less: names it takes besides, or does not take; told, not read here.
+        """
         known = {f.name for f in fields(Options)}
         unknown = [name for name in given if name not in known]
         if unknown:
-            near = {name: difflib.get_close_matches(name, known, n=1) for name in unknown}
+            # what no target has is not offered
+            offered = sorted((known | set(more)) - {"quantize", *less})
+            near = {name: difflib.get_close_matches(name, offered, n=1) for name in unknown}
             meant = [repr(found[0]) for found in near.values() if found]
             raise OptionError(
-                [f"compile() has no option {name!r}" for name in unknown],
-                step=f"did you mean {', '.join(meant)}?" if meant else f"it has {', '.join(sorted(known))}",
+                [f"{caller} has no option {name!r}" for name in unknown],
+                step=f"did you mean {', '.join(meant)}?" if meant else f"it has {', '.join(offered)}",
             )
         target = given.get("target", "cpu")
         limit = given.get("memory_limit")
