@@ -121,7 +121,7 @@ results        24 B  1 tensors
   result out                     24 B  24
   weight:bias                     8 B  8
   but memory_limit is 50 B
-  next: call it with smaller dims, or compile with memory_limit=288""",
+  next: call it with smaller dims, or give compile() or tw.load() memory_limit=288""",
     "TW029": """
 TW029 reference run failed: graph.gather: indices from 4 to 4 into an axis of 4
   next: look at the operands' values and shapes""",
