@@ -74,14 +74,14 @@ class Options:
                 faults.append(f"{name}={value!r} {why}")
                 fixes.append(fix)
             elif value not in allowed:
-                faults.append(f"{name}={value!r} is not one of {', '.join(repr(a) for a in allowed)}")
+                faults.append(f"{name}={_shown(value)} is not one of {', '.join(repr(a) for a in allowed)}")
                 near = difflib.get_close_matches(str(value), [str(a) for a in allowed if a], n=1)
                 fixes.append(f"{name}={(near or allowed)[0]!r}")
         for name, kinds, what, fix in _KINDS:
             value = getattr(self, name)
             # True is an int to Python, but no count
             if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-                faults.append(f"{name}={value!r} is not {what}")
+                faults.append(f"{name}={_shown(value)} is not {what}")
                 fixes.append(fix)
             elif isinstance(value, int) and not isinstance(value, bool) and value < 1:
                 faults.append(f"{name}={value} is not {what}")
@@ -124,3 +124,9 @@ class Options:
     def key(self) -> dict[str, Any]:
         """The options that decide code, but for determinism, whose default is the target's."""
         return {"precision": self.precision, "materialise": self.materialise}
+
+
+def _shown(value: Any) -> str:
+    """A value's text where it is short, else what kind of thing it is: a tensor prints a page."""
+    text = repr(value)
+    return text if len(text) <= 60 and "\n" not in text else f"a {type(value).__name__}"
