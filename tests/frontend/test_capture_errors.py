@@ -224,6 +224,20 @@ def test_paths_that_are_no_programs(tmp_path: Path) -> None:
         assert str(caught.value) == f"TW009 not a model: {said}"
 
 
+def test_an_input_of_another_dtype_is_told_the_ones_there_are() -> None:
+    known = "float64, float32, float16, bfloat16, int64, int32, int16, int8, uint8, bool"
+    for dtype, more in (
+        (torch.complex64, "; complex numbers as torch.view_as_real(x), which the model takes back"),
+        (torch.uint16, ""),
+    ):
+        with pytest.raises(CaptureError) as caught:
+            capture(torch.nn.Identity(), (torch.ones(2, dtype=dtype),))
+        assert str(caught.value) == (
+            f"TW013 capture failed: input is {dtype}, which the IR has no type for\n"
+            f"  next: pass it in one of {known}{more}"
+        )
+
+
 def test_dims_of_other_kinds() -> None:
     for given, said in (
         (torch.export.Dim("b"), "is given a torch.export.Dim; use tw.Dim(name, least, largest)"),
