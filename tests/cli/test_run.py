@@ -89,7 +89,10 @@ def test_sizes_that_contradict_given_arrays_are_refused(tw: Call, artifact: Path
         f"{name} axis 0 is 2, batch=5 asks for 5" for name in ("ids", "mask", "extra.x")
     ]
     code, _, err = tw(*every, "--dims", "bacth=2")
-    assert (code, err.partition("\n")[0]) == (1, "TW008 wrong option: the program has no dim 'bacth'")
+    assert (code, err.partition("\n")[0]) == (
+        1,
+        "TW008 wrong option: the program has no dim 'bacth'; did you mean 'batch'?",
+    )
     assert tw(*every, "--dims", "batch=2,tokens=3")[0] == 0
 
 
@@ -127,7 +130,8 @@ def test_what_is_wrong_with_a_run_is_said(tw: Call, artifact: Path) -> None:
         ),
         (
             ["--random", "0", "--dims", "batch=9,token=3"],
-            "TW008 wrong option: 2 problems\n  - the program has no dim 'token'\n  - batch = 9 is outside 1..8\n"
+            "TW008 wrong option: 2 problems\n  - the program has no dim 'token'; did you mean 'tokens'?\n"
+            "  - batch = 9 is outside 1..8\n"
             "  next: give sizes like batch=8,tokens=8\n",
         ),
         (
