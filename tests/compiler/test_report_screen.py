@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+import tilewright
 from tests.compiler.models import bert, compile_bert, compile_mlp, mlp, token_inputs
 from tilewright.compiler.report_screen import WIDTH, duration, number, reasons
 
@@ -42,6 +43,16 @@ def test_without_sizes_it_shows_the_largest_and_gives_formulas_as_data(model: An
     data = json.loads(json.dumps(model.report.to_dict()))
     assert data["at"] is None
     assert any("batch" in str(kernel["read"]) for kernel in data["kernels"])
+
+
+def test_a_program_without_dims_gives_numbers_as_data() -> None:
+    report = tilewright.compile(mlp(3), (torch.randn(3, 24),)).report
+    data = report.to_dict()
+    assert data["at"] == {}
+    assert data["kernels"] == report.at().to_dict()["kernels"]
+    for kernel in data["kernels"]:
+        assert all(isinstance(kernel[name], int) for name in ("flops", "read", "write", "bound"))
+        assert all(isinstance(kernel[name], float) for name in ("ratio", "predicted"))
 
 
 def test_a_profiled_call_decides_the_sizes_and_adds_its_times() -> None:
