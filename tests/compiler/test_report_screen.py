@@ -96,6 +96,8 @@ def test_numbers_have_three_digits(value: float, text: str) -> None:
     assert number(value) == text
 
 
-@pytest.mark.parametrize(("value", "text"), [(0, "0.00 us"), (2e-6, "2.00 us"), (0.0123, "12.3 ms"), (1.5, "1.50 s")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0.00 ns"), (3.2e-9, "3.20 ns"), (2e-6, "2.00 us"), (0.0123, "12.3 ms"), (1.5, "1.50 s")]
+)
 def test_times_have_three_digits(value: float, text: str) -> None:
     assert duration(value) == text

@@ -118,10 +118,10 @@ def number(value: float) -> str:
 
 def duration(seconds: float) -> str:
     """A time in three digits, in the largest unit that it has one of."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
         if seconds >= size:
             return f"{_three(seconds / size)} {unit}"
-    return f"{_three(seconds * 1e6)} us"
+    return f"{_three(seconds * 1e9)} ns"
 
 
 def _three(value: float) -> str:
