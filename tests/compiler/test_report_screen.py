@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from typing import Any
@@ -43,6 +44,15 @@ def test_without_sizes_it_shows_the_largest_and_gives_formulas_as_data(model: An
     data = json.loads(json.dumps(model.report.to_dict()))
     assert data["at"] is None
     assert any("batch" in str(kernel["read"]) for kernel in data["kernels"])
+
+
+def test_sentences_are_shown_whole_however_long(model: Any) -> None:
+    texts = {kind: " ".join(f"{kind}{n}-of-many" for n in range(40)) for kind in ("cache", "checked", "note")}
+    facts = {**model.report.facts, "cache": texts["cache"], "checked": texts["checked"], "notes": [texts["note"]]}
+    screen = str(dataclasses.replace(model.report, facts=facts))
+    assert max(map(len, screen.splitlines())) <= WIDTH
+    joined = " ".join(screen.split())
+    assert all(f"{kind}: {text}" in joined for kind, text in texts.items())
 
 
 def test_a_program_without_dims_gives_numbers_as_data() -> None:
