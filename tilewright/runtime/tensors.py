@@ -56,8 +56,9 @@ def _raw(address: int, size: int, keep: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What a caller's tensor is. dtype: None where the IR has no such type. dtype_name: torch's or NumPy's. dense: not in
-    a sparse layout of torch.
+    """What a caller's tensor is. dtype: None where the IR has no such type. dtype_name: torch's or NumPy's.
+
+    dense: not in a sparse layout of torch.
     """
 
     dtype: DType | None
