@@ -107,7 +107,8 @@ def read_sentences(text: Path | None) -> list[str]:
     if text is None:
         return SENTENCES
     if not text.is_file():
-        stop(f"--text: there is no file {text}. It takes a text file with one sentence a line.")
+        fault = f"{text} is a directory" if text.is_dir() else f"there is no file {text}"
+        stop(f"--text: {fault}. It takes a text file with one sentence a line.")
     try:
         lines = [line.strip() for line in text.read_text(encoding="utf-8").splitlines()]
     except UnicodeDecodeError as fault:

@@ -35,7 +35,7 @@ TW001 arguments do not match the signature: 2 problems
   - input is missing
   next: call it as (input)""",
     "TW002": """
-TW002 wrong dtype: input is float64, compiled for f32
+TW002 wrong dtype: input is float64, compiled for float32
   next: convert: input.to(torch.float32)""",
     "TW003": """
 TW003 wrong rank: input has 1 axis [4], compiled for 2 axes [batch, 4]
@@ -121,7 +121,7 @@ results        24 B  1 tensors
   result out                     24 B  24
   weight:bias                     8 B  8
   but memory_limit is 50 B
-  next: call it with smaller dims, or compile with memory_limit=288""",
+  next: call it with smaller dims, or give compile() or tw.load() memory_limit=288""",
     "TW029": """
 TW029 reference run failed: graph.gather: indices from 4 to 4 into an axis of 4
   next: look at the operands' values and shapes""",
@@ -147,8 +147,8 @@ TW035 user kernel is wrong: @double: no input's shape gives m  (at example.py:8)
   next: write it as "x f32[rows, 64] -> y f32[rows, 64]\"""",
     "TW040": """
 TW040 weights do not fit: 2 problems
-  - bias is missing: f32 [2]
-  - weight is float32 [4, 2], in the program f32 [2, 4]
+  - bias is missing: float32 [2]
+  - weight is float32 [4, 2], in the program float32 [2, 4]
   next: pass the state_dict() of the model that was compiled, with other values""",
     "TW041": """
 TW041 cache is not usable: the cache in /proc/cache cannot be written: No such file or directory

@@ -50,21 +50,39 @@ def test_ls_shows_the_last_used_first(tw: Call, folder: str) -> None:
 
 def test_ls_names_the_models(tw: Call, tmp_path: Path) -> None:
     folder = str(tmp_path)
-    assert tw("compile", "sample_models:counter", "-o", "counter.tilewright", "--cache", folder)[0] == 0
+    assert tw("compile", "sample_models:make", "-o", "again.tilewright", "--cache", folder)[0] == 0
     rows = [re.split(r"\s{2,}", line) for line in tw("cache", "ls", "--cache", folder)[1].splitlines()[1:]]
-    assert [row[4] for row in rows if row[1] == "code"] == ["Counter"]
+    assert {(row[1], row[4]) for row in rows} == {("code", "Net"), ("weights", "Net")}
 
 
 def test_a_folder_that_cannot_be_read_is_no_empty_cache(tw: Call, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    for verb in ("ls", "stats"):
+    for verb in ("ls", "stats", "verify", "clear"):
         assert tw("cache", verb, "--cache", str(tmp_path / "file")) == (
             1,
             "",
             f"TW041 cache is not usable: the cache in {tmp_path / 'file'} cannot be read: Not a directory\n"
             "  next: export TILEWRIGHT_CACHE=/a/folder/you/can/write, or compile with cache=False (--cache off)\n",
         )
-    assert tw("cache", "ls", "--cache", str(tmp_path / "none"))[0] == 0
+
+
+def test_a_folder_that_is_no_cache_is_no_empty_cache(tw: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    none, other = tmp_path / "none", tmp_path / "other"
+    other.mkdir()
+    for line in (["ls"], ["stats"], ["why", "abc"], ["verify"], ["clear"]):
+        # an empty folder may become one
+        assert tw("cache", *line, "--cache", str(other))[0] == (1 if line[0] == "why" else 0)
+    (other / "notes.txt").write_text("kept")
+    for line in (["ls"], ["stats"], ["why", "abc"], ["verify"], ["clear"]):
+        for folder, what in ((none, "is not there"), (other, "holds no cache")):
+            assert tw("cache", *line, "--cache", str(folder)) == (
+                1,
+                "",
+                f"TW008 wrong option: --cache {folder}: the folder {what}\n"
+                "  next: give a cache's folder; without --cache it is the user's\n",
+            )
+    monkeypatch.setenv("TILEWRIGHT_CACHE", str(none))
+    assert tw("cache", "verify") == (0, "0 entries, 0 damaged\n", "")
 
 
 def test_stats(tw: Call, folder: str) -> None:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-from tilewright.cli.dims_text import parse_dims, parse_sizes
+from tilewright.cli.dims_text import for_command_line, parse_dims, parse_sizes
 from tilewright.errors import DimDeclarationError, ParseError
 from tilewright.ir.dims import Dim
 
@@ -65,6 +67,36 @@ def test_other_texts_are_errors(texts: list[str], error: type[Exception], messag
     with pytest.raises(error) as caught:
         parse_dims(texts)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("python", "said"),
+    [
+        ('as dims={"ids": {0: tw.Dim("n", 1, 64)}}; or', 'as --dims "ids=n:1..64"; or'),
+        ('dims={"a": {0: tw.Dim("n", 2), 2: "n"}, "b": {1: "n"}}', '--dims "a=n:2..,_,n" --dims "b=_,n"'),
+        (
+            'dims={"in": {"x": {0: tw.Dim("n", 1, 8)}, "ys": {1: {0: "n"}}}}',
+            '--dims "in.x=n:1..8" --dims "in.ys.1=n"',
+        ),
+        ('declare tw.Dim("n", 2, 8), tw.Dim("m", 3); or', "declare n:2..8, m:3..; or"),
+        ('dims={"a": {-1: "n"}}, dims={}, tw.Dim("n")',) * 2,
+        # a path cannot say these
+        ('dims={"in": {"a.b": {0: "n"}}}', 'dims={"in": {"a.b": {0: "n"}}}'),
+        ("dims={'x': (B, T)} and tw.Dim(name, least, largest)",) * 2,
+    ],
+)
+def test_python_in_messages_is_written_as_options(python: str, said: str) -> None:
+    assert for_command_line(python) == said
+
+
+def test_the_next_step_of_a_command_line_is_one(tw: Callable[..., tuple[int, str, str]]) -> None:
+    line = ["compile", "sample_models:counter", "-o", "counter.tilewright", "--dims"]
+    for wrong, step in (
+        ("y=n:1..8", 'follow the arguments: --dims "x=batch:1..64"'),
+        ("x=n:8..1", "declare it as n:1..8"),
+    ):
+        code, _, err = tw(*line, wrong)
+        assert (code, err.splitlines()[-1]) == (1, f"  next: {step}")
 
 
 def test_sizes() -> None:

@@ -50,6 +50,21 @@ def test_passes_run_in_order_and_options_are_read(tw: Call) -> None:
     assert fused != tw("opt", "encoder.mlir", "-p", "canonicalize,fuse")[1]
 
 
+def test_a_pass_that_lacks_what_it_works_on_says_so(tw: Call, small: str) -> None:
+    plain = tw("opt", small)[1]
+    assert tw("opt", small, "-p", "lower-to-tile") == (
+        0,
+        plain,
+        "lower-to-tile changed nothing: it works on what fuse or materialise makes, which did not run\n",
+    )
+    # passes that ran before, also on the text itself, are what it takes
+    assert tw("opt", small, "-p", "fuse,lower-to-tile")[2] == ""
+    tw("opt", small, "-p", "fuse", "-o", "fused.mlir")
+    code, lowered, err = tw("opt", "fused.mlir", "-p", "lower-to-tile")
+    assert (code, err) == (0, "")
+    assert "tile.launch" in lowered
+
+
 def test_stdin_and_an_output_file(tw: Call, small: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for line in (["opt", "-p", "canonicalize"], ["opt", "-", "-p", "canonicalize"]):
         monkeypatch.setattr(sys, "stdin", io.StringIO(SMALL))

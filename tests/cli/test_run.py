@@ -73,6 +73,29 @@ def test_random_inputs_follow_the_seed_and_the_sizes(tw: Call, artifact: Path) -
     assert "[4, 3, 20]" in tw("run", "net.tilewright", "--random", "0", "--input", "ids=ids.npy")[1]
 
 
+def test_sizes_that_contradict_given_arrays_are_refused(tw: Call, artifact: Path) -> None:
+    np.save("ids2.npy", np.zeros((2, 3), np.int64))
+    np.save("x2.npy", np.zeros((2, 3, 12), np.float32))
+    some = ["run", "net.tilewright", "--input", "ids=ids2.npy"]
+    every = [*some, "--input", "mask=ids2.npy", "--input", "extra.x=x2.npy"]
+    assert tw(*some, "--random", "0", "--dims", "batch=5,tokens=3")[::2] == (
+        1,
+        "TW008 wrong option: ids axis 0 is 2, batch=5 asks for 5\n"
+        "  next: leave batch out of the sizes, or give arrays of these sizes\n",
+    )
+    code, _, err = tw(*every, "--dims", "batch=5")
+    assert code == 1
+    assert [line[4:] for line in err.splitlines()[1:-1]] == [
+        f"{name} axis 0 is 2, batch=5 asks for 5" for name in ("ids", "mask", "extra.x")
+    ]
+    code, _, err = tw(*every, "--dims", "bacth=2")
+    assert (code, err.partition("\n")[0]) == (
+        1,
+        "TW008 wrong option: the program has no dim 'bacth'; did you mean 'batch'?",
+    )
+    assert tw(*every, "--dims", "batch=2,tokens=3")[0] == 0
+
+
 def test_rebuilt_kernels_give_the_same_bits(tw: Call, artifact: Path) -> None:
     line = ["run", "net.tilewright", "--random", "1", "--dims", "batch=3,tokens=5"]
     assert tw(*line, "-o", "native.npz")[0] == tw(*line, "-o", "rebuilt.npz", "--rebuild")[0] == 0
@@ -107,7 +130,8 @@ def test_what_is_wrong_with_a_run_is_said(tw: Call, artifact: Path) -> None:
         ),
         (
             ["--random", "0", "--dims", "batch=9,token=3"],
-            "TW008 wrong option: 2 problems\n  - the program has no dim 'token'\n  - batch = 9 is outside 1..8\n"
+            "TW008 wrong option: 2 problems\n  - the program has no dim 'token'; did you mean 'tokens'?\n"
+            "  - batch = 9 is outside 1..8\n"
             "  next: give sizes like batch=8,tokens=8\n",
         ),
         (

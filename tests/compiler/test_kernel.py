@@ -261,6 +261,16 @@ def test_static_parameters_must_be_known() -> None:
     assert "T=3 is not a dtype's name" in refusal(KernelError, lambda: double.trace(T=3))
 
 
+def test_inputs_given_where_static_parameters_belong_are_refused_in_a_line() -> None:
+    for method in ("compile", "sources"):
+        assert refusal(OptionError, lambda: getattr(double, method)(torch.zeros(9, 9))) == (  # noqa: B023
+            f"TW008 wrong option: @double.{method} takes T= and a target's name, not inputs; it was given a Tensor\n"
+            f"  next: write double.{method}(T=...), or call double with its inputs"
+        )
+    message = refusal(OptionError, lambda: double.compile(T="f32", threads=torch.zeros(9, 9)))
+    assert message.partition("\n")[0] == "TW008 wrong option: threads=a Tensor is not a positive number"
+
+
 def test_calls_are_checked_like_any_programs() -> None:
     x = np.zeros((2, 3), np.float32)
     assert "w is missing" in refusal(ArgumentError, lambda: product(x))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+import tilewright
 from tests.compiler.models import bert, compile_bert, compile_mlp, mlp, token_inputs
 from tilewright.compiler.report_screen import WIDTH, duration, number, reasons
 
@@ -42,6 +44,25 @@ def test_without_sizes_it_shows_the_largest_and_gives_formulas_as_data(model: An
     data = json.loads(json.dumps(model.report.to_dict()))
     assert data["at"] is None
     assert any("batch" in str(kernel["read"]) for kernel in data["kernels"])
+
+
+def test_sentences_are_shown_whole_however_long(model: Any) -> None:
+    texts = {kind: " ".join(f"{kind}{n}-of-many" for n in range(40)) for kind in ("cache", "checked", "note")}
+    facts = {**model.report.facts, "cache": texts["cache"], "checked": texts["checked"], "notes": [texts["note"]]}
+    screen = str(dataclasses.replace(model.report, facts=facts))
+    assert max(map(len, screen.splitlines())) <= WIDTH
+    joined = " ".join(screen.split())
+    assert all(f"{kind}: {text}" in joined for kind, text in texts.items())
+
+
+def test_a_program_without_dims_gives_numbers_as_data() -> None:
+    report = tilewright.compile(mlp(3), (torch.randn(3, 24),)).report
+    data = report.to_dict()
+    assert data["at"] == {}
+    assert data["kernels"] == report.at().to_dict()["kernels"]
+    for kernel in data["kernels"]:
+        assert all(isinstance(kernel[name], int) for name in ("flops", "read", "write", "bound"))
+        assert all(isinstance(kernel[name], float) for name in ("ratio", "predicted"))
 
 
 def test_a_profiled_call_decides_the_sizes_and_adds_its_times() -> None:
@@ -85,6 +106,8 @@ def test_numbers_have_three_digits(value: float, text: str) -> None:
     assert number(value) == text
 
 
-@pytest.mark.parametrize(("value", "text"), [(0, "0.00 us"), (2e-6, "2.00 us"), (0.0123, "12.3 ms"), (1.5, "1.50 s")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0.00 ns"), (3.2e-9, "3.20 ns"), (2e-6, "2.00 us"), (0.0123, "12.3 ms"), (1.5, "1.50 s")]
+)
 def test_times_have_three_digits(value: float, text: str) -> None:
     assert duration(value) == text

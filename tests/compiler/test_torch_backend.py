@@ -295,7 +295,16 @@ def test_an_operator_without_a_lowering_is_named() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"freeze_weight": True}, "no option 'freeze_weight'"),
+        (
+            {"freeze": True},
+            r"TW008 wrong option: torch.compile\(backend=\"tilewright\"\) has no option 'freeze'\n"
+            r"  next: did you mean 'freeze_weights'\?\n",
+        ),
+        (
+            {"zzz": 1},
+            "no option 'zzz'\n  next: it has cache, determinism, expect, fallback, freeze_weights, memory_limit, "
+            "passes, precision, target, threads, verify_each\n",
+        ),
         ({"freeze_weights": 1}, "freeze_weights=1 is not True or False"),
         ({"fallback": "torch"}, "fallback='torch' is not available"),
         ({"check": "first"}, "check is an option of tilewright.compile alone"),

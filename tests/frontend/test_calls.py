@@ -158,3 +158,18 @@ def test_an_exported_program_and_its_file_are_models(rng: np.random.Generator, t
                 x, bias = floats(rng, n, 4), floats(rng, 3)
                 with torch.no_grad():
                     assert_same(run(captured, x, bias=bias), model(x, bias=bias))
+
+
+def test_missing_examples_are_asked_for_as_compile_takes_them() -> None:
+    class Two(torch.nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor, *, scale: float, shift: float = 0.0) -> torch.Tensor:
+            return x * y * scale + shift
+
+    for model, args, missing, step in (
+        (torch.nn.ReLU(), (), ["input"], "args=(input,)"),
+        (Two(), (torch.ones(2),), ["y", "scale"], 'args=(x, y), kwargs={"scale": scale}'),
+    ):
+        with pytest.raises(ArgumentError) as caught:
+            capture(model, args)
+        assert [problem.text for problem in caught.value.problems] == [f"{name} is missing" for name in missing]
+        assert caught.value.step == f"give example inputs: {step}"

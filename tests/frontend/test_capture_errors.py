@@ -224,6 +224,20 @@ def test_paths_that_are_no_programs(tmp_path: Path) -> None:
         assert str(caught.value) == f"TW009 not a model: {said}"
 
 
+def test_an_input_of_another_dtype_is_told_the_ones_there_are() -> None:
+    known = "float64, float32, float16, bfloat16, int64, int32, int16, int8, uint8, bool"
+    for dtype, more in (
+        (torch.complex64, "; complex numbers as torch.view_as_real(x), which the model takes back"),
+        (torch.uint16, ""),
+    ):
+        with pytest.raises(CaptureError) as caught:
+            capture(torch.nn.Identity(), (torch.ones(2, dtype=dtype),))
+        assert str(caught.value) == (
+            f"TW013 capture failed: input is {dtype}, which the IR has no type for\n"
+            f"  next: pass it in one of {known}{more}"
+        )
+
+
 def test_dims_of_other_kinds() -> None:
     for given, said in (
         (torch.export.Dim("b"), "is given a torch.export.Dim; use tw.Dim(name, least, largest)"),
@@ -235,6 +249,26 @@ def test_dims_of_other_kinds() -> None:
         assert str(caught.value) == (
             f"TW006 dims declaration is wrong: input axis 0 {said}\n"
             '  next: follow the arguments: dims={"input": {0: tw.Dim("batch", 1, 64)}}'
+        )
+
+
+def test_dims_of_nested_arguments_are_told_in_their_own_structure() -> None:
+    class Nested(torch.nn.Module):
+        def forward(self, ids: torch.Tensor, inputs: dict[str, torch.Tensor], rows: list[torch.Tensor]) -> torch.Tensor:
+            return ids + inputs["x"] + rows[1]
+
+    x, dim = torch.ones(2, 4), Dim("n", 1, 8)
+    names, batch = "the arguments are ids, inputs, rows", 'tw.Dim("batch", 1, 64)'
+    for dims, said, shown in (
+        ({"inputs.x": (dim,)}, f"dims names 'inputs.x', {names}", '"inputs": {"k": {0: %s}}'),
+        ({"inputs": {"X": (dim,)}}, "inputs has no part 'X': its parts are 'k', 'x'", '"inputs": {"k": {0: %s}}'),
+        ({"rows": {2: (dim,)}}, "rows has no part 2: its parts are 0, 1", '"rows": {1: {0: %s}}'),
+        ({"idz": (dim,)}, f"dims names 'idz', {names}", '"ids": {0: %s}'),
+    ):
+        with pytest.raises(DimDeclarationError) as caught:
+            capture(Nested(), (x, {"k": x, "x": x}, [3, x]), None, dims)
+        assert str(caught.value) == (
+            f"TW006 dims declaration is wrong: {said}\n  next: follow the arguments: dims={{{shown % batch}}}"
         )
 
 

@@ -271,6 +271,20 @@ print(hashlib.sha256(str(captured.module).encode()).hexdigest())
     assert len(found) == 1
 
 
+def test_an_undeclared_mask_beside_declared_ids_is_told_to_vary_with_them(rng: np.random.Generator) -> None:
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**DECODER)).eval()
+    with pytest.raises(SpecialisationError) as caught:
+        capture(model, (), batch(rng, 2, 9), {"input_ids": (B, T)})
+    assert str(caught.value) == (
+        "TW014 a declared dim was specialised: 3 problems\n"
+        "  - batch (batch: 1..64) was fixed to 2\n"
+        "  - attention_mask axis 0 is not declared in dims, but has the example's size of batch\n"
+        "  - attention_mask axis 1 is not declared in dims, but has the example's size of tokens\n"
+        '  next: if these vary together, declare them too: dims={"input_ids": {0: tw.Dim("batch", 1, 64), '
+        '1: tw.Dim("tokens", 1, 256)}, "attention_mask": {0: "batch", 1: "tokens"}}'
+    )
+
+
 def test_attention_weights_as_output_keep_the_models_own_attention(rng: np.random.Generator) -> None:
     config = transformers.BertConfig(**SMALL)
     config._attn_implementation = "eager"

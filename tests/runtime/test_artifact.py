@@ -276,7 +276,7 @@ def test_a_foreign_program_in_a_right_container_is_refused(tmp_path: Path, rng: 
 def test_a_rebuilt_program_must_hold_the_stored_tensors(tmp_path: Path, rng: np.random.Generator) -> None:
     saved = save(tmp_path / "a", values(rng))
     other = affine_program(packed=(TensorSpec("power", (Expr.of(2),), F32),))
-    with pytest.raises(ArtifactError, match=r"packed:power is f32 \[1\]; the program holds f32 \[2\]"):
+    with pytest.raises(ArtifactError, match=r"packed:power is float32 \[1\]; the program holds float32 \[2\]"):
         load_artifact(saved, rebuild=lambda parts: (other, native_code()), use_native=False)
 
 

@@ -146,8 +146,8 @@ def test_tensors_without_dense_memory() -> None:
 def test_wrong_dtypes() -> None:
     assert refused(DTypeError, two_inputs(), ids().astype(np.uint32), torch.zeros(2, 5, 3).double()) == (
         "TW002 wrong dtype: 2 problems\n"
-        "  - ids is uint32, compiled for i64\n"
-        "  - x is float64, compiled for f32\n"
+        "  - ids is uint32, compiled for int64\n"
+        "  - x is float64, compiled for float32\n"
         "  next: convert: ids.astype('int64'), x.to(torch.float32)"
     )
 

@@ -219,7 +219,7 @@ def test_memory_limit_is_kept_with_the_buffers_in_the_message(rng: np.random.Gen
         "  weight:bias                     4 B  4\n"
         "  weight:scale                    4 B  4\n"
         "  but memory_limit is 2.0 KiB\n"
-        "  next: call it with smaller dims, or compile with memory_limit=8204"
+        "  next: call it with smaller dims, or give compile() or tw.load() memory_limit=8204"
     )
     assert run.footprint({"batch": 4, "tokens": 256}).total == 8204
     executable(affine_program(), values(rng), memory_limit=8204)(np.zeros((4, 256), np.float32))

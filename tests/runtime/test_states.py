@@ -135,12 +135,12 @@ def test_state_errors_in_full(rng: np.random.Generator) -> None:
     with pytest.raises(StateError) as raised:
         state["total"] = np.zeros(2, np.float32)
     assert str(raised.value) == (
-        "TW045 state does not fit: total is f32 [1], not float32 [2]\n  next: set it to a tensor of f32 [1]"
+        "TW045 state does not fit: total is float32 [1], not float32 [2]\n  next: set it to a tensor of float32 [1]"
     )
     with pytest.raises(StateError) as raised:
         state["total"] = [1.0]
     assert str(raised.value) == (
-        "TW045 state does not fit: total is f32 [1], not a list\n  next: set it to an array or a tensor"
+        "TW045 state does not fit: total is float32 [1], not a list\n  next: set it to an array or a tensor"
     )
     with pytest.raises(StateError) as raised:
         del state["total"]

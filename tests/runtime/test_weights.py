@@ -51,9 +51,9 @@ def test_everything_wrong_comes_at_once() -> None:
     given = {"embed.weight": torch.ones(3, 2).double(), "norm.bais": torch.ones(1), "head.weight": [1], "more": None}
     assert refused(given) == (
         "TW040 weights do not fit: 5 problems\n"
-        "  - embed.weight is float64 [3, 2], in the program f32 [2, 3]\n"
-        "  - head.weight is no tensor that a program can read; it must be f32 [2, 3]\n"
-        "  - norm.bias is missing: bf16 [1]\n"
+        "  - embed.weight is float64 [3, 2], in the program float32 [2, 3]\n"
+        "  - head.weight is no tensor that a program can read; it must be float32 [2, 3]\n"
+        "  - norm.bias is missing: bfloat16 [1]\n"
         "  - norm.bais is no weight of the program; did you mean norm.bias?\n"
         "  - more is no weight of the program\n"
         "  next: pass the state_dict() of the model that was compiled, with other values"
@@ -119,7 +119,7 @@ def test_a_foreign_dtype_in_a_checkpoint_is_reported_not_raised(tmp_path: Path) 
     with pytest.raises(WeightsError) as raised:
         check_source(affine_program(), WeightFiles([tmp_path / "w"]))
     assert str(raised.value) == (
-        "TW040 weights do not fit: scale is no tensor that a program can read; it must be f32 [1]\n"
+        "TW040 weights do not fit: scale is no tensor that a program can read; it must be float32 [1]\n"
         "  next: pass the state_dict() of the model that was compiled, with other values"
     )
 
@@ -155,8 +155,8 @@ def test_a_weight_set_holds_what_the_program_stores(tmp_path: Path, rng: np.rand
         WeightSet(other, file)
     assert str(raised.value) == (
         "TW040 weights do not fit: 2 problems\n"
-        "  - packed:power is f32 [1]; the program holds f32 [2]\n"
-        "  - packed:more is missing; the program holds bf16 [1]\n"
+        "  - packed:power is float32 [1]; the program holds float32 [2]\n"
+        "  - packed:more is missing; the program holds bfloat16 [1]\n"
         "  next: prepare the weights again: compile again, or save the artifact again"
     )
 

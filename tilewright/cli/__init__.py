@@ -27,7 +27,9 @@ def command_line(arguments: Sequence[str]) -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0
     except TilewrightError as error:
-        print(error, file=sys.stderr)
+        from tilewright.cli.dims_text import for_command_line
+
+        print(for_command_line(str(error)), file=sys.stderr)
         return USER_ERROR
     except Exception:  # noqa: BLE001  (the last line of defence: whatever got here is our fault, and is shown whole)
         traceback.print_exc()

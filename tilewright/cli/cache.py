@@ -25,14 +25,18 @@ Key = Annotated[
 
 
 def _open(folder: str | None) -> Cache:
+    """A cache to look into. CacheError where its folder cannot be listed; OptionError where a folder that was named on
+    the line is not there or holds something else: the user's own is an empty cache until something was compiled.
+    """
     from tilewright.runtime.cache import Cache
 
-    return Cache(folder)
-
-
-def _readable(found: Cache) -> Cache:
-    """A cache to look into. CacheError where its folder exists and cannot be listed, or is no folder."""
+    found = Cache(folder)
     found.require_readable()
+    if folder is not None and not found.is_laid_out():
+        what = "holds no cache" if found.root.is_dir() else "is not there"
+        raise OptionError(
+            f"--cache {folder}: the folder {what}", step="give a cache's folder; without --cache it is the user's"
+        )
     return found
 
 
@@ -42,7 +46,7 @@ def ls(folder: Folder = None) -> None:
     from tilewright.cli.tables import show
     from tilewright.runtime.memory import shown
 
-    found = _readable(_open(folder))
+    found = _open(folder)
     rows = [
         (i.key[:12], i.kind, shown(i.bytes), _ago(i), i.note.rpartition(".")[2], _what(i.factors))
         for i in found.entries()
@@ -56,7 +60,7 @@ def stats(folder: Folder = None) -> None:
     from tilewright.cli.tables import show
     from tilewright.runtime.memory import shown
 
-    found = _readable(_open(folder)).stats()
+    found = _open(folder).stats()
     print(f"{found['root']}: {found['entries']} entries, {shown(found['bytes'])} of at most {shown(found['limit'])}")
     show(
         ("kind", "entries", "size"),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from tilewright.errors import DimDeclarationError, ParseError
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 _AXIS: Final = re.compile(r"(?P<name>[A-Za-z_]\w*)(?::(?P<low>\d+)\.\.(?P<high>\d*))?|(?P<size>\d+)")
 _SIZE: Final = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<value>\d+)")
 _DIMS_STEP: Final = 'write --dims "ids=batch:1..64,tokens:1..256": an entry an axis, _ or its size where it is fixed'
+_PYTHON: Final = re.compile(r"dims=(?=\{)|tw\.Dim\([^()]*\)")
 _SIZES_STEP: Final = "write batch=8,tokens=82"
 
 
@@ -46,6 +48,73 @@ def parse_sizes(text: str | None) -> dict[str, int]:
             raise ParseError(f"{part!r} in {text!r} is not a size of a dim", step=_SIZES_STEP)
         sizes[found["name"]] = int(found["value"])
     return sizes
+
+
+def for_command_line(text: str) -> str:
+    """A message with its `dims={...}` and `tw.Dim(...)` as the command line writes them; what it cannot say stays."""
+    parts, at = [], 0
+    for found in _PYTHON.finditer(text):
+        if found.start() < at:
+            continue
+        declared = found[0] == "dims="
+        end = _closing(text, found.end()) if declared else found.end()
+        said = _as_options(text[found.end() : end]) if declared else _as_axis(found[0])
+        if said is not None:
+            parts += [text[at : found.start()], said]
+            at = end
+    return "".join([*parts, text[at:]])
+
+
+def _closing(text: str, start: int) -> int:
+    """Where the brace that opens at `start` is closed; names hold no braces."""
+    depth = 0
+    for at in range(start, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[at], 0)
+        if not depth:
+            return at + 1
+    return len(text)
+
+
+def _as_options(declaration: str) -> str | None:
+    """`{"ids": {0: tw.Dim("n", 1, 8)}}` as `--dims "ids=n:1..8"`, an option an argument."""
+    try:
+        # a Dim becomes the tuple of what it was called with, which no declaration has in an axis's place
+        listed = list(_leaves(ast.literal_eval(declaration.replace("tw.Dim(", "(")), ()))
+    except (SyntaxError, ValueError):
+        return None
+    return " ".join(f'--dims "{".".join(path)}={axes}"' for path, axes in listed) or None
+
+
+def _leaves(spec: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """The path and the axes of every tensor in a declaration; ValueError for what options cannot say."""
+    if not isinstance(spec, Mapping) or not spec:
+        raise ValueError("neither parts nor axes")
+    if any(isinstance(value, Mapping) for value in spec.values()):
+        for key, inner in spec.items():
+            if re.search(r"[.=\s\"]", str(key)) or (isinstance(key, str) and key.isdigit()):
+                raise ValueError("a key that ends a path, or another one's text")
+            yield from _leaves(inner, (*path, str(key)))
+        return
+    if not path or not all(isinstance(axis, int) and axis >= 0 for axis in spec):
+        raise ValueError("no axes of an argument")
+    dims = [spec.get(axis) for axis in range(max(spec) + 1)]
+    yield path, ",".join("_" if d is None else _axis_text(d) if isinstance(d, tuple) else str(d) for d in dims)
+
+
+def _as_axis(call: str) -> str | None:
+    """`tw.Dim("n", 1, 8)` as `n:1..8`."""
+    try:
+        return _axis_text(ast.literal_eval(call.removeprefix("tw.Dim")))
+    except (SyntaxError, ValueError):
+        return None
+
+
+def _axis_text(given: Any) -> str:
+    """A Dim's arguments as an axis; ValueError for others than a name and one or two bounds."""
+    if not isinstance(given, tuple) or len(given) not in (2, 3):
+        raise ValueError("not a name and its bounds")
+    name, low, high = (*given, None)[:3]
+    return f"{name}:{low}..{'' if high is None else high}"
 
 
 def _entry(text: str) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +49,10 @@ def usual_sizes(dims: Iterable[Dim], given: Mapping[str, int]) -> dict[str, int]
     OptionError for a dim that does not exist or a size outside its range.
     """
     known = {dim.name: dim for dim in dims if dim.kind != "runtime"}
-    faults = [f"the program has no dim {name!r}" for name in given if name not in known]
+    faults = []
+    for name in (n for n in given if n not in known):
+        near = difflib.get_close_matches(name, [n for n in known if n not in given], n=1)
+        faults.append(f"the program has no dim {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
     for name, size in given.items():
         dim = known.get(name)
         if dim is not None and (size < dim.min or (dim.max is not None and size > dim.max)):

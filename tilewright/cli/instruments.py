@@ -1,4 +1,4 @@
-"""What `opt` watches passes with: their time, and the IR after them."""
+"""What `opt` watches passes with: their time, the IR after them, and those that had nothing to do."""
 
 from __future__ import annotations
 
@@ -59,3 +59,24 @@ class Printer:
             self.stream.write(f"// ----- after {p} -----\n{after}")
         elif self.which == "changed":
             self.stream.write(f"// ----- after {p}: unchanged -----\n")
+
+
+class Idle:
+    """Says which passes changed nothing while what they build on did not run: text that was fused before is fine."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self._done: set[str] = set()
+
+    @contextmanager
+    def around(self, p: Pass, module: ModuleOp, ctx: Context) -> Iterator[None]:
+        """Watches one pass."""
+        from tilewright.ir.module import print_module
+
+        missing = [required for required in p.requires if not self._done & set(required.split("|"))]
+        self._done.add(p.name)
+        before = print_module(module) if missing else ""
+        yield
+        if missing and print_module(module) == before:
+            after = " and ".join(required.replace("|", " or ") for required in missing)
+            self.stream.write(f"{p.name} changed nothing: it works on what {after} makes, which did not run\n")

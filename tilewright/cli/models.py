@@ -20,7 +20,7 @@ _KINDS: Final = "a .pt2 file, a directory with config.json and safetensors, or m
 class Model:
     """A model with example inputs, ready for compile(). dims: what to declare where the user declares nothing.
 
-    note: what was assumed, for the user to see.
+    note: where the example is from, for the user to see.
     """
 
     model: Any

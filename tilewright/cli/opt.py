@@ -69,7 +69,7 @@ def opt(
     target: Target = "cpu",
 ) -> None:
     """Runs passes on IR text and prints the result."""
-    from tilewright.cli.instruments import Clock, Printer
+    from tilewright.cli.instruments import Clock, Idle, Printer
     from tilewright.ir.backend import resolve_target
     from tilewright.ir.module import dim_space, parse_module, print_module
     from tilewright.ir.passing import Context, run_pipeline
@@ -87,7 +87,7 @@ def opt(
     module = parse_module(text, name)
     ctx = Context(machine=resolve_target(target)[1], dims=dim_space(module))
     clock = Clock()
-    instruments: list[Instrument] = []
+    instruments: list[Instrument] = [Idle(sys.stderr)]
     if print_after is not None:
         instruments.append(Printer(print_after, sys.stderr))
     if verify_each == "numeric":

@@ -78,7 +78,8 @@ def compile_given(model: Model, dims: Sequence[str] | None, options: dict[str, A
 
     declared = parse_dims(dims or [])
     if model.note:
-        say(model.note)
+        assumed = {} if declared else {dim: None for axes in (model.dims or {}).values() for dim in axes}
+        say("; ".join([model.note, *map(str, assumed)]))
     with watching() as progress:
         return entry.compile_model(
             model.model, model.args, model.kwargs, declared or model.dims, progress=progress, **options

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tilewright.compiler.compiled import Compiled
+    from tilewright.runtime.program import Program
 
 ArtifactArgument = Annotated[str, typer.Argument(metavar="ARTIFACT", help="What `compile` wrote.", show_default=False)]
 Sizes = Annotated[
@@ -75,8 +76,10 @@ def call_for(
     program = compiled.code.program
     inputs.require_inputs(program.signature, arrays, random=seed is not None)
     asked = parse_sizes(sizes_text)
+    require_agreement(program, arrays, asked)
     if seed is None:
         # every input is given: the call itself checks them, with the full story
+        inputs.usual_sizes(program.dims, asked)
         sizes = {**asked, **inputs.sizes_of(program.signature, arrays)}
         return *inputs.call_of(program.signature, [arrays[leaf.name] for leaf in program.signature.tensors]), sizes
     sizes = inputs.usual_sizes(program.dims, {**asked, **inputs.sizes_of(program.signature, arrays)})
@@ -84,6 +87,33 @@ def call_for(
     limits = inputs.index_limits(parse_module(texts.get("captured") or texts["graph"]))
     leaves = inputs.draw(program, sizes, limits, np.random.default_rng(seed), arrays)
     return *inputs.call_of(program.signature, leaves), sizes
+
+
+def require_agreement(program: Program, arrays: dict[str, NDArray[Any]], asked: dict[str, int]) -> None:
+    """OptionError where sizes that were asked for are not those of the arrays that were given."""
+    from tilewright.errors import OptionError
+
+    leaves = program.signature.tensors
+    found = [
+        (f"{leaf.name} axis {axis}", dim.evaluate(asked), size, dim.symbols)
+        for leaf in leaves
+        if leaf.name in arrays and arrays[leaf.name].ndim == len(leaf.dims)
+        for axis, (dim, size) in enumerate(zip(leaf.dims, arrays[leaf.name].shape, strict=True))
+        if dim.symbols and dim.symbols <= asked.keys()
+    ]
+    for read in program.reads:
+        name = leaves[read.input].name
+        if name in arrays and read.dim in asked and arrays[name].size > read.element:
+            value = int(arrays[name].reshape(-1)[read.element])
+            found.append((f"{name}[{read.element}]", asked[read.dim], value, frozenset((read.dim,))))
+    faults = [
+        f"{what} is {given}, {', '.join(f'{n}={asked[n]}' for n in sorted(symbols))} asks for {wanted}"
+        for what, wanted, given, symbols in found
+        if wanted != given
+    ]
+    if faults:
+        wrong = sorted({name for _, wanted, given, symbols in found if wanted != given for name in symbols})
+        raise OptionError(faults, step=f"leave {', '.join(wrong)} out of the sizes, or give arrays of these sizes")
 
 
 def describe(outputs: dict[str, Any]) -> None:

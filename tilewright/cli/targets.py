@@ -32,6 +32,7 @@ def targets() -> None:
 
 def _state(backend: Backend, machine: Machine) -> str:
     """Whether kernels for a machine can be compiled here, and run here."""
+    from tilewright.compiler.options import Options
     from tilewright.runtime.native import cpu_features
 
     missing = backend.probe()
@@ -42,4 +43,6 @@ def _state(backend: Backend, machine: Machine) -> str:
     lacking = sorted(set(machine.features) - cpu_features()) if machine.family == "cpu" else []
     if lacking:
         return f"this CPU lacks {', '.join(lacking[:3])}" + (", ..." if len(lacking) > 3 else "")
-    return "the default here" if backend.default_machine() == machine.name else "ready"
+    # several backends can run here, each with a machine of its own; one of them is what nobody has to ask for
+    is_default = backend.name == Options().target and backend.default_machine() == machine.name
+    return "the default here" if is_default else "ready"

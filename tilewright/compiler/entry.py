@@ -80,7 +80,8 @@ def finish(
         with watch.stage("weights"):
             tensors = {**captured.weights, **captured.states}
             wanted = {spec.name for spec in code.program.weights}
-            return store.weights(code, library, pool, {n: t for n, t in tensors.items() if n in wanted})
+            chosen = {n: t for n, t in tensors.items() if n in wanted}
+            return store.weights(code, library, pool, chosen, model=captured.source.model)
 
     return ready(
         code, told, hold, watch, here=target.backend.device == "cpu", threads=options.threads,

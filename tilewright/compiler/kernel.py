@@ -67,6 +67,7 @@ class Kernel:
 
         given: static parameters, and the options threads, memory_limit and cache of `tilewright.compile`.
         """
+        self._require_target(target, "compile")
         options = Options.of({"target": target, **{n: v for n, v in given.items() if n in _OPTIONS}})
         statics = self.spec.resolve({n: v for n, v in given.items() if n not in _OPTIONS})
         return self._compile(statics, options)
@@ -85,6 +86,7 @@ class Kernel:
 
     def sources(self, target: str | Sequence[str] = "cpu", **statics: Any) -> Mapping[str, str]:
         """The kernel's code for any registered target, built by its toolchain; nothing is run."""
+        self._require_target(target, "sources")
         chosen = tuple(target) if not isinstance(target, str) else target
         return kernel_sources(self.trace(**statics), Target.of(Options(target=chosen)))
 
@@ -116,6 +118,18 @@ class Kernel:
         if any(is_torch(value) for value in inputs):
             found = [_torch(b.dtype_at(statics), a) for b, a in zip(self.spec.outputs, outputs, strict=True)]
         return found[0] if len(found) == 1 else tuple(found)
+
+    def _require_target(self, target: object, method: str) -> None:
+        """OptionError where an input is given to what takes the static parameters alone."""
+        if isinstance(target, str) or (isinstance(target, (list, tuple)) and all(isinstance(t, str) for t in target)):
+            return
+        takes = ", ".join(f"{name}=" for name in self.spec.statics)
+        call = f"{method}({', '.join(f'{name}=...' for name in self.spec.statics)})"
+        raise OptionError(
+            f"@{self.spec.name}.{method} takes {f'{takes} and ' if takes else ''}a target's name, not inputs; "
+            f"it was given a {type(target).__name__}",
+            step=f"write {self.spec.name}.{call}, or call {self.spec.name} with its inputs",
+        )
 
     def _bound(self, tensors: Sequence[Any], given: Mapping[str, Any]) -> tuple[list[Any], dict[str, Static]]:
         """A call's inputs in order, and the values of all static parameters."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import NoneType
@@ -74,7 +74,7 @@ class Options:
                 faults.append(f"{name}={value!r} {why}")
                 fixes.append(fix)
             elif value not in allowed:
-                faults.append(f"{name}={value!r} is not one of {', '.join(repr(a) for a in allowed)}")
+                faults.append(f"{name}={_shown(value)} is not one of {', '.join(repr(a) for a in allowed)}")
                 near = difflib.get_close_matches(str(value), [str(a) for a in allowed if a], n=1)
                 # True asks for the thing: None, which is there first, would be the opposite
                 meant = [str(a) for a in allowed if a is not None] if value is True else allowed
@@ -83,7 +83,7 @@ class Options:
             value = getattr(self, name)
             # True is an int to Python, but no count
             if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-                faults.append(f"{name}={value!r} is not {what}")
+                faults.append(f"{name}={_shown(value)} is not {what}")
                 fixes.append(fix)
             elif isinstance(value, int) and not isinstance(value, bool) and value < 1:
                 faults.append(f"{name}={value} is not {what}")
@@ -95,16 +95,23 @@ class Options:
             raise OptionError(faults, step=f"write {', '.join(fixes)}")
 
     @staticmethod
-    def of(given: Mapping[str, Any]) -> Options:
-        """Options from keyword arguments; a name that is not one is an error with the nearest."""
+    def of(
+        given: Mapping[str, Any], *, caller: str = "compile()", more: Iterable[str] = (), less: Iterable[str] = ()
+    ) -> Options:
+        """Options from keyword arguments; a name that is not one is an error with the nearest.
+
+        caller: who takes them. more, less: names it takes besides, or does not take; told, not read here.
+        """
         known = {f.name for f in fields(Options)}
         unknown = [name for name in given if name not in known]
         if unknown:
-            near = {name: difflib.get_close_matches(name, known, n=1) for name in unknown}
+            # what no target has is not offered
+            offered = sorted((known | set(more)) - {"quantize", *less})
+            near = {name: difflib.get_close_matches(name, offered, n=1) for name in unknown}
             meant = [repr(found[0]) for found in near.values() if found]
             raise OptionError(
-                [f"compile() has no option {name!r}" for name in unknown],
-                step=f"did you mean {', '.join(meant)}?" if meant else f"it has {', '.join(sorted(known))}",
+                [f"{caller} has no option {name!r}" for name in unknown],
+                step=f"did you mean {', '.join(meant)}?" if meant else f"it has {', '.join(offered)}",
             )
         target = given.get("target", "cpu")
         limit = given.get("memory_limit")
@@ -119,3 +126,9 @@ class Options:
     def key(self) -> dict[str, Any]:
         """The options that decide code, but for determinism, whose default is the target's."""
         return {"precision": self.precision, "materialise": self.materialise}
+
+
+def _shown(value: Any) -> str:
+    """A value's text where it is short, else what kind of thing it is: a tensor prints a page."""
+    text = repr(value)
+    return text if len(text) <= 60 and "\n" not in text else f"a {type(value).__name__}"

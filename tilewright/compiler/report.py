@@ -57,6 +57,11 @@ class Report:
         """The report at given sizes. OptionError names dims without a value, unknown, or out of range."""
         return replace(self, dims=asked_sizes(self.code.program.dims, dims))
 
+    @property
+    def sizes(self) -> Mapping[str, int] | None:
+        """The sizes that figures are numbers at: those of `.at`, none for a program without dims; None for formulas."""
+        return self.dims if self.dims is not None or self.code.program.dims else {}
+
     @cached_property
     def counts(self) -> Mapping[str, KernelCounts]:
         """What each kernel counts, by name, from the tile IR. MissingDependencyError where its library is absent."""
@@ -78,7 +83,7 @@ class Report:
     @cached_property
     def rows(self) -> list[Row]:
         """A row per kernel family (the variants of one launch), in the order of first use."""
-        rows = []
+        rows, sizes = [], self.sizes
         measured: dict[str, float] = {}
         for timed in self.profile.steps if self.profile is not None else ():
             measured[timed.name] = measured.get(timed.name, 0.0) + timed.seconds
@@ -91,18 +96,18 @@ class Report:
             seen.add(step.name)
             variants = tuple(str(names[v.symbol]) for v in step.variants)
             chosen = variants[-1]
-            if self.dims is not None:
-                formal = {n: e.evaluate(self.dims) for n, e in zip(step.formal_dims, step.dims, strict=True)}
+            if sizes is not None:
+                formal = {n: e.evaluate(sizes) for n, e in zip(step.formal_dims, step.dims, strict=True)}
                 guard = step.guard.evaluate(formal)
                 chosen = next(
                     name for name, v in zip(variants, step.variants, strict=True) if v.limit is None or guard <= v.limit
                 )
             counts = self.counts[chosen]
-            figures = counts.at(formal) if self.dims is not None else None
+            figures = counts.at(formal) if sizes is not None else None
             source, times = figures or counts, launches[step.name]
             rows.append(
                 Row(
-                    kernel=chosen if self.dims is not None else step.name,
+                    kernel=chosen if sizes is not None else step.name,
                     launches=times,
                     variants=variants,
                     flops=_times(source.flops, times),
@@ -127,7 +132,7 @@ class Report:
             "model": self.facts.get("model"),
             "target": program.target,
             "dims": [str(d) for d in program.dims],
-            "at": dict(self.dims) if self.dims is not None else None,
+            "at": None if self.sizes is None else dict(self.sizes),
             "kernels": [{name: _plain(value) for name, value in vars(row).items()} for row in self.rows],
             "patterns": dict(self.facts.get("patterns", {})),
             "applied": dict(self.facts.get("applied", {})),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -32,12 +33,17 @@ def screen(report: Report) -> str:
     def line(text: str) -> None:
         console.print(Text(text), no_wrap=True, overflow="ellipsis")
 
+    def paragraph(text: str) -> None:
+        """What is a sentence is shown whole: its end says what to do."""
+        for part in textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False):
+            console.print(Text(part), no_wrap=True)
+
     line(f"{data['model']} on {data['target']}, dims {'; '.join(data['dims']) or 'none'}")
     line(
         f"{sum(row.launches for row in shown.rows)} launches of {len(shown.rows)} kernels; "
         f"fallbacks: {', '.join(data['fallbacks']) or 'none'}; memory: {bytes_text(data['memory']['bytes'])}"
     )
-    line(f"cache: {data['cache'] or 'off'}")
+    paragraph(f"cache: {data['cache'] or 'off'}")
     line("")
     if shown.dims:
         sizes = ", ".join(f"{n}={v}" for n, v in shown.dims.items())
@@ -53,9 +59,9 @@ def screen(report: Report) -> str:
         line(f"refused: {text}")
     line("seconds to compile: " + ", ".join(f"{name} {seconds:.2f}" for name, seconds in data["seconds"].items()))
     if data["checked"]:
-        line(f"checked: {data['checked']}")
+        paragraph(f"checked: {data['checked']}")
     for note in data["notes"]:
-        line(f"note: {note}")
+        paragraph(f"note: {note}")
     return console.export_text()
 
 
@@ -118,10 +124,10 @@ def number(value: float) -> str:
 
 def duration(seconds: float) -> str:
     """A time in three digits, in the largest unit that it has one of."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
         if seconds >= size:
             return f"{_three(seconds / size)} {unit}"
-    return f"{_three(seconds * 1e6)} us"
+    return f"{_three(seconds * 1e9)} ns"
 
 
 def _three(value: float) -> str:

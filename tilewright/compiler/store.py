@@ -86,8 +86,13 @@ class Store:
             return *fresh[0], f"miss ({miss})" if miss is not None else "miss (the entry was damaged)"
         return *read_code(entry), "hit"
 
-    def weights(self, code: Code, library: NativeLibrary, pool: ThreadPool, source: Source) -> WeightSet:
-        """The program's packed weights: prepared once for equal values by equal code, then mapped."""
+    def weights(
+        self, code: Code, library: NativeLibrary, pool: ThreadPool, source: Source, *, model: str = ""
+    ) -> WeightSet:
+        """The program's packed weights: prepared once for equal values by equal code, then mapped.
+
+        model: whose they are, for people who list the cache.
+        """
         program = code.program
         if self.cache is None:
             return prepare_weights(program, library, pool, source)
@@ -106,6 +111,7 @@ class Store:
 
         def fill(folder: Path) -> None:
             prepare_weights(program, library, pool, source, folder / _PACKED)
+            (folder / NOTE).write_text(model, encoding="utf-8")
 
         try:
             entry = self.cache.get_or_build(factors, fill)

@@ -17,7 +17,7 @@ import contextlib
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     import torch
 
 Frozen = Mapping[int, tuple[str, "torch.Tensor"]]
+# options of compile() that a piece of a model cannot have
+_NOT_TAKEN: Final = ("check", "materialise")
 
 
 def tilewright(
@@ -55,10 +57,11 @@ def tilewright(
         f"torch.compile's {name}={value!r} means nothing here" for name, value in more.items() if value is not None
     ]
     faults += [] if isinstance(freeze, bool) else [f"freeze_weights={freeze!r} is not True or False"]
-    faults += [f"{name} is an option of tilewright.compile alone" for name in ("check", "materialise") if name in given]
+    faults += [f"{name} is an option of tilewright.compile alone" for name in _NOT_TAKEN if name in given]
     if faults:
         raise OptionError(faults, step='torch.compile(model, backend="tilewright", options={"freeze_weights": True})')
-    chosen = Options.of(given)
+    caller = 'torch.compile(backend="tilewright")'
+    chosen = Options.of(given, caller=caller, more=("freeze_weights",), less=_NOT_TAKEN)
     asking = [
         n for n, value in zip(_names(graph_module), inputs, strict=True) if getattr(value, "requires_grad", False)
     ]

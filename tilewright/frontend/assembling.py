@@ -19,7 +19,7 @@ from tilewright.frontend.registry import Unsupported
 from tilewright.frontend.structures import tree_of_spec
 from tilewright.frontend.weights import Tensors, pattern
 from tilewright.ir.dims import Expr
-from tilewright.ir.dtypes import from_torch_name
+from tilewright.ir.dtypes import DTYPES, from_torch_name, torch_name
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.structure import ConstantOp, FuncOp, StateReadOp, StateWriteOp, WeightOp
 from tilewright.ir.module import new_module
@@ -97,7 +97,10 @@ def _arguments(exported: Exported) -> tuple[list[Argument], dict[str, TensorType
             dtype = from_torch_name(str(leaf.value.dtype))
             if dtype is None:
                 problem = Problem(f"{leaf.name} is {leaf.value.dtype}, which the IR has no type for")
-                raise CaptureError(problem, step="pass it in one of the dtypes that `tilewright ops` lists")
+                step = f"pass it in one of {', '.join(map(torch_name, DTYPES.values()))}"
+                if leaf.value.is_complex():
+                    step += "; complex numbers as torch.view_as_real(x), which the model takes back"
+                raise CaptureError(problem, step=step)
             declared = tuple(
                 Expr.of(dim) if dim is not None else Expr.of(int(size))
                 for dim, size in zip(leaf.axes or (None,) * leaf.value.dim(), leaf.value.shape, strict=True)

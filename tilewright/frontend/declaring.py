@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import NoneType
 from typing import Any
@@ -20,7 +21,7 @@ def declare(example: Example, dims: Mapping[str, Any] | None) -> Example:
     if not isinstance(dims, Mapping):
         raise DimDeclarationError(
             f"dims is a {type(dims).__name__}, not a mapping from argument names to axes",
-            step=f"follow the arguments: {_pattern(example)}",
+            step=f"follow the arguments: {_pattern(example, ())}",
         )
     problems: list[str] = []
     known = [entry.name for entry in example.entries]
@@ -42,7 +43,7 @@ def declare(example: Example, dims: Mapping[str, Any] | None) -> Example:
     )
     problems += _disagreements(entries)
     if problems:
-        raise DimDeclarationError(problems, step=f"follow the arguments: {_pattern(example)}")
+        raise DimDeclarationError(problems, step=f"follow the arguments: {_pattern(example, dims)}")
     used = {axis.name: axis for entry in entries for leaf in entry.leaves for axis in leaf.axes if axis is not None}
     space = DimSpace(dim for listed in specs.values() for spec in listed for dim in _dims_in(spec))
     known_dims = tuple(space.dims.get(name, dim) for name, dim in used.items())
@@ -56,12 +57,35 @@ def declare(example: Example, dims: Mapping[str, Any] | None) -> Example:
     return _without_single_sizes(replace(example, entries=entries, dims=known_dims, given=given))
 
 
-def _pattern(example: Example) -> str:
-    """A dims line to paste and edit: the first tensor among the arguments with a dim on its first axis."""
-    for entry in example.entries:
-        if entry.tree.kind == "leaf" and entry.leaves[0].is_tensor and entry.leaves[0].value.dim():
-            return f'dims={{"{entry.name}": {{0: tw.Dim("batch", 1, 64)}}}}'
-    return 'dims={"ids": {0: tw.Dim("batch", 1, 64)}}'
+def _pattern(example: Example, named: Iterable[Any]) -> str:
+    """A dims line to paste and edit: a tensor of the arguments with a dim on its first axis, nested as it is passed.
+
+    named: the names that the user wrote; the first argument among them, also by the path of a part, is the one shown.
+    """
+    wanted = [str(name).partition(".")[0] for name in named]
+    entries = sorted(example.entries, key=lambda e: wanted.index(e.name) if e.name in wanted else len(wanted))
+    for entry in entries:
+        for leaf, path in zip(entry.leaves, _paths(entry.tree), strict=True):
+            if leaf.is_tensor and leaf.value.dim():
+                line = '{0: tw.Dim("batch", 1, 64)}'
+                for key in reversed([entry.name, *path]):
+                    line = f"{{{json.dumps(key) if isinstance(key, str) else key}: {line}}}"
+                return f"dims={line}"
+    return "dims=None, because no argument is a tensor with axes"
+
+
+def _paths(tree: Tree) -> Iterator[tuple[Any, ...]]:
+    """The keys on the way to each leaf."""
+    if tree.kind == "leaf":
+        yield ()
+        return
+    for key, child in zip(_keys(tree), tree.children, strict=True):
+        yield from ((key, *rest) for rest in _paths(child))
+
+
+def _keys(tree: Tree) -> Sequence[Any]:
+    """What dims names the parts of a nested argument by."""
+    return tree.keys if tree.kind in ("dict", "record") else range(len(tree.children))
 
 
 def _without_single_sizes(example: Example) -> Example:
@@ -85,13 +109,14 @@ def _leaf_specs(tree: Tree, spec: Any, where: str, problems: list[str]) -> list[
     """One declaration (or None) for each leaf, following the argument's structure."""
     if spec is None or tree.kind == "leaf":
         return [spec] * tree.leaves
-    keys = tree.keys if tree.kind in ("dict", "record") else tuple(range(len(tree.children)))
+    keys = _keys(tree)
     if isinstance(spec, (list, tuple)) and tree.kind in ("list", "tuple"):
         spec = dict(enumerate(spec))
     if not isinstance(spec, Mapping):
         problems.append(f"{where} is a {tree.kind}: its dims must be one too, got {type(spec).__name__}")
         return [None] * tree.leaves
-    problems += [f"{where} has no part {key!r}" for key in spec if key not in keys]
+    parts = f"its parts are {', '.join(map(repr, keys))}" if keys else "it is empty"
+    problems += [f"{where} has no part {key!r}: {parts}" for key in spec if key not in keys]
     return [
         leaf
         for key, child in zip(keys, tree.children, strict=True)

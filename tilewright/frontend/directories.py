@@ -19,7 +19,7 @@ _TOKENS: Final = 256
 
 @dataclass(frozen=True)
 class Directory:
-    """A model from a directory, with example inputs and the dims they are declared with. note: what was assumed."""
+    """A model from a directory, with example inputs and the dims they are declared with. note: where they are from."""
 
     model: Any
     kwargs: Mapping[str, Any]
@@ -70,7 +70,7 @@ def open_directory(folder: Path, *, seed: int = 0) -> Directory:
     ids = torch.randint(0, vocabulary, (2, 8), generator=generator)
     dims = (Dim("batch", 1, 64), Dim("tokens", 1, min(_TOKENS, positions or _TOKENS)))
     names = ("input_ids", "attention_mask")
-    note = f"inputs from config.json: {names[0]} below {vocabulary} and {names[1]}; {'; '.join(map(str, dims))}"
+    note = f"inputs from config.json: {names[0]} below {vocabulary} and {names[1]}"
     return Directory(model, {names[0]: ids, names[1]: torch.ones_like(ids)}, dict.fromkeys(names, dims), note)
 
 

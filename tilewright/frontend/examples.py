@@ -78,12 +78,22 @@ class Example:
 def bind(forward: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Example:
     """The example arguments by the parameters of `forward`; arrays become tensors. ArgumentError if they do not fit."""
     signature = inspect.signature(forward)
-    bound = bind_call(signature, args, kwargs)
+    bound = bind_call(signature, args, kwargs, step=f"give example inputs: {_example_line(signature)}")
     parameters = tuple(Parameter.of(p) for p in signature.parameters.values())
     names = iter(_positional_names(signature))
     entries = [_entry(next(names), None, value) for value in bound.args[: len(args)]]
     entries += [_entry(name, name, value) for name, value in kwargs.items()]
     return Example(parameters, tuple(entries))
+
+
+def _example_line(signature: inspect.Signature) -> str:
+    """The `args=` and `kwargs=` of the parameters that need a value: args=(ids, mask), kwargs={"scale": scale}."""
+    parameters = signature.parameters.values()
+    needed = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    placed = [p.name for p in needed if p.kind != p.KEYWORD_ONLY]
+    named = ", ".join(f'"{p.name}": {p.name}' for p in needed if p.kind == p.KEYWORD_ONLY)
+    line = f"args=({', '.join(placed)}{',' if len(placed) == 1 else ''})"
+    return f"{line}, kwargs={{{named}}}" if named else line
 
 
 def _positional_names(signature: inspect.Signature) -> Iterator[str]:

@@ -205,8 +205,11 @@ def mask(
         )
     if attention_mask is not None and pattern.valid is not None:
         attention_mask = attention_mask & pattern.valid
+    valid = attention_mask if attention_mask is not None else pattern.valid
+    if valid is not None:
+        _require_fitting(valid, batch_size, kv_length)
     made: torch.Tensor = torch.ops.tilewright.attention_mask(
-        attention_mask if attention_mask is not None else pattern.valid,
+        valid,
         pattern.positions,
         pattern.segments,
         # without padding the shift is zero
@@ -219,6 +222,18 @@ def mask(
         device=torch.device(device),
     )
     return made
+
+
+def _require_fitting(valid: torch.Tensor, batch_size: Any, kv_length: Any) -> None:
+    """ValueError unless a key validity broadcasts to [batch, keys].
+
+    Said while it is traced, and by comparing sizes: the exporter then hears of an axis that stays fixed beside one that
+    varies, and the user is told to declare it, too.
+    """
+    if any(given != wanted and given != 1 for given, wanted in zip(valid.shape, (batch_size, kv_length), strict=True)):
+        raise ValueError(
+            f"the attention mask has the shape {list(valid.shape)} for sequences of the shape {[batch_size, kv_length]}"
+        )
 
 
 def _materialised(**kwargs: Any) -> torch.Tensor | None:

@@ -217,13 +217,19 @@ class Signature:
             raise ArtifactError(f"the signature is malformed: {fault!r}", step="save the program again") from fault
 
 
-def bind_call(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> inspect.BoundArguments:
-    """Arguments by parameter. Python names the first misfit of a call; the ArgumentError raised here names all."""
+def bind_call(
+    signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any], *, step: str | None = None
+) -> inspect.BoundArguments:
+    """Arguments by parameter. Python names the first misfit of a call; the ArgumentError raised here names all.
+
+    step: what to do about it, where these are not the arguments of a call.
+    """
     try:
         return signature.bind(*args, **kwargs)
     except TypeError as fault:
         listed = ", ".join(str(p.replace(annotation=p.empty)) for p in signature.parameters.values())
-        raise ArgumentError(_misfits(signature, args, kwargs) or [str(fault)], step=f"call it as ({listed})") from fault
+        faults = _misfits(signature, args, kwargs) or [str(fault)]
+        raise ArgumentError(faults, step=step or f"call it as ({listed})") from fault
 
 
 def _misfits(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:

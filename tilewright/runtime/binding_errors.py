@@ -51,7 +51,7 @@ def check_tensors(inputs: Sequence[Input], leaves: Sequence[Any]) -> None:
     types = [(leaf, value, d) for leaf, value, d in known if d.dtype != leaf.dtype]
     if types:
         raise DTypeError(
-            [f"{leaf.name} is {d.dtype_name}, compiled for {leaf.dtype}" for leaf, _, d in types],
+            [f"{leaf.name} is {d.dtype_name}, compiled for {_dtype(leaf)}" for leaf, _, d in types],
             step="convert: " + ", ".join(_conversion(leaf, value) for leaf, value, _ in types),
         )
     ranks = [(leaf, d) for leaf, _, d in known if len(d.shape) != len(leaf.dims)]
@@ -77,6 +77,11 @@ def _named(value: Any) -> str:
 def _axes(sizes: Sequence[Any]) -> str:
     count = f"{len(sizes)} axis" if len(sizes) == 1 else f"{len(sizes)} axes"
     return f"{count} [{', '.join(map(str, sizes))}]"
+
+
+def _dtype(leaf: Input) -> str:
+    """A leaf's dtype by the name that the caller's own tensors have theirs by."""
+    return "none" if leaf.dtype is None else torch_name(leaf.dtype)
 
 
 def _conversion(leaf: Input, value: Any) -> str:

@@ -158,6 +158,10 @@ class Cache:
         except OSError as fault:
             raise CacheError(f"the cache in {self.root} cannot be read: {fault.strerror}", step=_STEP) from fault
 
+    def is_laid_out(self) -> bool:
+        """Whether the folder holds a cache: one in which something was built, or an empty folder."""
+        return self._base.is_dir() or (self.root.is_dir() and not any(self.root.iterdir()))
+
     def stats(self) -> dict[str, Any]:
         """Entries and bytes on disk, in total and by kind, and this process's counts."""
         items = self.entries()

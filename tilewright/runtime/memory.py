@@ -172,7 +172,7 @@ class Footprint:
         if limit is not None and self.total > limit:
             raise CapacityError(
                 f"{self}\n  but memory_limit is {shown(limit)}",
-                step=f"call it with smaller dims, or compile with memory_limit={self.total}",
+                step=f"call it with smaller dims, or give compile() or tw.load() memory_limit={self.total}",
             )
 
 

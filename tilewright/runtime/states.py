@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilewright.errors import StateError
+from tilewright.ir.dtypes import torch_name
 from tilewright.runtime.memory import Arena
 from tilewright.runtime.program import ALIGNMENT, Program
 from tilewright.runtime.tensors import Buffer, as_buffer, describe
@@ -66,7 +67,7 @@ class StateStore(MutableMapping[str, Any]):
     def __setitem__(self, name: str, value: Any) -> None:
         buffer = self._find(name)
         found = describe(value)
-        wanted = f"{buffer.dtype} {list(buffer.shape)}"
+        wanted = f"{torch_name(buffer.dtype)} {list(buffer.shape)}"
         if found is None:
             raise StateError(f"{name} is {wanted}, not a {type(value).__name__}", step="set it to an array or a tensor")
         if (found.dtype, found.shape, found.device) != (buffer.dtype, buffer.shape, "cpu"):

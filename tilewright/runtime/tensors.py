@@ -56,7 +56,10 @@ def _raw(address: int, size: int, keep: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What a caller's tensor is. dtype: None where the IR has no such type. dense: not in a sparse layout of torch."""
+    """What a caller's tensor is. dtype: None where the IR has no such type. dtype_name: torch's or NumPy's.
+
+    dense: not in a sparse layout of torch.
+    """
 
     dtype: DType | None
     dtype_name: str
@@ -75,7 +78,7 @@ def describe(value: Any) -> Description | None:
         dense = str(value.layout) == "torch.strided"
         return Description(dtype, name, tuple(map(int, value.shape)), str(value.device), dense)
     if isinstance(value, Buffer):
-        return Description(value.dtype, value.dtype.name, value.shape, "cpu", True)
+        return Description(value.dtype, torch_name(value.dtype), value.shape, "cpu", True)
     return None
 
 

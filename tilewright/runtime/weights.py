@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilewright.errors import Problem, WeightsError
+from tilewright.ir.dtypes import torch_name
 from tilewright.runtime.program import Program, TensorSpec
 from tilewright.runtime.safetensors_file import SafetensorsFile
 from tilewright.runtime.tensors import Buffer, Description, as_buffer, describe
@@ -148,7 +149,7 @@ def _fault(name: str, spec: TensorSpec, found: Description | None) -> Problem | 
 
 
 def _shown(spec: TensorSpec) -> str:
-    return f"{spec.dtype} {list(spec.shape({}))}"
+    return f"{torch_name(spec.dtype)} {list(spec.shape({}))}"
 
 
 def _same(a: Buffer, b: Buffer) -> bool:
@@ -169,7 +170,7 @@ class WeightSet:
         for spec in program.stored:
             buffer = stored.get(spec.name)
             if buffer is None or (buffer.dtype, buffer.shape) != (spec.dtype, spec.shape({})):
-                held = "is missing" if buffer is None else f"is {buffer.dtype} {list(buffer.shape)}"
+                held = "is missing" if buffer is None else f"is {torch_name(buffer.dtype)} {list(buffer.shape)}"
                 faults.append(f"{spec.name} {held}; the program holds {_shown(spec)}")
             else:
                 self._buffers[spec.name] = buffer
