@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from tilewright.cli.writing import writing
 from tilewright.errors import OptionError, PassOptionError
 
 if TYPE_CHECKING:
@@ -107,12 +108,8 @@ def opt(
     if output is None:
         sys.stdout.write(result)
         return
-    try:
+    with writing("-o", output):
         output.write_text(result, encoding="utf-8")
-    except OSError as fault:
-        raise OptionError(
-            f"-o {output} cannot be written: {fault.strerror}", step="give a path you can write to"
-        ) from fault
 
 
 def read(file: str) -> tuple[str, str]:
