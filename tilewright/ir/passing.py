@@ -196,9 +196,21 @@ _PASS = re.compile(r"\s*([a-z][a-z0-9-]*)\s*(?:\{([^}]*)\})?\s*(,|$)")
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """An ordered list of passes; prints and parses back, and edits by name."""
+    """An ordered list of passes; prints and parses back, and edits by name. PassOptionError for what is no pass."""
 
     passes: tuple[Pass, ...]
+
+    def __post_init__(self) -> None:
+        wrong = [p for p in self.passes if not isinstance(p, Pass)]
+        if not wrong:
+            return
+        named = [f"{p.__qualname__}()" for p in wrong if isinstance(p, type) and issubclass(p, Pass)]
+        raise PassOptionError(
+            [f"{p!r} is no pass" for p in wrong],
+            step=f"give an instance: {', '.join(named)}"
+            if named
+            else "give instances of subclasses of tilewright.ir.passing.Pass",
+        )
 
     def __str__(self) -> str:
         return ",".join(map(str, self.passes))
