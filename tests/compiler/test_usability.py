@@ -55,6 +55,8 @@ def compiled(model: Mlp) -> Any:
             "memory_limit=-1 is not a positive number of bytes, or a text like '2GiB'\n"
             "  next: write memory_limit=2**30",
         ),
+        ({"target": []}, "target=[] names none\n  next: write target='cpu'"),
+        ({"target": ["cpu", 3]}, "target=['cpu', 3] is not a target or a list of them\n  next: write target='cpu'"),
         ({"memory_limit": "1 apple"}, "'1 apple' is not a number of bytes\n  next: write 500000000, 512MiB or 2GiB"),
     ],
 )
