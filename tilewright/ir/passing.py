@@ -21,6 +21,7 @@ from tilewright.errors import ParseError, PassOptionError, PassOrderError
 from tilewright.ir.dims import DimSpace, Expr, ExprLike
 from tilewright.ir.machine import Machine
 from tilewright.ir.operation import TwOperation
+from tilewright.ir.pass_faults import blaming
 from tilewright.ir.types import ShapedType
 from tilewright.ir.verifier import Checked
 from tilewright.ir.verifier import verify as verify_module
@@ -294,7 +295,8 @@ class Instrument(Protocol):
 def run_pipeline(
     pipeline: Pipeline, module: ModuleOp, ctx: Context, *, instruments: Sequence[Instrument] = (), verify: bool = True
 ) -> None:
-    """Runs the passes in order on the module, in place, verifying the IR after each.
+    """Runs the passes in order on the module, in place, verifying the IR after each. PassError names a pass that
+    fails otherwise than by a coded error, or leaves the module malformed.
 
     Between passes, ops that a pass left alone are not checked again; after the last, all are.
     """
@@ -307,7 +309,8 @@ def run_pipeline(
         with ExitStack() as stack:
             for instrument in instruments:
                 stack.enter_context(instrument.around(p, module, ctx))
-            p.run(module, ctx)
-            if verify:
-                verify_module(module, checked if left else None)
+            with blaming(p):
+                p.run(module, ctx)
+                if verify:
+                    verify_module(module, checked if left else None)
     ctx.current = ""
