@@ -48,6 +48,15 @@ class Refused:
     where: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """One rewrite of which the user must know something; `text` completes "3 attentions: ..."."""
+
+    pass_name: str
+    what: str
+    text: str
+
+
 class WeightReader(Protocol):
     """Gives a weight's values by name, for passes that declare `reads_weights`."""
 
@@ -69,6 +78,7 @@ class Context:
     limit: int | None = None
     applied: list[Applied] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
+    noted: list[Noted] = field(default_factory=list)
     weights_read: list[str] = field(default_factory=list)
     current: str = ""
 
@@ -97,6 +107,10 @@ class Context:
     def refuse(self, op: Operation, reason: str) -> None:
         """Records a rewrite that was considered and not done."""
         self.refused.append(Refused(self.current, op.name, reason, _where(op)))
+
+    def note(self, what: str, text: str) -> None:
+        """Records what the user must know of one rewrite; equal texts become one line of the report, counted."""
+        self.noted.append(Noted(self.current, what, text))
 
     def apply(self, ops: Sequence[Operation], what: str, *, saves: ExprLike = 0) -> bool:
         """Records one rewrite of `ops` and says whether to do it: False once a bisect's limit is reached.
