@@ -145,6 +145,9 @@ in @copy at ()
     "TW035": """
 TW035 user kernel is wrong: @double: no input's shape gives m  (at example.py:8)
   next: write it as "x f32[rows, 64] -> y f32[rows, 64]\"""",
+    "TW036": """
+TW036 a pass is at fault: graph.map: by flip (example_{N}.Flip): no elementwise function is called 'minus'
+  next: mend the pass, or compile with passes=pipeline.without('flip')""",
     "TW040": """
 TW040 weights do not fit: 2 problems
   - bias is missing: float32 [2]

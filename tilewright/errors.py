@@ -190,6 +190,13 @@ class PassOrderError(TilewrightError):
     code, title = "TW023", "pass order"
 
 
+class PassError(TilewrightError):
+    """A pass raised an exception, or made IR that breaks the rules of its dialect; the original error is the cause."""
+
+    code, title = "TW036", "a pass is at fault"
+    ours = False  # the pass is one of Tilewright's own
+
+
 class NumericMismatchError(TilewrightError):
     """A check found different numbers: verify-each after a pass, or check="first" against the original model."""
 

@@ -106,6 +106,8 @@ def test_rebuilt_kernels_give_the_same_bits(tw: Call, artifact: Path) -> None:
 def test_what_is_wrong_with_a_run_is_said(tw: Call, artifact: Path) -> None:
     Path("text.npy").write_text("no array")
     np.save("wide.npy", np.zeros((2, 65), np.int64))
+    np.savez("several.npz", output=np.zeros((2, 3), np.int64), other=np.zeros(2))
+    np.savez("nothing.npz")
     step = "--input ids=ids.npy --input mask=mask.npy --input extra.x=extra.x.npy"
     for line, message in [
         (
@@ -126,6 +128,16 @@ def test_what_is_wrong_with_a_run_is_said(tw: Call, artifact: Path) -> None:
         (
             ["--input", "ids=text.npy"],
             "TW008 wrong option: --input ids: text.npy cannot be read: it does not hold an array\n"
+            "  next: write the array with numpy.save(path, array)\n",
+        ),
+        (
+            ["--input", "ids=several.npz"],
+            "TW008 wrong option: --input ids: several.npz holds arrays by name (output, other), not one array\n"
+            '  next: numpy.save("ids.npy", numpy.load("several.npz")["output"]), then --input ids=ids.npy\n',
+        ),
+        (
+            ["--input", "ids=nothing.npz"],
+            "TW008 wrong option: --input ids: nothing.npz holds no array\n"
             "  next: write the array with numpy.save(path, array)\n",
         ),
         (
@@ -236,6 +248,12 @@ def test_mistakes_of_the_user_are_not_called_faults_of_tilewright(tw: Call, arti
         1,
         "TW008 wrong option: the report cannot be written to no/folder.html: No such file or directory\n"
         "  next: give a path you can write to\n",
+    )
+    code, _, err = tw("profile", "net.tilewright", "--warmup", "0", "--trace", "no/trace.json")
+    assert code == 1
+    assert err.endswith(
+        "\nTW008 wrong option: --trace no/trace.json cannot be written: No such file or directory\n"
+        "  next: give a path you can write to\n"
     )
     code, _, err = tw("run", "net.tilewright", "--random", "-1")
     assert code == 2

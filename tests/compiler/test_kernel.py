@@ -281,6 +281,48 @@ def test_calls_are_checked_like_any_programs() -> None:
     assert "x is 5" in refusal(ArgumentError, lambda: double(5, T="f32"))
 
 
+@tw.kernel("x T[rows, n] -> y T[rows, n]")
+def copied(b: Any, x: Any, y: Any, *, n: int, T: Any) -> None:  # noqa: N803
+    """A copy whose columns and dtype are static: an input that is none gives neither."""
+    (row,) = b.grid(["rows"], [8])
+    b.store(b.load(b.dense(x), [row, 0], [8, n]), b.dense(y), [row, 0])
+
+
+@pytest.mark.parametrize("verb", ["__call__", "interpret"])
+def test_inputs_that_cannot_give_static_parameters_are_said_themselves(verb: str) -> None:
+    call = getattr(copied, verb)
+    asked = "\n  next: pass what the signature says: x T[rows, n]"
+    assert refusal(RankError, lambda: call(torch.zeros(3))) == (
+        f"TW003 wrong rank: x has 1 axis [3], compiled for 2 axes [rows, n]{asked}"
+    )
+    for given in (None, 3, "x"):
+        assert refusal(ArgumentError, lambda g=given: call(g)) == (  # type: ignore[misc]
+            f"TW001 arguments do not match the signature: x is {given!r}, compiled for a tensor\n"
+            "  next: pass torch tensors or NumPy arrays"
+        )
+    assert refusal(ArgumentError, lambda: call([1.0])).startswith(
+        "TW001 arguments do not match the signature: x is a list, compiled for a tensor\n"
+    )
+    assert refusal(DTypeError, lambda: call(torch.zeros(2, 3, dtype=torch.complex64))).startswith(
+        "TW002 wrong dtype: x is complex64, and T is none of "
+    )
+    x = torch.randn(2, 3)
+    assert torch.equal(call(x), x)
+    # known by then, and refused all the same
+    assert refusal(RankError, lambda: call(torch.zeros(2, 3, 4))) == (
+        f"TW003 wrong rank: x has 3 axes [2, 3, 4], compiled for 2 axes [rows, n]{asked}"
+    )
+    without = getattr(product, verb)
+    assert refusal(RankError, lambda: without(x, torch.zeros(3))) == (
+        "TW003 wrong rank: w has 1 axis [3], compiled for 2 axes [n, n2]\n"
+        "  next: pass what the signature says: x f32[m, n], w f32[n, n2]"
+    )
+    assert refusal(ArgumentError, lambda: without(x, None)) == (
+        "TW001 arguments do not match the signature: w is None, compiled for a tensor\n"
+        "  next: pass torch tensors or NumPy arrays"
+    )
+
+
 def test_the_interpreter_finds_what_is_unsound() -> None:
     @tw.kernel("x f32[n] -> y f32[n + 1]")
     def leaves_one(b: Any, x: Any, y: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle  # noqa: TID251  (that it is refused is what is tested)
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ from tilewright.errors import (
     CaptureError,
     OptionError,
     PassOptionError,
+    WeightsError,
 )
+from tilewright.passes.fold import Fold
 from tilewright.runtime.cache import default_root
 
 
@@ -62,6 +65,8 @@ def compiled(model: Mlp) -> Any:
             "memory_limit=-1 is not a positive number of bytes, or a text like '2GiB'\n"
             "  next: write memory_limit=2**30",
         ),
+        ({"target": []}, "target=[] names none\n  next: write target='cpu'"),
+        ({"target": ["cpu", 3]}, "target=['cpu', 3] is not a target or a list of them\n  next: write target='cpu'"),
         ({"memory_limit": "1 apple"}, "'1 apple' is not a number of bytes\n  next: write 500000000, 512MiB or 2GiB"),
     ],
 )
@@ -279,7 +284,6 @@ def test_a_model_directory_compiles_from_python_too(tmp_path: Path, rng: np.rand
 
 def test_pass_options_have_bounds() -> None:
     from tilewright.ir.passing import Pipeline
-    from tilewright.passes.fold import Fold
     from tilewright.passes.pipeline import PASSES
 
     with pytest.raises(PassOptionError) as raised:
@@ -290,3 +294,91 @@ def test_pass_options_have_bounds() -> None:
     with pytest.raises(PassOptionError, match="fold: max-elements=-1 is below 0"):
         Fold(max_elements=-1)
     assert str(Pipeline.parse("fold{max-elements=0}", PASSES)) == "fold{max-elements=0}"
+
+
+@pytest.mark.parametrize(
+    ("path", "fault"),
+    [
+        ("", "the path is empty"),
+        (3, "the path is of type int, not a text or a Path"),
+        (None, "the path is of type NoneType, not a text or a Path"),
+        (b"x.tw", "the path is of type bytes, not a text or a Path"),
+        ("a\0b", "the path 'a\\x00b' names no file"),
+    ],
+)
+def test_what_is_no_path_is_refused_by_save_and_load_alike(compiled: Any, path: Any, fault: str) -> None:
+    with pytest.raises(ArtifactAccessError) as raised:
+        compiled.save(path)
+    assert str(raised.value) == (
+        f"TW046 artifact cannot be read or written: {fault}\n  next: give a path in a folder that you can write"
+    )
+    for native in (True, False):
+        with pytest.raises(ArtifactAccessError) as raised:
+            tw.load(path, native=native)
+        assert str(raised.value) == (
+            f"TW046 artifact cannot be read or written: {fault}\n  next: give the path of a file that save() wrote"
+        )
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_a_path_that_never_opened_leaves_nothing_to_close() -> None:
+    with pytest.raises(ArtifactAccessError):
+        tw.load(None)  # type: ignore[arg-type]
+    gc.collect()
+
+
+def test_a_folder_is_no_place_to_save_to(compiled: Any) -> None:
+    for place in (".", "/"):
+        with pytest.raises(ArtifactAccessError) as raised:
+            compiled.save(place)
+        assert str(raised.value) == (
+            f"TW046 artifact cannot be read or written: {place} cannot be written: it is a folder\n"
+            "  next: give a path in a folder that you can write"
+        )
+
+
+class Offset(torch.nn.Module):
+    """Holds a buffer that no state dict has, beside a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(3, 3)
+        self.register_buffer("offset", torch.arange(3.0), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x) + self.offset
+
+
+def test_weights_that_are_no_state_dict_are_refused_beside_buffers_that_none_holds() -> None:
+    model = Offset().eval()
+    compiled = tw.compile(model, args=(torch.randn(2, 3),))
+    said: dict[Any, str] = {
+        None: "a NoneType is no mapping from names to tensors\n"
+        "  next: pass a state dict: model.state_dict(), or WeightFiles of a checkpoint",
+        model: "a Offset is no mapping from names to tensors\n"
+        "  next: pass its tensors: update_weights(model.state_dict())",
+    }
+    for given, text in said.items():
+        with pytest.raises(WeightsError) as raised:
+            compiled.update_weights(given)
+        assert str(raised.value) == f"TW040 weights do not fit: {text}"
+
+
+def test_a_pipeline_holds_passes_alone() -> None:
+    for edit in (
+        lambda: tw.pipeline().after("fuse", 3),  # type: ignore[arg-type]
+        lambda: tw.pipeline().before("fuse", 3),  # type: ignore[arg-type]
+        lambda: tw.pipeline().replace("fuse", 3),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(PassOptionError) as raised:
+            edit()
+        assert str(raised.value) == (
+            "TW022 bad pass or pass option: 3 is no pass\n"
+            "  next: give instances of subclasses of tilewright.ir.passing.Pass"
+        )
+    with pytest.raises(PassOptionError) as raised:
+        tw.pipeline().after("fuse", Fold)  # type: ignore[arg-type]
+    assert str(raised.value) == (
+        "TW022 bad pass or pass option: <class 'tilewright.passes.fold.Fold'> is no pass\n"
+        "  next: give an instance: Fold()"
+    )

@@ -137,6 +137,22 @@ def test_wrong_declarations_come_in_one_error() -> None:
         capture(model, (torch.ones(2), torch.ones(4)), None, {"x": (3,)})
 
 
+def test_a_dim_without_its_axis_is_told_where_axes_belong() -> None:
+    x = torch.zeros(2, 3)
+    for given, said in (
+        (Dim("b", 1, 9), "the dim 'b' without its axis"),
+        ("b", "the dim 'b' without its axis"),
+        (3, "3 alone"),
+    ):
+        with pytest.raises(DimDeclarationError) as raised:
+            capture(Apply(lambda x: x + 1), (x,), None, {"x": given})
+        assert str(raised.value) == (
+            f"TW006 dims declaration is wrong: x has 2 axes (2, 3), dims gives {said}: write one entry an axis, None "
+            'where fixed, none for fixed axes at the end\n  next: follow the arguments: dims={"x": {0: tw.Dim("batch", '
+            "1, 64)}}"
+        )
+
+
 def test_a_branch_on_values_is_a_capture_error_with_the_line() -> None:
     def branches(x: torch.Tensor) -> torch.Tensor:
         return x if x.sum() > 0 else -x

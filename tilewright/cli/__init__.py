@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from tilewright.errors import MissingDependencyError, TilewrightError
+from tilewright.errors import MissingDependencyError, PassError, TilewrightError
 
 USER_ERROR, USAGE, FAULT = 1, 2, 3
 
@@ -26,19 +26,29 @@ def command_line(arguments: Sequence[str]) -> int:
         _dispatch(arguments)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0
+    except PassError as error:
+        if error.ours:
+            return _fault()
+        print(error, file=sys.stderr)
+        return USER_ERROR
     except TilewrightError as error:
         from tilewright.cli.dims_text import for_command_line
 
         print(for_command_line(str(error)), file=sys.stderr)
         return USER_ERROR
     except Exception:  # noqa: BLE001  (the last line of defence: whatever got here is our fault, and is shown whole)
-        traceback.print_exc()
-        print(
-            "This is a fault of Tilewright. Please report it with the lines above and the output of `tilewright env`.",
-            file=sys.stderr,
-        )
-        return FAULT
+        return _fault()
     return 0
+
+
+def _fault() -> int:
+    """Says the exception being handled, whole."""
+    traceback.print_exc()
+    print(
+        "This is a fault of Tilewright. Please report it with the lines above and the output of `tilewright env`.",
+        file=sys.stderr,
+    )
+    return FAULT
 
 
 def _dispatch(arguments: Sequence[str]) -> None:

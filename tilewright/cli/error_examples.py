@@ -160,6 +160,25 @@ class AddAgain(tw.Pass):
 tw.compile(model, args=(x,), passes=tw.pipeline().after("recognize", AddAgain()), verify_each="numeric")
 '''.strip()
 
+_BROKEN_PASS: Final = '''
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True)
+class Flip(tw.Pass):
+    """Takes sums for differences."""
+
+    name: ClassVar[str] = "flip"
+
+    def run(self, module, ctx):
+        for op in [o for o in module.walk() if o.name == "graph.map" and o.fn.data == "add"]:
+            op.properties["fn"] = type(op.fn)("SUB")
+
+
+tw.compile(model, args=(x,), passes=tw.pipeline().after("recognize", Flip()))
+'''.strip()
+
 EXAMPLES: Final[dict[str, Example]] = {
     "TW001": Example("compiled(inputs=x)", "compiled(input=x)"),
     "TW002": Example("compiled(x.double())", "compiled(x.double().to(torch.float32))"),
@@ -297,6 +316,7 @@ tw.compile(Model(), args=(x,), dims={"x": {0: tw.Dim("batch", 1, 8)}})
     ),
     "TW034": Example(_kernel(4, 3), _kernel(4, 4)),
     "TW035": Example(_double("x f32[n] -> y f32[m]"), _double("x f32[n] -> y f32[n]")),
+    "TW036": Example(_BROKEN_PASS.replace("SUB", "minus"), _BROKEN_PASS.replace("SUB", "sub")),
     "TW040": Example(
         'compiled.update_weights({"weight": torch.randn(4, 2)})',
         'compiled.update_weights({"weight": torch.randn(2, 4), "bias": torch.randn(2)})',

@@ -33,14 +33,31 @@ def read_arrays(texts: Sequence[str]) -> dict[str, NDArray[Any]]:
         if not equals or not name or not path:
             raise OptionError(f"--input {text!r} does not name an input and a file", step="write --input name=file.npy")
         try:
-            found[name] = np.load(Path(path), allow_pickle=False)
+            held = np.load(Path(path), allow_pickle=False)
         except (OSError, ValueError, EOFError) as fault:
             # NumPy's own words for anything that is no array advise to unpickle it
             reason = getattr(fault, "strerror", None) or "it does not hold an array"
             raise OptionError(
                 f"--input {name}: {path} cannot be read: {reason}", step="write the array with numpy.save(path, array)"
             ) from fault
+        if not isinstance(held, np.ndarray):
+            # an .npz, such as `run -o` writes
+            with held:
+                raise _several(name, path, held.files)
+        found[name] = held
     return found
+
+
+def _several(name: str, path: str, names: Sequence[str]) -> OptionError:
+    """An archive of arrays where one is asked for."""
+    if not names:
+        return OptionError(
+            f"--input {name}: {path} holds no array", step="write the array with numpy.save(path, array)"
+        )
+    return OptionError(
+        f"--input {name}: {path} holds arrays by name ({', '.join(names)}), not one array",
+        step=f'numpy.save("{name}.npy", numpy.load("{path}")["{names[0]}"]), then --input {name}={name}.npy',
+    )
 
 
 def usual_sizes(dims: Iterable[Dim], given: Mapping[str, int]) -> dict[str, int]:

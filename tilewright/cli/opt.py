@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from tilewright.errors import OptionError, PassOptionError
+from tilewright.cli.writing import writing
+from tilewright.errors import IRError, OptionError, PassOptionError
 
 if TYPE_CHECKING:
+    from xdsl.dialects.builtin import ModuleOp
+
     from tilewright.ir.passing import Instrument, Pipeline
 
 _MODES: Final = ("ir", "numeric")
@@ -73,7 +76,6 @@ def opt(
     from tilewright.ir.backend import resolve_target
     from tilewright.ir.module import dim_space, parse_module, print_module
     from tilewright.ir.passing import Context, run_pipeline
-    from tilewright.ir.verifier import verify
 
     if verify_each not in (None, *_MODES):
         raise OptionError(
@@ -97,7 +99,8 @@ def opt(
     try:
         # the clock last, that is innermost: it times passes, not those who watch them
         run_pipeline(parsed, module, ctx, instruments=(*instruments, clock), verify=verify_each is not None)
-        verify(module)
+        if verify_each is None:
+            _verify(module)
     finally:
         if timed:
             clock.show()
@@ -107,12 +110,18 @@ def opt(
     if output is None:
         sys.stdout.write(result)
         return
-    try:
+    with writing("-o", output):
         output.write_text(result, encoding="utf-8")
-    except OSError as fault:
-        raise OptionError(
-            f"-o {output} cannot be written: {fault.strerror}", step="give a path you can write to"
-        ) from fault
+
+
+def _verify(module: ModuleOp) -> None:
+    """IRError for what passes left that nobody has looked at yet."""
+    from tilewright.ir.verifier import verify
+
+    try:
+        verify(module)
+    except IRError as fault:
+        raise IRError(fault.problems, step="run it again with --verify-each, which names the pass") from fault
 
 
 def read(file: str) -> tuple[str, str]:

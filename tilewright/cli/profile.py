@@ -61,6 +61,7 @@ def profile(
     from tilewright.cli.inputs import read_arrays
     from tilewright.cli.progress import say
     from tilewright.cli.run import call_for
+    from tilewright.cli.writing import writing
 
     arrays = read_arrays(inputs or [])
     compiled = open_source(
@@ -79,7 +80,8 @@ def profile(
     if found.profile is not None:
         say(f"the timed call took {found.profile.seconds * 1e3:.2f} ms on {found.profile.threads} threads")
         if trace is not None:
-            trace.write_text(json.dumps(trace_events(found.profile)), encoding="utf-8")
+            with writing("--trace", trace):
+                trace.write_text(json.dumps(trace_events(found.profile)), encoding="utf-8")
             say(f"wrote {trace}")
     if html is not None:
         found.save_html(html)

@@ -140,18 +140,13 @@ def save(path: Path, outputs: dict[str, Any]) -> None:
     import numpy as np
 
     from tilewright.cli.progress import say
-    from tilewright.errors import OptionError
+    from tilewright.cli.writing import writing
 
     arrays = {name: array for name, value in outputs.items() if (array := _array(value)) is not None}
     arrays = {n: a.astype(np.float32) if a.dtype.name == "bfloat16" else a for n, a in arrays.items()}
-    try:
-        # to a file object: numpy adds .npz to a bare path that lacks it
-        with open(path, "wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-    except OSError as fault:
-        raise OptionError(
-            f"-o {path} cannot be written: {fault.strerror}", step="give a path you can write to"
-        ) from fault
+    # to a file object: numpy adds .npz to a bare path that lacks it
+    with writing("-o", path), open(path, "wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
     say(f"wrote {path}: {', '.join(arrays)}")
 
 

@@ -37,7 +37,7 @@ _FACTS: Final = ("model", "applied", "patterns", "refused", "notes", "pipeline",
 _TOOLCHAIN: Final = ("xdsl", "torch_mlir")
 
 
-def save(compiled: Compiled, path: Path) -> None:
+def save(compiled: Compiled, path: str | Path) -> None:
     """Writes a compiled object as one artifact, weights streamed. The same model and options give the same bytes.
 
     Raises UnsupportedOpError for a program with operators that run in torch, ArtifactError where the file cannot be

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,19 @@ if TYPE_CHECKING:
     from tilewright.compiler.compiled import Compiled
     from tilewright.compiler.target import Target
     from tilewright.frontend.captured import Captured
+
+
+def empty_rows(pass_name: str, applied: Iterable[str]) -> str:
+    """What a difference after a pass may be by design: attention defines rows that see no key, models do not.
+
+    applied: what the pass did, by the names of its rewrites. Empty where that cannot be it.
+    """
+    if pass_name != "recognize" or "attention" not in applied:
+        return ""
+    return (
+        "if these rows see no key: recognized attention gives 0 there, eager NaN or an average over hidden keys; to "
+        'keep those, compile with passes=tw.pipeline().without("recognize"). If not: '
+    )
 
 
 def check_names(expected: Mapping[str, int] | None) -> None:
@@ -102,9 +115,10 @@ class FirstCall:
             wanted = [value for value in expected if isinstance(value, torch.Tensor)]
             case = Case(self.capture, tensors, wanted, self.target, self.options)
             first = first_difference(case, self._bound)
+            design = empty_rows(first.name, first.applied) if first else ""
             raise NumericMismatchError(
                 [*faults, Problem(f"first in {first}" if first else "no step differs by itself")],
-                step="report it with the lines above"
+                step=f"{design}report it with the lines above"
                 if first
                 else "compile with cache=False: what was cached, or the weights, may not be this model's",
             )

@@ -86,6 +86,10 @@ def facts_of(ctx: Context, structured: Mapping[str, int]) -> dict[str, Any]:
         "refused": [
             {"pass": r.pass_name, "op": r.op, "reason": r.reason, "where": r.where} for r in dict.fromkeys(ctx.refused)
         ],
+        "notes": [
+            f"{count} {noted.what}{'s' if count > 1 else ''}: {noted.text}"
+            for noted, count in Counter(ctx.noted).items()
+        ],
     }
 
 

@@ -118,4 +118,4 @@ class Compiled:
         """Writes one relocatable artifact: IR, step table, packed weights and kernels."""
         from tilewright.compiler.artifacts import save
 
-        save(self, Path(path))
+        save(self, path)

@@ -24,7 +24,7 @@ from tilewright.ir.dims import DimSpace
 from tilewright.ir.graph.base import GraphOp, Setting, tensor
 from tilewright.ir.graph.structure import GroupOp, YieldOp
 from tilewright.ir.graph_interpreter import interpret
-from tilewright.ir.passing import Context, Pass, Pipeline, run_pipeline
+from tilewright.ir.passing import Applied, Context, Pass, Pipeline, run_pipeline
 from tilewright.passes.pipeline import materialising_pipeline
 
 if TYPE_CHECKING:
@@ -37,7 +37,9 @@ _LOWERING = "lower-to-tile"
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The first thing that differs. stage: "capture", "pass" or "kernel". worst, bound: absolute."""
+    """The first thing that differs. stage: "capture", "pass" or "kernel". worst, bound: absolute. applied: the rewrite
+    that a pass made there.
+    """
 
     stage: str
     name: str
@@ -45,6 +47,7 @@ class Difference:
     where: str | None
     worst: float
     bound: float
+    applied: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         at = f"  (at {self.where})" if self.where else ""
@@ -115,15 +118,19 @@ def _in_passes(case: Case, tolerance: Callable[[torch.Tensor], float]) -> Differ
         for i, (wanted, got) in enumerate(zip(before, after, strict=True)):
             # in float64 a pass may move the last digits of f32 constants, no more
             if (fault := _off(wanted, got, tolerance(wanted.float()))) is not None:
-                what, where = _bisected(case, number + 1, before, tolerance, len(ctx.applied))
-                return Difference("pass", p.name, f"output {i} after {what}", where, *fault)
+                last = _bisected(case, number + 1, before, tolerance, len(ctx.applied))
+                what = f"{last.op}: {last.what}" if last else "a rewrite that no application names"
+                return Difference(
+                    "pass", p.name, f"output {i} after {what}", last.where if last else None, *fault,
+                    applied=(last.what,) if last else (),
+                )  # fmt: skip
     return None
 
 
 def _bisected(
     case: Case, passes: int, wanted: Sequence[torch.Tensor], tolerance: Callable[[torch.Tensor], float], applied: int
-) -> tuple[str, str | None]:
-    """The first application among all, by halving: what it did and where."""
+) -> Applied | None:
+    """The first application among all, by halving."""
 
     def wrong(limit: int) -> tuple[bool, Context]:
         captured = case.capture()
@@ -135,12 +142,11 @@ def _bisected(
 
     low, high = 0, applied
     if wrong(0)[0]:
-        return "a rewrite that no application names", None
+        return None
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if wrong(middle)[0] else (middle, high)
-    last = wrong(high)[1].applied[high - 1]
-    return f"{last.op}: {last.what}", last.where
+    return wrong(high)[1].applied[high - 1]
 
 
 def _in_kernels(case: Case, pipeline: Pipeline, *, detail: bool) -> Difference | None:

@@ -74,7 +74,12 @@ def finish(
     else:
         code, facts, origin = store.code(factors, lambda: generate(captured, target, options, watch))
     check_expected(options.expect, facts)
-    told = {**facts, "cache": origin, "notes": [*notes, *captured.notes], "model": captured.source.model}
+    told = {
+        **facts,
+        "cache": origin,
+        "notes": [*notes, *captured.notes, *facts.get("notes", ())],
+        "model": captured.source.model,
+    }
 
     def hold(library: NativeLibrary, pool: ThreadPool) -> WeightSet:
         with watch.stage("weights"):

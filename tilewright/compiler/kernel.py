@@ -15,14 +15,15 @@ from tilewright.compiler.kernel_spec import KernelSpec, Static
 from tilewright.compiler.kernel_tracing import place_of, trace
 from tilewright.compiler.options import Options
 from tilewright.compiler.target import Target
-from tilewright.errors import ArgumentError, OptionError
-from tilewright.ir.dtypes import DType
-from tilewright.ir.signature import bind_call
+from tilewright.errors import ArgumentError, DTypeError, OptionError, RankError
+from tilewright.ir.dtypes import DTYPES, DType
+from tilewright.ir.signature import Input, bind_call
 from tilewright.ir.solve import Axis, solve
 from tilewright.ir.tile.counting import Counters
 from tilewright.ir.tile.structure import KernelOp
 from tilewright.ir.tile.traffic import KernelTraffic, kernel_traffic
 from tilewright.ir.tile_interpreter import run_kernel
+from tilewright.runtime.binding_errors import check_tensors
 from tilewright.runtime.tensors import as_buffer, describe, is_torch, torch_dtype
 
 _OPTIONS = ("target", "threads", "memory_limit", "cache")
@@ -60,7 +61,10 @@ class Kernel:
                 compiled = self._compiled.get(key)
                 if compiled is None:
                     compiled = self._compiled[key] = self._compile(statics, Options())
-        return compiled(*inputs)
+        try:
+            return compiled(*inputs)
+        except RankError as fault:
+            raise self._of_another_rank(fault) from None
 
     def compile(self, target: str | Sequence[str] = "cpu", **given: Any) -> Compiled:
         """The kernel for these values of its static parameters, to call, profile, save, and read the report of.
@@ -96,6 +100,7 @@ class Kernel:
         counters: added to. Raises PoisonError and KernelStoreError where the kernel is unsound.
         """
         inputs, statics = self._bound(tensors, given)
+        self._check(inputs, statics)
         arrays = [np.ascontiguousarray(as_buffer(value).numpy()) for value in inputs]
         axes = [
             Axis(buffer.name, i, dim, size)
@@ -146,7 +151,40 @@ class Kernel:
             return list(tensors), {}
         described = [describe(value) for value in tensors]
         shapes = [(None, ()) if d is None else (d.dtype, d.shape) for d in described]
+        # before statics are asked for, which such inputs cannot give
+        if any(
+            d is None or d.dtype is None or len(d.shape) != len(b.dims)
+            for b, d in zip(self.spec.inputs, described, strict=True)
+        ):
+            self._check(tensors, statics)
         return list(tensors), self.spec.resolve(statics, shapes)
+
+    def _check(self, tensors: Sequence[Any], statics: Mapping[str, Any]) -> None:
+        """Raises what a compiled call raises for inputs that are no tensors, or of another dtype, device or rank.
+
+        statics: those known; a dtype that is not among them is any that the IR has.
+        """
+        leaves, faults = [], []
+        for buffer, value in zip(self.spec.inputs, tensors, strict=True):
+            found, dtype = describe(value), statics.get(buffer.dtype, buffer.dtype)
+            if buffer.dtype in self.spec.dtypes and buffer.dtype not in statics and found is not None:
+                dtype = found.dtype
+                if dtype is None:
+                    faults.append(
+                        f"{buffer.name} is {found.dtype_name}, and {buffer.dtype} is none of {', '.join(DTYPES)}"
+                    )
+            leaves.append(Input(buffer.name, DTYPES.get(dtype, None) if isinstance(dtype, str) else dtype, buffer.dims))
+        if faults:
+            raise DTypeError(faults, step="convert it to one of these")
+        try:
+            check_tensors(leaves, tensors)
+        except RankError as fault:
+            raise self._of_another_rank(fault) from None
+
+    def _of_another_rank(self, fault: RankError) -> RankError:
+        """The fault with a kernel's next step: it has no example to go by."""
+        texts = [f"{b.name} {b.dtype}[{', '.join(map(str, b.dims))}]" for b in self.spec.inputs]
+        return RankError(fault.problems, step=f"pass what the signature says: {', '.join(texts)}")
 
     def _trace(self, statics: Mapping[str, Static]) -> KernelOp:
         key = tuple(statics.values())

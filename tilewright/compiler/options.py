@@ -85,6 +85,9 @@ class Options:
             if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
                 faults.append(f"{name}={_shown(value)} is not {what}")
                 fixes.append(fix)
+            elif isinstance(value, tuple) and not (value and all(isinstance(name, str) for name in value)):
+                faults.append(f"{name}={list(value)!r} is not {what}" if value else f"{name}=[] names none")
+                fixes.append(fix)
             elif isinstance(value, int) and not isinstance(value, bool) and value < 1:
                 faults.append(f"{name}={value} is not {what}")
                 fixes.append(fix)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from xdsl.dialects.builtin import ModuleOp
 
+from tilewright.compiler.checking import empty_rows
 from tilewright.errors import NumericMismatchError, Problem
 from tilewright.ir.equivalence import compare, depth, draw_values, narrowest, outcome, size_list, unit_of, width
 from tilewright.ir.module import dim_space
@@ -51,19 +52,27 @@ class NumericCheck:
             for wide in old.keys() & new.keys():
                 unit = 2.0**-52 if wide else self._unit
                 for name, wanted in old[wide].items():
-                    self._compare(p, name, wanted, new[wide][name], terms * unit, sizes)
+                    self._compare(p, ctx, name, wanted, new[wide][name], terms * unit, sizes)
         self._before = after
 
     def _outcomes(self, module: ModuleOp) -> list[dict[bool, dict[str, torch.Tensor]]]:
         return [{wide: outcome(module, given, wide) for wide in (True, False)} for _, given, _ in self._values]
 
     def _compare(
-        self, p: Pass, name: str, wanted: torch.Tensor, found: torch.Tensor, slack: float, sizes: Mapping[str, int]
+        self,
+        p: Pass,
+        ctx: Context,
+        name: str,
+        wanted: torch.Tensor,
+        found: torch.Tensor,
+        slack: float,
+        sizes: Mapping[str, int],
     ) -> None:
         try:
             compare(name, wanted, found, slack, False, f"sizes {dict(sizes)}, seed {self.seed}")
         except NumericMismatchError as fault:
             raise NumericMismatchError(
                 [Problem(problem.text, op=f"after {p.name}") for problem in fault.problems],
-                step=f"tilewright opt FILE -p '{p}' --verify-each=numeric --remarks, on the IR before this pass",
+                step=empty_rows(p.name, [a.what for a in ctx.applied if a.pass_name == p.name])
+                + f"tilewright opt FILE -p '{p}' --verify-each=numeric --remarks, on the IR before this pass",
             ) from fault

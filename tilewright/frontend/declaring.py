@@ -148,12 +148,20 @@ def _axes(leaf: Leaf, spec: Any, named: dict[str, Dim], problems: list[str]) -> 
         axes[: len(spec)] = spec
     elif spec is not None:
         shape = ", ".join(map(str, leaf.value.shape))
-        given = len(spec) if isinstance(spec, (list, tuple)) else repr(spec)
         problems.append(
-            f"{leaf.name} has {rank} axes ({shape}), dims gives {given} entries:"
-            " one an axis, None where fixed, none for fixed axes at the end"
+            f"{leaf.name} has {rank} axes ({shape}), dims gives {_counted(spec)} an axis,"
+            " None where fixed, none for fixed axes at the end"
         )
     return tuple(_axis(leaf, axis, item, named, problems) for axis, item in enumerate(axes))
+
+
+def _counted(spec: Any) -> str:
+    """What stands where the entries of a tensor's axes belong."""
+    if isinstance(spec, (list, tuple)):
+        return f"{len(spec)} entries: one"
+    if isinstance(spec, (Dim, str)):
+        return f"the dim {spec.name if isinstance(spec, Dim) else spec!r} without its axis: write one entry"
+    return f"{spec!r} alone: write one entry"
 
 
 def _axis(leaf: Leaf, axis: int, item: Any, named: dict[str, Dim], problems: list[str]) -> Dim | None:

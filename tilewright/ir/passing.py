@@ -21,6 +21,7 @@ from tilewright.errors import ParseError, PassOptionError, PassOrderError
 from tilewright.ir.dims import DimSpace, Expr, ExprLike
 from tilewright.ir.machine import Machine
 from tilewright.ir.operation import TwOperation
+from tilewright.ir.pass_faults import blaming
 from tilewright.ir.types import ShapedType
 from tilewright.ir.verifier import Checked
 from tilewright.ir.verifier import verify as verify_module
@@ -47,6 +48,15 @@ class Refused:
     where: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """One rewrite of which the user must know something; `text` completes "3 attentions: ..."."""
+
+    pass_name: str
+    what: str
+    text: str
+
+
 class WeightReader(Protocol):
     """Gives a weight's values by name, for passes that declare `reads_weights`."""
 
@@ -68,6 +78,7 @@ class Context:
     limit: int | None = None
     applied: list[Applied] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
+    noted: list[Noted] = field(default_factory=list)
     weights_read: list[str] = field(default_factory=list)
     current: str = ""
 
@@ -96,6 +107,10 @@ class Context:
     def refuse(self, op: Operation, reason: str) -> None:
         """Records a rewrite that was considered and not done."""
         self.refused.append(Refused(self.current, op.name, reason, _where(op)))
+
+    def note(self, what: str, text: str) -> None:
+        """Records what the user must know of one rewrite; equal texts become one line of the report, counted."""
+        self.noted.append(Noted(self.current, what, text))
 
     def apply(self, ops: Sequence[Operation], what: str, *, saves: ExprLike = 0) -> bool:
         """Records one rewrite of `ops` and says whether to do it: False once a bisect's limit is reached.
@@ -196,9 +211,21 @@ _PASS = re.compile(r"\s*([a-z][a-z0-9-]*)\s*(?:\{([^}]*)\})?\s*(,|$)")
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """An ordered list of passes; prints and parses back, and edits by name."""
+    """An ordered list of passes; prints and parses back, and edits by name. PassOptionError for what is no pass."""
 
     passes: tuple[Pass, ...]
+
+    def __post_init__(self) -> None:
+        wrong = [p for p in self.passes if not isinstance(p, Pass)]
+        if not wrong:
+            return
+        named = [f"{p.__qualname__}()" for p in wrong if isinstance(p, type) and issubclass(p, Pass)]
+        raise PassOptionError(
+            [f"{p!r} is no pass" for p in wrong],
+            step=f"give an instance: {', '.join(named)}"
+            if named
+            else "give instances of subclasses of tilewright.ir.passing.Pass",
+        )
 
     def __str__(self) -> str:
         return ",".join(map(str, self.passes))
@@ -282,7 +309,8 @@ class Instrument(Protocol):
 def run_pipeline(
     pipeline: Pipeline, module: ModuleOp, ctx: Context, *, instruments: Sequence[Instrument] = (), verify: bool = True
 ) -> None:
-    """Runs the passes in order on the module, in place, verifying the IR after each.
+    """Runs the passes in order on the module, in place, verifying the IR after each. PassError names a pass that
+    fails otherwise than by a coded error, or leaves the module malformed.
 
     Between passes, ops that a pass left alone are not checked again; after the last, all are.
     """
@@ -295,7 +323,8 @@ def run_pipeline(
         with ExitStack() as stack:
             for instrument in instruments:
                 stack.enter_context(instrument.around(p, module, ctx))
-            p.run(module, ctx)
-            if verify:
-                verify_module(module, checked if left else None)
+            with blaming(p):
+                p.run(module, ctx)
+                if verify:
+                    verify_module(module, checked if left else None)
     ctx.current = ""

@@ -41,6 +41,7 @@ class Site:
     ctx: Context
     made: list[Operation] = field(default_factory=list)
     said: set[tuple[int, str]] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
 
     def make(self, op_class: type[Op], /, *operands: Any, **stated: Any) -> SSAValue:
         """Inserts an op before the site and gives its first result."""
@@ -65,6 +66,10 @@ class Site:
         if (id(self.at), reason) not in self.said:
             self.said.add((id(self.at), reason))
             self.ctx.refuse(self.at, reason)
+
+    def note(self, text: str) -> None:
+        """What the report says once, with a count, if the rule applies: a result that differs from the model's."""
+        self.notes.append(text)
 
     def _insert(self, op: Operation) -> None:
         block = self.at.parent
@@ -147,6 +152,8 @@ def run_rules(block: Block, rules: Rules, ctx: Context) -> None:
             if not ctx.apply([op], rule.name):
                 site.undo()
                 continue
+            for text in site.notes:
+                ctx.note(rule.name, text)
             budget -= 1
             if not budget:
                 raise IRError(f"rule {rule.name} does not come to rest", step="report this: two rules undo each other")

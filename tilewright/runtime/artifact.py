@@ -16,7 +16,7 @@ from typing import Any, Literal
 from tilewright import __version__
 from tilewright.errors import ArtifactAccessError, ArtifactError, CpuFeatureError, IRError, OptionError, WeightsError
 from tilewright.runtime import native
-from tilewright.runtime.artifact_file import Container, NewSection, write_container
+from tilewright.runtime.artifact_file import Container, NewSection, plain_path, write_container
 from tilewright.runtime.program import Program
 from tilewright.runtime.program_check import check_program
 from tilewright.runtime.program_json import program_from_text, program_text
@@ -24,6 +24,7 @@ from tilewright.runtime.safetensors_file import SafetensorsFile
 from tilewright.runtime.weights import WeightSet
 
 _PAGE = 4096
+_WRITABLE = "give a path in a folder that you can write"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,9 @@ def save_artifact(
     weights: the tensors of `Program.stored`. facts: plain data to note in it. ArtifactAccessError when it cannot
     be written.
     """
+    place = Path(plain_path(path, _WRITABLE))
+    if not place.name:
+        raise ArtifactAccessError(f"{path} cannot be written: it is a folder", step=_WRITABLE)
     check_program(program)
     kernels = sorted(native_code.kernels, key=lambda kernel: kernel.key)
     header = {
@@ -117,11 +121,9 @@ def save_artifact(
     # Last and on a page of its own, to be mapped.
     sections.append(NewSection("weights", weights.size, weights.chunks, alignment=_PAGE))
     try:
-        write_container(Path(path), header, sections)
+        write_container(place, header, sections)
     except OSError as fault:
-        raise ArtifactAccessError(
-            f"{path} cannot be written: {fault.strerror}", step="give a path in a folder that you can write"
-        ) from fault
+        raise ArtifactAccessError(f"{path} cannot be written: {fault.strerror}", step=_WRITABLE) from fault
 
 
 def load_artifact(

@@ -67,6 +67,17 @@ class Section:
         return self.offset + self.size
 
 
+def plain_path(path: object, step: str) -> str:
+    """A path as text that the system takes. ArtifactAccessError, with this next step, for what names no file."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise ArtifactAccessError(f"the path is of type {type(path).__name__}, not a text or a Path", step=step)
+    found = os.fspath(path)
+    if not isinstance(found, str) or not found or "\0" in found:
+        fault = "is empty" if not found else f"{found!r} names no file"
+        raise ArtifactAccessError(f"the path {fault}", step=step)
+    return found
+
+
 def write_container(path: Path, facts: Any, sections: Sequence[NewSection]) -> None:
     """Writes an artifact: next to its place, then renamed into it, so that no reader ever sees half of one.
 
@@ -142,8 +153,9 @@ class Container:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.fspath(path)
+        # first, because __del__ reads it whatever fails below
         self.fd = -1
+        self.path = plain_path(path, "give the path of a file that save() wrote")
         try:
             # Not blocking on a pipe; what is no plain file is refused below.
             self.fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

@@ -33,7 +33,7 @@ from tilewright.runtime.resolve import BaseTable, Code, Resolved, footprint, res
 from tilewright.runtime.states import StateStore
 from tilewright.runtime.tensors import fresh_numpy, fresh_torch, is_torch
 from tilewright.runtime.threads import ThreadPool
-from tilewright.runtime.weights import Source, WeightSet
+from tilewright.runtime.weights import Source, WeightSet, require_names
 
 # Tuples of dims whose resolved plans are kept: a few hundred steps take about 50 KB.
 _PLANS = 128
@@ -171,6 +171,7 @@ class Executable:
         )
 
     def _prepared(self, source: Source) -> WeightSet:
+        require_names(source)
         kept = {name: self._weights.weight(name) for name in self.program.transient if name not in source}
         return prepare_weights(self.program, self._code, self._pool, {**source, **kept} if kept else source)
 

@@ -86,7 +86,7 @@ def check_source(program: Program, source: Source) -> dict[str, str]:
     Raises WeightsError listing every missing and unknown name, wrong shape, wrong dtype, and tied weights with
     different values. Values are read for tied weights only.
     """
-    _require_names(source)
+    require_names(source)
     names: dict[str, str] = {}
     problems: list[Problem] = []
     aliases: dict[str, list[str]] = {}
@@ -118,7 +118,8 @@ def check_source(program: Program, source: Source) -> dict[str, str]:
     return names
 
 
-def _require_names(source: Source) -> None:
+def require_names(source: Source) -> None:
+    """WeightsError unless the source maps names to something."""
     if isinstance(source, Mapping) and all(isinstance(name, str) for name in source):
         return
     step = "pass a state dict: model.state_dict(), or WeightFiles of a checkpoint"

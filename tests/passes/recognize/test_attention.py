@@ -13,7 +13,7 @@ from tilewright.ir.graph.attention import AttentionOp
 from tilewright.ir.graph.base import tensor
 from tilewright.passes.canonicalize import Canonicalize
 from tilewright.passes.recognize import Recognize
-from tilewright.testing import context, ground
+from tilewright.testing import context, ground, transform
 
 MINUS = -math.inf
 SIZES = {"b": 2, "t": 5, "s": 7}
@@ -223,7 +223,7 @@ def test_a_padding_mask_is_the_keys_validity(form: str, seed: int) -> None:
         case "added":
             logits = g.map("add", logits, g.broadcast(g.map("select", seen, 0.0, -1e9), "b", 1, "t", "s"))
         case _:
-            logits = g.map("add", logits, g.map("mul", g.map("sub", 1.0, g.cast(seen, "f64")), -1e4))
+            logits = g.map("add", logits, g.map("mul", g.map("sub", 1.0, g.cast(seen, "f64")), -1e9))
     found = c.run(g.matmul(g.softmax(logits), c.v), seed)
     assert found.valid is not None
     assert [str(d) for d in tensor(found.valid).dims] in (["b", "s"], ["b", "1", "t", "s"])
@@ -251,6 +251,40 @@ def test_numbers_that_do_not_hide_are_a_bias(seed: int) -> None:
     assert found.bias is not None
 
 
+@pytest.mark.parametrize(
+    ("dtype", "fill", "factor", "hides"),
+    [
+        ("f32", -1e9, 1.0, True),
+        ("f32", -9.8e8, 1.0, False),
+        ("f32", -1e9, 0.125, True),
+        ("f32", -1e9, 1e-7, False),
+        ("bf16", -998244352.0, 1.0, True),
+        ("f16", -65504.0, 1.0, True),
+        ("f16", -65504.0, 0.125, True),
+        ("f16", -65504.0, 1e-3, False),
+        ("f16", -65472.0, 1.0, False),
+        ("f32", -65504.0, 1.0, False),
+    ],
+)
+def test_a_fill_hides_where_no_logit_of_its_dtype_lies_below_it(
+    dtype: str, fill: float, factor: float, hides: bool
+) -> None:
+    g = Graph("b: 0..4", "t: 1..6", dtype=dtype)
+    q, k, v = (g.input(n, ["b", 4, "t", 8]) for n in "qkv")
+    seen = g.reshape(g.input("seen", ["b", "t"], "i1"), "b", 1, 1, "t")
+    logits = g.map("select", g.broadcast(seen, "b", 4, "t", "t"), g.matmul(q, k, transpose_b=True), fill)
+    module = g.done(g.matmul(g.softmax(g.map("mul", logits, factor) if factor != 1.0 else logits), v))
+    ctx = context(module)
+    found = [op for op in transform(module, [Canonicalize(), Recognize()], ctx).walk() if isinstance(op, AttentionOp)]
+    assert bool(found) == hides
+    noted = ["rows that see no key give 0, where the model's finite fill gives an average"]
+    assert [n.text for n in ctx.noted] == (noted if hides else [])
+    above = f"attention: {fill:g} stands for logits that may be less; -1e9 and less hides keys"
+    faint = f"attention: {fill:g} stands for logits and is multiplied by {factor:g}: its exponential does not vanish"
+    reasons = {r.reason for r in ctx.refused} & {above, faint}
+    assert reasons == (set() if hides else {faint if factor < 1 else above})
+
+
 def test_a_finite_mask_can_be_kept_as_numbers(seed: int) -> None:
     c = Case()
     g = c.g
@@ -259,6 +293,14 @@ def test_a_finite_mask_can_be_kept_as_numbers(seed: int) -> None:
     found = c.run(g.matmul(g.softmax(logits), c.v), seed, Recognize(finite_hides=False))
     assert found.valid is None
     assert found.bias is not None
+
+
+def test_a_finite_select_that_is_kept_says_why(seed: int) -> None:
+    c = Case()
+    seen = c.g.broadcast(c.g.reshape(c.key_mask(), "b", 1, 1, "s"), "b", 4, "t", "s")
+    logits = c.g.map("select", seen, c.product(), -1e30)
+    assert c.run(c.g.matmul(c.g.softmax(logits), c.v), seed, Recognize(finite_hides=False)) is None
+    assert "attention: -1e+30 stands for logits, and finite numbers hide no keys with finite-hides=false" in c.said
 
 
 def test_bias_and_mask_in_one_sum_are_told_apart(seed: int) -> None:

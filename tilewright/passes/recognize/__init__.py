@@ -5,7 +5,7 @@ counts its matches by name ("attention", "rotary", "norm", "gelu", ...); what ne
 condition that failed.
 
 Where a mask hides every key of a row, the written-out form gives NaN or an average over hidden keys; graph.attention
-gives 0, and that is what the recognized program gives, too.
+gives 0, and that is what the recognized program gives, too; where the fill is finite, the report says so.
 """
 
 from __future__ import annotations

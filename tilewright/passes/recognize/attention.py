@@ -6,6 +6,7 @@ scaled by it, and a cap stands between bias (outside) and scale (inside), as in 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -21,15 +22,16 @@ from tilewright.ir.graph.reduction import SoftmaxOp
 from tilewright.ir.graph.shape import BroadcastOp, ReshapeOp, TransposeOp
 from tilewright.passes.canonicalize.shapes import loses_nothing
 from tilewright.passes.recognize import masks
-from tilewright.passes.recognize.visibility import visibility
-from tilewright.passes.rewriting import Rules, Site, defined, mapped, with_splat
+from tilewright.passes.recognize.visibility import Visibility, visibility
+from tilewright.passes.rewriting import Rules, Site, defined, mapped, splat, with_splat
 
 
 @dataclass(frozen=True)
 class Logits:
     """The logits taken apart: the product, what multiplies it, the cap, what is added, and what must hold to be seen.
 
-    conditions: i1 values that are true where a key is seen; hidden: true where it is not.
+    conditions: i1 values that are true where a key is seen; hidden: true where it is not. finite: a finite number was
+    taken for what hides keys.
     """
 
     product: MatmulOp | None = None
@@ -38,6 +40,7 @@ class Logits:
     biases: tuple[SSAValue, ...] = ()
     conditions: tuple[SSAValue, ...] = ()
     hidden: tuple[SSAValue, ...] = ()
+    finite: bool = False
 
 
 # --- conditions -----------------------------------------------------------------------------------------------------
@@ -61,6 +64,16 @@ def is_outside_cap(outer: Logits) -> bool:
 def keeps_values(cast: CastOp) -> bool:
     """The cast only widens: the softmax works in f32 or wider anyway."""
     return loses_nothing(tensor(cast.x).dtype, tensor(cast.out).dtype)
+
+
+def is_finite(fill: SSAValue) -> bool:
+    """What hides keys is a number: a row that sees no key averages over them, where minus infinity gives NaN."""
+    return splat(fill) != -math.inf
+
+
+def leaves_rows_empty(seen: Visibility, tq: Expr, tk: Expr) -> bool:
+    """A row may see no key: its own is not always among those that the mask admits."""
+    return bool(seen.conditions) or (seen.kind != "none" and (seen.q_positions is not None or tq != tk))
 
 
 def undoes_cap(factor: float, cap: float) -> bool:
@@ -94,7 +107,7 @@ def logits_of(value: SSAValue, site: Site, outer: Logits, finite: bool) -> Logit
     elif op is not None and op.fn.data == "add":
         found = _biased(op, site, outer)
     elif op is not None and op.fn.data == "select":
-        found = _selected(op, outer, finite)
+        found = _selected(op, site, outer, finite)
     if found is None or tensor(found[0]).dims != tensor(value).dims:
         return None
     return logits_of(found[0], site, found[1], finite)
@@ -141,14 +154,17 @@ def _biased(op: MapOp, site: Site, outer: Logits) -> tuple[SSAValue, Logits] | N
     return None
 
 
-def _selected(op: MapOp, outer: Logits, finite: bool) -> tuple[SSAValue, Logits] | None:
+def _selected(op: MapOp, site: Site, outer: Logits, finite: bool) -> tuple[SSAValue, Logits] | None:
     condition, yes, no = op.args
     if not is_outside_cap(outer):
         return None
     if masks.is_hiding(no, outer.scale, finite=finite):
-        return yes, replace(outer, conditions=(*outer.conditions, condition))
+        return yes, replace(outer, conditions=(*outer.conditions, condition), finite=outer.finite or is_finite(no))
     if masks.is_hiding(yes, outer.scale, finite=finite):
-        return no, replace(outer, hidden=(*outer.hidden, condition))
+        return no, replace(outer, hidden=(*outer.hidden, condition), finite=outer.finite or is_finite(yes))
+    for fill, logits in ((no, yes), (yes, no)):
+        if leads_to_product(logits) and (why := masks.why_seen(fill, outer.scale)):
+            site.refuse(f"attention: {why}")
     return None
 
 
@@ -234,6 +250,8 @@ def _attention(op: MatmulOp, site: Site, finite: bool) -> SSAValue | None:
         q, k, v = (with_heads(x, site) for x in (q, k, v))
         seen = seen.with_heads(lambda x: with_heads(x, site))
     rank = tensor(q).rank
+    if (logits.finite or seen.finite) and leaves_rows_empty(seen, tq, tk):
+        site.note("rows that see no key give 0, where the model's finite fill gives an average")
     try:
         out = site.make(
             AttentionOp,

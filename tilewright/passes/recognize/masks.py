@@ -13,13 +13,20 @@ from dataclasses import dataclass
 from xdsl.ir import SSAValue
 
 from tilewright.ir.dims import Expr
+from tilewright.ir.dtypes import DType
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.elementwise import CastOp, MapOp
 from tilewright.ir.graph.shape import BroadcastOp, ReshapeOp, SliceOp, TransposeOp
 from tilewright.ir.graph.structure import ConstantOp, DimOp, IotaOp, PositionsOp
 from tilewright.passes.rewriting import Site, defined, mapped, splat, wide_dims
 
-HIDING = -1e4  # added to a logit, it makes the exponential vanish: exp(-1e4) is 0 in every float
+# A fill at or below -1e9, which bf16 rounds to -9.98e8, stands for minus infinity: no model's logits lie as low. Above
+# it (old code fills with -1e4) a logit may lie below the fill, and the fill is a number like others. f16 ends earlier:
+# its lowest number hides among logits in f16, which cannot lie lower.
+HIDING = -9.9e8
+LOWEST_F16 = -65504.0
+# After a later factor the fill must still make the exponential vanish: exp(-1e3) is 0 in every float.
+VANISHING = -1e3
 INVERSE = {"le": "gt", "lt": "ge", "ge": "lt", "gt": "le"}
 MIRROR = {"le": "ge", "lt": "gt", "ge": "le", "gt": "lt"}
 
@@ -49,15 +56,34 @@ class Bound:
 # --- conditions -----------------------------------------------------------------------------------------------------
 
 
-def hides(fill: float) -> bool:
-    """Added to a logit, the number makes its exponential vanish."""
-    return fill <= HIDING
+def hides(fill: float, dtype: DType) -> bool:
+    """Added to a logit in this dtype, or put in its place, the number stands for minus infinity."""
+    return fill <= (LOWEST_F16 if dtype.name == "f16" else HIDING)
+
+
+def vanishes(fill: float) -> bool:
+    """The exponential of the number is 0 beside any logit that is seen."""
+    return fill <= VANISHING
 
 
 def is_hiding(value: SSAValue, scale: float = 1.0, *, finite: bool) -> bool:
     """The value is a number that hides a key, after a later factor, too. finite: it need not be minus infinity."""
     fill = splat(value)
-    return fill is not None and hides(fill * scale) and (finite or fill == -math.inf)
+    if fill is None or not hides(fill, tensor(value).dtype) or not vanishes(fill * scale):
+        return False
+    return finite or fill == -math.inf
+
+
+def why_seen(value: SSAValue, scale: float) -> str:
+    """Why a number in the place of logits, later multiplied, hides no key; empty for what is not meant to."""
+    fill = splat(value)
+    if fill is None or fill >= 0:
+        return ""
+    if not hides(fill, tensor(value).dtype):
+        return f"{fill:g} stands for logits that may be less; -1e9 and less hides keys"
+    if not vanishes(fill * scale):
+        return f"{fill:g} stands for logits and is multiplied by {scale:g}: its exponential does not vanish"
+    return f"{fill:g} stands for logits, and finite numbers hide no keys with finite-hides=false"
 
 
 def counts_by_one(op: IotaOp) -> bool:

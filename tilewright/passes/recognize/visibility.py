@@ -17,7 +17,10 @@ from tilewright.passes.rewriting import Site, mapped, splat
 
 @dataclass(frozen=True)
 class Visibility:
-    """The mask kind with its positions, and what stays an operand: conditions that must hold, and numbers added."""
+    """The mask kind with its positions, and what stays an operand: conditions that must hold, and numbers added.
+
+    finite: a finite number among those added was taken for what hides keys.
+    """
 
     kind: str = "none"
     window: int = 0
@@ -25,6 +28,7 @@ class Visibility:
     k_positions: SSAValue | None = None
     conditions: tuple[SSAValue, ...] = ()
     biases: tuple[SSAValue, ...] = ()
+    finite: bool = False
 
     def with_heads(self, add: Callable[[SSAValue], SSAValue]) -> Visibility:
         """The same for logits with one more axis, for heads, before the last two."""
@@ -98,12 +102,14 @@ def visibility(
     """Sorts conditions and biases into a mask kind and what stays an operand."""
     wanted = [*conditions, *(site.map("not", h) for h in hidden)]
     added: list[SSAValue] = []
+    was_finite = False
     for bias in [part for b in biases for part in _addends(b, site, finite=finite)]:
         condition = masks.condition_of(bias, site, finite=finite)
         if condition is None:
             added.append(bias)
         else:
             wanted.append(condition)
+            was_finite = was_finite or masks.condition_of(bias, site, finite=False) is None
     parts = [part for c in wanted for part in masks.conjuncts(c, site) if splat(part) != 1]
     causal: Bound | None = None
     windows: list[tuple[Bound, int, SSAValue]] = []
@@ -128,7 +134,7 @@ def visibility(
     kept = [w for w in windows if causal is not None and share_positions(causal, w[0])]
     others += [part for bound, window, part in windows if (bound, window, part) not in kept]
     if causal is None:
-        return Visibility(conditions=tuple(others), biases=tuple(added))
+        return Visibility(conditions=tuple(others), biases=tuple(added), finite=was_finite)
     narrowest = min((w for _, w, _ in kept), default=0)
     return Visibility(
         kind="sliding" if kept else "causal",
@@ -137,6 +143,7 @@ def visibility(
         k_positions=causal.k_positions,
         conditions=tuple(others),
         biases=tuple(added),
+        finite=was_finite,
     )
 
 
