@@ -96,8 +96,9 @@ def load(
 
     native=False ignores its machine code and its step table and rebuilds both from its IR: the way to open a stranger's
     file. Before anything is compiled, every access of every kernel is proved to stay inside its buffer, for all sizes
-    that the dims and guards admit; ArtifactError names what is not proved. What the file computes, and how long it
-    takes, is still the stranger's choice.
+    that the dims and guards admit; ArtifactError names what is not proved. All memory that its kernels get besides
+    inputs and weights is zeros when a call begins: what they leave unwritten shows nothing of this process. What the
+    file computes, and how long it takes, is still the stranger's choice.
     """
     from tilewright.compiler.artifacts import load_compiled
     from tilewright.runtime.memory import parse_bytes
