@@ -83,7 +83,8 @@ def build_kernels(
 ) -> Kernels:
     """Kernels to objects; equal kernels compile once. instrument: with counters, see `instrumented`.
 
-    cleared: a thread's scratch is zeros when a kernel begins. Raises TargetError for counters on a backend that takes tiles: they are woven into loops.
+    cleared: a thread's scratch is zeros when a kernel begins. Raises TargetError for counters on a backend that takes
+    tiles: they are woven into loops.
     """
     if instrument and backend.takes != "loops":
         raise TargetError(
