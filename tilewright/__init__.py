@@ -128,6 +128,10 @@ def kernel(signature: str) -> Callable[[Callable[..., None]], Kernel]:
     signature: inputs -> outputs, each a name, a dtype and dims. Keyword-only parameters are static: known from the
     inputs or given at a call, and fixed in the kernel; other names are dims of any size. The function gets the builder
     (`tilewright.ir.tile.builder.KernelBuilder`), the buffers, and the static parameters. Raises KernelError.
+
+    Before a kernel is compiled, it is run in the tile interpreter at a few small sizes of its dims: one that leaves
+    elements of an output unwritten, writes an element from two programs or stores a value from outside a view is
+    refused (KernelStoreError, PoisonError) with its line and the sizes.
     """
     from tilewright.compiler.kernel import kernel as make
 
