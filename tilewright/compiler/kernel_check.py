@@ -22,8 +22,7 @@ from tilewright.ir.tile_interpreter import programs, run_kernel
 
 _CHOSEN: Final = (LookupOp, ScalarOp, UpdateOp, ViewPagesOp, ViewRowsOp, ViewSegmentOp)
 _WORK: Final = 1 << 15
-"""Elements of buffers and ops of programs, weighted as below, that all sizes after the first few may cost together: some
-milliseconds."""
+"""Elements of buffers, and ops of programs at `_OP` elements each, that all sizes together may cost."""
 _OP: Final = 64  # elements that NumPy computes in the time that the interpreter needs for one op
 _ALWAYS: Final = 3
 _DRAWS: Final = (0, None, 1, 2, 4)
