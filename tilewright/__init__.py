@@ -96,8 +96,9 @@ def load(
 
     native=False ignores its machine code and its step table and rebuilds both from its IR: the way to open a stranger's
     file. Before anything is compiled, every access of every kernel is proved to stay inside its buffer, for all sizes
-    that the dims and guards admit; ArtifactError names what is not proved. What the file computes, and how long it
-    takes, is still the stranger's choice.
+    that the dims and guards admit; ArtifactError names what is not proved. All memory that its kernels get besides
+    inputs and weights is zeros when a call begins: what they leave unwritten shows nothing of this process. What the
+    file computes, and how long it takes, is still the stranger's choice.
     """
     from tilewright.compiler.artifacts import load_compiled
     from tilewright.runtime.memory import parse_bytes
@@ -127,6 +128,10 @@ def kernel(signature: str) -> Callable[[Callable[..., None]], Kernel]:
     signature: inputs -> outputs, each a name, a dtype and dims. Keyword-only parameters are static: known from the
     inputs or given at a call, and fixed in the kernel; other names are dims of any size. The function gets the builder
     (`tilewright.ir.tile.builder.KernelBuilder`), the buffers, and the static parameters. Raises KernelError.
+
+    Before a kernel is compiled, it is run in the tile interpreter at a few small sizes of its dims: one that leaves
+    elements of an output unwritten, writes an element from two programs or stores a value from outside a view is
+    refused (KernelStoreError, PoisonError) with its line and the sizes.
     """
     from tilewright.compiler.kernel import kernel as make
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,11 @@ import torch
 
 import tilewright as tw
 from tests.ir.tile.launched import mutated
+from tests.passes.lower_tile_to_loops.kernels import on_tiles
 from tilewright.errors import TilewrightError
+from tilewright.ir.backend import machine_of
+from tilewright.ir.dtypes import F32
+from tilewright.passes.lower_tile_to_loops import lower_kernel
 from tilewright.runtime.artifact_file import Container, NewSection, write_container
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -148,3 +153,60 @@ def changed(rng: np.random.Generator) -> Change:
 def _changes(saved: Path, path: Path) -> list[str]:
     before, after = (Container(p).read("ir/tile").decode().splitlines() for p in (saved, path))
     return [new for old, new in zip(before, after, strict=False) if old != new]
+
+
+@tw.kernel("x f32[rows, 500] -> y f32[rows, 500]")
+def doubled(b: Any, x: Any, y: Any) -> None:
+    (row,) = b.grid(["rows"], [8])
+    tile = b.load(b.dense(x), [row, 0], [8, 500])
+    b.store(b.map("add", tile, tile), b.dense(y), [row, 0])
+
+
+without_stores = sub(r"\n *tile\.store[^\n]*", "")
+
+
+def junk(*shape: int) -> None:
+    """Leaves memory behind that the next tensors of this shape are made in."""
+    del [torch.full(shape, 7.25) for _ in range(50)][:]
+
+
+@pytest.mark.parametrize("rows", [1, 19, 300])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_kernel_that_stores_nothing_gives_zeros(
+    tmp_path: Path, rows: int, threads: int, rng: np.random.Generator
+) -> None:
+    doubled.compile().save(tmp_path / "whole.tw")
+    path = forged(tmp_path / "whole.tw", tmp_path / "empty.tw", without_stores)
+    whole = tw.load(tmp_path / "whole.tw", native=False, threads=threads)
+    loaded = tw.load(path, native=False, threads=threads)
+    x = rng.standard_normal((rows, 500), np.float32)
+    np.testing.assert_array_equal(whole(x), 2 * x)
+    for _ in range(20):
+        junk(rows, 500)
+        np.testing.assert_array_equal(loaded(torch.from_numpy(x)), np.zeros_like(x))
+        np.testing.assert_array_equal(loaded(x), np.zeros_like(x))
+
+
+@pytest.mark.parametrize("timed", [False, True], ids=["alone", "on a team"])
+def test_slots_hold_nothing_of_the_call_before(saved: Path, tmp_path: Path, timed: bool) -> None:
+    silent = tw.load(forged(saved, tmp_path / "silent.tw", without_stores), native=False).executable
+    ids = torch.arange(40) % 19
+    run = silent.profile if timed else silent
+    run(ids)
+    (call,) = silent._calls.values()
+    (arena,) = silent._arenas._idle if timed else [frame.arena for frame in call.frames]
+    assert arena is not None
+    assert call.plan.arena > 0
+    arena.view(0, call.plan.arena)[:] = b"\x7f" * call.plan.arena
+    run(ids)
+    assert not any(arena.view(0, call.plan.arena))
+
+
+def test_scratch_of_a_rebuilt_kernel_is_zeroed() -> None:
+    kernel = on_tiles(
+        [((40, 70), F32)], [((70, 40), F32)], lambda b, x: [b.transpose(b.scan("sum", [x], 1)[0], [1, 0])]
+    )
+    machine = machine_of("cpu:avx2")[1]
+    plain, cleared = lower_kernel(kernel, machine), lower_kernel(kernel, machine, cleared=True)
+    assert not all(s.zeroed for s in plain.scratch)
+    assert all(s.zeroed for s in cleared.scratch)

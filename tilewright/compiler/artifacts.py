@@ -71,7 +71,8 @@ def load_compiled(
 
     Its kernels run as they are where this CPU has the features they need. Elsewhere, and with native=False, they are
     built from its IR, for the artifact's own CPU class or the best this CPU has, once every access in it is proved to
-    stay inside its buffer (`rebuilding`); its step table is made again from the IR, too.
+    stay inside its buffer (`rebuilding`); its step table is made again from the IR, too. What such a program computes
+    in and gives back is zeros when a call begins: kernels that leave elements unwritten show nothing of this process.
 
     Raises ArtifactError and ArtifactVersionError for a file that is damaged, foreign or of another format,
     CpuFeatureError and MissingDependencyError where kernels would have to be built and cannot be.
@@ -81,7 +82,10 @@ def load_compiled(
         artifact = load_artifact(path, rebuild=_rebuild, use_native=native)
     origin = f"artifact {Path(path).name}" + (", kernels built again" if artifact.rebuilt else "")
     facts = {**artifact.facts, "cache": origin}
-    return ready(_code(artifact), facts, lambda *_: artifact.weights, watch, threads=threads, memory_limit=memory_limit)
+    return ready(
+        _code(artifact), facts, lambda *_: artifact.weights, watch, threads=threads, memory_limit=memory_limit,
+        cleared=artifact.rebuilt,
+    )  # fmt: skip
 
 
 def _native_code(code: Code) -> NativeCode:

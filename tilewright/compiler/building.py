@@ -32,14 +32,16 @@ def build_code(
     texts: Mapping[str, str],
     runtime: Callable[[], Mapping[str, bytes]] | None = None,
     watch: Stopwatch | None = None,
+    cleared: bool = False,
 ) -> Code:
     """The code of a module whose @main is planned. texts: by stage, as in `Code`.
 
-    runtime: gives the backend's runtime objects for the machine, where they are made already.
+    runtime: gives the backend's runtime objects for the machine, where they are made already. cleared: see
+    `build_kernels`.
     """
     watch = watch or Stopwatch()
     with watch.stage("kernels"):
-        built = build_kernels(kernels_of(module), backend, machine, watch=watch)
+        built = build_kernels(kernels_of(module), backend, machine, watch=watch, cleared=cleared)
     with watch.stage("assemble"):
         program = assemble(
             module, interface, built.symbols, built.infos, target=f"{backend.name}:{machine.name}", dims=dims,
@@ -77,10 +79,12 @@ def build_kernels(
     *,
     instrument: bool = False,
     watch: Stopwatch | None = None,
+    cleared: bool = False,
 ) -> Kernels:
     """Kernels to objects; equal kernels compile once. instrument: with counters, see `instrumented`.
 
-    Raises TargetError for counters on a backend that takes tiles: they are woven into loops.
+    cleared: a thread's scratch is zeros when a kernel begins. Raises TargetError for counters on a backend that takes
+    tiles: they are woven into loops.
     """
     if instrument and backend.takes != "loops":
         raise TargetError(
@@ -100,7 +104,7 @@ def build_kernels(
             renamed.properties["sym_name"] = type(kernel.sym_name)(symbol)
             if backend.takes == "loops":
                 with watch.part("lowering", names[symbol]):
-                    loops = lower_kernel(renamed, machine, instrument=instrument)
+                    loops = lower_kernel(renamed, machine, instrument=instrument, cleared=cleared)
                 yield symbol, loops
             else:
                 yield symbol, renamed

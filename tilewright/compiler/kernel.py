@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tilewright.compiler.compiled import Compiled
+from tilewright.compiler.kernel_check import check_kernel
 from tilewright.compiler.kernel_program import compile_kernel, kernel_sources
 from tilewright.compiler.kernel_spec import KernelSpec, Static
 from tilewright.compiler.kernel_tracing import place_of, trace
@@ -41,6 +42,7 @@ class Kernel:
         self.function = function
         self._traced: dict[tuple[Static, ...], KernelOp] = {}
         self._compiled: dict[tuple[Static, ...], Compiled] = {}
+        self._sound: set[tuple[Static, ...]] = set()
         self._lock = threading.RLock()
         functools.update_wrapper(self, function)
 
@@ -51,7 +53,7 @@ class Kernel:
         """The outputs for these inputs: torch tensors in, torch tensors out; NumPy arrays in, NumPy arrays out.
 
         given: inputs by name, and static parameters that neither a shape nor a dtype says. One output comes as it is,
-        several as a tuple. Raises KernelError, and what a compiled call raises.
+        several as a tuple. Raises KernelError, what `compile` raises, and what a compiled call raises.
         """
         inputs, statics = self._bound(tensors, given)
         key = tuple(statics.values())
@@ -69,7 +71,10 @@ class Kernel:
     def compile(self, target: str | Sequence[str] = "cpu", **given: Any) -> Compiled:
         """The kernel for these values of its static parameters, to call, profile, save, and read the report of.
 
-        given: static parameters, and the options threads, memory_limit and cache of `tilewright.compile`.
+        given: static parameters, and the options threads, memory_limit and cache of `tilewright.compile`. Before it is
+        built, the kernel is run in the tile interpreter at a few small sizes of its dims (`kernel_check`): raises
+        KernelStoreError for elements that are left out or written twice and PoisonError for values from outside a view,
+        with the sizes and the line.
         """
         self._require_target(target, "compile")
         options = Options.of({"target": target, **{n: v for n, v in given.items() if n in _OPTIONS}})
@@ -79,6 +84,15 @@ class Kernel:
     def trace(self, **statics: Any) -> KernelOp:
         """The kernel as tile IR."""
         return self._trace(self.spec.resolve(statics))
+
+    def checked(self, **statics: Any) -> KernelOp:
+        """The kernel as tile IR, found sound as `compile` does it; once for each set of static parameters."""
+        values = self.spec.resolve(statics)
+        kernel, key = self._trace(values), tuple(values.values())
+        if key not in self._sound:
+            check_kernel(kernel)
+            self._sound.add(key)
+        return kernel
 
     def ir(self, **statics: Any) -> str:
         """The kernel's tile IR as text."""

@@ -13,6 +13,7 @@ from tilewright.compiler.building import build_code, build_kernels
 from tilewright.compiler.code import Code
 from tilewright.compiler.code_key import sources_hash
 from tilewright.compiler.compiled import Compiled
+from tilewright.compiler.kernel_check import check_kernel
 from tilewright.compiler.kernel_spec import KernelSpec, Static
 from tilewright.compiler.linking import ready
 from tilewright.compiler.options import Options
@@ -83,7 +84,7 @@ def kernel_code(
 
 
 def compile_kernel(kernel: KernelOp, spec: KernelSpec, statics: Mapping[str, Static], options: Options) -> Compiled:
-    """The kernel for a target, ready to be called."""
+    """The kernel for a target, ready to be called. Raises as `check_kernel`."""
     watch = Stopwatch()
     target = Target.of(options)
     module, signature = kernel_module(kernel, spec, statics), kernel_signature(spec, statics)
@@ -97,7 +98,13 @@ def compile_kernel(kernel: KernelOp, spec: KernelSpec, statics: Mapping[str, Sta
         "toolchain": dict(target.backend.toolchain()),
         "tilewright": sources_hash(),
     }
-    code, facts, origin = Store.of(options).code(factors, lambda: kernel_code(module, signature, spec, target, watch))
+
+    def build() -> tuple[Code, dict[str, Any]]:
+        # What a cache holds has been checked: its key names the kernel's text and this package's sources.
+        check_kernel(kernel)
+        return kernel_code(module, signature, spec, target, watch)
+
+    code, facts, origin = Store.of(options).code(factors, build)
     told = {**facts, "cache": origin, "notes": [], "model": f"kernel @{spec.name}"}
     return ready(
         code, told, lambda library, pool: prepare_weights(code.program, library, pool, {}), watch,

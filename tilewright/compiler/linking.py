@@ -36,10 +36,12 @@ def ready(
     threads: int | None = None,
     memory_limit: int | None = None,
     host: Mapping[str, HostFunction] | None = None,
+    cleared: bool = False,
 ) -> Compiled:
     """The code as a callable. facts: for its report, to which what the stopwatch has is added.
 
-    here: this process can run it; otherwise it is there to be read. See Executable for the limits and host functions.
+    here: this process can run it; otherwise it is there to be read. See Executable for the other
+    options.
     Raises CpuFeatureError where this CPU lacks what the code uses, ToolchainError where it does not link.
     """
     loaded = None
@@ -50,5 +52,7 @@ def ready(
             library = native.load(kernels, code.program.symbols)
             pool = thread_pool(lambda: code.objects[DRIVER])
         weights = hold(library, pool)
-        loaded = Executable(code.program, library, weights, pool, threads=threads, memory_limit=memory_limit, host=host)
+        loaded = Executable(
+            code.program, library, weights, pool, threads=threads, memory_limit=memory_limit, host=host, cleared=cleared
+        )
     return Compiled(code, loaded, {**facts, "seconds": dict(watch.seconds), "parts": dict(watch.parts)})

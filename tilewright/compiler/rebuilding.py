@@ -3,6 +3,8 @@
 The text is parsed and verified; slots and barriers are planned anew. What the artifact says of a call (its signature)
 is held against the IR before anything is compiled, launches against their kernels, and of every view in a kernel it is
 proved that it lies inside its buffer for every call that the dims and guards admit. What is not proved is not compiled.
+That stores cover the outputs is not proved: the memory of such programs is zeros wherever a kernel may begin, its own
+scratch (here) and what a call hands it (`runtime.executor`).
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ def rebuild(parts: Rebuildable) -> Code:
     _agree(module, parts)
     _contained(module, parts)
     PlanMemory().run(module, Context(machine=machine, dims=space))
-    return build_code(module, Interface.again(parts.program), backend, machine, dims=space, texts=parts.ir)
+    return build_code(
+        module, Interface.again(parts.program), backend, machine, dims=space, texts=parts.ir, cleared=True
+    )
 
 
 def _machine(parts: Rebuildable) -> tuple[Backend, Machine]:

@@ -97,7 +97,7 @@ class _Instances:
         results = tuple(
             TensorType.of([d.substitute(sizes) for d in b.dims_at(found)], b.dtype_at(found)) for b in spec.outputs
         )
-        kernel = self._kernel.trace(**found)
+        kernel = self._kernel.checked(**found)
         return Instance(kernel, tuple(sizes[d] for d in kernel.dims.data), results)
 
 

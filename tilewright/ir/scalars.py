@@ -129,6 +129,8 @@ def _gelu_tanh64(x: Array) -> Array:
     return result
 
 
+_OUT: Final = "b is negative or not below a's width"
+
 _TABLE: Final = [
     ScalarFunction("add", 2, "number", 1, lambda a, b: a + b, _quiet(lambda a, b: a + b), "a + b"),
     ScalarFunction("sub", 2, "number", 1, lambda a, b: a - b, _quiet(lambda a, b: a - b), "a - b"),
@@ -236,9 +238,17 @@ _TABLE: Final = [
     ScalarFunction("or", 2, "bitwise", 0, lambda a, b: a | b, np.bitwise_or, "bitwise or; logical on i1"),
     ScalarFunction("xor", 2, "bitwise", 0, lambda a, b: a ^ b, np.bitwise_xor, "bitwise exclusive or"),
     ScalarFunction("not", 1, "bitwise", 0, lambda a: ~a, np.invert, "bitwise not; logical on i1"),
-    ScalarFunction("shl", 2, "integer", 0, lambda a, b: a << b, np.left_shift, "a shifted left by b bits"),
     ScalarFunction(
-        "shr", 2, "integer", 0, lambda a, b: a >> b, np.right_shift, "a shifted right by b bits, arithmetic"
+        "shl", 2, "integer", 0, lambda a, b: a << b, np.left_shift, f"a shifted left by b bits; 0 where {_OUT}"
+    ),
+    ScalarFunction(
+        "shr",
+        2,
+        "integer",
+        0,
+        lambda a, b: a >> b,
+        np.right_shift,
+        f"a shifted right by b bits, arithmetic; 0, or -1 below 0, where {_OUT}",
     ),
     ScalarFunction(
         "select", 3, "select", 0, lambda c, a, b: _t().where(c, a, b), np.where, "a where the condition holds, else b"

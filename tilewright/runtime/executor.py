@@ -31,7 +31,7 @@ from tilewright.runtime.program import Program
 from tilewright.runtime.program_check import check_program
 from tilewright.runtime.resolve import BaseTable, Code, Resolved, footprint, resolve
 from tilewright.runtime.states import StateStore
-from tilewright.runtime.tensors import fresh_numpy, fresh_torch, is_torch
+from tilewright.runtime.tensors import cleared_numpy, cleared_torch, fresh_numpy, fresh_torch, is_torch
 from tilewright.runtime.threads import ThreadPool
 from tilewright.runtime.weights import Source, WeightSet, require_names
 
@@ -71,7 +71,8 @@ class Executable:
 
     code: addresses of the kernels by symbol, kept alive by this object. pool: the process's threads. threads: at most
     so many for one call; None for all cores. memory_limit: bytes that one call may need, weights included. host:
-    functions that the program's host steps name.
+    functions that the program's host steps name. cleared: results and scratch memory are zeros when a call begins,
+    for programs of strangers, whose kernels need not write all of what they give back.
 
     Calling raises what `Binder.bind` raises, and CapacityError. Any number of Python threads may call at once.
     """
@@ -86,6 +87,7 @@ class Executable:
         threads: int | None = None,
         memory_limit: int | None = None,
         host: Mapping[str, HostFunction] | None = None,
+        cleared: bool = False,
     ) -> None:
         check_program(program)
         _check_options(program, threads, memory_limit, host or {})
@@ -96,6 +98,9 @@ class Executable:
         self._pool = pool
         self._threads = threads
         self._host = dict(host or {})
+        self._cleared = cleared
+        self._results_torch = cleared_torch if cleared else fresh_torch
+        self._results_numpy = cleared_numpy if cleared else fresh_numpy
         self._bases = BaseTable(program)
         self._binder = Binder(program)
         self._arenas = ArenaPool()
@@ -168,6 +173,7 @@ class Executable:
             threads=self._threads,
             memory_limit=self.memory_limit,
             host=self._host,
+            cleared=self._cleared,
         )
 
     def _prepared(self, source: Source) -> WeightSet:
@@ -208,7 +214,7 @@ class Executable:
 
     def _run_in_turn(self, call: Call, leaves: Sequence[Any], timed: bool) -> tuple[Any, Times | None, int]:
         addresses, kept = self._binder.addresses(leaves, call.copied)
-        results = fresh_torch(call.results) if call.torch else fresh_numpy(call.results)
+        results = self._results_torch(call.results) if call.torch else self._results_numpy(call.results)
         frame = call.frame(self._bases, self._weights, self._states)
         view, at = frame.view, BaseTable.FIRST
         for address in addresses:
@@ -217,6 +223,8 @@ class Executable:
         for _, address in results:
             view[at] = address
             at += 1
+        if self._cleared and frame.arena is not None:
+            frame.arena.clear(call.plan.arena)
         times, threads = None, 1
         if call.alone is not None and not timed:
             self._pool.run_alone(call.alone.address, frame.address)
@@ -240,6 +248,8 @@ class Executable:
         with self._pool.team(self._threads) as team:
             arena = self._arenas.take(plan.arena)
             try:
+                if self._cleared:
+                    arena.clear(plan.arena)
                 words[BaseTable.ARENA] = arena.address
                 times = run_parts(plan, words, team, self._host, timed=timed)
                 for (source, source_at), (destination, destination_at), size in plan.copies:

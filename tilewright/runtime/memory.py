@@ -58,6 +58,10 @@ class Arena:
         """`size` bytes from offset `at`, to read and write."""
         return self._view[at : at + size].data
 
+    def clear(self, size: int) -> None:
+        """Zeros in the first `size` bytes."""
+        self._view[:size] = 0
+
     def grow(self, size: int) -> None:
         """Make room for at least `size` bytes; contents are lost when it had less."""
         if size > self.size:

@@ -181,6 +181,22 @@ def fresh_torch(plan: Plan) -> list[tuple[Any, int]]:
     return made
 
 
+def cleared_numpy(plan: Plan) -> list[tuple[Any, int]]:
+    """As `fresh_numpy`, of zeros: nothing of what the memory held before is in them."""
+    return _cleared(fresh_numpy(plan))
+
+
+def cleared_torch(plan: Plan) -> list[tuple[Any, int]]:
+    """As `fresh_torch`, of zeros."""
+    return _cleared(fresh_torch(plan))
+
+
+def _cleared(made: list[tuple[Any, int]]) -> list[tuple[Any, int]]:
+    for tensor, address in made:
+        ctypes.memset(address, 0, tensor.nbytes)
+    return made
+
+
 @cache
 def numpy_dtype(dtype: DType) -> np.dtype[Any]:
     """The NumPy dtype; MissingDependencyError for bf16 without ml_dtypes."""

@@ -23,7 +23,7 @@ from tilewright.errors import LoweringError
 from tilewright.frontend.capturing import capture
 from tilewright.ir.backend import kernels_of
 from tilewright.ir.dims import DimSpace
-from tilewright.ir.dtypes import BF16, F32
+from tilewright.ir.dtypes import BF16, F32, I8, I16, I32, I64, U8, DType
 from tilewright.ir.graph_interpreter import interpret
 from tilewright.ir.machine import Machine
 from tilewright.ir.passing import Context, run_pipeline
@@ -79,6 +79,29 @@ def test_every_shape_of_kernel_computes_the_same(
         inputs, outputs, _ = case.buffers(sizes, rng)
         for found, wanted in zip(*run_both(case.kernel, inputs, outputs, sizes, interpreter), strict=True):
             near(found, wanted, steps=64)
+
+
+@pytest.mark.parametrize("dtype", [I8, U8, I16, I32, I64], ids=str)
+@pytest.mark.parametrize("fn", ["shl", "shr"])
+def test_a_shift_by_any_amount_computes_the_same(
+    fn: str, dtype: DType, interpreter: InterpretedKernels, rng: np.random.Generator
+) -> None:
+    kind, bits = dtype.numpy(), dtype.bits
+    b = KernelBuilder("by_any_amount", ["n"])
+    x, by, y = b.buffer(["n"], dtype), b.buffer(["n"], dtype), b.output(["n"], dtype)
+    z, w = b.output(["n"], dtype), b.output(["n"], dtype)
+    (i,) = b.grid(["n"], [64])
+    value = b.load(b.dense(x), [i], [64])
+    for out, amount in ((y, b.load(b.dense(by), [i], [64])), (z, b.constant(bits, (64,), dtype)),
+                        (w, b.constant(3, (64,), dtype))):  # fmt: skip
+        b.store(b.map(fn, value, amount), b.dense(out), [i])
+    kernel = b.finish()
+    amounts = np.array([*range(0 if dtype == U8 else -bits - 1, bits + 2), 100, np.iinfo(kind).max]).astype(kind)
+    values = rng.integers(np.iinfo(kind).min, np.iinfo(kind).max, amounts.size, kind, endpoint=True)
+    blank = [np.zeros(amounts.size, kind) for _ in range(3)]
+    found, wanted = run_both(kernel, [values, amounts], blank, {"n": amounts.size}, interpreter)
+    for a, e in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(a, e)
 
 
 def test_a_box_of_a_load_has_the_loads_fill(interpreter: InterpretedKernels, rng: np.random.Generator) -> None:

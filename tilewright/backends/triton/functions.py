@@ -34,8 +34,9 @@ _FLOAT: Final[dict[str, str]] = {
 _INTEGER: Final[dict[str, str]] = {
     "add": "({0} + {1})", "sub": "({0} - {1})", "mul": "({0} * {1})", "div": "({0} // {1})",
     "floordiv": "floordiv({0}, {1})", "remainder": "floormod({0}, {1})",
-    "min": "tl.minimum({0}, {1})", "max": "tl.maximum({0}, {1})", "shl": "({0} << {1})", "shr": "({0} >> {1})",
+    "min": "tl.minimum({0}, {1})", "max": "tl.maximum({0}, {1})",
 }  # fmt: skip
+SHIFTS: Final[dict[str, str]] = {"shl": "<<", "shr": ">>"}
 # The same for all dtypes that the table allows, and exact in narrow floats.
 _ANY: Final[dict[str, str]] = {
     "min": "tl.minimum({0}, {1}, propagate_nan=tl.PropagateNan.ALL)",
@@ -52,6 +53,9 @@ def template(fn: str, dtype: DType) -> str | None:
     """The text of a function for operands of a dtype, with {0}, {1}, ... for them; None where there is none."""
     if fn == "round" and dtype.is_float:
         return "nearest({0}, 4503599627370496.0)" if dtype == F64 else "nearest({0}, 8388608.0)"
+    if fn in SHIFTS:
+        filled = "{0} >> " + str(dtype.bits - 1) if fn == "shr" and dtype.kind == "int" else "{0} - {0}"
+        return f"shifted({{0}} {SHIFTS[fn]} ({{1}} & {dtype.bits - 1}), {filled}, {{1}}, {dtype.bits})"
     if fn == "not" and dtype == I1:
         return "({0} == 0)"
     first = _FLOAT if dtype.is_float else _INTEGER

@@ -16,6 +16,11 @@ def floordiv(a, b):
 def floormod(a, b):
     """With the sign of b; Triton's % has the sign of a."""
     return a % b + tl.where((a % b != 0) & ((a % b < 0) != (b < 0)), b, 0)''',
+    "shifted": '''\
+@triton.jit
+def shifted(inside, outside, amount, bits: tl.constexpr):
+    """A shift by any amount; `outside` for those that move every bit out."""
+    return tl.where((amount >= 0) & (amount < bits), inside, outside)''',
     "largest": '''\
 @triton.jit
 def largest(x, axis: tl.constexpr):

@@ -62,6 +62,11 @@ class LoopBuilder(Arithmetic):
         self._scratch.append(made)
         return made
 
+    def clear_scratch(self) -> None:
+        """Sets `zeroed` on all scratch so far."""
+        for made in self._scratch:
+            made.zeroed = True
+
     def finish(self, *, verify: bool = True) -> LoopKernel:
         """The kernel; verified unless told otherwise."""
         from tilewright.ir.loops.verifier import verify_kernel

@@ -34,10 +34,11 @@ from tilewright.passes.lower_tile_to_loops.stores import store
 from tilewright.passes.lower_tile_to_loops.updates import update
 
 
-def lower_kernel(kernel: KernelOp, machine: Machine, *, instrument: bool = False) -> LoopKernel:
+def lower_kernel(kernel: KernelOp, machine: Machine, *, instrument: bool = False, cleared: bool = False) -> LoopKernel:
     """The loop kernel of a tile kernel: same buffers and dims in the same order, its grid split over the threads.
 
     instrument: the last buffer is an i64 array of counters, one row a thread; `counters.quantities` names its columns.
+    cleared: all scratch is zeros when a thread enters the kernel.
     Raises LoweringError for what this lowering cannot do.
     """
     b = Emission(kernel.sym_name.data)
@@ -52,6 +53,8 @@ def lower_kernel(kernel: KernelOp, machine: Machine, *, instrument: bool = False
     if instrument:
         cx.counters = CounterRow(cx, b.buffer("counters", I64, writable=True))
     over_programs(cx, lambda: lower_block(cx, kernel.block))
+    if cleared:
+        b.clear_scratch()
     return b.finish()
 
 

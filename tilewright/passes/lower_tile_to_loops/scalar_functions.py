@@ -7,7 +7,7 @@ but no transcendental functions: `loop_math` expands those for f32.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Literal
 
 from tilewright.ir import loop_math
 from tilewright.ir.dtypes import BF16, F16, F32, F64, I1, DType
@@ -122,13 +122,25 @@ def _integers(b: LoopBuilder, fn: str, args: list[Value]) -> Value:
             below = b.select(b.compare("lt", x, 0), _like(b, -1, x), _like(b, 0, x))
             return b.select(b.compare("gt", x, 0), _like(b, 1, x), below)
         case "shl" | "shr":
-            return b.binary(fn, x, b.and_(y, x.type.dtype.bits - 1))
+            return _shift(b, fn, x, y)
         case "div":
             return _division(b, "truncdiv", x, y)
         case "floordiv":
             return _division(b, "floordiv", x, y)
         case _:
             return _division(b, "mod", x, y)
+
+
+def _shift(b: LoopBuilder, kind: Literal["shl", "shr"], x: Value, y: Value) -> Value:
+    """A shift by any amount. Below 0 and from the width on it moves every bit out, as torch has it."""
+    signed, last = y.type.dtype.kind == "int", x.type.dtype.bits - 1
+    inside = b.compare("le", y, last)
+    if signed:
+        inside = b.and_(inside, b.compare("ge", y, 0))
+    if kind == "shr" and signed:
+        return b.shr(x, b.select(inside, y, _like(b, last, y)))  # the sign is what is left
+    shifted = b.binary(kind, x, b.and_(y, last))
+    return b.select(inside, shifted, _like(b, 0, shifted))
 
 
 def _division(b: LoopBuilder, kind: str, x: Value, y: Value) -> Value:
