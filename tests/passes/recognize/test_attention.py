@@ -261,7 +261,7 @@ def test_numbers_that_do_not_hide_are_a_bias(seed: int) -> None:
         ("bf16", -998244352.0, 1.0, True),
         ("f16", -65504.0, 1.0, True),
         ("f16", -65504.0, 0.125, True),
-        ("f16", -65504.0, 1e-3, False),
+        ("f16", -65504.0, 2.0**-10, False),
         ("f16", -65472.0, 1.0, False),
         ("f32", -65504.0, 1.0, False),
     ],
