@@ -183,16 +183,16 @@ def _agrees(model: torch.nn.Module, exported: Exported, captured: Captured, size
     for number, scale in enumerate(_SCALES[: None if draws else 1]):
         given = _drawn(example, scale, number)
         try:
-            outputs, after = _eager(model, given, captured.states)
-            wanted = [*_leaves(outputs), *after.values()]
+            results, after = _eager(model, given, captured.states)
+            wanted = [*results, *after.values()]
         except Exception:  # noqa: BLE001 (whatever a model raises: it does not run at this size)
             return _Found.FAILS
         tensors = [leaf.value.clone() for leaf in given.leaves if leaf.is_tensor]
         states = {name: value.clone() for name, value in captured.states.items()}
         try:
             interpreter = GraphInterpreter(captured.module, weights=captured.weights, states=states)
-            results = list(interpreter.run(tensors).values())
-            found = [*_leaves(captured.signature.rebuild(results, dict(sizes))), *(states[name] for name in after)]
+            computed = list(interpreter.run(tensors).values())
+            found = [*_leaves(captured.signature.rebuild(computed, dict(sizes))), *(states[name] for name in after)]
         except (TilewrightError, ZeroDivisionError, RuntimeError):
             return _Found.DIFFERS
         if len(found) != len(wanted) or not all(_same(a, b) for a, b in zip(found, wanted, strict=True)):
@@ -224,8 +224,8 @@ def _drawn(example: Example, scale: float, seed: int) -> Example:
 
 def _eager(
     model: torch.nn.Module, example: Example, states: Mapping[str, torch.Tensor]
-) -> tuple[Any, dict[str, torch.Tensor]]:
-    """The model's outputs, and what it leaves in the buffers that are states."""
+) -> tuple[list[Any], dict[str, torch.Tensor]]:
+    """The leaves of the model's outputs, and what it leaves in the buffers that are states."""
     import torch
 
     args, kwargs = replace(
@@ -236,8 +236,10 @@ def _eager(
         ),
     ).call()
     with preserved(model), cacheless(model), _buffers_kept(model), torch.no_grad(), quiet():
-        outputs = model(*args, **kwargs)
-        return outputs, {name: b.clone() for name, b in model.named_buffers() if name in states}
+        outputs = _leaves(model(*args, **kwargs))
+        # an output can be a buffer, which is about to be put back
+        results = [leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in outputs]
+        return results, {name: b.clone() for name, b in model.named_buffers() if name in states}
 
 
 @contextmanager
