@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from tilewright.frontend.arithmetic import evaluated
 from tilewright.frontend.concrete import concrete, held_by
 from tilewright.frontend.examples import Example
 from tilewright.frontend.locations import of_node
@@ -111,9 +112,6 @@ def _told(value: Any, own: set[Hashable]) -> Hashable:
 
 def _sizes(program: ExportedProgram, example: Example, sizes: Mapping[str, int]) -> Callable[[Any], int | float | bool]:
     """The value of a symbolic number of the program at given sizes of the dims."""
-    from torch.utils._sympy.interp import sympy_interp
-    from torch.utils._sympy.reference import PythonReferenceAnalysis
-
     values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"]
     symbols: dict[Any, Any] = {}
     for leaf, value in zip(example.leaves, values[len(values) - len(example.leaves) :], strict=True):
@@ -123,7 +121,7 @@ def _sizes(program: ExportedProgram, example: Example, sizes: Mapping[str, int])
                 symbols[size.shape_env.replace(size.expr)] = sizes[dim.name]
     known: dict[Any, int | float | bool] = {}
 
-    def evaluated(number: Any) -> int | float | bool:
+    def value_of(number: Any) -> int | float | bool:
         if not hasattr(number, "node"):
             return int(number)
         expr = number.node.expr
@@ -131,7 +129,11 @@ def _sizes(program: ExportedProgram, example: Example, sizes: Mapping[str, int])
             replaced = number.node.shape_env.replace(expr)
             if not replaced.free_symbols <= symbols.keys():
                 raise Unfollowed(f"the size {expr}")
-            known[expr] = number.node.pytype(sympy_interp(PythonReferenceAnalysis, symbols, replaced))
+            try:
+                known[expr] = number.node.pytype(evaluated(replaced, symbols))
+            except ArithmeticError as fault:
+                # the model does not come to it at these sizes, else it had not run
+                raise Unfollowed(f"a number without a value at these sizes ({expr})") from fault
         return known[expr]
 
-    return evaluated
+    return value_of

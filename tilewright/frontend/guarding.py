@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 from tilewright.errors import Problem, SpecialisationError
+from tilewright.frontend.arithmetic import NoNumberError, evaluated
 from tilewright.frontend.proving import at_most
 from tilewright.frontend.symbols import Symbols, UnknownSizeError, line_of
 from tilewright.ir.dims import Atom, Dim, DimSpace, Expr, exact_div
@@ -110,9 +111,6 @@ def _fact(symbols: Symbols, expr: Any, where: str | None) -> Fact | None:
 
 def _opaque(symbols: Symbols, expr: Any, where: str | None) -> Fact:
     """A guard that is no relation of dim expressions (an alternative, floats): torch's own arithmetic decides it."""
-    from torch.utils._sympy.interp import sympy_interp
-    from torch.utils._sympy.reference import PythonReferenceAnalysis
-
     free = sorted(expr.free_symbols, key=str)
     try:
         sizes = {symbol: symbols.size(symbol) for symbol in free}
@@ -124,8 +122,8 @@ def _opaque(symbols: Symbols, expr: Any, where: str | None) -> Fact:
     def holds(values: Mapping[str, int]) -> bool:
         given = {symbol: size.evaluate(values) for symbol, size in sizes.items()}
         try:
-            return bool(sympy_interp(PythonReferenceAnalysis, given, expr))
-        except ZeroDivisionError:
+            return bool(evaluated(expr, given))
+        except NoNumberError:
             return False
 
     text = str(expr)

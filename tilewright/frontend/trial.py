@@ -193,7 +193,7 @@ def _agrees(model: torch.nn.Module, exported: Exported, captured: Captured, size
             interpreter = GraphInterpreter(captured.module, weights=captured.weights, states=states)
             computed = list(interpreter.run(tensors).values())
             found = [*_leaves(captured.signature.rebuild(computed, dict(sizes))), *(states[name] for name in after)]
-        except (TilewrightError, ZeroDivisionError, RuntimeError):
+        except (TilewrightError, ArithmeticError, RuntimeError):
             return _Found.DIFFERS
         if len(found) != len(wanted) or not all(_same(a, b) for a, b in zip(found, wanted, strict=True)):
             return _Found.DIFFERS
