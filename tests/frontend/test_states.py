@@ -73,7 +73,7 @@ def test_a_state_can_be_an_output(
     model = Sums(whole)
     x = floats(rng, 5, 3)
     with monkeypatch.context() as proofs_only:
-        proofs_only.setattr(trial, "_eager", None)
+        proofs_only.setattr(trial, "eager", None)
         captured = capture(model, (x,), None, dims)
     # drawn values confirm what the operators prove
     sizes = {dim.name: 5 for dim in captured.dims}
