@@ -279,3 +279,35 @@ def test_the_dims_of_an_exported_program_keep_their_names(tmp_path: Path) -> Non
     torch.export.save(program, tmp_path / "m.pt2")
     # a file does not hold the names
     assert [d.name for d in capture(tmp_path / "m.pt2").dims] == ["input_0"]
+
+
+def test_dropout_that_evaluation_mode_does_not_switch_off() -> None:
+    class Drops(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.dropout(x, 0.5)
+
+    with pytest.raises(TrainingModeError) as caught:
+        capture(Drops().eval(), (torch.ones(2, 4),))
+    said = str(caught.value)
+    assert "(at tests/frontend/test_capture_errors.py:" in said
+    assert said.endswith(
+        "next: pass training=self.training to that call; where it has that, call model.eval() before compiling"
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_examples_that_are_not_dense() -> None:
+    rows = [torch.ones(2), torch.ones(3)]
+    for given, kind in (
+        (torch.nested.nested_tensor(rows), "nested"),
+        (torch.nested.nested_tensor(rows, layout=torch.jagged), "nested"),
+        (torch.ones(2, 3).to_sparse(), "sparse_coo"),
+        (torch.ones(2, 3).to_sparse_csr(), "sparse_csr"),
+    ):
+        for dims in (None, {"input": {0: Dim("b", 1, 8)}}):
+            with pytest.raises(ArgumentError) as caught:
+                capture(torch.nn.ReLU(), (given,), None, dims)
+            assert str(caught.value) == (
+                f"TW001 arguments do not match the signature: input is a {kind} tensor\n"
+                "  next: give example tensors that are dense"
+            )

@@ -50,7 +50,7 @@ def test_a_branch_that_changes_no_value_is_proved_without_a_trial(
     def refuse(*_args: Any) -> Any:
         raise AssertionError("tried on drawn values")
 
-    monkeypatch.setattr(trial, "_eager", refuse)
+    monkeypatch.setattr(trial, "eager", refuse)
     model = Apply(HARMLESS[name])
     captured = capture(model, (floats(rng, 5, 6),), None, {"x": {0: Dim("t", 1, 12)}})
     assert captured.notes == ()

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from tests.frontend.against_eager import captured_equals_eager
 from tests.frontend.many import Many, Table
+from tests.frontend.test_dims import Apply
 from tilewright.errors import UnsupportedOpError
 from tilewright.frontend import capture
 from tilewright.ir.dims import Dim
@@ -150,3 +154,25 @@ def test_a_result_whose_size_depends_on_values_is_refused() -> None:
     model = Many({"picked": lambda x: x[x > 0].sum()})
     with pytest.raises(UnsupportedOpError, match="depends on values"):
         capture(model, (torch.ones(3, 2),))
+
+
+STRIDED: dict[str, Callable[[torch.Tensor], Any]] = {
+    "added to": lambda y: y[:, ::2].add_(1),
+    "set": lambda y: y[:, 1::3].fill_(0),
+    "from the end": lambda y: y[:, -5:-1:2].fill_(7),
+    "between": lambda y: y[:, 2:5:2].mul_(3),
+    "two axes": lambda y: y[::2, 1::3].mul_(2),
+    "another slice": lambda y: y[:, ::2].copy_(y[:, ::2].flip(1)),
+}
+
+
+@pytest.mark.parametrize("name", STRIDED)
+def test_every_other_element_is_written_in_place(rng: np.random.Generator, name: str) -> None:
+    def written(x: torch.Tensor) -> torch.Tensor:
+        y = x.clone()
+        STRIDED[name](y)
+        return y
+
+    calls = [(floats(rng, *s),) for s in ((4, 6), (5, 7), (1, 1), (2, 3), (3, 0), (2, 5), (1, 4), (7, 40))]
+    captured = captured_equals_eager(Apply(written), calls, {"x": (Dim("b", 1, 8), Dim("n", 0, 40))})
+    assert captured.guards == ()

@@ -221,3 +221,29 @@ def test_a_program_is_held_to_the_sizes_it_was_traced_for(rng: np.random.Generat
             for t in range(2, 13):
                 x = floats(rng, t)
                 assert_same(run(captured, x), model(x))
+
+
+GUARDED: dict[str, Callable[[torch.Tensor], Any]] = {
+    "a division": lambda x: x.sum(0) * (1 / x.shape[0] if x.shape[0] > 0 else 0.0),
+    "a negative power": lambda x: x * (x.shape[0] ** -0.5 if x.shape[0] else 1),
+    "a division that the graph has": lambda x: x.sum(0) / x.shape[0] if x.shape[0] else x.sum(0),
+}
+
+
+@pytest.mark.parametrize("name", GUARDED)
+@pytest.mark.parametrize("example", [1, 5])
+def test_a_number_that_only_some_sizes_have_is_a_branch_like_others(
+    rng: np.random.Generator, name: str, example: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = Apply(GUARDED[name])
+    try:
+        captured = capture(model, (floats(rng, example, 6),), None, {"x": {0: T}})
+    except SpecialisationError as refusal:
+        # the one size that takes the other branch is refused
+        assert 'tw.Dim("t", 1, 12)' in str(refusal)  # noqa: PT017
+    else:
+        for t in range(13):
+            if admitted(captured, t=t):
+                x = floats(rng, t, 6)
+                assert_same(run(captured, x), model(x))
+    assert capfd.readouterr().err == ""

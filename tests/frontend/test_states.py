@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import pytest
 import torch
 
 from tests.frontend.against_eager import assert_same, captured_equals_eager, run
-from tilewright.frontend import capture
+from tilewright.frontend import capture, trial
+from tilewright.frontend.declaring import declare
+from tilewright.frontend.examples import bind
+from tilewright.frontend.exporting import export
 from tilewright.ir.dims import Dim
 
 T = Dim("tokens", 1, 64)
@@ -42,6 +48,43 @@ def test_mutated_buffers_are_states_and_the_module_stays_as_it_was(rng: np.rando
     assert states["calls"] == 3
     assert torch.equal(states["last"], model.last)
     assert model.calls == 3
+
+
+class Sums(torch.nn.Module):
+    """A buffer that a call writes in place, and gives."""
+
+    def __init__(self, whole: bool) -> None:
+        super().__init__()
+        self.whole = whole
+        self.register_buffer("rows", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("total", torch.zeros(3))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        self.rows += x.shape[0]
+        self.total.mul_(0.5).add_(x.sum(0))
+        return (self.total, self.rows) if self.whole else (self.total[1:], x * self.rows)
+
+
+@pytest.mark.parametrize("dims", [None, {"x": (T, None)}])
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_state_can_be_an_output(
+    rng: np.random.Generator, whole: bool, dims: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Sums(whole)
+    x = floats(rng, 5, 3)
+    with monkeypatch.context() as proofs_only:
+        proofs_only.setattr(trial, "eager", None)
+        captured = capture(model, (x,), None, dims)
+    # drawn values confirm what the operators prove
+    sizes = {dim.name: 5 for dim in captured.dims}
+    example = declare(bind(model.forward, (x,), {}), dims)
+    assert trial._agrees(model, export(model, example), captured, sizes) is trial._Found.AGREES
+    assert captured.notes == ()
+    states = {name: value.clone() for name, value in captured.states.items()}
+    for n in (5, 1, 7) if dims else (5, 5):
+        x = floats(rng, n, 3)
+        assert_same(run(captured, x, states=states), model(x))
+    assert_same([states["rows"], states["total"]], [model.rows, model.total])
 
 
 def test_inputs_written_in_place_are_written_back(rng: np.random.Generator) -> None:

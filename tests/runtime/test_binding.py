@@ -123,6 +123,7 @@ def test_things_that_are_no_tensors() -> None:
     )
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_tensors_without_dense_memory() -> None:
     from torch._subclasses import FakeTensorMode
 
@@ -130,9 +131,14 @@ def test_tensors_without_dense_memory() -> None:
     with FakeTensorMode():
         fake = torch.zeros(2, 5, dtype=torch.int64)
     binder = Binder(two_inputs())
-    binder.bind((torch.zeros(2, 5, dtype=torch.int64), torch.zeros(2, 5, 3)), {})
+    ids = torch.zeros(2, 5, dtype=torch.int64)
+    binder.bind((ids, torch.zeros(2, 5, 3)), {})
     with pytest.raises(ArgumentError, match="ids is a FakeTensor"):
         binder.bind((fake, torch.zeros(2, 5, 3)), {})
+    for layout in (torch.strided, torch.jagged):
+        nested = torch.nested.nested_tensor([torch.zeros(5, 3), torch.zeros(4, 3)], layout=layout)
+        with pytest.raises(ArgumentError, match=r"x is a (Nested)?Tensor without memory that kernels can read"):
+            binder.bind((ids, nested), {})
     with pytest.raises(ArgumentError) as raised:
         binder.bind((fake, sparse), {})
     assert str(raised.value) == (

@@ -6,13 +6,16 @@ is computed: the tensors are fake, so a large model costs what its Python costs.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tilewright.frontend.examples import Example
 from tilewright.frontend.keywords import with_named_keywords
 from tilewright.frontend.lean_tracing import WholeStack, lean_nodes
+from tilewright.frontend.locations import line_of_frame
 from tilewright.frontend.preserving import preserved
 from tilewright.frontend.quiet import quiet
 
@@ -20,13 +23,26 @@ if TYPE_CHECKING:
     import torch
 
 
-def concrete(model: torch.nn.Module, example: Example, *, places: bool) -> torch.fx.GraphModule:
+@dataclass
+class Noticed:
+    """What a model did besides computing. asked: the lines at which it asked whether it was being exported or compiled.
+    changed: the attributes that it set or changed.
+    """
+
+    asked: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+
+
+def concrete(
+    model: torch.nn.Module, example: Example, *, places: bool, exporting: bool = True, noticed: Noticed | None = None
+) -> torch.fx.GraphModule:
     """The operators that a call with this example runs, above their decompositions, as torch.export sees them.
 
     Its placeholders are the model's parameters and buffers, then the tensors among the example's leaves; its output is
     the leaves of the model's output. places: nodes keep the stack they were called from, which takes half as long
-    again. Raises whatever the model raises at these sizes, and what tracing without numbers cannot follow. The model is
-    left as it was.
+    again. exporting: what the model is told when it asks whether it is being exported or compiled. noticed: receives
+    what it asks and changes. Raises whatever the model raises at these sizes, and what tracing without numbers cannot
+    follow. The model is left as it was.
     """
     from torch.func import functional_call
     from torch.fx.experimental.proxy_tensor import make_fx
@@ -50,7 +66,8 @@ def concrete(model: torch.nn.Module, example: Example, *, places: bool) -> torch
     traced = make_fx(
         run, tracing_mode="fake", pre_dispatch=True, _allow_non_fake_inputs=True, record_stack_traces=places
     )
-    with preserved(model), quiet(), _as_exporting(), lean_nodes(WholeStack):
+    noticed = Noticed() if noticed is None else noticed
+    with preserved(model, noticed.changed), quiet(), _told(exporting, noticed.asked), lean_nodes(WholeStack):
         return traced(list(held.values()), tensors)
 
 
@@ -60,8 +77,8 @@ def held_by(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 @contextmanager
-def _as_exporting() -> Iterator[None]:
-    """What the exporter says of itself while it traces: models ask, and take other ways then."""
+def _told(exporting: bool, asked: list[str]) -> Iterator[None]:
+    """What the exporter says of itself while it traces, or an eager run: models ask, and take other ways then."""
     import torch
 
     compiler: Any = torch.compiler
@@ -69,9 +86,26 @@ def _as_exporting() -> Iterator[None]:
     saved = {name: getattr(compiler, name) for name in names if hasattr(compiler, name)}
     try:
         for name in saved:
-            setattr(compiler, name, True)
+            setattr(compiler, name, _Answer(exporting, asked))
         with torch.no_grad():
             yield
     finally:
         for name, value in saved.items():
             setattr(compiler, name, value)
+
+
+class _Answer(int):
+    """A truth that knows who decides by it: torch's functions give its flags as they are."""
+
+    asked: list[str]
+
+    def __new__(cls, value: bool, asked: list[str]) -> _Answer:
+        answer = super().__new__(cls, value)
+        answer.asked = asked
+        return answer
+
+    def __bool__(self) -> bool:
+        place = line_of_frame(sys._getframe(1))
+        if place is not None and place not in self.asked:
+            self.asked.append(place)
+        return int(self) != 0

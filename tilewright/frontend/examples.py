@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from tilewright.errors import ArgumentError
 from tilewright.frontend.structures import tree_of
 from tilewright.ir.dims import Dim
 from tilewright.ir.signature import Parameter, bind_call
@@ -106,14 +107,17 @@ def _positional_names(signature: inspect.Signature) -> Iterator[str]:
 
 def _entry(name: str, keyword: str | None, value: Any) -> Entry:
     tree, values = tree_of(value, name)
-    leaves = tuple(Leaf(path, _as_tensor(v)) for path, v in zip(tree.paths(name), values, strict=True))
+    leaves = tuple(Leaf(path, _as_tensor(path, v)) for path, v in zip(tree.paths(name), values, strict=True))
     return Entry(name, keyword, tree, leaves)
 
 
-def _as_tensor(value: Any) -> Any:
+def _as_tensor(name: str, value: Any) -> Any:
     import numpy as np
     import torch
 
+    if isinstance(value, torch.Tensor) and (value.is_nested or value.layout != torch.strided):
+        kind = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
+        raise ArgumentError(f"{name} is a {kind} tensor", step="give example tensors that are dense")
     return torch.from_numpy(np.ascontiguousarray(value)) if isinstance(value, (np.ndarray, np.generic)) else value
 
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from tilewright.frontend.concrete import concrete, held_by
+from tilewright.frontend.arithmetic import evaluated
+from tilewright.frontend.concrete import Noticed, concrete, held_by
 from tilewright.frontend.examples import Example
 from tilewright.frontend.locations import of_node
 from tilewright.frontend.numbering import Numbered, Numbering, Unfollowed, constant
@@ -32,20 +33,27 @@ class Departure:
 
 
 def departure(
-    model: torch.nn.Module, program: ExportedProgram, example: Example, sizes: Mapping[str, int]
+    model: torch.nn.Module,
+    program: ExportedProgram,
+    example: Example,
+    sizes: Mapping[str, int],
+    *,
+    exporting: bool = True,
+    noticed: Noticed | None = None,
 ) -> Departure | None:
     """How the model departs from the graph at these sizes of the dims; None where the two are proved to be one.
 
-    program: as exported, before any decomposition, from an example of these arguments in any sizes. The proof compares
-    the model's trace at the sizes with the graph in which the sizes stand for its symbols: the same operators on the
-    same operands with the same constants. It covers every value of the tensors, because a model that decides by values
-    is not exported at all.
+    program: as exported, before any decomposition, from an example of these arguments in any sizes. exporting: what the
+    model is told when it asks whether it is being exported. noticed: receives what it asks and changes. The proof
+    compares the model's trace at the sizes with the graph in which the sizes stand for its symbols: the same operators
+    on the same operands with the same constants. It covers every value of the tensors, because a model that decides by
+    values is not exported at all.
     """
     at = example.resized(sizes)
     held = list(held_by(model).values())
     own = {_identity(value) for value in held}
     try:
-        trace: Any = concrete(model, at, places=False)
+        trace: Any = concrete(model, at, places=False, exporting=exporting, noticed=noticed)
     except Exception as fault:  # noqa: BLE001 (whatever a model raises: it does not run at this size)
         return Departure(type(fault).__name__, None, runs=False)
     numbers = Numbering()
@@ -57,15 +65,15 @@ def departure(
         return Departure(str(verdict), None)
     if run.outputs == graph.outputs and run.effects == graph.effects:
         return None
-    return _first(model, at, run, graph)
+    return _first(model, at, run, graph, exporting)
 
 
-def _first(model: torch.nn.Module, example: Example, run: Numbered, graph: Numbered) -> Departure:
+def _first(model: torch.nn.Module, example: Example, run: Numbered, graph: Numbered, exporting: bool) -> Departure:
     """The first operator of the model's run that is not in its graph; a second trace says where it was called."""
     known = {number for _, number in graph.nodes}
     for position, (node, number) in enumerate(run.nodes):
         if number not in known:
-            again: Any = concrete(model, example, places=True)
+            again: Any = concrete(model, example, places=True, exporting=exporting)
             same = [n for n in again.graph.nodes if n.op == "call_function" and n.target == node.target]
             before = sum(n.target == node.target for n, _ in run.nodes[:position])
             name = str(node.target).rpartition(".")[0] or str(node.target)
@@ -111,9 +119,6 @@ def _told(value: Any, own: set[Hashable]) -> Hashable:
 
 def _sizes(program: ExportedProgram, example: Example, sizes: Mapping[str, int]) -> Callable[[Any], int | float | bool]:
     """The value of a symbolic number of the program at given sizes of the dims."""
-    from torch.utils._sympy.interp import sympy_interp
-    from torch.utils._sympy.reference import PythonReferenceAnalysis
-
     values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"]
     symbols: dict[Any, Any] = {}
     for leaf, value in zip(example.leaves, values[len(values) - len(example.leaves) :], strict=True):
@@ -123,7 +128,7 @@ def _sizes(program: ExportedProgram, example: Example, sizes: Mapping[str, int])
                 symbols[size.shape_env.replace(size.expr)] = sizes[dim.name]
     known: dict[Any, int | float | bool] = {}
 
-    def evaluated(number: Any) -> int | float | bool:
+    def value_of(number: Any) -> int | float | bool:
         if not hasattr(number, "node"):
             return int(number)
         expr = number.node.expr
@@ -131,7 +136,11 @@ def _sizes(program: ExportedProgram, example: Example, sizes: Mapping[str, int])
             replaced = number.node.shape_env.replace(expr)
             if not replaced.free_symbols <= symbols.keys():
                 raise Unfollowed(f"the size {expr}")
-            known[expr] = number.node.pytype(sympy_interp(PythonReferenceAnalysis, symbols, replaced))
+            try:
+                known[expr] = number.node.pytype(evaluated(replaced, symbols))
+            except ArithmeticError as fault:
+                # the model does not come to it at these sizes, else it had not run
+                raise Unfollowed(f"a number without a value at these sizes ({expr})") from fault
         return known[expr]
 
-    return evaluated
+    return value_of

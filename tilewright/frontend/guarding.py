@@ -15,11 +15,14 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 from tilewright.errors import Problem, SpecialisationError
+from tilewright.frontend.arithmetic import NoNumberError, evaluated
 from tilewright.frontend.proving import at_most
 from tilewright.frontend.symbols import Symbols, UnknownSizeError, line_of
 from tilewright.ir.dims import Atom, Dim, DimSpace, Expr, exact_div
 from tilewright.ir.guards import Guard, Relation
 
+# So many sizes that break a fact are held against the model one by one.
+_DOUBTED: Final = 16
 # So many combinations of sizes are tried to prove a relation: a few ms of dim expressions, tens of ms of sympy's.
 _TRIED: Final = 16_384
 _TRIED_IN_SYMPY: Final = 2_048
@@ -110,9 +113,6 @@ def _fact(symbols: Symbols, expr: Any, where: str | None) -> Fact | None:
 
 def _opaque(symbols: Symbols, expr: Any, where: str | None) -> Fact:
     """A guard that is no relation of dim expressions (an alternative, floats): torch's own arithmetic decides it."""
-    from torch.utils._sympy.interp import sympy_interp
-    from torch.utils._sympy.reference import PythonReferenceAnalysis
-
     free = sorted(expr.free_symbols, key=str)
     try:
         sizes = {symbol: symbols.size(symbol) for symbol in free}
@@ -124,8 +124,8 @@ def _opaque(symbols: Symbols, expr: Any, where: str | None) -> Fact:
     def holds(values: Mapping[str, int]) -> bool:
         given = {symbol: size.evaluate(values) for symbol, size in sizes.items()}
         try:
-            return bool(sympy_interp(PythonReferenceAnalysis, given, expr))
-        except ZeroDivisionError:
+            return bool(evaluated(expr, given))
+        except NoNumberError:
             return False
 
     text = str(expr)
@@ -184,7 +184,7 @@ def settled(facts: Iterable[Fact], space: DimSpace, own: Mapping[str, int], *, d
         refused = fact.refused()
         if refused is not None and not refused:
             continue
-        if doubts and refused is not None and all(max(sizes) <= 1 for sizes in refused):
+        if doubts and refused is not None and _is_about_small_sizes(fact, refused, own):
             doubtful.append(fact)
             continue
         names = " and ".join(d.name for d in fact.dims)
@@ -215,6 +215,19 @@ def settled(facts: Iterable[Fact], space: DimSpace, own: Mapping[str, int], *, d
         step = ", ".join(steps) + "; or change the line that decides by it"
         raise SpecialisationError(list(faults.values()), step=step)
     return Settled(tuple(guards.values()), tuple(doubtful))
+
+
+def _is_about_small_sizes(fact: Fact, refused: Sizes, own: Mapping[str, int]) -> bool:
+    """Whether only sizes of 0 and 1 break a fact: of the dims, or of an axis whose size is worked out from them."""
+    if all(max(sizes) <= 1 for sizes in refused):
+        return True
+    guard = fact.guard
+    # what torch takes for granted of an axis; a branch of the model's own, where the example breaks it, is traced there
+    if guard is None or guard.relation != "<=" or guard.left.constant != 2 or len(refused) > _DOUBTED:
+        return False
+    names = [dim.name for dim in fact.dims]
+    least = min(guard.right.evaluate(dict(zip(names, sizes, strict=True))) for sizes in refused)
+    return least >= 0 and fact.holds(own)
 
 
 def _run(fact: Fact, refused: Sizes | None, own: Mapping[str, int]) -> tuple[int, int | None, bool] | None:

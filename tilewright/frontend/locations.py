@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Final
 
 _FRAME: Final = re.compile(r'File "([^"]+)", line (\d+)')
@@ -54,6 +54,11 @@ def of_node(node: Any) -> str | None:
     """The user's line of an FX node, from the stack trace the exporter keeps."""
     trace = node.meta.get("stack_trace")
     return innermost((file, int(line)) for file, line in _FRAME.findall(trace)) if trace else None
+
+
+def line_of_frame(frame: FrameType) -> str | None:
+    """The line that a frame runs, where that is the user's or a model's; None in torch and in this package."""
+    return innermost([(frame.f_code.co_filename, frame.f_lineno)])
 
 
 def of_traceback(traceback: TracebackType | None) -> str | None:

@@ -141,6 +141,9 @@ class _Reader:
 
     def _operator(self, node: Any) -> Hashable:
         name, args = str(node.target), tuple(self.value(a) for a in node.args)
+        if name == "aten.copy_.default" and self._onto_itself(node):
+            own: Hashable = args[1]
+            return own
         if name in _KEEPING or name.startswith("aten.to."):
             kept = self._kept(node, name, args)
             if kept is not None:
@@ -169,6 +172,17 @@ class _Reader:
             else:
                 found = self.number(self.effect, "reshape" if name in _RESHAPES else name, args[0], target)
         return self.number(self.effect, "copy", found) if copied else found
+
+    def _onto_itself(self, node: Any) -> bool:
+        """Whether a copy writes nothing: the exporter copies buffers that were written in place onto themselves."""
+        target, source = (argument.meta["val"] for argument in node.args[:2])
+        if target.dtype != source.dtype or _storage(target) != _storage(source):
+            return False
+        places = [
+            (self._shape(v), tuple(self._integer(n) for n in v.stride()), self._integer(v.storage_offset()))
+            for v in (target, source)
+        ]
+        return places[0] == places[1]
 
     def _cut(self, node: Any, source: Shape) -> tuple[int, int, int, int]:
         """The axis of a slice and the elements it takes, counted from the start of the axis."""

@@ -9,21 +9,18 @@ values, the sizes are admitted and a note says that this is no proof.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
-from tilewright.errors import Problem, SpecialisationError, TilewrightError
+from tilewright.errors import CaptureError, Problem, SpecialisationError, TilewrightError
 from tilewright.frontend.captured import Captured
-from tilewright.frontend.examples import Example, Leaf
+from tilewright.frontend.concrete import Noticed
+from tilewright.frontend.eager import drawn, eager, leaves, same
 from tilewright.frontend.exporting import Exported
 from tilewright.frontend.following import Departure, departure
 from tilewright.frontend.guarding import Fact, settled
-from tilewright.frontend.huggingface import cacheless
-from tilewright.frontend.preserving import preserved
-from tilewright.frontend.quiet import quiet
 from tilewright.ir.dims import Expr
 from tilewright.ir.graph_interpreter import GraphInterpreter
 from tilewright.ir.guards import Guard
@@ -41,16 +38,22 @@ _TRIED: Final = 16_384
 
 
 def tried(
-    model: torch.nn.Module, exported: Exported, captured: Captured, notes: list[str], like_export: Callable[[], Any]
+    model: torch.nn.Module,
+    exported: Exported,
+    captured: Captured,
+    notes: list[str],
+    like_export: Callable[[], Any],
 ) -> tuple[Guard, ...]:
     """The guards for what neither proof nor trial confirmed; SpecialisationError where a range says it, or where the
-    graph is wrong at the example's own sizes.
+    graph is wrong at the example's own sizes; CaptureError where it is another one in an eager run or a second call.
 
     notes: receives a line for each of the sizes that were tried and not proved. like_export: gives a context in which
     the model runs as it was exported.
     """
     trial = _Trial(model, exported, captured, like_export)
     trial.require_own()
+    trial.require_unasked()
+    trial.require_unchanging()
     broken = [fact for fact in exported.settled.doubtful if not trial.harmless(fact)]
     if exported.layout_asked:
         broken += trial.layouts()
@@ -66,6 +69,7 @@ class _Trial:
     ) -> None:
         self.model, self.exported, self.captured, self.like_export = model, exported, captured, like_export
         self.notes: list[str] = []
+        self.noticed = Noticed()
         self._departures: dict[tuple[int, ...], Departure | None] = {}
         dims, own = exported.example.dims, exported.own
         # other dims are few, as in the example, or as small as declared: torch concludes from one dim on others
@@ -90,6 +94,49 @@ class _Trial:
             raise SpecialisationError(problem, step="decide by the sizes' values, or leave the dims out of dims")
         if tried is _Found.AGREES:
             self._note(own, list(own), found)
+
+    def require_unasked(self) -> None:
+        """CaptureError where a model that asks whether it is being exported computes something else when it is not."""
+        if not self.noticed.asked:
+            return
+        own, exported = self.exported.own, self.exported
+        with self.like_export():
+            found = departure(self.model, exported.traced, exported.example, own, exporting=False, noticed=self.noticed)
+        if found is None:
+            return
+        asks = "the model asks torch.compiler.is_compiling() or is_exporting()"
+        where = found.where or self.noticed.asked[0]
+        tried = self._try(own)
+        if tried is _Found.DIFFERS:
+            problem = Problem(f"{asks}, and computes something else where neither is so", where=where)
+            raise CaptureError(problem, step="let both ways compute the same, or decide by an argument of the model")
+        if tried is _Found.AGREES:
+            self.notes.append(f"{asks}, and calls other operators: right on drawn values, not proved ({where})")
+
+    def require_unchanging(self) -> None:
+        """CaptureError where a second call computes something else than the first, because of changed attributes."""
+        if not self.noticed.changed:
+            return
+        example = drawn(self.exported.example.resized(self.exported.own), 1.0, 0)
+        names = ", ".join(self.noticed.changed)
+        try:
+            (first, after), (second, later) = (
+                eager(self.model, example, self.captured.states, calls=calls) for calls in (1, 2)
+            )
+        except Exception as fault:  # noqa: BLE001 (whatever a model raises: a second call cannot be tried)
+            self.notes.append(
+                f"{names}: changed by each call of the model, left alone by the program; not tried ({fault})"
+            )
+            return
+        once, twice = [*first, *after.values()], [*second, *later.values()]
+        if len(once) != len(twice) or not all(same(a, b) for a, b in zip(twice, once, strict=True)):
+            raise CaptureError(
+                Problem(f"a second call computes something else than the first: each call changes {names}"),
+                step="keep what changes between calls in a buffer, register_buffer(name, tensor), and write to it",
+            )
+        self.notes.append(
+            f"{names}: changed by each call of the model, left alone by the program; calls compute the same"
+        )
 
     def harmless(self, fact: Fact) -> bool:
         """Whether the graph is right at the sizes that break a fact; not where no call of these could be tried."""
@@ -142,7 +189,9 @@ class _Trial:
         if key not in self._departures:
             exported = self.exported
             with self.like_export():
-                self._departures[key] = departure(self.model, exported.traced, exported.example, sizes)
+                self._departures[key] = departure(
+                    self.model, exported.traced, exported.example, sizes, noticed=self.noticed
+                )
         return self._departures[key]
 
     def _try(self, sizes: Mapping[str, int]) -> _Found:
@@ -181,93 +230,22 @@ def _agrees(model: torch.nn.Module, exported: Exported, captured: Captured, size
     example = exported.example.resized(sizes)
     draws = any(leaf.is_tensor for leaf in example.leaves)
     for number, scale in enumerate(_SCALES[: None if draws else 1]):
-        given = _drawn(example, scale, number)
+        given = drawn(example, scale, number)
         try:
-            outputs, after = _eager(model, given, captured.states)
-            wanted = [*_leaves(outputs), *after.values()]
+            results, after = eager(model, given, captured.states)
+            wanted = [*results, *after.values()]
         except Exception:  # noqa: BLE001 (whatever a model raises: it does not run at this size)
             return _Found.FAILS
         tensors = [leaf.value.clone() for leaf in given.leaves if leaf.is_tensor]
         states = {name: value.clone() for name, value in captured.states.items()}
         try:
             interpreter = GraphInterpreter(captured.module, weights=captured.weights, states=states)
-            results = list(interpreter.run(tensors).values())
-            found = [*_leaves(captured.signature.rebuild(results, dict(sizes))), *(states[name] for name in after)]
-        except (TilewrightError, ZeroDivisionError, RuntimeError):
+            computed = list(interpreter.run(tensors).values())
+            found = [*leaves(captured.signature.rebuild(computed, dict(sizes))), *(states[name] for name in after)]
+        except (TilewrightError, ArithmeticError, RuntimeError):
             return _Found.DIFFERS
-        if len(found) != len(wanted) or not all(_same(a, b) for a, b in zip(found, wanted, strict=True)):
+        if len(found) != len(wanted) or not all(same(a, b) for a, b in zip(found, wanted, strict=True)):
             return _Found.DIFFERS
         if not any(getattr(value, "numel", lambda: 0)() for value in wanted):
             return _Found.SAME
     return _Found.AGREES
-
-
-def _drawn(example: Example, scale: float, seed: int) -> Example:
-    """The example with fresh floats, and whole numbers drawn from its own, because they may be indices."""
-    import torch
-
-    generator = torch.Generator().manual_seed(seed)
-
-    def drawn(leaf: Leaf) -> Leaf:
-        if not leaf.is_tensor or not leaf.value.numel():
-            return leaf
-        if not leaf.value.is_floating_point():
-            # the first draw is the example itself
-            places = torch.randint(leaf.value.numel(), (leaf.value.numel(),), generator=generator)
-            return leaf if seed == 0 else replace(leaf, value=leaf.value.flatten()[places].reshape(leaf.value.shape))
-        value = torch.randn(leaf.value.shape, generator=generator).abs() + 0.1
-        return replace(leaf, value=(value * scale).to(leaf.value.dtype))
-
-    entries = tuple(replace(entry, leaves=tuple(drawn(leaf) for leaf in entry.leaves)) for entry in example.entries)
-    return replace(example, entries=entries)
-
-
-def _eager(
-    model: torch.nn.Module, example: Example, states: Mapping[str, torch.Tensor]
-) -> tuple[Any, dict[str, torch.Tensor]]:
-    """The model's outputs, and what it leaves in the buffers that are states."""
-    import torch
-
-    args, kwargs = replace(
-        example,
-        entries=tuple(
-            replace(e, leaves=tuple(replace(x, value=x.value.clone()) if x.is_tensor else x for x in e.leaves))
-            for e in example.entries
-        ),
-    ).call()
-    with preserved(model), cacheless(model), _buffers_kept(model), torch.no_grad(), quiet():
-        outputs = model(*args, **kwargs)
-        return outputs, {name: b.clone() for name, b in model.named_buffers() if name in states}
-
-
-@contextmanager
-def _buffers_kept(model: torch.nn.Module) -> Iterator[None]:
-    """Puts back what a forward writes into buffers."""
-    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, value in before:
-            buffer.data.copy_(value)
-
-
-def _leaves(value: Any) -> list[Any]:
-    from torch.utils import _pytree as pytree
-
-    return list(pytree.tree_leaves(value))
-
-
-def _same(found: Any, wanted: Any) -> bool:
-    import torch
-
-    if not isinstance(wanted, torch.Tensor):
-        return bool(found == wanted)
-    if not isinstance(found, torch.Tensor) or found.shape != wanted.shape or found.dtype != wanted.dtype:
-        return False
-    if not wanted.is_floating_point():
-        return torch.equal(found, wanted)
-    # rounding of one row differs with the way it is computed, a wrong branch differs by far more
-    a, b = found.double(), wanted.double()
-    tolerance = 32 * torch.finfo(wanted.dtype).eps
-    largest = b[b.isfinite()].abs().max().item() if bool(b.isfinite().any()) else 0.0
-    return bool(torch.allclose(a, b, rtol=tolerance, atol=tolerance * max(largest, 1e-30), equal_nan=True))

@@ -98,7 +98,12 @@ class Binder:
                 key += (leaf.shape, leaf.dtype, leaf.flags.num)
             elif isinstance(leaf, tensor_class):
                 dense = leaf.is_contiguous() if leaf.layout is torch.strided else leaf.layout
-                key += (type(leaf), leaf.shape, leaf.dtype, leaf.device, dense, leaf.is_neg())
+                try:
+                    shape = leaf.shape
+                except RuntimeError:
+                    # a nested tensor; what is refused is never known
+                    shape = None
+                key += (type(leaf), shape, leaf.dtype, leaf.device, dense, leaf.is_neg())
                 gradient = gradient or leaf.requires_grad
             else:
                 # A scalar or a subclass of ndarray; what is no tensor is never known.

@@ -54,12 +54,6 @@ def check_tensors(inputs: Sequence[Input], leaves: Sequence[Any]) -> None:
             [f"{leaf.name} is {d.dtype_name}, compiled for {_dtype(leaf)}" for leaf, _, d in types],
             step="convert: " + ", ".join(_conversion(leaf, value) for leaf, value, _ in types),
         )
-    ranks = [(leaf, d) for leaf, _, d in known if len(d.shape) != len(leaf.dims)]
-    if ranks:
-        raise RankError(
-            [f"{leaf.name} has {_axes(d.shape)}, compiled for {_axes(leaf.dims)}" for leaf, d in ranks],
-            step="pass the shapes of the example, or compile again with an example of this rank",
-        )
     hollow = [
         f"{leaf.name} is a {type(value).__name__} without memory that kernels can read"
         for leaf, value, d in known
@@ -67,6 +61,12 @@ def check_tensors(inputs: Sequence[Input], leaves: Sequence[Any]) -> None:
     ]
     if hollow:
         raise ArgumentError(hollow, step="pass dense tensors that hold data")
+    ranks = [(leaf, d) for leaf, _, d in known if len(d.shape) != len(leaf.dims)]
+    if ranks:
+        raise RankError(
+            [f"{leaf.name} has {_axes(d.shape)}, compiled for {_axes(leaf.dims)}" for leaf, d in ranks],
+            step="pass the shapes of the example, or compile again with an example of this rank",
+        )
 
 
 def _named(value: Any) -> str:

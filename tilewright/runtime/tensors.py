@@ -75,6 +75,9 @@ def describe(value: Any) -> Description | None:
     if is_torch(value):
         dtype = from_torch_name(str(value.dtype))
         name = str(value.dtype).removeprefix("torch.")
+        if value.is_nested:
+            # rows of several lengths have no shape
+            return Description(dtype, name, (), str(value.device), False)
         dense = str(value.layout) == "torch.strided"
         return Description(dtype, name, tuple(map(int, value.shape)), str(value.device), dense)
     if isinstance(value, Buffer):

@@ -104,7 +104,10 @@ def glu(c: Builder, self: SSAValue, dim: int = -1) -> SSAValue:
 def dropout(c: Builder, input: SSAValue, p: float, train: bool) -> SSAValue:
     if train and p > 0:
         problem = Problem(f"{module_path(c.node) or 'the model'} drops elements with p={p}", where=of_node(c.node))
-        raise TrainingModeError(problem, step="call model.eval() before compiling")
+        raise TrainingModeError(
+            problem,
+            step="pass training=self.training to that call; where it has that, call model.eval() before compiling",
+        )
     return input
 
 

@@ -220,7 +220,11 @@ def scaled_dot_product(
 ) -> SSAValue:
     if dropout_p:
         problem = Problem(f"attention drops weights with p={dropout_p}", where=of_node(c.node))
-        raise TrainingModeError(problem, step="call model.eval() before compiling")
+        raise TrainingModeError(
+            problem,
+            step="pass dropout_p=p if self.training else 0.0 to that call; where it has that, call model.eval() before "
+            "compiling",
+        )
     width = tensor(query).dims[-1].constant
     if width is None:
         raise Unsupported("a head size that varies")

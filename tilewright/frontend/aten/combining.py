@@ -13,7 +13,7 @@ from tilewright.frontend.slicing import bound
 from tilewright.ir.dims import Expr, maximum
 from tilewright.ir.dtypes import I64
 from tilewright.ir.graph.base import tensor
-from tilewright.ir.graph.indexing import GatherOp
+from tilewright.ir.graph.indexing import GatherOp, ScatterOp
 from tilewright.ir.graph.shape import ConcatOp, PadOp
 
 
@@ -111,11 +111,13 @@ def _folded_back(c: Builder, places: SSAValue, size: Expr, mode: str) -> SSAValu
 def slice_scatter(
     c: Builder, self: SSAValue, src: SSAValue, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
 ) -> SSAValue:
-    if step != 1:
-        raise Unsupported("writing to every other element of a slice")
     axis = axis_of(dim, tensor(self).rank)
     size = tensor(self).dims[axis]
     first = bound(c.symbols, start, size, default=Expr.of(0), where=c.place)
+    if step != 1:
+        # as many places as there are updates, so that slices without an element need no case of their own
+        places = c.iota([tensor(src).dims[axis]], 0, start=first, step=step)
+        return c.emit(ScatterOp, self, places, c.cast(src, tensor(self).dtype), axis=axis, mode="set")
     return _replaced(c, self, src, axis, first, first + tensor(src).dims[axis])
 
 
