@@ -163,6 +163,8 @@ def some(g: Graph, name: str, dtype: str = "i64") -> SSAValue:
         (lambda g: g.map("and", lower(g), g.map("ge", row(g), g.map("sub", column(g), older_by(g)))), "causal"),
         # positions of one kind for the window, of another for the bound
         (lambda g: g.map("and", lower(g), g.map("gt", row(g, g.positions(4)), column_less(g, 2))), "causal"),
+        # keys from the query on
+        (lambda g: g.map("ge", row(g), column(g)), "none"),
         (lambda g: g.map("lt", g.iota(4), 3), "none"),
     ],
 )
@@ -200,6 +202,35 @@ def test_a_size_of_the_call_may_shift_a_count(seed: int) -> None:
     after = ground(g.done(g.matmul(g.softmax(logits), v)), PASSES, seed=seed)
     (found,) = [op for op in after.walk() if isinstance(op, AttentionOp)]
     assert (found.mask.data, found.valid) == ("causal", None)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda g: g.map("le", row(g), older(g, 1)),  # a second upper bound, which hides the first key from its query
+        lambda g: g.map("ge", row(g), older(g, -1)),  # a window of nothing
+    ],
+)
+def test_a_bound_that_hides_all_keys_of_a_row_is_a_condition_like_others(other: Callable[[Graph], SSAValue]) -> None:
+    """What is written out gives NaN there, so that nothing can be compared."""
+    g = Graph(dtype="f64")
+    q, k, v = (g.input(name, [1, 2, 4, 4]) for name in "qkv")
+    seen = g.map("and", lower(g), other(g))
+    logits = g.map("select", seen, g.matmul(q, k, transpose_b=True), -math.inf)
+    after = transform(g.done(g.matmul(g.softmax(logits), v)), PASSES)
+    (found,) = [op for op in after.walk() if isinstance(op, AttentionOp)]
+    assert (found.mask.data, found.valid is None) == ("causal", False)
+
+
+def test_a_window_of_a_size_that_varies_is_a_condition(seed: int) -> None:
+    g = Graph("n: 1..3", dtype="f64")
+    g.sized("n")
+    q, k, v = (g.input(name, [1, 2, 4, 4]) for name in "qkv")
+    seen = g.map("and", lower(g), g.map("gt", row(g), g.map("sub", column(g), g.dim("n"))))
+    logits = g.map("select", seen, g.matmul(q, k, transpose_b=True), -math.inf)
+    after = ground(g.done(g.matmul(g.softmax(logits), v)), PASSES, seed=seed)
+    (found,) = [op for op in after.walk() if isinstance(op, AttentionOp)]
+    assert (found.mask.data, found.valid is None) == ("causal", False)
 
 
 def test_a_mask_that_hides_everything_is_a_condition_like_others() -> None:
