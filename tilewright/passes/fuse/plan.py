@@ -128,7 +128,7 @@ class Plan:
 
     def is_node(self, op: object) -> bool:
         """True for ops that compute or stand outside."""
-        if not isinstance(op, Operation) or op not in self.position or is_leaf(op):
+        if op not in self.position or is_leaf(op):
             return False
         return not is_view(op) or (self.views_apart and not self.is_alias(op))
 
