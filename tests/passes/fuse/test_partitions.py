@@ -28,7 +28,7 @@ def norm_then_small(g: Graph, small: SSAValue, x: SSAValue) -> SSAValue:
 
 
 def looked_up_by_reduction(g: Graph) -> SSAValue:
-    ids = g.map("max", g.map("min", g.input("ids", ["t", 4], "i64"), 8), 0)
+    ids = g.map("max", g.map("min", g.input("ids", ["t", 32], "i64"), 8), 0)
     return g.gather(g.weight("table", [9, 32]), g.reduce("max", ids, -1))
 
 
@@ -57,11 +57,11 @@ def same_query_and_bias(g: Graph) -> list[SSAValue]:
 
 
 def kept(g: Graph, x: SSAValue, *, written: bool) -> list[SSAValue]:
-    """A state beside a weight, read by what replaces it alone, or never replaced."""
+    """A state beside a weight (of the same name), read by what replaces it alone, or never replaced."""
     old = g.op(StateReadOp, name="s", result_types=[TensorType.of([16], g.dtype)])
     if written:
         g.function.block.add_op(StateWriteOp.make(g.map("neg", old), name="s"))
-        return [g.map("add", x, g.weight("w", [16]))]
+        return [g.map("add", x, g.weight("s", [16]))]
     return [g.map("add", x, g.map("mul", old, g.weight("w", [16])))]
 
 
@@ -209,6 +209,11 @@ ROWS: dict[str, Row] = {
         lambda g, x: g.attention(*same_query_and_bias(g)), ["map(0):", "attention(3): attention"], []
     ),
     # what kernels store and read
+    "two results of one value, one of them transposed": Row(
+        lambda g, x: [g.transpose(g.map("neg", y := g.map("cos", x)), 1, 0, 2), g.map("exp", y)],
+        ["map(1): cos neg exp", "map(1): transpose"],
+        [],
+    ),
     "two results, one of them transposed": Row(
         lambda g, x: [g.transpose(y := g.map("neg", x), 1, 0, 2), g.map("exp", y)],
         ["map(1): neg exp", "map(1): transpose"],

@@ -41,6 +41,11 @@ ROWS: dict[str, Row] = {
         ["matmul(2): matmul add"],
         [],
     ),
+    "one row beside several rows of a number": Row(
+        lambda g, x: g.map("exp", g.map("pow", g.reshape(g.input("row", [16]), 1, 16), g.constant(2.5, [3, 16], "f32"))),
+        ["map(1): pow exp"],
+        [],
+    ),
     "an axis added after a cheap op": Row(
         lambda g, x: g.map("mul", x, g.reshape(g.map("neg", g.input("v", ["b", "t"])), "b", "t", 1)),
         ["map(2): neg mul"],
@@ -119,6 +124,13 @@ ROWS: dict[str, Row] = {
     "a residual on rows regrouped": Row(
         lambda g, x: g.map("add", g.reshape(flat(g), "b", "t", 16), x), ["matmul(3): matmul add"], []
     ),
+    "a residual that repeats each row": Row(
+        lambda g, x: g.map(
+            "add", g.reshape(linear(g, g.input("rows", ["t", 16])), "t", 1, 16), g.input("y", ["t", 4, 16])
+        ),
+        ["matmul(2): matmul", "map(2): add"],
+        [f"graph.matmul: {VIEWED}"],
+    ),
     "a residual on one group of rows": Row(
         lambda g, x: g.map("add", g.reshape(linear(g, g.input("rows", ["t", 16])), 1, "t", 16), x),
         ["matmul(2): matmul", "map(2): add"],
@@ -186,6 +198,9 @@ ROWS: dict[str, Row] = {
         ["map(1): cos", "matmul(2): matmul"],
         [f"graph.map: {MANY}"],
     ),
+    "a product of one row that is an input": Row(
+        lambda g, x: linear(g, g.reshape(g.input("row", [16]), 1, 16)), ["matmul(2): matmul"], []
+    ),
     "a product of one row": Row(
         lambda g, x: linear(g, g.reshape(g.map("cos", g.input("row", [16])), 1, 16)),
         ["map(1): cos", "matmul(2): matmul"],
@@ -204,6 +219,16 @@ ROWS: dict[str, Row] = {
     "a cut split": Row(
         lambda g, x: g.softmax(g.reshape(g.slice(x, -1, 4, 12), "b", "t", 2, 4)),
         ["row-reduction(1): slice softmax"],
+        [],
+    ),
+    "a cut split with other rows": Row(
+        lambda g, x: g.softmax(g.reshape(g.slice(g.input("y", [2, 6, 16]), -1, 4, 12), 3, 4, 2, 4)),
+        ["map(1): slice", "row-reduction(1): softmax"],
+        [],
+    ),
+    "a cut to one feature": Row(
+        lambda g, x: g.map("exp", g.reshape(g.slice(x, -1, 3, 4), "b", "t")),
+        ["map(1): slice exp"],
         [],
     ),
     "a cut with rows regrouped, too": Row(

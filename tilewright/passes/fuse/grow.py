@@ -188,7 +188,7 @@ class Growth:
         dims = tensor(cluster.ops[-1].results[0]).dims
         if legality.is_same_shape(op.results[0], dims):
             return None
-        if not self.plan.of[op].single or not legality.only_read_inside(self.plan, op, cluster):
+        if not legality.only_read_inside(self.plan, op, cluster):
             return "its shape differs, and other kernels read it, too"
         if not legality.recomputes_cheaply(op, dims, self.ctx):
             return "it repeats along an axis here, and computing it again moves more words or work than loading it"

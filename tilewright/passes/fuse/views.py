@@ -230,7 +230,7 @@ def reshape_before_slice(op: ReshapeOp, site: Site) -> SSAValue | None:
     before, after = tensor(op.x).dims, op.dims.data
     lead = len(before) - 1
     pieces = after[lead:]
-    if lead < 0 or before[:lead] != after[:lead] or len(pieces) < 2:
+    if before[:lead] != after[:lead] or len(pieces) < 2:
         return None
     whole, start, stop = tensor(cut.x).dims[-1], cut.starts.data[-1], cut.stops.data[-1]
     inner = product(pieces[1:])
