@@ -7,6 +7,7 @@ from xdsl.ir import SSAValue
 
 from tests.passes.fuse.partitions import Row, partition
 from tests.passes.graphs import Graph
+from tilewright.ir.graph.routing import GroupedMatmulOp, RouteOp, SlotsOp
 from tilewright.ir.graph.structure import StateReadOp, StateWriteOp
 from tilewright.ir.types import TensorType
 
@@ -30,6 +31,18 @@ def norm_then_small(g: Graph, small: SSAValue, x: SSAValue) -> SSAValue:
 def looked_up_by_reduction(g: Graph) -> SSAValue:
     ids = g.map("max", g.map("min", g.input("ids", ["t", 32], "i64"), 8), 0)
     return g.gather(g.weight("table", [9, 32]), g.reduce("max", ids, -1))
+
+
+def of_experts(g: Graph, *, bias: bool) -> SSAValue:
+    """Two products of the same rows with matrices of their experts, one of them maybe with a bias, multiplied."""
+    route = RouteOp.make(g.input("ids", ["2*t"], "i64"), experts=3)
+    slots = SlotsOp.make(route.places, each=2)
+    g.function.block.add_ops([route, slots])
+    rows = (slots.rows, slots.order, route.offsets)
+    a, wide = g.input("a", ["t", 16]), [3, 16, 8]
+    gate = g.op(GroupedMatmulOp, a, g.weight("gate", wide), *rows, None)
+    up = g.op(GroupedMatmulOp, a, g.weight("up", wide), *rows, g.weight("c", [3, 8]) if bias else None)
+    return g.map("mul", gate, up)
 
 
 def states(g: Graph, x: SSAValue) -> list[SSAValue]:
@@ -103,6 +116,30 @@ ROWS: dict[str, Row] = {
         lambda g, x: g.map("mul", linear(g, x), g.matmul(x, g.weight("v", [16, 16]), transpose_b=True)),
         ["matmul(2): matmul", "matmul(3): matmul mul"],
         ["graph.matmul: its operand is stored by a matmul kernel"],
+    ),
+    "products of experts": Row(
+        lambda g, x: of_experts(g, bias=False),
+        ["route(1): route", "slots(1): slots", "grouped-matmul(6): grouped_matmul grouped_matmul mul"],
+        [
+            "graph.route: graph.grouped_matmul reads its operands many times: they are computed once, before it",
+            "graph.route: several kernels read the result: it is stored once",
+            "graph.slots: graph.grouped_matmul reads its operands many times: they are computed once, before it",
+        ],
+    ),
+    "products of experts of which one has a bias": Row(
+        lambda g, x: of_experts(g, bias=True),
+        [
+            "route(1): route",
+            "slots(1): slots",
+            "grouped-matmul(6): grouped_matmul",
+            "grouped-matmul(6): grouped_matmul mul",
+        ],
+        [
+            "graph.grouped_matmul: its operand is stored by a grouped-matmul kernel",
+            "graph.route: graph.grouped_matmul reads its operands many times: they are computed once, before it",
+            "graph.route: several kernels read the result: it is stored once",
+            "graph.slots: graph.grouped_matmul reads its operands many times: they are computed once, before it",
+        ],
     ),
     "products around a replaced state": Row(
         states,

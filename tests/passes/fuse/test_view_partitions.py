@@ -42,7 +42,9 @@ ROWS: dict[str, Row] = {
         [],
     ),
     "one row beside several rows of a number": Row(
-        lambda g, x: g.map("exp", g.map("pow", g.reshape(g.input("row", [16]), 1, 16), g.constant(2.5, [3, 16], "f32"))),
+        lambda g, x: g.map(
+            "exp", g.map("pow", g.reshape(g.input("row", [16]), 1, 16), g.constant(2.5, [3, 16], "f32"))
+        ),
         ["map(1): pow exp"],
         [],
     ),
@@ -228,7 +230,7 @@ ROWS: dict[str, Row] = {
     ),
     "a cut to one feature": Row(
         lambda g, x: g.map("exp", g.reshape(g.slice(x, -1, 3, 4), "b", "t")),
-        ["map(1): slice exp"],
+        ["map(1): slice reshape exp"],
         [],
     ),
     "a cut with rows regrouped, too": Row(
