@@ -72,10 +72,11 @@ def same_query_and_bias(g: Graph) -> list[SSAValue]:
 def kept(g: Graph, x: SSAValue, *, written: bool) -> list[SSAValue]:
     """A state beside a weight (of the same name), read by what replaces it alone, or never replaced."""
     old = g.op(StateReadOp, name="s", result_types=[TensorType.of([16], g.dtype)])
+    weight = g.weight("s", [16])
     if written:
         g.function.block.add_op(StateWriteOp.make(g.map("neg", old), name="s"))
-        return [g.map("add", x, g.weight("s", [16]))]
-    return [g.map("add", x, g.map("mul", old, g.weight("w", [16])))]
+        return [g.map("add", x, weight)]
+    return [g.map("add", x, g.map("mul", old, weight))]
 
 
 ROWS: dict[str, Row] = {
