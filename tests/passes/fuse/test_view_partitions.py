@@ -43,7 +43,7 @@ ROWS: dict[str, Row] = {
     ),
     "one row beside several rows of a number": Row(
         lambda g, x: g.map(
-            "exp", g.map("pow", g.reshape(g.input("row", [16]), 1, 16), g.constant(2.5, [3, 16], "f32"))
+            "exp", g.map("pow", g.reshape(g.input("row", [2, 8]), 1, 16), g.constant(2.5, [3, 16], "f32"))
         ),
         ["map(1): pow exp"],
         [],
