@@ -23,6 +23,7 @@ from tilewright.passes.fuse.plan import OUTSIDE, Cluster, Plan
 class Growth:
     """Joins clusters of a plan, and remembers why neighbours stayed apart.
 
+    Whoever takes an op gives it a kind of its own, so clusters of the kind "map" are single ops until `elements`.
     max_ops: ops of one kernel. refusals: by (producer, consumer) node, the last reason found.
     """
 
