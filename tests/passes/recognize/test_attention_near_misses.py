@@ -222,6 +222,16 @@ def test_a_bound_that_hides_all_keys_of_a_row_is_a_condition_like_others(other: 
     assert (found.mask.data, found.valid is None) == ("causal", False)
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_bias_of_the_logits_dims_is_told_from_the_logits(first: bool, seed: int) -> None:
+    g = Graph(dtype="f64")
+    q, k, v = (g.input(name, [1, 2, 4, 4]) for name in "qkv")
+    terms = [g.input("bias", [1, 2, 4, 4]), g.matmul(q, k, transpose_b=True)]
+    logits = g.map("add", *(terms if first else reversed(terms)))
+    after = ground(g.done(g.matmul(g.softmax(logits), v)), Recognize(), seed=seed)
+    assert ops_of(after) == ["attention"]
+
+
 def test_a_window_of_a_size_that_varies_is_a_condition(seed: int) -> None:
     g = Graph("n: 1..3", dtype="f64")
     g.sized("n")
