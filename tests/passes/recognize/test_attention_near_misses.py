@@ -163,6 +163,8 @@ def some(g: Graph, name: str, dtype: str = "i64") -> SSAValue:
         (lambda g: g.map("and", lower(g), g.map("ge", row(g), g.map("sub", column(g), older_by(g)))), "causal"),
         # positions of one kind for the window, of another for the bound
         (lambda g: g.map("and", lower(g), g.map("gt", row(g, g.positions(4)), column_less(g, 2))), "causal"),
+        (lambda g: g.map("le", row(g), g.transpose(g.reshape(g.iota(16), 4, 4), 1, 0)), "none"),
+        (lambda g: g.map("le", row(g), row(g)), "none"),
         # keys from the query on
         (lambda g: g.map("ge", row(g), column(g)), "none"),
         (lambda g: g.map("lt", g.iota(4), 3), "none"),
@@ -243,10 +245,11 @@ def test_a_window_of_a_size_that_varies_is_a_condition(seed: int) -> None:
     assert (found.mask.data, found.valid is None) == ("causal", False)
 
 
-def test_a_mask_that_hides_everything_is_a_condition_like_others() -> None:
+@pytest.mark.parametrize("dims", [["t", "t"], []])
+def test_a_mask_that_hides_everything_is_a_condition_like_others(dims: list[str]) -> None:
     g = Graph("t: 1..4", dtype="f64")
     x = g.input("x", [1, 2, "t", 4])
-    logits = g.map("select", g.constant(0, ["t", "t"], "i1"), g.matmul(x, x, transpose_b=True), -math.inf)
+    logits = g.map("select", g.constant(0, dims, "i1"), g.matmul(x, x, transpose_b=True), -math.inf)
     after = transform(g.done(g.matmul(g.softmax(logits), x)), Recognize())
     (found,) = [op for op in after.walk() if isinstance(op, AttentionOp)]
     assert (found.mask.data, found.valid is None) == ("none", False)
