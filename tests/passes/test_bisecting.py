@@ -9,7 +9,7 @@ from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import SSAValue
 
 from tests.passes.graphs import Graph
-from tilewright.ir.graph.recurrence import ExpertsOp
+from tilewright.ir.graph.experts import ExpertsOp
 from tilewright.ir.graph.windows import ConvolutionOp
 from tilewright.ir.module import print_module
 from tilewright.ir.passing import Context

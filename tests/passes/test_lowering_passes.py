@@ -153,21 +153,33 @@ def launches_of(module: ModuleOp) -> list[LaunchOp]:
     return [op for op in main_of(module).block.ops if isinstance(op, LaunchOp)]
 
 
-def chain(length: int) -> Graph:
-    g = Graph("b: 0..5", "t: 1..9")
+def chain(*widths: int, dims: tuple[str, str] = ("b: 0..5", "t: 1..9")) -> Graph:
+    """Products of these widths, one after another."""
+    g = Graph(*dims)
     x = g.input("x", ["b", "t", 16])
-    for i in range(length):
-        x = g.op(MatmulOp, x, g.weight(f"w{i}", [16, 16]))
+    for i, (before, after) in enumerate(zip((16, *widths), widths, strict=False)):
+        x = g.op(MatmulOp, x, g.weight(f"w{i}", [before, after]))
     g.done(x)
     return g
 
 
 def test_a_chain_needs_two_slots_however_long_it_is(rng: np.random.Generator) -> None:
-    module = chain(7).module
+    module = chain(*[16] * 7).module
     after = lowered(module, KERNELS + ",plan-memory")
     agree(module, after, rng, 1e-2)
     assert len(slots_of(main_of(after))) == 2
     assert len(slots_of(main_of(lowered(module, KERNELS + ",plan-memory{reuse=false}")))) == 6
+
+
+@pytest.mark.parametrize("widths", [(64, 32, 16, 8, 4), (4, 8, 16, 32, 64)])
+def test_a_slot_serves_what_is_smaller_and_grows_for_what_is_larger(widths: tuple[int, ...]) -> None:
+    after = lowered(chain(*widths).module, KERNELS + ",plan-memory")
+    assert len(slots_of(main_of(after))) == 2
+
+
+def test_sizes_without_any_bound_are_planned_for_the_call() -> None:
+    module = chain(16, 16, 16, dims=("b: 0..", "t: 1..")).module
+    check_memory_plan(after := lowered(module, KERNELS + ",plan-memory"), dim_space(after))
 
 
 def test_independent_launches_share_a_stretch_without_a_barrier() -> None:
@@ -199,7 +211,7 @@ def forget_a_slot(module: ModuleOp) -> None:
 
 @pytest.mark.parametrize("fault", [drop_barrier, write_what_is_read, overwrite_a_live_value, forget_a_slot])
 def test_the_checker_finds_every_seeded_fault(fault: Callable[[ModuleOp], None]) -> None:
-    module = lowered(chain(4).module, KERNELS + ",plan-memory")
+    module = lowered(chain(16, 16, 16, 16).module, KERNELS + ",plan-memory")
     check_memory_plan(module, dim_space(module))
     fault(module)
     with pytest.raises(MemoryPlanError):

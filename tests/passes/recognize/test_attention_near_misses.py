@@ -163,6 +163,10 @@ def some(g: Graph, name: str, dtype: str = "i64") -> SSAValue:
         (lambda g: g.map("and", lower(g), g.map("ge", row(g), g.map("sub", column(g), older_by(g)))), "causal"),
         # positions of one kind for the window, of another for the bound
         (lambda g: g.map("and", lower(g), g.map("gt", row(g, g.positions(4)), column_less(g, 2))), "causal"),
+        (lambda g: g.map("le", row(g), g.transpose(g.reshape(g.iota(16), 4, 4), 1, 0)), "none"),
+        (lambda g: g.map("le", row(g), row(g)), "none"),
+        # keys from the query on
+        (lambda g: g.map("ge", row(g), column(g)), "none"),
         (lambda g: g.map("lt", g.iota(4), 3), "none"),
     ],
 )
@@ -202,10 +206,50 @@ def test_a_size_of_the_call_may_shift_a_count(seed: int) -> None:
     assert (found.mask.data, found.valid) == ("causal", None)
 
 
-def test_a_mask_that_hides_everything_is_a_condition_like_others() -> None:
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda g: g.map("le", row(g), older(g, 1)),  # a second upper bound, which hides the first key from its query
+        lambda g: g.map("ge", row(g), older(g, -1)),  # a window of nothing
+    ],
+)
+def test_a_bound_that_hides_all_keys_of_a_row_is_a_condition_like_others(other: Callable[[Graph], SSAValue]) -> None:
+    """What is written out gives NaN there, so that nothing can be compared."""
+    g = Graph(dtype="f64")
+    q, k, v = (g.input(name, [1, 2, 4, 4]) for name in "qkv")
+    seen = g.map("and", lower(g), other(g))
+    logits = g.map("select", seen, g.matmul(q, k, transpose_b=True), -math.inf)
+    after = transform(g.done(g.matmul(g.softmax(logits), v)), PASSES)
+    (found,) = [op for op in after.walk() if isinstance(op, AttentionOp)]
+    assert (found.mask.data, found.valid is None) == ("causal", False)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_bias_of_the_logits_dims_is_told_from_the_logits(first: bool, seed: int) -> None:
+    g = Graph(dtype="f64")
+    q, k, v = (g.input(name, [1, 2, 4, 4]) for name in "qkv")
+    terms = [g.input("bias", [1, 2, 4, 4]), g.matmul(q, k, transpose_b=True)]
+    logits = g.map("add", *(terms if first else reversed(terms)))
+    after = ground(g.done(g.matmul(g.softmax(logits), v)), Recognize(), seed=seed)
+    assert ops_of(after) == ["attention"]
+
+
+def test_a_window_of_a_size_that_varies_is_a_condition(seed: int) -> None:
+    g = Graph("n: 1..3", dtype="f64")
+    g.sized("n")
+    q, k, v = (g.input(name, [1, 2, 4, 4]) for name in "qkv")
+    seen = g.map("and", lower(g), g.map("gt", row(g), g.map("sub", column(g), g.dim("n"))))
+    logits = g.map("select", seen, g.matmul(q, k, transpose_b=True), -math.inf)
+    after = ground(g.done(g.matmul(g.softmax(logits), v)), PASSES, seed=seed)
+    (found,) = [op for op in after.walk() if isinstance(op, AttentionOp)]
+    assert (found.mask.data, found.valid is None) == ("causal", False)
+
+
+@pytest.mark.parametrize("dims", [["t", "t"], []])
+def test_a_mask_that_hides_everything_is_a_condition_like_others(dims: list[str]) -> None:
     g = Graph("t: 1..4", dtype="f64")
     x = g.input("x", [1, 2, "t", 4])
-    logits = g.map("select", g.constant(0, ["t", "t"], "i1"), g.matmul(x, x, transpose_b=True), -math.inf)
+    logits = g.map("select", g.constant(0, dims, "i1"), g.matmul(x, x, transpose_b=True), -math.inf)
     after = transform(g.done(g.matmul(g.softmax(logits), x)), Recognize())
     (found,) = [op for op in after.walk() if isinstance(op, AttentionOp)]
     assert (found.mask.data, found.valid is None) == ("none", False)

@@ -129,9 +129,39 @@ def test_a_norm_has_one_weight_and_one_bias(fn: str, seed: int) -> None:
     assert recognized(build, [3, 4], seed) == ["norm", fn]
 
 
-@pytest.mark.parametrize(("dtype", "between"), [("bf16", "f64"), ("f64", "f32"), ("i32", "f32")])
+@pytest.mark.parametrize(("dtype", "between"), [("bf16", "f64"), ("f64", "f32"), ("i32", "f32"), ("i8", "f32")])
 def test_a_norm_between_other_casts_keeps_them(dtype: str, between: str, seed: int) -> None:
     g = Graph(dtype=dtype)
     module = g.done(g.cast(g.norm(g.cast(g.input("x", [3, 4]), between), eps=0.1), dtype))
     rounding = "bf16" if dtype == "bf16" else "f32"
     assert ops_of(ground(module, PASSES, seed=seed, rounding=rounding)) == ["cast", "norm", "cast"]
+
+
+@pytest.mark.parametrize(
+    ("build", "left"),
+    [
+        (lambda g, x: g.cast(g.norm(g.cast(x, "f32"), g.weight("w", [4], "f32"), eps=0.1), "bf16"), "cast norm cast"),
+        (lambda g, x: g.cast(g.norm(g.cast(x, "f32"), eps=0.1), "f16"), "cast norm cast"),
+        (lambda g, x: g.cast(g.norm(g.input("y", [3, 4], "f32"), eps=0.1), "bf16"), "norm cast"),
+    ],
+)
+def test_a_norm_with_a_weight_or_of_other_values_keeps_its_casts(build: Build, left: str, seed: int) -> None:
+    g = Graph(dtype="bf16")
+    module = g.done(build(g, g.input("x", [3, 4])))
+    assert " ".join(ops_of(ground(module, PASSES, seed=seed, rounding="bf16"))) == left
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda g, y: [g.map("add", y, g.weight("w", [3, 1]))],
+        lambda g, y: [g.map("add", y, g.weight("w", [3, 4]))],
+        lambda g, y: [y, g.map("add", y, g.weight("w", [4]))],
+    ],
+)
+def test_what_is_added_to_a_norm_is_its_bias_only_as_a_column_that_nobody_else_misses(
+    build: Callable[[Graph, SSAValue], list[SSAValue]], seed: int
+) -> None:
+    g = Graph(dtype="f64")
+    module = g.done(*build(g, g.norm(g.input("x", [3, 4]), eps=0.1)))
+    assert ops_of(ground(module, PASSES, seed=seed)) == ["norm", "add"]

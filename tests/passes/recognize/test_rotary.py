@@ -239,3 +239,106 @@ def test_halves_with_tables_of_other_sizes_stay_apart(seed: int) -> None:
     first = g.map("sub", g.map("mul", a, c1), g.map("mul", b, s1))
     second = g.map("add", g.map("mul", b, g.input("c2", [3, 1])), g.map("mul", a, s2))
     assert not recognized(g, g.concat(1, first, second), seed)[0]
+
+
+Members = tuple[SSAValue, SSAValue]
+
+
+def each(g: Graph, parts: Members, join: Callable[[SSAValue, SSAValue], SSAValue]) -> SSAValue:
+    """Both members turned by themselves, with tables of their own dims, and joined."""
+    (a, b), (c, s) = parts, (g.input(name, tensor(parts[0]).dims) for name in ("c", "s"))
+    first = g.map("sub", g.map("mul", a, c), g.map("mul", b, s))
+    second = g.map("add", g.map("mul", b, c), g.map("mul", a, s))
+    return join(first, second)
+
+
+def paired(g: Graph, value: SSAValue, *dims: int | str, flat: tuple[int | str, ...]) -> Members:
+    """The first two members of a value reshaped to `dims`, each reshaped to `flat`."""
+    whole = g.reshape(value, *dims)
+    a, b = (g.reshape(g.slice(whole, -1, i, i + 1), *flat) for i in (0, 1))
+    return a, b
+
+
+def own_axis(g: Graph, *dims: int | str) -> Callable[[SSAValue, SSAValue], SSAValue]:
+    """Gives members an axis of their own, joins them there, and flattens to `dims`."""
+
+    def join(a: SSAValue, b: SSAValue) -> SSAValue:
+        units = [g.reshape(v, *tensor(v).dims, 1) for v in (a, b)]
+        return g.reshape(g.concat(-1, *units), *dims)
+
+    return join
+
+
+NEARLY_PAIRS: dict[str, Callable[[Graph, SSAValue], SSAValue]] = {
+    "halves of every other feature": lambda g, x: each(
+        g, (g.slice(x, -1, 0, 6, 2), g.slice(x, -1, 3, 8, 2)), lambda a, b: beside(g, a, b)
+    ),
+    "overlapping halves as pairs": lambda g, x: each(
+        g, (g.slice(x, -1, 0, 4), g.slice(x, -1, 1, 5)), own_axis(g, 8, 8)
+    ),
+    "pairs of every other row": lambda g, x: each(
+        g, paired(g, g.slice(x, 0, 0, 8, 2), 4, 4, 2, flat=(4, 4)), own_axis(g, 4, 8)
+    ),
+    "pairs of every other feature": lambda g, x: each(
+        g, paired(g, g.slice(x, 1, 0, 8, 2), 8, 2, 2, flat=(8, 2)), own_axis(g, 8, 4)
+    ),
+    "members regrouped": lambda g, x: each(g, paired(g, x, 8, 4, 2, flat=(4, 8)), own_axis(g, 4, 16)),
+    "two rows of pairs in one": lambda g, x: each(g, paired(g, x, 8, 4, 2, flat=(8, 4)), own_axis(g, 4, 16)),
+}
+
+
+@pytest.mark.parametrize("name", NEARLY_PAIRS)
+def test_members_of_something_else_stay(name: str, seed: int) -> None:
+    g = Graph(dtype="f64")
+    assert not recognized(g, NEARLY_PAIRS[name](g, g.input("x", [8, 8])), seed)[0]
+
+
+def test_members_of_pairs_of_a_size_that_varies_stay(seed: int) -> None:
+    g = Graph("n: 1..3", dtype="f64")
+    x = g.input("x", [4, "2*n"])
+    assert not recognized(g, each(g, paired(g, x, 4, "n", 2, flat=(4, "n")), own_axis(g, 4, "2*n")), seed)[0]
+
+
+def test_halves_of_one_row_stacked_are_no_pairs(seed: int) -> None:
+    """(-x1, -x3, x0, x2), which has the dims of pairs side by side."""
+    g = Graph(dtype="f64")
+    x, cos, sin = g.input("x", [1, 4]), g.input("cos", [1, 4]), g.input("sin", [4])
+    a, b = g.slice(x, -1, 0, 4, 2), g.slice(x, -1, 1, 4, 2)
+    turned = g.reshape(g.concat(0, g.map("neg", b), a), 4)
+    assert not recognized(g, g.map("add", g.map("mul", x, cos), g.map("mul", turned, sin)), seed)[0]
+
+
+def test_members_of_fours_are_no_pairs(seed: int) -> None:
+    """The first two of four features of each of x's two rows, side by side, which both rows read."""
+    g = Graph(dtype="f64")
+    x, cos, sin = (g.input(name, [2, 4]) for name in ("x", "cos", "sin"))
+    whole = g.reshape(x, 1, 2, 4)
+    a, b = (g.slice(whole, -1, i, i + 1) for i in (0, 1))
+    turned = g.reshape(g.concat(-1, g.map("neg", b), a), 1, 4)
+    assert not recognized(g, g.map("add", g.map("mul", x, cos), g.map("mul", turned, sin)), seed)[0]
+
+
+@pytest.mark.parametrize("rows", [(0, 1, 1), (7, 8, 1), (0, 8, 8)])
+def test_one_row_turned_for_all_is_no_rotation_of_each(rows: tuple[int, int, int], seed: int) -> None:
+    g = Graph(dtype="f64")
+    x, cos, sin = (g.input(name, [8, 8]) for name in ("x", "cos", "sin"))
+    whole = g.reshape(x, 8, 4, 2)
+    low, high, step = rows
+    a, b = (g.op(SliceOp, whole, starts=[low, 0, i], stops=[high, 4, i + 1], steps=[step, 1, 1]) for i in (0, 1))
+    turned = g.reshape(g.concat(-1, g.map("neg", b), a), 1, 8)
+    assert not recognized(g, g.map("add", g.map("mul", x, cos), g.map("mul", turned, sin)), seed)[0]
+
+
+def test_something_joined_with_nothing_is_no_pair(seed: int) -> None:
+    g = Graph(dtype="f64")
+    alone = g.reshape(g.concat(-1, g.input("x", [4, 2])), 8)
+    assert ops_of(ground(g.done(alone), Recognize(), seed=seed)) == ["concat", "reshape"]
+
+
+def test_what_is_turned_whole_is_not_cut(seed: int) -> None:
+    g, x, cos, sin = start(4)
+    a, b = halves(g, x)
+    first = g.map("sub", g.map("mul", a, cos), g.map("mul", b, sin))
+    second = g.map("add", g.map("mul", b, cos), g.map("mul", a, sin))
+    after = ground(g.done(beside(g, first, second)), Recognize(), seed=seed)
+    assert "slice" not in ops_of(after)

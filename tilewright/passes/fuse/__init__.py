@@ -91,8 +91,10 @@ def _record_refusals(plan: Plan, growth: Growth, ctx: Context) -> None:
         if cluster.kind == OUTSIDE:
             continue
         for producer in dict.fromkeys(plan.source(v) for v in consumer.operands):
-            other = plan.of.get(producer) if producer is not None else None
-            if producer is None or other is None or other is cluster or other.kind == OUTSIDE:
+            if producer is None:
+                continue
+            other = plan.of[producer]
+            if other is cluster or other.kind == OUTSIDE:
                 continue
             reason = growth.refusals.get((producer, consumer)) or why_apart(producer, other, consumer)
             ctx.refuse(consumer, f"not joined with {producer.name}: {reason}")

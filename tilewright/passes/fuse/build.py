@@ -161,7 +161,7 @@ class Builder:
             return self.known[value]
         owner = value.owner
         if self.plan.is_node(owner):
-            self._emit(self.plan.of[owner])  # type: ignore[index]
+            self._emit(self.plan.of[owner])
         elif isinstance(owner, ReshapeOp) and not is_leaf(root(value).owner):
             alias = ReshapeOp.make(self._dense(owner.x), dims=owner.dims, like=owner)
             self.made.append(alias)

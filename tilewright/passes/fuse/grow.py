@@ -23,6 +23,7 @@ from tilewright.passes.fuse.plan import OUTSIDE, Cluster, Plan
 class Growth:
     """Joins clusters of a plan, and remembers why neighbours stayed apart.
 
+    Whoever takes an op gives it a kind of its own, so clusters of the kind "map" are single ops until `elements`.
     max_ops: ops of one kernel. refusals: by (producer, consumer) node, the last reason found.
     """
 
@@ -41,7 +42,7 @@ class Growth:
             cluster.dims = tensor(cluster.ops[0].results[0]).dims
             while (op := self._sole_reader(cluster)) is not None:
                 other = self.plan.of[op]
-                if not other.single or other.kind != "map":
+                if other.kind != "map":
                     break
                 inside = set(results_of(cluster))
                 reason = legality.why_no_epilogue(op, inside, cluster.dims)
@@ -84,7 +85,7 @@ class Growth:
         result = cluster.ops[-1].results[0]
         readers = {use.operation for use in result.uses}
         reader = next(iter(readers)) if len(readers) == 1 else None
-        return reader if reader is not None and self.plan.is_node(reader) else None
+        return reader if self.plan.is_node(reader) else None
 
     # --- rows -------------------------------------------------------------------------------------------------------
 
@@ -138,7 +139,7 @@ class Growth:
             cluster.dims = result
             while epilogues and (op := self._sole_reader(cluster)) is not None:
                 other = self.plan.of[op]
-                if not other.single or other.kind != "map":
+                if other.kind != "map":
                     break
                 reason = None if legality.is_pointwise(op) else f"{op.name} is not pointwise"
                 if not legality.is_same_shape(op.results[0], cluster.dims):
@@ -151,11 +152,10 @@ class Growth:
         for op in list(cluster.ops):
             for value in op.operands:
                 producer = value.owner
-                other = self.plan.of.get(producer) if isinstance(producer, Operation) else None
-                if other is None or other is cluster or other.kind != "map" or not isinstance(producer, Operation):
+                if not isinstance(producer, Operation):
                     continue
-                if not other.single:
-                    self.refusals[producer, op] = "its operand comes from a kernel of its own"
+                other = self.plan.of.get(producer)
+                if other is None or other.kind != "map":
                     continue
                 if self._try(other, cluster, producer, op, self._why_no_prologue(producer, cluster), into=cluster):
                     return True
@@ -179,8 +179,6 @@ class Growth:
     def elements(self) -> None:
         """Elementwise ops of one shape that feed each other join; smaller operands do where that is cheap."""
         for op in sorted(self.plan.of, key=self.plan.position.__getitem__, reverse=True):
-            if not legality.computes_elements(op):
-                continue
             for reader in sorted(set(self._direct(op)), key=self.plan.position.__getitem__):
                 first, second = self.plan.of[op], self.plan.of[reader]
                 if first.kind != "map" or second.kind != "map" or first is second:
@@ -189,11 +187,9 @@ class Growth:
 
     def _why_no_map(self, op: Operation, cluster: Cluster) -> str | None:
         dims = tensor(cluster.ops[-1].results[0]).dims
-        if not all(legality.computes_elements(member) for member in cluster.ops):
-            return "it is stored by a kernel of another kind"
         if legality.is_same_shape(op.results[0], dims):
             return None
-        if not self.plan.of[op].single or not legality.only_read_inside(self.plan, op, cluster):
+        if not legality.only_read_inside(self.plan, op, cluster):
             return "its shape differs, and other kernels read it, too"
         if not legality.recomputes_cheaply(op, dims, self.ctx):
             return "it repeats along an axis here, and computing it again moves more words or work than loading it"

@@ -15,11 +15,9 @@ from xdsl.ir import Operation, SSAValue
 from tilewright.ir.dims import Expr
 from tilewright.ir.graph.attention import RotaryOp
 from tilewright.ir.graph.base import tensor
-from tilewright.ir.graph.contraction import MatmulOp
 from tilewright.ir.graph.elementwise import CastOp, MapOp
 from tilewright.ir.graph.indexing import GatherOp, TakeAlongOp
 from tilewright.ir.graph.reduction import NormOp, ReduceOp, SoftmaxOp
-from tilewright.ir.graph.routing import GroupedMatmulOp
 from tilewright.ir.graph.shape import PadOp
 from tilewright.ir.passing import Context
 from tilewright.ir.tile.reduction import LANES
@@ -74,13 +72,13 @@ def is_scalar(value: SSAValue) -> bool:
 def is_column_vector(value: SSAValue, dims: Sequence[Expr]) -> bool:
     """An element per column, the same for every row."""
     given = tensor(value).dims
-    return bool(given) and given[-1] == dims[-1] and all(d.constant == 1 for d in given[:-1])
+    return given[-1:] == tuple(dims[-1:]) and all(d.constant == 1 for d in given[:-1])
 
 
 def is_row_scalar(value: SSAValue, dims: Sequence[Expr]) -> bool:
     """An element per row, the same for every column."""
     given = tensor(value).dims
-    return len(given) == len(dims) and given[:-1] == tuple(dims[:-1]) and given[-1].constant == 1
+    return given == (*dims[:-1], Expr.of(1))
 
 
 def is_same_shape(value: SSAValue, dims: Sequence[Expr]) -> bool:
@@ -115,8 +113,8 @@ def why_no_epilogue(op: Operation, inside: set[SSAValue], dims: Sequence[Expr]) 
 
 
 def is_pair(first: Operation, second: Operation) -> bool:
-    """Two products of the same left-hand side with right-hand sides of one shape: x is read once for both."""
-    if first is second or type(first) is not type(second) or not isinstance(first, (MatmulOp, GroupedMatmulOp)):
+    """Two products, or two grouped ones, of one left-hand side with right-hand sides of one shape: x is read once."""
+    if first is second:
         return False
     # the same left-hand side and, of grouped products, the same segments of the same rows
     shared = [i for i in range(min(len(first.operands), 5)) if i != 1]
@@ -158,11 +156,6 @@ def buffers_come_from_outside(plan: Plan, ops: Sequence[Operation]) -> bool:
 def reads_elsewhere(op: Operation) -> TypeGuard[GatherOp | TakeAlongOp | PadOp]:
     """The elements of its first operand are read at other coordinates than those of its result."""
     return isinstance(op, (GatherOp, TakeAlongOp, PadOp))
-
-
-def computes_elements(op: Operation) -> bool:
-    """What a map kernel computes: pointwise ops, elements looked up by index or padded, rotary turns."""
-    return is_pointwise(op) or isinstance(op, RotaryOp) or reads_elsewhere(op)
 
 
 def is_prologue(op: Operation) -> bool:

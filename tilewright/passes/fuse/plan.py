@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 from xdsl.ir import Block, Operation, SSAValue
 
@@ -126,9 +127,9 @@ class Plan:
                 self.of[op] = Cluster(OUTSIDE if is_outside(op) or isinstance(op, GroupOp) else skeleton(op), [op])
         self._connect()
 
-    def is_node(self, op: object) -> bool:
+    def is_node(self, op: object) -> TypeGuard[Operation]:
         """True for ops that compute or stand outside."""
-        if not isinstance(op, Operation) or op not in self.position or is_leaf(op):
+        if op not in self.position or is_leaf(op):
             return False
         return not is_view(op) or (self.views_apart and not self.is_alias(op))
 
@@ -149,7 +150,7 @@ class Plan:
             if not is_view(value.owner):
                 return None
             value = value.owner.operands[0]  # type: ignore[union-attr]
-        return value.owner if isinstance(value.owner, Operation) else None
+        return value.owner
 
     def readers(self, value: SSAValue) -> Iterator[Operation]:
         """The nodes that read a value, directly or through views."""

@@ -31,15 +31,12 @@ VIEWS = Rules(SHAPES, BROADCASTS, SINGLES)
 
 def keeps_last_axis(before: Sequence[Expr], after: Sequence[Expr]) -> bool:
     """Rows stay rows: the reshape regroups leading axes only."""
-    return bool(before) and bool(after) and before[-1] == after[-1]
+    return tuple(before[-1:]) == tuple(after[-1:])
 
 
-def is_vector(value: SSAValue, dims: Sequence[Expr]) -> bool:
-    """A number, or one element per column."""
-    given = tensor(value).dims
-    if splat(value) is not None or all(d.constant == 1 for d in given):
-        return len(given) <= 1
-    return len(given) == 1 and given[-1] == dims[-1]
+def is_vector(value: SSAValue) -> bool:
+    """A number, or one element per column: what broadcasts along all axes but the last."""
+    return tensor(value).rank <= 1
 
 
 def rests_on_memory(value: SSAValue) -> bool:
@@ -103,7 +100,7 @@ def units_before_elementwise(op: ReshapeOp, site: Site) -> SSAValue | None:
 def elementwise_before_repetition(op: MapOp, site: Site) -> SSAValue | None:
     """f of a value beside itself is computed once."""
     joined = defined(op.args[0], ConcatOp) if len(op.args) == 1 else None
-    if joined is None or len(joined.xs) < 2 or not all(x is joined.xs[0] for x in joined.xs):
+    if joined is None or not all(x is joined.xs[0] for x in joined.xs):
         return None
     early = site.map(op.fn.data, joined.xs[0])
     return site.make(ConcatOp, [early] * len(joined.xs), axis=joined.axis)
@@ -130,14 +127,11 @@ def columns_before_reshape(op: MapOp, site: Site) -> SSAValue | None:
     """Operands that differ by column only do not care how the rows are grouped."""
     for i, arg in enumerate(op.args):
         view = defined(arg, ReshapeOp)
-        if view is None or tensor(arg).dims != tensor(op.out).dims or tensor(view.x).rank == 0:
-            continue
-        source = tensor(view.x).dims
-        if not keeps_last_axis(source, view.dims.data):
+        if view is None or not same_dims(arg, op.out) or not keeps_last_axis(tensor(view.x).dims, view.dims.data):
             continue
         others = [a if a is not arg else view.x for a in op.args]
         rest = [a for j, a in enumerate(op.args) if j != i and a is not arg]
-        if rest and all(is_vector(a, source) for a in rest) and any(varies(a) for a in rest):
+        if rest and all(is_vector(a) for a in rest) and any(varies(a) for a in rest):
             return site.make(ReshapeOp, site.map(op.fn.data, *others), dims=view.dims)
     return None
 
@@ -149,7 +143,7 @@ def residual_before_reshape(op: MapOp, site: Site) -> SSAValue | None:
         return None
     for i, arg in enumerate(op.args):
         view, other = defined(arg, ReshapeOp), op.args[1 - i]
-        if view is None or other is arg or not same_dims(arg, op.out) or not same_dims(other, op.out):
+        if view is None or not same_dims(arg, op.out) or not same_dims(other, op.out):
             continue
         back = defined(other, ReshapeOp)
         if back is not None and not same_dims(back.x, view.x):
@@ -236,7 +230,7 @@ def reshape_before_slice(op: ReshapeOp, site: Site) -> SSAValue | None:
     before, after = tensor(op.x).dims, op.dims.data
     lead = len(before) - 1
     pieces = after[lead:]
-    if lead < 0 or before[:lead] != after[:lead] or len(pieces) < 2:
+    if before[:lead] != after[:lead] or len(pieces) < 2:
         return None
     whole, start, stop = tensor(cut.x).dims[-1], cut.starts.data[-1], cut.stops.data[-1]
     inner = product(pieces[1:])

@@ -83,9 +83,12 @@ def _member_of_pairs(value: SSAValue) -> Span | None:
     pairs = None if cut is None else defined(cut.x, ReshapeOp)
     if cut is None or pairs is None or tensor(cut.out).dims[-1] != Expr.of(1) or not takes_other_axes_whole(cut):
         return None
-    dims, whole = tensor(pairs.x).dims, span_of(pairs.x, "half")
-    size = dims[-1].constant if dims else None
-    if whole is None or size is None or whole.step != 1:
+    whole = span_of(pairs.x, "half")
+    if whole is None or whole.step != 1:
+        return None
+    dims = tensor(pairs.x).dims
+    size = dims[-1].constant
+    if size is None:
         return None
     half = (*dims[:-1], Expr.of(size // 2))
     if pairs.dims.data != (*half, Expr.of(2)) or (flat is not None and flat.dims.data != half):
@@ -95,8 +98,7 @@ def _member_of_pairs(value: SSAValue) -> Span | None:
 
 def takes_other_axes_whole(op: SliceOp) -> bool:
     """Only the last axis is cut."""
-    dims = tensor(op.x).dims
-    return all(s == Expr.of(0) for s in op.starts.data[:-1]) and op.stops.data[:-1] == dims[:-1]
+    return tensor(op.out).dims[:-1] == tensor(op.x).dims[:-1]
 
 
 def whole_of(first: SSAValue, second: SSAValue, style: str) -> Span | None:
@@ -124,7 +126,7 @@ def joined(value: SSAValue) -> tuple[SSAValue, SSAValue, str] | None:
 def keeps_pairs(flat: ReshapeOp, stack: ConcatOp) -> bool:
     """[..., D/2, 2] flattened to [..., D]."""
     dims = tensor(stack.out).dims
-    return dims[-1].constant == 2 and flat.dims.data == (*dims[:-2], dims[-2] * 2)
+    return flat.dims.data == (*dims[:-2], dims[-2] * 2)  # which leaves 2 for the last axis
 
 
 def _without_unit(value: SSAValue) -> SSAValue:

@@ -82,8 +82,8 @@ def window_of(bound: Bound, tq: Expr, tk: Expr) -> int | None:
 
 
 def share_positions(a: Bound, b: Bound) -> bool:
-    """Both bounds count in the same positions."""
-    return a.q_positions is b.q_positions and a.k_positions is b.k_positions
+    """Both bounds count in the same positions: of the queries, and so of the keys, too, which count as those do."""
+    return a.q_positions is b.q_positions
 
 
 # --- the whole ------------------------------------------------------------------------------------------------------
