@@ -28,6 +28,7 @@ from tilewright.ir.loop_math.trigonometry import cos, sin
 from tilewright.ir.loops import Value
 
 __all__ = [
+    "F32_ONLY",
     "MATH",
     "cos",
     "erf",
@@ -67,3 +68,6 @@ MATH: Final[dict[str, Callable[..., Value]]] = {
     "rsqrt": rsqrt,
 }
 """The expansions by their names in `ir.scalars`: call with a builder and the operands, all f32."""
+
+F32_ONLY: Final = frozenset(MATH) - {"rsqrt"}
+"""What a machine that takes loops does not compute in f64; 1 / sqrt(x) needs no expansion."""
