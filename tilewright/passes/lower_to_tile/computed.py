@@ -25,7 +25,7 @@ def computed(group: GroupOp, lowered: Lowered, machine: Machine) -> None:
     for variant in lowered.variants:
         for op in variant.kernel.walk():
             if isinstance(op, MapOp) and op.fn.data in lacking and tile(op.args[-1]).dtype is F64:
-                asked = places.get(op.loc)
+                asked = places.get(op.loc) if op.loc else None
                 name = asked.name if asked is not None else op.name
                 problems[Problem(f"{op.fn.data} is not computed in f64 by {machine.name}", name, op.loc)] = None
     if problems:
