@@ -12,7 +12,7 @@ rounding is multiplied by x**2 there in any formula. silu below -87 multiplies x
 
 Infinities, NaN, zeros and signs of zero are as in torch: exp(-inf) is 0, log(0) is -inf, log(-1) is NaN, sin(inf) is
 NaN, silu(-inf) is NaN. Subnormal results are right, subnormal inputs count.
-sin and cos stay within [-1, 1] for all finite arguments, but the reduction by pi / 2 is in f64, not exact for large ones.
+sin and cos stay within [-1, 1] for finite arguments, but the reduction by pi / 2 is in f64, not exact for large ones.
 Absolute errors, with a fused multiply-add and (in parentheses) on classes without one: 1e-7 (1e-7) up to 1e8, 1e-7
 (1e-4) up to 1e12, 1e-7 (1e-2) up to 1e14, 0.1 (0.3) up to 2e15; beyond, quadrants are not told apart and results mean
 nothing.
