@@ -106,9 +106,8 @@ TW024 results differ: after add-again: out is off by {N}, {N} is rounding (sizes
 TW025 out-of-bounds value was used: tile.store: stores a lane that was never loaded, in @copy at (0)
   next: give the load a fill value, or mask the lanes outside the view""",
     "TW026": """
-TW026 no lowering: graph.attention: attention in f64: its exponentials are expanded for f32; cast q, k and v to f32 \
- (at example.py:10)
-  next: report the model, and this line of it""",
+TW026 no lowering: graph.attention: attention in f64: its exponentials are expanded for f32  (at example.py:10)
+  next: cast q, k and v to f32""",
     "TW027": """
 TW027 memory plan is unsound: main: add reads slot 0, which no longer holds its operand
   next: report the module: tilewright opt --print-after=lower-to-tile shows it""",

@@ -129,6 +129,7 @@ def _gelu_tanh64(x: Array) -> Array:
     return result
 
 
+_LARGE: Final = "compiled, accurate up to 1e8 in magnitude, see loop_math"
 _OUT: Final = "b is negative or not below a's width"
 
 _TABLE: Final = [
@@ -184,8 +185,8 @@ _TABLE: Final = [
     ScalarFunction("expm1", 1, "float", 8, lambda a: _t().expm1(a), _wide(np.expm1), "exp(a) - 1"),
     ScalarFunction("log", 1, "float", 8, lambda a: a.log(), _wide(np.log), "natural logarithm"),
     ScalarFunction("log1p", 1, "float", 8, lambda a: _t().log1p(a), _wide(np.log1p), "log(1 + a)"),
-    ScalarFunction("sin", 1, "float", 8, lambda a: a.sin(), _wide(np.sin), "sine of radians"),
-    ScalarFunction("cos", 1, "float", 8, lambda a: a.cos(), _wide(np.cos), "cosine of radians"),
+    ScalarFunction("sin", 1, "float", 8, lambda a: a.sin(), _wide(np.sin), f"sine of radians; {_LARGE}"),
+    ScalarFunction("cos", 1, "float", 8, lambda a: a.cos(), _wide(np.cos), f"cosine of radians; {_LARGE}"),
     ScalarFunction("tanh", 1, "float", 8, lambda a: a.tanh(), _wide(np.tanh), "hyperbolic tangent"),
     ScalarFunction("erf", 1, "float", 8, lambda a: _t().erf(a), _wide(_erf64), "error function"),
     ScalarFunction("sigmoid", 1, "float", 8, lambda a: a.sigmoid(), _wide(_sigmoid64), "1 / (1 + exp(-a))"),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from tilewright.backends.cpu.machines import cores
+from tilewright.ir.loop_math import F32_ONLY
 from tilewright.ir.machine import Level, Machine, TileRules
 
 _CLOCK: Final = 2.6e9
@@ -24,7 +25,9 @@ def _scalar() -> Machine:
             Level("cache", 32 << 10, 40e9, alignment=64),
             Level("registers", 16 * 4, 1e12),
         ),
-        rules=TileRules(lanes=1, registers=16, dot=((1, 1, 4), (None, 2, 4)), panel=16, rows=1, columns=64),
+        rules=TileRules(
+            lanes=1, registers=16, dot=((1, 1, 4), (None, 2, 4)), panel=16, rows=1, columns=64, f32_only=F32_ONLY
+        ),
         launch=2e-6,
         sync=2e-6,
     )

@@ -31,7 +31,7 @@ _LOGIC: Final = {"add": "or", "max": "or", "mul": "and", "min": "and"}
 
 def computes(fn: str, dtype: DType) -> bool:
     """Whether the function has an expansion for operands of the dtype."""
-    return not (dtype is F64 and fn in _TRANSCENDENTAL and fn != "rsqrt")
+    return not (dtype is F64 and fn in loop_math.F32_ONLY)
 
 
 def apply(b: LoopBuilder, fn: str, args: list[Value]) -> Value:

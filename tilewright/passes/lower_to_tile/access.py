@@ -30,7 +30,9 @@ from tilewright.ir.graph.base import tensor
 from tilewright.ir.operation import TwOperation
 
 
-def unsupported(op: Operation | Block, reason: str) -> LoweringError:
+def unsupported(
+    op: Operation | Block, reason: str, step: str = "report the model, and this line of it"
+) -> LoweringError:
     """The error for a group that no skeleton lowers."""
     where = None
     if isinstance(op, TwOperation):
@@ -39,7 +41,7 @@ def unsupported(op: Operation | Block, reason: str) -> LoweringError:
     name = op.name if isinstance(op, Operation) else "block"
     return LoweringError(
         Problem(reason, op=name, where=where),
-        step="report the model, and this line of it",
+        step=step,
     )
 
 

@@ -33,7 +33,7 @@ def lower_attention(group: GroupOp, name: str, machine: Machine, dims: DimSpace)
     anchor = next(op for op in group.block.ops if isinstance(op, attention.AttentionOp))
     queries = tensor(anchor.q).dims[-2]
     if tensor(anchor.q).dtype is F64:
-        raise unsupported(anchor, "attention in f64: its exponentials are expanded for f32; cast q, k and v to f32")
+        raise unsupported(anchor, "attention in f64: its exponentials are expanded for f32", "cast q, k and v to f32")
     low, high = dims.interval(queries)
     variants: list[Variant] = []
     previous = 0

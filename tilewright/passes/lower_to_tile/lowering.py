@@ -20,6 +20,7 @@ from tilewright.ir.tile.structure import KernelOp, LaunchOp
 from tilewright.ir.types import TensorType
 from tilewright.passes.lower_to_tile.access import unsupported
 from tilewright.passes.lower_to_tile.attention import lower_attention
+from tilewright.passes.lower_to_tile.computed import computed
 from tilewright.passes.lower_to_tile.constants import lower_constant
 from tilewright.passes.lower_to_tile.convolution import lower_convolution
 from tilewright.passes.lower_to_tile.frame import Lowered, Variant
@@ -51,6 +52,7 @@ class LowerToTile(Pass):
             for group in [op for op in function.block.ops if isinstance(op, GroupOp)]:
                 try:
                     lowered = table.lower(group, ctx)
+                    computed(group, lowered, ctx.machine)
                 except LoweringError as error:
                     failed.append(error)
                     continue
@@ -69,7 +71,7 @@ class LowerToTile(Pass):
                 erase(group)
         if failed:
             problems = dict.fromkeys(problem for error in failed for problem in error.problems)
-            raise LoweringError(list(problems), step=failed[0].step)
+            raise LoweringError(list(problems), step="; ".join(dict.fromkeys(error.step for error in failed)))
 
 
 class _Kernels:

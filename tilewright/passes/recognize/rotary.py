@@ -126,7 +126,7 @@ def joined(value: SSAValue) -> tuple[SSAValue, SSAValue, str] | None:
 def keeps_pairs(flat: ReshapeOp, stack: ConcatOp) -> bool:
     """[..., D/2, 2] flattened to [..., D]."""
     dims = tensor(stack.out).dims
-    return flat.dims.data == (*dims[:-2], dims[-2] * 2)  # which leaves 2 for the last axis
+    return len(dims) > 1 and flat.dims.data == (*dims[:-2], dims[-2] * 2)  # which leaves 2 for the last axis
 
 
 def _without_unit(value: SSAValue) -> SSAValue:
