@@ -115,6 +115,12 @@ def masked(condition: Callable[[Graph], SSAValue], fill: float = MINUS) -> Build
     return lambda g: attention(g, lambda g, logits: g.map("select", condition(g), logits, fill))
 
 
+def strictly_lower(g: Graph) -> SSAValue:
+    """The first query sees no key: where its keys are not taken as hidden, it gives their average."""
+    keys, queries = counts(g)
+    return g.map("lt", keys, queries)
+
+
 def lower(g: Graph) -> SSAValue:
     keys, queries = counts(g)
     return g.map("le", keys, queries)
@@ -189,7 +195,7 @@ RECOGNIZE = [
         lambda g: attention(g, lambda g, z: g.cast(g.cast(z, "i64"), "f64")),
         RECOGNIZE_PASSES,
     ),
-    mutation("recognize.masks.hides", masked(lower, fill=-2.0), RECOGNIZE_PASSES),
+    mutation("recognize.masks.hides", masked(strictly_lower, fill=-5e3), RECOGNIZE_PASSES),
     mutation(
         "recognize.masks.counts_by_one",
         masked(lambda g: g.map("le", g.reshape(g.iota("t", 0, 2), 1, "t"), g.reshape(g.iota("t"), "t", 1))),

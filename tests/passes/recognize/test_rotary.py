@@ -335,6 +335,12 @@ def test_something_joined_with_nothing_is_no_pair(seed: int) -> None:
     assert ops_of(ground(g.done(alone), Recognize(), seed=seed)) == ["concat", "reshape"]
 
 
+def test_two_vectors_joined_and_cut_into_rows_are_no_pairs(seed: int) -> None:
+    g = Graph(dtype="f64")
+    rows = g.reshape(g.concat(-1, g.input("x", [4]), g.input("y", [4])), 2, 4)
+    assert ops_of(ground(g.done(rows), Recognize(), seed=seed)) == ["concat", "reshape"]
+
+
 def test_what_is_turned_whole_is_not_cut(seed: int) -> None:
     g, x, cos, sin = start(4)
     a, b = halves(g, x)
