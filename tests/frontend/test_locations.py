@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 
+import pytest
 import torch
 
+from tilewright.errors import UnsupportedOpError
 from tilewright.frontend import capture
 from tilewright.frontend.locations import innermost, shorten
 
@@ -49,3 +53,29 @@ def test_ops_carry_the_users_line_and_the_modules_path() -> None:
     assert [op.path for op in matmuls] == ["0.linear", "1.linear"]  # type: ignore[attr-defined]
     relus = [op for op in captured.module.walk() if op.name == "graph.map" and op.fn.data == "relu"]  # type: ignore[attr-defined]
     assert {op.loc for op in [*matmuls, *relus]} == {f"{shorten(sys.modules[__name__].__file__ or '')}:{line}"}  # type: ignore[attr-defined]
+
+
+def inner(x: torch.Tensor) -> torch.Tensor:
+    return torch.linalg.det(x)
+
+
+def passed_on(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    @wraps(function)
+    def called(x: torch.Tensor) -> torch.Tensor:
+        return function(x) * 2
+
+    return called
+
+
+class Helped(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.no_grad()(passed_on(inner))(x)
+
+
+def test_the_line_is_the_operators_own_inside_the_functions_that_a_forward_calls() -> None:
+    line = inner.__code__.co_firstlineno + 1
+    for model in (Helped(), torch.nn.Sequential(Helped())):
+        with pytest.raises(UnsupportedOpError) as caught:
+            capture(model, (torch.ones(3, 3),))
+        (problem,) = caught.value.problems
+        assert problem.where == f"{shorten(__file__)}:{line}"

@@ -29,7 +29,7 @@ _MISSING: Final = object()
 def lean_tracing() -> Iterator[None]:
     """Process-wide while it lasts, as the exporter itself is."""
     with ExitStack() as stack:
-        stack.enter_context(lean_nodes())
+        stack.enter_context(lean_nodes(WholeStack))
         stack.enter_context(
             _replaced(
                 "torch._export.passes.replace_set_grad_with_hop_pass",
@@ -110,10 +110,12 @@ class _Stack:
 
 
 class WholeStack(_Stack):
-    """Every frame goes by the one name that tracers other than the exporter keep."""
+    """Every frame of the model goes by the one name that tracers keep: what a forward calls is the model's, too."""
 
     def summary(self) -> _Summary:
-        return _Summary([line._replace(name="forward") for line in self._lines])
+        # who called the model stands before its first forward
+        begin = next((i for i, line in enumerate(self._lines) if line.name == "forward"), 0)
+        return _Summary([line._replace(name="forward") for line in self._lines[begin:]])
 
 
 class _Summary(list[_Line]):
