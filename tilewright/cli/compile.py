@@ -51,6 +51,8 @@ def compile_model(
 ) -> None:
     """Compiles a model into an artifact for `run` and tw.load."""
     from tilewright.cli.models import open_model
+    from tilewright.errors import TargetError
+    from tilewright.ir.backend import resolve_target
     from tilewright.runtime.memory import shown
 
     if not output.parent.is_dir():
@@ -65,6 +67,12 @@ def compile_model(
         memory_limit=memory_limit,
         cache=cache,
     )
+    backend, _ = resolve_target(options.get("target", "cpu"))
+    if backend.device != "cpu":
+        raise TargetError(
+            f"an artifact holds what runs in a process, and this one has no executor for {backend.name}",
+            step="read its kernels from tw.compile(...).sources, or give a target that runs here",
+        )
     begin = time.perf_counter()
     compiled = compile_given(open_model(model), dims, options)
     compiled.save(output)

@@ -14,9 +14,11 @@ from tilewright.compiler.options import Options
 from tilewright.compiler.target import Target
 from tilewright.errors import PassOptionError
 from tilewright.frontend.captured import Captured
+from tilewright.ir.backend import Backend
 from tilewright.ir.module import print_module
 from tilewright.ir.passing import Pipeline
 from tilewright.runtime.canonical import key_of
+from tilewright.runtime.weights import content_key
 
 
 @cache
@@ -30,25 +32,28 @@ def sources_hash() -> str:
     return digest.hexdigest()
 
 
-def plugins_of(pipeline: Pipeline) -> dict[str, str]:
-    """For each class that a pass from outside this package is made of, the hash of all source beside it.
+def plugins_of(pipeline: Pipeline, backend: Backend) -> dict[str, str]:
+    """For each class that a pass from outside this package is made of, and for such a backend, the hash of all source
+    beside it.
 
-    All of its package (or, for a single module, its folder's modules that are loaded): a pass may call any of it.
+    All of its package (or, for a single module, its folder's modules that are loaded): it may call any of it.
     """
     found = {}
-    for p in pipeline.passes:
-        for kind in type(p).__mro__:
-            root = kind.__module__.partition(".")[0]
-            if root in ("tilewright", "builtins", "abc", "typing"):
-                continue
-            try:
-                own = Path(inspect.getfile(kind)).resolve()
-            except (OSError, TypeError) as fault:
-                raise PassOptionError(
-                    f"the source of pass {p.name} cannot be read, so nothing made with it can be cached: {fault}",
-                    step="define the pass in a file, or compile with cache=False",
-                ) from fault
-            found[f"{kind.__module__}.{kind.__qualname__}"] = _source_hash(own, root)
+    parts: list[tuple[str, str, Any]] = [
+        (f"pass {p.name}", "pass", kind) for p in pipeline.passes for kind in type(p).__mro__
+    ]
+    for what, kind, part in [*parts, (f"backend {backend.name}", "backend", backend.build)]:
+        root = part.__module__.partition(".")[0]
+        if root in ("tilewright", "builtins", "abc", "typing"):
+            continue
+        try:
+            own = Path(inspect.getfile(part)).resolve()
+        except (OSError, TypeError) as fault:
+            raise PassOptionError(
+                f"the source of {what} cannot be read, so nothing made with it can be cached: {fault}",
+                step=f"define the {kind} in a file, or compile with cache=False",
+            ) from fault
+        found[f"{part.__module__}.{part.__qualname__}"] = _source_hash(own, root)
     return found
 
 
@@ -82,7 +87,9 @@ def code_factors(captured: Captured, target: Target, options: Options) -> dict[s
         "machine": target.machine.key(),
         "backend": target.backend.name,
         "pipeline": str(target.pipeline),
-        "plugins": plugins_of(target.pipeline),
+        # passes that read values decide by them
+        "values": content_key(captured.weights) if any(p.reads_weights for p in target.pipeline.passes) else None,
+        "plugins": plugins_of(target.pipeline, target.backend),
         "options": {**options.key(), "determinism": target.order(options)},
         "toolchain": {**target.backend.toolchain(), "torch": version("torch"), "xdsl": version("xdsl")},
         "tilewright": sources_hash(),

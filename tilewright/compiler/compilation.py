@@ -52,6 +52,7 @@ def _generated(
         machine=target.machine,
         dims=space,
         options={"precision": options.precision, "determinism": target.order(options)},
+        read_weight=captured.weights.__getitem__,
     )
     texts: dict[str, str] = {}
     with watch.stage("passes"):

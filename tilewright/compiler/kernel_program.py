@@ -11,7 +11,7 @@ from xdsl.dialects.builtin import ModuleOp
 from tilewright.compiler.assemble import Interface
 from tilewright.compiler.building import build_code, build_kernels
 from tilewright.compiler.code import Code
-from tilewright.compiler.code_key import sources_hash
+from tilewright.compiler.code_key import plugins_of, sources_hash
 from tilewright.compiler.compiled import Compiled
 from tilewright.compiler.kernel_check import check_kernel
 from tilewright.compiler.kernel_spec import KernelSpec, Static
@@ -24,7 +24,7 @@ from tilewright.ir.backend import kernels_of
 from tilewright.ir.dims import Dim, DimSpace, Expr
 from tilewright.ir.graph.structure import FuncOp
 from tilewright.ir.module import new_module, print_module
-from tilewright.ir.passing import Context
+from tilewright.ir.passing import Context, Pipeline
 from tilewright.ir.signature import Argument, Input, Output, Parameter, Signature
 from tilewright.ir.tile.structure import KernelOp, LaunchOp
 from tilewright.ir.trees import LEAF, Tree
@@ -95,6 +95,7 @@ def compile_kernel(kernel: KernelOp, spec: KernelSpec, statics: Mapping[str, Sta
         "signature": signature.to_json(),
         "machine": target.machine.key(),
         "backend": target.backend.name,
+        "plugins": plugins_of(Pipeline(()), target.backend),
         "toolchain": dict(target.backend.toolchain()),
         "tilewright": sources_hash(),
     }

@@ -44,13 +44,22 @@ class Target:
 
 
 def pipeline_of(options: Options) -> Pipeline:
-    """The pipeline asked for, or the default one."""
+    """The pipeline asked for, or the default one, with the precision asked for in it."""
+    if options.passes is not None and options.materialise:
+        raise OptionError("passes and materialise both name a pipeline", step="leave one of them out")
     if isinstance(options.passes, Pipeline):
-        return options.passes
-    if isinstance(options.passes, str):
-        return Pipeline.parse(options.passes, PASSES)
-    pipeline = materialising_pipeline() if options.materialise else default_pipeline()
-    if options.precision == "model":
+        pipeline = options.passes
+    elif isinstance(options.passes, str):
+        pipeline = Pipeline.parse(options.passes, PASSES)
+    else:
+        pipeline = materialising_pipeline() if options.materialise else default_pipeline()
+    stated = [p for p in pipeline.passes if isinstance(p, SetPrecision)]
+    if options.precision == "model" or SetPrecision(options.precision) in stated:
         return pipeline
+    if stated:
+        raise OptionError(
+            f"precision={options.precision!r}, and the pipeline has {', '.join(map(str, stated))}",
+            step="leave set-precision out of passes",
+        )
     # after recognize, which knows models by the casts they are written with; before weights are laid out
     return pipeline.before("hoist-weights", SetPrecision(options.precision))

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from tilewright.frontend.examples import Example
 from tilewright.frontend.keywords import with_named_keywords
@@ -94,6 +94,10 @@ def _told(exporting: bool, asked: list[str]) -> Iterator[None]:
             setattr(compiler, name, value)
 
 
+# Libraries that ask in order to give the exporter the same numbers in another way, and whose tests hold them to it.
+_EXPORTED_ALIKE: Final = ("torch", "transformers")
+
+
 class _Answer(int):
     """A truth that knows who decides by it: torch's functions give its flags as they are."""
 
@@ -105,7 +109,10 @@ class _Answer(int):
         return answer
 
     def __bool__(self) -> bool:
-        place = line_of_frame(sys._getframe(1))
+        frame = sys._getframe(1)
+        if frame.f_globals.get("__name__", "").partition(".")[0] in _EXPORTED_ALIKE:
+            return int(self) != 0
+        place = line_of_frame(frame)
         if place is not None and place not in self.asked:
             self.asked.append(place)
         return int(self) != 0

@@ -12,7 +12,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, TypeAlias
 
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import Operation
@@ -57,10 +57,8 @@ class Noted:
     text: str
 
 
-class WeightReader(Protocol):
-    """Gives a weight's values by name, for passes that declare `reads_weights`."""
-
-    def __call__(self, name: str) -> Any: ...
+WeightReader: TypeAlias = Callable[[str], Any]
+"""Gives a weight's values by name, for passes that declare `reads_weights`."""
 
 
 @dataclass
@@ -317,9 +315,10 @@ def run_pipeline(
     from contextlib import ExitStack
 
     checked: Checked = {}
+    reader = ctx.read_weight
 
     for left, p in zip(reversed(range(len(pipeline.passes))), pipeline.passes, strict=True):
-        ctx.current = p.name
+        ctx.current, ctx.read_weight = p.name, reader if p.reads_weights else None
         with ExitStack() as stack:
             for instrument in instruments:
                 stack.enter_context(instrument.around(p, module, ctx))
@@ -327,4 +326,4 @@ def run_pipeline(
                 p.run(module, ctx)
                 if verify:
                     verify_module(module, checked if left else None)
-    ctx.current = ""
+    ctx.current, ctx.read_weight = "", reader
