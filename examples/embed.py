@@ -44,6 +44,7 @@ MOST_BATCH, MOST_TOKENS, MOST_SHOWN = 64, 256, 12
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
 SPEED_SIZES = ((1, 16), (8, 82), (32, 128))
 SPEED_SECONDS = 1.5
+SETTLING_SECONDS = 0.02
 console = Console(highlight=False)
 
 
@@ -138,6 +139,8 @@ def show_similarity(sentences: list[str], vectors: torch.Tensor) -> None:
 def alternate(ours: Callable[[], Any], theirs: Callable[[], Any]) -> tuple[float, float, int]:
     """Median seconds of each, called in turns for a while, so that what disturbs one disturbs the other.
 
+    A turn begins with calls that do not count: the other's threads keep cores busy for milliseconds after its last.
+
     PyTorch runs with one thread and with as many as it chose, and the better of the two counts: where neighbours take a
     core, its threads wait for each other for longer than they save. The last number is that count of threads.
     """
@@ -146,23 +149,25 @@ def alternate(ours: Callable[[], Any], theirs: Callable[[], Any]) -> tuple[float
     times: dict[int, list[float]] = {0: [], **{count: [] for count in counts}}
     begin = time.perf_counter()
     try:
-        # the first turn warms up
-        while len(times[0]) < 4 or (time.perf_counter() - begin < SPEED_SECONDS and len(times[0]) < 50):
+        while len(times[0]) < 3 or (time.perf_counter() - begin < SPEED_SECONDS and len(times[0]) < 50):
             for count, spent in times.items():
                 torch.set_num_threads(count or every)
-                start = time.perf_counter()
+                turn = start = time.perf_counter()
+                while start - turn < SETTLING_SECONDS:
+                    theirs() if count else ours()
+                    start = time.perf_counter()
                 theirs() if count else ours()
                 spent.append(time.perf_counter() - start)
     finally:
         torch.set_num_threads(every)
-    medians = {count: statistics.median(spent[1:]) for count, spent in times.items()}
+    medians = {count: statistics.median(spent) for count, spent in times.items()}
     best = min(counts, key=lambda count: medians[count])
     return medians[0], medians[best], best
 
 
 def show_speed(compiled: tw.Compiled, eager: SentenceEncoder, vocabulary: int, most_tokens: int) -> None:
     """Times at a few sizes, ours beside eager PyTorch's."""
-    title = "Milliseconds a call, median of alternating calls; PyTorch with one thread or all, whichever is faster"
+    title = "Milliseconds a call, median of alternating turns; PyTorch with one thread or all, whichever is faster"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for heading in ("batch x tokens", "Tilewright", "PyTorch eager", "threads", "times as fast"):
         table.add_column(heading, justify="right")
