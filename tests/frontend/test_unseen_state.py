@@ -174,3 +174,9 @@ def test_a_model_that_asks_whether_it_is_exported_computes_what_it_does_in_eager
     model = Asks(ASKS[name], lambda x: x + 1, lambda x: 1 + x if bool((x == x).all()) else x)
     (note,) = capture(model, (x,), None, dims).notes
     assert "right on drawn values, not proved" in note
+    (note,) = capture(Asks(ASKS[name], lambda x: x + 1, only_for_export), (x,), None, dims).notes
+    assert "and fails where neither is so: not proved (tests/frontend/test_unseen_state.py:" in note
+
+
+def only_for_export(x: torch.Tensor) -> torch.Tensor:
+    raise ValueError("this model is there to be exported")

@@ -15,7 +15,6 @@ from tilewright.compiler.target import Target
 from tilewright.errors import PassOptionError
 from tilewright.frontend.captured import Captured
 from tilewright.ir.backend import Backend
-from tilewright.ir.module import print_module
 from tilewright.ir.passing import Pipeline
 from tilewright.runtime.canonical import key_of
 from tilewright.runtime.weights import content_key
@@ -72,11 +71,14 @@ def _source_hash(own: Path, root: str) -> str:
     return digest.hexdigest()
 
 
-def code_factors(captured: Captured, target: Target, options: Options) -> dict[str, Any]:
-    """Everything that decides the program and its objects: graph, dims, machine, pipeline, options, toolchain."""
+def code_factors(captured: Captured, text: str, target: Target, options: Options) -> dict[str, Any]:
+    """Everything that decides the program and its objects: graph, dims, machine, pipeline, options, toolchain.
+
+    text: of the captured module.
+    """
     return {
         "kind": "code",
-        "graph": hashlib.sha256(print_module(captured.module).encode()).hexdigest(),
+        "graph": hashlib.sha256(text.encode()).hexdigest(),
         "signature": key_of(captured.signature.to_json()),
         "guards": [str(g) for g in captured.guards],
         "reads": [list(r) for r in captured.reads],

@@ -30,17 +30,26 @@ from tilewright.ir.passing import Context, Instrument, Pass, run_pipeline
 
 
 def generate(
-    captured: Captured, target: Target, options: Options, watch: Stopwatch, instruments: tuple[Instrument, ...] = ()
+    captured: Captured,
+    text: str,
+    target: Target,
+    options: Options,
+    watch: Stopwatch,
+    instruments: tuple[Instrument, ...] = (),
 ) -> tuple[Code, dict[str, Any]]:
-    """Runs the passes, compiles the kernels and assembles the program. The captured module is consumed."""
+    """Runs the passes, compiles the kernels and assembles the program. The captured module is consumed.
+
+    text: of the captured module.
+    """
     # what programs need besides kernels depends on the machine alone: it is made while the passes run
     with ThreadPoolExecutor(1) as beside:
         runtime = beside.submit(target.backend.runtime_objects, target.machine)
-        return _generated(captured, target, options, watch, instruments, runtime)
+        return _generated(captured, text, target, options, watch, instruments, runtime)
 
 
 def _generated(
     captured: Captured,
+    text: str,
     target: Target,
     options: Options,
     watch: Stopwatch,
@@ -54,9 +63,8 @@ def _generated(
         options={"precision": options.precision, "determinism": target.order(options)},
         read_weight=captured.weights.__getitem__,
     )
-    texts: dict[str, str] = {}
+    texts = {"captured": text}
     with watch.stage("passes"):
-        texts["captured"] = print_module(module)
         watched = _Texts(texts)
         run_pipeline(target.pipeline, module, ctx, instruments=(*instruments, watched, _Clock(watch)))
         texts["tile"] = print_module(module)

@@ -21,6 +21,7 @@ from tilewright.errors import ArgumentError
 from tilewright.frontend.captured import Captured
 from tilewright.frontend.capturing import capture, load_program
 from tilewright.frontend.directories import open_directory
+from tilewright.ir.module import print_module
 from tilewright.runtime.native import NativeLibrary
 from tilewright.runtime.threads import ThreadPool
 from tilewright.runtime.weights import WeightSet
@@ -67,12 +68,13 @@ def finish(
     """A captured model to a callable: code from the cache or generated, weights packed or mapped."""
     store = Store.of(options)
     with watch.stage("key"):
-        factors = code_factors(captured, target, options)
+        text = print_module(captured.module)
+        factors = code_factors(captured, text, target, options)
     if options.verify_each == "numeric":
         # what is found in the cache has run no pass that could be verified
-        (code, facts), origin = generate(captured, target, options, watch, (NumericCheck(),)), "off (verify_each)"
+        (code, facts), origin = generate(captured, text, target, options, watch, (NumericCheck(),)), "off (verify_each)"
     else:
-        code, facts, origin = store.code(factors, lambda: generate(captured, target, options, watch))
+        code, facts, origin = store.code(factors, lambda: generate(captured, text, target, options, watch))
     check_expected(options.expect, facts)
     told = {
         **facts,

@@ -94,6 +94,8 @@ class _Trial:
             raise SpecialisationError(problem, step="decide by the sizes' values, or leave the dims out of dims")
         if tried is _Found.AGREES:
             self._note(own, list(own), found)
+        if tried is _Found.FAILS:
+            self.notes.append("the example: neither proved nor tried, because the model fails on drawn values")
 
     def require_unasked(self) -> None:
         """CaptureError where a model that asks whether it is being exported computes something else when it is not."""
@@ -112,6 +114,8 @@ class _Trial:
             raise CaptureError(problem, step="let both ways compute the same, or decide by an argument of the model")
         if tried is _Found.AGREES:
             self.notes.append(f"{asks}, and calls other operators: right on drawn values, not proved ({where})")
+        if tried is _Found.FAILS:
+            self.notes.append(f"{asks}, and fails where neither is so: not proved ({where})")
 
     def require_unchanging(self) -> None:
         """CaptureError where a second call computes something else than the first, because of changed attributes."""
