@@ -36,6 +36,8 @@ def main(
 ) -> None:
     """Times Tilewright and its peers side by side."""
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=240)  # a file or a pipe takes lines of any length
     names = list(dict.fromkeys(["tilewright", *filter(None, peers.split(","))]))
     if unknown := [name for name in names if name not in CONTESTANTS]:
         raise typer.BadParameter(f"no such peer: {', '.join(unknown)}; there are {', '.join(CONTESTANTS)}")

@@ -6,34 +6,45 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Dtype = Literal["f32", "bf16"]
+Sizes = tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One call. model: "minilm" (sentence embeddings) or "trivial" (x + 1 on four numbers).
+    """One call: a model of `bench/models`, its sizes by name, and the dtype of matrix products' operands.
 
-    dtype: of matrix products' operands; a peer that has no such mode runs the whole model in it.
+    A peer that rounds no operands runs the whole model in that dtype.
     """
 
-    model: Literal["minilm", "trivial"]
-    batch: int
-    tokens: int
+    model: str
+    sizes: Sizes
     dtype: Dtype
 
     @property
     def name(self) -> str:
         """As the tables have it."""
-        return f"{self.model} {self.batch}x{self.tokens} {self.dtype}"
+        return f"{self.model} {'x'.join(str(size) for _, size in self.sizes)} {self.dtype}"
 
     def to_json(self) -> dict[str, Any]:
         """Its fields."""
         return asdict(self)
 
+    @staticmethod
+    def of_json(given: dict[str, Any]) -> Case:
+        """From `to_json`, after JSON made lists of tuples."""
+        return Case(given["model"], tuple((name, size) for name, size in given["sizes"]), given["dtype"])
 
-CASES = tuple(
-    Case("minilm", batch, tokens, dtype)
-    for dtype in ("f32", "bf16")
-    for batch, tokens in ((1, 16), (8, 82), (32, 128))
-)  # fmt: skip
-TRIVIAL = Case("trivial", 1, 4, "f32")
-CALLERS_CASE = Case("minilm", 1, 16, "f32")
+
+def _minilm(batch: int, tokens: int, dtype: Dtype) -> Case:
+    return Case("minilm", (("batch", batch), ("tokens", tokens)), dtype)
+
+
+CASES = (
+    *[_minilm(*sizes, dtype) for dtype in ("f32", "bf16") for sizes in ((1, 16), (8, 82), (32, 128))],
+    Case("llama-0.5b", (("batch", 1), ("tokens", 512)), "bf16"),
+    Case("resnet-50", (("batch", 1),), "f32"),
+    Case("vit-b", (("batch", 8),), "f32"),
+    *[Case(chain, (("rows", 65536),), "f32") for chain in ("gelu", "softmax", "layer-norm", "norm-gelu-add")],
+)
+TRIVIAL = Case("trivial", (("batch", 1),), "f32")
+CALLERS_CASE = _minilm(1, 16, "f32")

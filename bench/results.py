@@ -45,7 +45,7 @@ class Line:
     @staticmethod
     def of(data: dict[str, Any], us: str = "tilewright") -> Line:
         """From what `rounds.compete` gives. A round's time is the median of its calls."""
-        case, ours = Case(**data["case"]), data["prepared"][us]
+        case, ours = Case.of_json(data["case"]), data["prepared"][us]
         rounds = [
             ({name: statistics.median(times) for name, times in r["seconds"].items()}, r["ceilings"])
             for r in data["rounds"]

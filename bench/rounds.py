@@ -23,7 +23,7 @@ Told = Callable[[str], None]
 def compete(servers: dict[str, Server], ceilings: Server, case: Case, rounds: int, told: Told) -> dict[str, Any]:
     """All rounds of a case: what everybody told when preparing; of each round, ceilings and every call's seconds."""
     prepared, calls = {}, {}
-    servers = {name: server for name, server in servers.items() if case.dtype in CONTESTANTS[name].dtypes}
+    servers = {name: server for name, server in servers.items() if CONTESTANTS[name].takes(case)}
     for name, server in servers.items():
         told(f"{case.name}: {name} prepares")
         prepared[name] = server.ask("prepare", case=case.to_json())

@@ -69,17 +69,17 @@ class _Answers:
         return {"machine": self.ceilings.machine, "threads": self.ceilings.threads}
 
     def prepare(self, case: dict[str, Any]) -> dict[str, Any]:
-        found: dict[str, Any] = self.contestant.prepare(Case(**case))
+        found: dict[str, Any] = self.contestant.prepare(Case.of_json(case))
         return found
 
     def time(self, case: dict[str, Any], calls: int) -> list[float]:
         """Seconds of each call, after one call that is not counted; of several ways, those of the better one."""
-        asked = Case(**case)
+        asked = Case.of_json(case)
         ways = self.contestant.ways(asked) if hasattr(self.contestant, "ways") else [self.contestant.call(asked)]
         return min((_timed(run, calls) for run in ways), key=statistics.median)
 
     def callers(self, case: dict[str, Any], count: int, seconds: float) -> dict[str, float]:
-        found: dict[str, float] = self.contestant.callers(Case(**case), count, seconds)
+        found: dict[str, float] = self.contestant.callers(Case.of_json(case), count, seconds)
         return found
 
 

@@ -1,4 +1,4 @@
-"""Who takes part. A peer has `dtypes`, `prepare` and `call`; add it to CONTESTANTS and it runs in every round."""
+"""Who takes part. A peer has `takes`, `prepare` and `call`; add it to CONTESTANTS and it runs in every round."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from bench.contestants.pytorch import Eager, Inductor
 class Contestant(Protocol):
     """One way to run the models, alone in its process. What it imports, it imports in its methods."""
 
-    dtypes: tuple[str, ...]
+    @staticmethod
+    def takes(case: Case) -> bool:
+        """Whether it has a way to run the case."""
 
     def prepare(self, case: Case) -> dict[str, Any]:
         """Makes the case ready; what is worth telling of that, such as seconds of compilation."""

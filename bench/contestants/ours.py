@@ -15,7 +15,9 @@ from bench.cases import Case
 class Tilewright:
     """Us: one compiled object a model and dtype, for every size."""
 
-    dtypes = ("f32", "bf16")
+    @staticmethod
+    def takes(case: Case) -> bool:
+        return True
 
     def __init__(self) -> None:
         self._programs: dict[tuple[str, str], Any] = {}
@@ -31,7 +33,7 @@ class Tilewright:
             warm, self._programs[key] = self._compile(case)
             stages = dict(self._programs[key].facts["seconds"])
             self._told[key] = {"cold": cold, "warm": warm, "warm_stages": stages, "version": tw.__version__}
-        row_sums = self._programs[key].report.at(batch=case.batch, tokens=case.tokens).rows
+        row_sums = self._programs[key].report.at(**dict(case.sizes)).rows
         counted = {
             name: sum(getattr(row, name) or 0 for row in row_sums) for name in ("flops", "read", "write", "bound")
         }
@@ -39,14 +41,11 @@ class Tilewright:
 
     def _compile(self, case: Case) -> tuple[float, Any]:
         import tilewright as tw
-        from bench.models import MOST_BATCH, MOST_TOKENS, arguments, build
+        from bench.models import axes, build, example
 
-        model, given = build(case), arguments(Case(case.model, 2, 8, case.dtype))
-        sizes = tw.Dim("batch", 1, MOST_BATCH), tw.Dim("tokens", 1, MOST_TOKENS)
+        model, given = build(case), example(case)
         begin = time.perf_counter()
-        program = tw.compile(
-            model, kwargs=given, dims=dict.fromkeys(given, sizes), precision=case.dtype, cache=self._cache.name
-        )
+        program = tw.compile(model, kwargs=given, dims=axes(case, tw.Dim), precision=case.dtype, cache=self._cache.name)
         return time.perf_counter() - begin, program
 
     def call(self, case: Case) -> Callable[[], Any]:

