@@ -130,8 +130,8 @@ What the columns mean:
   layer-norm and norm-gelu-add (gelu(norm(x)) + x) work on rows of 1,024 numbers that no cache holds. One compiled
   object a model and dtype serves all sizes.
 - bf16: of minilm ours rounds the operands of matrix products and keeps f32 between them; eager PyTorch and Inductor run
-  the model in bf16, OpenVINO with bf16 as its inference precision. llama-0.5b is a bf16 model for everybody. ONNX Runtime
-  has no bf16 products on CPUs.
+  the model in bf16, OpenVINO with bf16 as its inference precision. llama-0.5b is a bf16 model for everybody. ONNX
+  Runtime has no bf16 products on CPUs.
 - Eager PyTorch and Inductor run with one thread and with all in every round, and the better one counts: where
   neighbours take a core, OpenMP's threads wait for each other for longer than they save.
 - Inductor compiles every case by itself, sizes and weights being constants to it; the others serve all sizes with one

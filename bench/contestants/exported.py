@@ -11,7 +11,6 @@ from typing import Any
 
 from bench.cases import Case
 
-
 # Its export alone takes minutes and gigabytes.
 _NOT_EXPORTED = frozenset({"llama-0.5b"})
 

@@ -77,7 +77,9 @@ def vit_b() -> nn.Module:
     import transformers
 
     torch.manual_seed(0)
-    return Logits(transformers.ViTForImageClassification(transformers.ViTConfig(num_labels=1000)))
+    return Logits(
+        transformers.ViTForImageClassification(transformers.ViTConfig(id2label={n: str(n) for n in range(1000)}))
+    )
 
 
 def images(sizes: Mapping[str, int]) -> dict[str, torch.Tensor]:
