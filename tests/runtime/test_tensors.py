@@ -13,12 +13,11 @@ import torch
 
 from tilewright.errors import MissingDependencyError
 from tilewright.ir.dtypes import BF16, DTYPES, F32, torch_name
+from tilewright.runtime.results import fresh_numpy, fresh_torch
 from tilewright.runtime.tensors import (
     Buffer,
     as_buffer,
     describe,
-    empty_numpy,
-    fresh_torch,
     numpy_dtype,
     row_major,
     torch_dtype,
@@ -28,7 +27,7 @@ from tilewright.runtime.tensors import (
 @pytest.mark.parametrize("dtype", list(DTYPES.values()), ids=str)
 @pytest.mark.parametrize("shape", [(), (0, 3), (2, 5)], ids=str)
 def test_every_dtype_crosses_both_borders(dtype: Any, shape: tuple[int, ...], rng: np.random.Generator) -> None:
-    array, address = empty_numpy(shape, dtype)
+    [(array, address)] = fresh_numpy([(shape, row_major(shape), dtype)])
     array[...] = rng.integers(0, 2, shape)
     [(tensor, place)] = fresh_torch([(shape, row_major(shape), torch_dtype(dtype))])
     assert place == tensor.data_ptr()

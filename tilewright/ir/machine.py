@@ -59,7 +59,8 @@ class TileRules:
     that K is walked in steps of the chunk itself. dot_least: the fewest rows a dot multiplies; smaller variants of a
     kernel would do the same work. matrix: the unit that multiplies matrices whole, where there is one; its products
     take tiles of 1, `matrix.rows` and twice as many rows. f32_only: functions of the scalar table that the machine does
-    not compute in f64.
+    not compute in f64. streaming: bytes of results from which a kernel that passes over its data once writes past the
+    caches; None where it never does.
     """
 
     lanes: int
@@ -76,6 +77,7 @@ class TileRules:
     native: frozenset[str] = frozenset()
     f32_only: frozenset[str] = frozenset()
     matrix: MatrixUnit | None = None
+    streaming: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,8 +30,9 @@ from tilewright.runtime.prepare import prepare_weights
 from tilewright.runtime.program import Program
 from tilewright.runtime.program_check import check_program
 from tilewright.runtime.resolve import BaseTable, Code, Resolved, footprint, resolve
+from tilewright.runtime.results import cleared_numpy, cleared_torch, fresh_numpy, fresh_torch
 from tilewright.runtime.states import StateStore
-from tilewright.runtime.tensors import cleared_numpy, cleared_torch, fresh_numpy, fresh_torch, is_torch
+from tilewright.runtime.tensors import is_torch
 from tilewright.runtime.threads import ThreadPool
 from tilewright.runtime.weights import Source, WeightSet, require_names
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tilewright.errors import CapacityError, OptionError
 from tilewright.runtime.tensors import address_of
@@ -23,36 +24,41 @@ ADDRESSABLE = 1 << 62
 _ROWS_SHOWN = 12
 
 
-class Arena:
-    """Bytes at a fixed address, aligned to a page; fresh ones read as zero.
+def fresh_pages(size: int) -> NDArray[np.uint8]:
+    """At least `size` zeroed bytes of the system's, at a page's start; huge pages where they are large, which halve the
+    time of the first write. OSError, OverflowError, ValueError or MemoryError where there are none.
 
-    Memory is private to the process: a forked child gets its own copy. Large arenas ask for huge pages, which halve the
-    time of the first write.
+    Memory is private to the process: a forked child gets its own copy.
     """
+    unit = _HUGE_PAGE if size >= _HUGE_PAGE else _SMALL
+    room = max(1, -(-size // unit)) * unit
+    if room > ADDRESSABLE:
+        raise OverflowError("the size does not fit in an address")
+    # Not Python's default, MAP_SHARED: parent and child of a fork would compute in the same bytes.
+    memory = mmap.mmap(-1, room, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if room >= _HUGE_PAGE:
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    # The array keeps the mapping; the mapping goes when the last view does.
+    return np.frombuffer(memory, np.uint8)
+
+
+class Arena:
+    """Bytes at a fixed address, aligned to a page; fresh ones read as zero."""
 
     def __init__(self, size: int) -> None:
         self.size = 0
         self._reserve(size)
 
     def _reserve(self, size: int) -> None:
-        unit = _HUGE_PAGE if size >= _HUGE_PAGE else _SMALL
-        room = max(1, -(-size // unit)) * unit
         try:
-            if room > ADDRESSABLE:
-                raise OverflowError("the size does not fit in an address")
-            # Not Python's default, MAP_SHARED: parent and child of a fork would compute in the same bytes.
-            memory = mmap.mmap(-1, room, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            self._view = fresh_pages(size)
         except (OSError, OverflowError, ValueError, MemoryError) as fault:
             raise CapacityError(
                 f"a call needs {shown(size)} of scratch memory, which this machine does not give: {fault}",
                 step="call it with smaller dims, or free memory",
             ) from fault
-        if room >= _HUGE_PAGE:
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        # The array's view keeps the mapping; the mapping goes when the last view does.
-        self._view = np.frombuffer(memory, np.uint8)
         self.address = address_of(self._view)
-        self.size = room
+        self.size = self._view.size
 
     def view(self, at: int, size: int) -> memoryview:
         """`size` bytes from offset `at`, to read and write."""

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,24 +113,24 @@ def as_buffer(value: Any) -> Buffer:
         # Not ascontiguousarray, which makes a vector of a scalar.
         array = np.require(array, array.dtype.newbyteorder("="), ["C", "A"])
     except (MemoryError, RuntimeError) as fault:
-        raise _refused(found.shape, found.dtype, fault) from fault
+        raise refused(found.shape, found.dtype, fault) from fault
     return Buffer(found.dtype, found.shape, address_of(array), array)
 
 
 def _copied(buffer: Buffer) -> Buffer:
-    room, address = _room(buffer.nbytes)
+    room, address = room_of(buffer.nbytes)
     room[:] = np.frombuffer(buffer.bytes(), np.uint8)
     return Buffer(buffer.dtype, buffer.shape, address, room)
 
 
-def _room(size: int) -> tuple[NDArray[np.uint8], int]:
+def room_of(size: int) -> tuple[NDArray[np.uint8], int]:
     """Fresh bytes on a boundary of 64, and their address."""
     room = np.empty(size + ALIGNMENT, np.uint8)
     start = -address_of(room) % ALIGNMENT
     return room[start : start + size], address_of(room) + start
 
 
-def _refused(shape: Sequence[int], dtype: DType, fault: Exception) -> CapacityError:
+def refused(shape: Sequence[int], dtype: DType, fault: Exception) -> CapacityError:
     """NumPy refuses memory by MemoryError and ValueError, torch by RuntimeError."""
     said = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
     return CapacityError(
@@ -149,55 +149,6 @@ def row_major(shape: Sequence[int]) -> tuple[int, ...]:
     for size in reversed(shape[1:]):
         strides.append(strides[-1] * max(size, 1))
     return tuple(reversed(strides)) if shape else ()
-
-
-Plan: TypeAlias = Sequence[tuple[Sequence[int], Sequence[int], Any]]
-"""Tensors to make: (shape, strides in elements, dtype) of each."""
-
-
-def fresh_numpy(plan: Plan) -> list[tuple[Any, int]]:
-    """Fresh arrays on boundaries of 64 bytes, each with its address. Dtypes are the IR's."""
-    return [empty_numpy(shape, dtype) for shape, _, dtype in plan]
-
-
-def empty_numpy(shape: Sequence[int], dtype: DType) -> tuple[NDArray[Any], int]:
-    """A fresh array on a boundary of 64 bytes, and its address."""
-    element = numpy_dtype(dtype)
-    try:
-        room, address = _room(math.prod(shape) * dtype.bytes)
-    except (MemoryError, ValueError, OverflowError) as fault:
-        raise _refused(shape, dtype, fault) from fault
-    return room.view(element).reshape(shape), address
-
-
-def fresh_torch(plan: Plan) -> list[tuple[Any, int]]:
-    """Fresh torch tensors, each with its address. Dtypes are torch's."""
-    # torch.empty takes twice as long; without `device` a default device of the user's would be taken.
-    empty = sys.modules["torch"].empty_strided
-    made = []
-    for shape, strides, dtype in plan:
-        try:
-            tensor = empty(shape, strides, dtype=dtype, device="cpu")
-        except (RuntimeError, OverflowError, TypeError) as fault:
-            raise _refused(shape, from_torch_name(str(dtype)) or dtype, fault) from fault
-        made.append((tensor, tensor.data_ptr()))
-    return made
-
-
-def cleared_numpy(plan: Plan) -> list[tuple[Any, int]]:
-    """As `fresh_numpy`, of zeros: nothing of what the memory held before is in them."""
-    return _cleared(fresh_numpy(plan))
-
-
-def cleared_torch(plan: Plan) -> list[tuple[Any, int]]:
-    """As `fresh_torch`, of zeros."""
-    return _cleared(fresh_torch(plan))
-
-
-def _cleared(made: list[tuple[Any, int]]) -> list[tuple[Any, int]]:
-    for tensor, address in made:
-        ctypes.memset(address, 0, tensor.nbytes)
-    return made
 
 
 @cache

@@ -15,9 +15,15 @@ from tilewright.ir.host_features import usable
 from tilewright.ir.loop_math import F32_ONLY
 from tilewright.ir.machine import Level, Machine, MatrixUnit, TileRules
 
+# About what a large last cache holds: a smaller result may still be there when the next kernel reads it.
+_STREAMING: Final = 32 << 20
+
 
 def _rules(cpu: CpuClass, panel: int) -> TileRules:
-    return TileRules(cpu.lanes, cpu.registers, REGISTER_TILES[cpu.name], panel, rows=1, columns=64, f32_only=F32_ONLY)
+    return TileRules(
+        cpu.lanes, cpu.registers, REGISTER_TILES[cpu.name], panel, rows=1, columns=64, f32_only=F32_ONLY,
+        streaming=_STREAMING,
+    )  # fmt: skip
 
 
 _AVX512_RULES: Final = _rules(AVX512, 64)

@@ -89,6 +89,14 @@ def _fill(e: Emitter, type_: ValueType, fill: str | None) -> str:
     return _to_memory(e, type_, fill)
 
 
+def stream(e: Emitter, type_: ValueType, value: str, base: str, offset: str) -> None:
+    """Contiguous lanes, aligned to their size, past the caches."""
+    typed = _memory_text(type_.dtype, type_.lanes)
+    aligned = f"{{alignment = {type_.dtype.bytes * type_.lanes} : i64, nontemporal}}"
+    pointer = element_pointer(e, base, type_.dtype, offset)
+    e.line(f"llvm.store {_to_memory(e, type_, value)}, {pointer} {aligned} : {typed}, !llvm.ptr")
+
+
 def store(e: Emitter, type_: ValueType, value: str, base: str, offset: str, mask: str | None) -> None:
     """Contiguous lanes."""
     dtype, lanes = type_.dtype, type_.lanes

@@ -75,9 +75,14 @@ def print_kernel(kernel: LoopKernel, cpu: CpuClass) -> PrintedKernel:
 class _KernelPrinter(Operands):
     """Walks a kernel once. Printing a block again (an unrolled loop) gives its values new names."""
 
+    streams = False
+
     def run(self) -> PrintedKernel:
         matrix.configure(self.e, self.kernel)
         self.block(self.kernel.body)
+        if self.streams:
+            # such stores are not in order with others: the barrier that follows must find them done
+            self.e.line("llvm.fence seq_cst")
         matrix.give_up(self.e, self.kernel)
         head = f"llvm.func @{self.kernel.name}(%buffers: !llvm.ptr, %dims: !llvm.ptr, %tid: i64, %nthreads: i64) {{"
         text = "\n".join([head, *self.e.entry, *self.e.lines, "  llvm.return", "}", ""])
@@ -228,6 +233,10 @@ class _KernelPrinter(Operands):
 
     def store(self, op: Store) -> None:
         place, offset = self.base(op.memory), self.name(op.offset)
+        if op.streaming:
+            self.streams = True
+            memory.stream(self.e, op.value.type, self.name(op.value), place, offset)
+            return
         memory.store(self.e, op.value.type, self.name(op.value), place, offset, self.optional(op.mask))
 
     def scatter(self, op: Scatter) -> None:

@@ -119,15 +119,22 @@ class LoopBuilder(Arithmetic):
         return made
 
     def store(
-        self, value: Value, memory: Memory, offset: Operand, *, stride: Operand = 1, mask: Value | None = None
+        self,
+        value: Value,
+        memory: Memory,
+        offset: Operand,
+        *,
+        stride: Operand = 1,
+        mask: Value | None = None,
+        streaming: bool = False,
     ) -> None:
-        """memory[offset + lane * stride] = value[lane]."""
+        """memory[offset + lane * stride] = value[lane]; streaming: see `Store`, and only of lanes side by side."""
         indices = self._strided(stride, value.type.lanes)
         if indices is not None:
             self.scatter(value, memory, offset, indices, mask=mask)
             return
         mask, _ = self._masked(mask, None, memory.dtype, value.type.lanes)
-        self._append(Store(value, memory, self.index(offset), mask))
+        self._append(Store(value, memory, self.index(offset), mask, streaming and mask is None))
 
     def scatter(
         self, value: Value, memory: Memory, offset: Operand, indices: Value, *, mask: Value | None = None

@@ -163,12 +163,16 @@ class Gather(Value):
 
 @dataclass(slots=True, eq=False)
 class Store:
-    """`memory[offset + lane] = value[lane]` for the lanes in `mask`."""
+    """`memory[offset + lane] = value[lane]` for the lanes in `mask`.
+
+    streaming: past the caches; the offset is a multiple of the lanes, and the memory a buffer.
+    """
 
     value: Value
     memory: Memory
     offset: Value
     mask: Value | None = None
+    streaming: bool = False
 
 
 @dataclass(slots=True, eq=False)

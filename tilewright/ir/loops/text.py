@@ -96,7 +96,8 @@ class _Printer:
                 place = f"{op.memory.name}[{self.name(op.offset)} + {self.name(op.indices)}]"
                 return f"gather {place}{self.masking(op.mask, op.fill)}"
             case ops.Store():
-                return f"store {self.name(op.value)}, {op.memory.name}[{self.name(op.offset)}]{self.masking(op.mask)}"
+                how = "stream" if op.streaming else "store"
+                return f"{how} {self.name(op.value)}, {op.memory.name}[{self.name(op.offset)}]{self.masking(op.mask)}"
             case MatrixZero(register):
                 return f"matrix {register} = 0"
             case MatrixLoad():

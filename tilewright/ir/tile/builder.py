@@ -149,9 +149,10 @@ class KernelBuilder:
             return self._add(memory.LoadOp.make(view, where, extents=extents))
         return self._add(memory.LoadOp.make(view, where, extents=extents, fill=memory.VALUE, value=fill))
 
-    def store(self, value: SSAValue, view: SSAValue, at: Sequence[Index]) -> None:
-        """Writes a tile; lanes outside the view are dropped."""
-        self._append(memory.StoreOp.make(value, view, [self.index(i) for i in at], result_types=[]))
+    def store(self, value: SSAValue, view: SSAValue, at: Sequence[Index], *, streaming: bool = False) -> None:
+        """Writes a tile; lanes outside the view are dropped. streaming: past the caches, where a machine can."""
+        where = [self.index(i) for i in at]
+        self._append(memory.StoreOp.make(value, view, where, streaming=streaming, result_types=[]))
 
     def lookup(
         self, view: SSAValue, indices: SSAValue, at: Sequence[Index], extents: Sequence[int], axis: int

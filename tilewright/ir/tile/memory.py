@@ -13,7 +13,7 @@ from typing import ClassVar
 from xdsl.ir import Attribute, Operation, SSAValue
 from xdsl.irdl import irdl_op_definition, operand_def, prop_def, result_def, var_operand_def
 
-from tilewright.ir.attributes import Dims, Float, Int, Ints, Str
+from tilewright.ir.attributes import Bool, Dims, Float, Int, Ints, Str
 from tilewright.ir.dims import Expr, product
 from tilewright.ir.tile.base import TileOp, buffer, check_axis, tile, view
 from tilewright.ir.types import BufferType, IndexType, TileType, ViewType
@@ -161,12 +161,16 @@ class LoadOp(TileOp):
 
 @irdl_op_definition
 class StoreOp(TileOp):
-    """Writes a tile to the region that starts at the coordinates; lanes outside the view are dropped."""
+    """Writes a tile to the region that starts at the coordinates; lanes outside the view are dropped.
+
+    streaming: nobody reads it before the caches have forgotten it, so a machine may write past them.
+    """
 
     name = "tile.store"
     source = operand_def(TileType)
     target = operand_def(ViewType)
     at = var_operand_def(IndexType)
+    streaming = prop_def(Bool, default_value=Bool(False))
     INFERS: ClassVar[bool] = False
 
     def verify_(self) -> None:

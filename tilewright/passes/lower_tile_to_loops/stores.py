@@ -78,4 +78,5 @@ def _write(cx: Lowering, op: StoreOp, site: Site) -> None:
     if place.spread is not None:
         b.scatter(value, place.memory, place.offset, place.spread, mask=mask)
     else:
-        b.store(value, place.memory, place.offset, stride=place.step, mask=mask)
+        streaming = op.streaming.data and place.aligned % site.lanes == 0 and place.step == 1
+        b.store(value, place.memory, place.offset, stride=place.step, mask=mask, streaming=streaming)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import gcd
 
 from tilewright.ir.dims import Expr
 from tilewright.ir.dtypes import I64, DType
@@ -48,7 +49,8 @@ class Place:
     """Where a site's lanes lie: memory[offset + lane * step], or memory[offset + spread[lane]].
 
     conditions: what must hold for an access to be in bounds (scalars or lane masks). outside: conditions that were met
-    by clamping instead: where they fail, the access reads an element of no meaning.
+    by clamping instead: where they fail, the access reads an element of no meaning. aligned: a divisor of the offset,
+    in elements; 1 where none is known.
     """
 
     memory: BufferArg
@@ -57,6 +59,7 @@ class Place:
     spread: Value | None = None
     conditions: list[Value] = field(default_factory=list)
     outside: list[Value] = field(default_factory=list)
+    aligned: int = 1
 
 
 @dataclass(slots=True)
@@ -177,15 +180,30 @@ class AffineView(View):
         if isinstance(place.step, Const):
             place.step = int(place.step.value)
         place.offset = b.add(fixed, moving)
+        place.aligned = self._aligned(spans)
         if place.spread is not None and place.step != 0:
             place.spread = b.add(place.spread, b.mul(b.iota(lanes, I64), place.step))
         return place
+
+    def _aligned(self, spans: Sequence[Span]) -> int:
+        """A divisor of the first lane's offset: of every term's coefficient, times what divides a tile's coordinate."""
+        whole = self.offset
+        divisor = 0
+        for span, stride in zip(spans, self.strides, strict=True):
+            whole = whole + span.origin.expr * stride
+            divisor = gcd(divisor, _divisor(stride * span.scale) * span.local.align)
+        return gcd(divisor, _divisor(whole))
 
     def _inhabited(self, span: Span, extent: Index) -> bool:
         """Whether the axis is proved to have an element to clamp to."""
         return self.facts.at_least(extent.expr, 1) or (
             self.facts.at_least(extent.expr - span.origin.expr, 1) and self.facts.at_least(span.origin.expr, 0)
         )
+
+
+def _divisor(expr: Expr) -> int:
+    """The greatest number that divides every coefficient; 0 for zero."""
+    return gcd(*(coefficient for _, coefficient in expr.terms))
 
 
 def all_of(b: Emission, conditions: Sequence[Value], lanes: int) -> Value | None:

@@ -34,6 +34,7 @@ class Emitter:
     at: coordinate per walk axis; extent: tile extent per walk axis (1 except for `row` and `column`).
     scopes: values that already have a tile; loops push a scope so that their tiles do not leak.
     formulas: values whose tile a skeleton computes (a norm's result, once its statistics are known).
+    streaming: whether results are written past the caches.
     """
 
     b: KernelBuilder
@@ -47,6 +48,7 @@ class Emitter:
     extent: dict[int, int]
     scopes: list[dict[SSAValue, SSAValue]] = field(default_factory=lambda: [{}])
     formulas: dict[SSAValue, Callable[[], SSAValue]] = field(default_factory=dict)
+    streaming: bool = False
 
     @contextmanager
     def scope(self) -> Iterator[None]:
@@ -108,7 +110,7 @@ class Emitter:
         tile = self.b.broadcast(tile, self.flat(axes))
         view = self.b.view(buffer, [self.walk.extents[a] for a in axes], steps, strides.offset)
         shaped = self.b.reshape(tile, [self.extent[a] for a in axes])
-        self.b.store(shaped, view, [self.at[a] for a in axes])
+        self.b.store(shaped, view, [self.at[a] for a in axes], streaming=self.streaming)
 
     # --- pointwise ops --------------------------------------------------------------------------------------------
 

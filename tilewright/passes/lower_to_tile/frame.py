@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from xdsl.ir import SSAValue
 
-from tilewright.ir.dims import Expr
+from tilewright.ir.dims import DimSpace, Expr, product
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.structure import GroupOp
+from tilewright.ir.machine import Machine
 from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.structure import KernelOp
 from tilewright.passes.lower_to_tile.access import Space
@@ -30,6 +32,25 @@ class Lowered:
     variants: tuple[Variant, ...]
     dims: tuple[str, ...]
     guard: Expr
+
+
+def by_size(
+    group: GroupOp, machine: Machine, dims: DimSpace, name: str, build: Callable[[str, bool], KernelOp]
+) -> Lowered:
+    """A kernel, and one that writes past the caches where the group's results can be as large as the machine asks for
+    that. build: makes one of a name, and whether it streams.
+    """
+    size = sum((product(tensor(v).dims) * tensor(v).dtype.bytes for v in group.yielded), Expr.of(0))
+    low, high = dims.interval(size)
+    least = machine.rules.streaming
+    variants = []
+    if least is None or low is None or low < least:
+        variants.append(Variant(build(name, False)))
+    if least is not None and (high is None or high >= least):
+        if variants:
+            variants = [Variant(variants[0].kernel, least - 1)]
+        variants.append(Variant(build(f"{name}_streamed", True)))
+    return Lowered(tuple(variants), tuple(variants[0].kernel.dims.data), size if len(variants) > 1 else Expr.of(0))
 
 
 def dims_of(group: GroupOp) -> tuple[str, ...]:

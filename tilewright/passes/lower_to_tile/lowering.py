@@ -139,9 +139,9 @@ def lower_group(group: GroupOp, name: str, ctx: Context) -> Lowered:
     machine: Machine = ctx.machine
     match group.kind.data:
         case "map":
-            return lower_map(group, name, machine)
+            return lower_map(group, name, machine, ctx.dims)
         case "row-reduction" | "reduction" | "reduce" | "softmax" | "norm":
-            return lower_reduction(group, name, machine)
+            return lower_reduction(group, name, machine, ctx.dims)
         case "matmul":
             return lower_matmul(group, name, machine, ctx.dims)
         case "grouped-matmul":

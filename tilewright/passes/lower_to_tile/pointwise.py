@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from xdsl.ir import SSAValue
 
-from tilewright.ir.dims import Expr
+from tilewright.ir.dims import DimSpace, Expr
 from tilewright.ir.graph import attention, shape, structure
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.structure import GroupOp
 from tilewright.ir.machine import Machine
 from tilewright.ir.tile.compute import LANES
+from tilewright.ir.tile.structure import KernelOp
 from tilewright.passes.lower_to_tile.access import Space, map_group, padded_axes, unsupported
 from tilewright.passes.lower_to_tile.emit import Emitter
-from tilewright.passes.lower_to_tile.frame import Lowered, Variant, all_strides, begin, padded
+from tilewright.passes.lower_to_tile.frame import Lowered, all_strides, begin, by_size, padded
 from tilewright.passes.lower_to_tile.layout import Walk, merge_axes
 
 STATIC_COLUMNS = 1024  # a longer row is cut into tiles
@@ -54,8 +55,12 @@ def whole_column(space: Space, group: GroupOp, walk: Walk) -> int | None:
     return None
 
 
-def lower_map(group: GroupOp, name: str, machine: Machine) -> Lowered:
+def lower_map(group: GroupOp, name: str, machine: Machine, dims: DimSpace) -> Lowered:
     """One program a row tile and column tile; the last axis of the result runs along the vector lanes."""
+    return by_size(group, machine, dims, name, lambda name, streaming: _kernel(group, name, machine, streaming))
+
+
+def _kernel(group: GroupOp, name: str, machine: Machine, streaming: bool) -> KernelOp:
     space = map_group(group)
     strides = all_strides(space, group)
     walk = merge_axes(space, space.order, strides, axes_apart(space, group))
@@ -70,11 +75,12 @@ def lower_map(group: GroupOp, name: str, machine: Machine) -> Lowered:
     if row is not None:
         tiles[row] = machine.rules.rows
     at = b.grid(walk.extents, tiles)
-    emitter = Emitter(b, space, walk, buffers, strides, dict(enumerate(at)), row, column, dict(enumerate(tiles)))
+    extents = dict(enumerate(tiles))
+    emitter = Emitter(b, space, walk, buffers, strides, dict(enumerate(at)), row, column, extents, streaming=streaming)
     for value, output in zip(group.yielded, outputs, strict=True):
         check_complete(group, value, emitter)
         emitter.store(value, output, emitter.tile(value))
-    return Lowered((Variant(b.finish()),), b.dims, Expr.of(0))
+    return b.finish()
 
 
 def check_complete(group: GroupOp, value: SSAValue, emitter: Emitter) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from xdsl.ir import Operation, SSAValue
 
-from tilewright.ir.dims import Expr
+from tilewright.ir.dims import DimSpace, Expr
 from tilewright.ir.dtypes import F32, I32, I64, DType
 from tilewright.ir.graph import reduction
 from tilewright.ir.graph.base import tensor
@@ -23,9 +23,10 @@ from tilewright.ir.tile.base import tile as tile_type
 from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.compute import LANES
 from tilewright.ir.tile.compute import ReduceOp as TileReduceOp
+from tilewright.ir.tile.structure import KernelOp
 from tilewright.passes.lower_to_tile.access import Space, map_group, unsupported
 from tilewright.passes.lower_to_tile.emit import Emitter
-from tilewright.passes.lower_to_tile.frame import Lowered, Variant, all_strides, begin, padded
+from tilewright.passes.lower_to_tile.frame import Lowered, all_strides, begin, by_size, padded
 from tilewright.passes.lower_to_tile.layout import Strides, merge_axes
 from tilewright.passes.lower_to_tile.pointwise import axes_apart, column_tile
 
@@ -34,8 +35,12 @@ IDENTITY = {"sum": 0.0, "prod": 1.0, "max": float("-inf"), "min": float("inf")}
 COMBINE = {"sum": "add", "prod": "mul", "max": "max", "min": "min"}
 
 
-def lower_reduction(group: GroupOp, name: str, machine: Machine) -> Lowered:
+def lower_reduction(group: GroupOp, name: str, machine: Machine, dims: DimSpace) -> Lowered:
     """Lowers a group of kind row-reduction or reduction."""
+    return by_size(group, machine, dims, name, lambda name, streaming: _kernel(group, name, machine, streaming))
+
+
+def _kernel(group: GroupOp, name: str, machine: Machine, streaming: bool) -> KernelOp:
     anchors = [
         op for op in group.block.ops if isinstance(op, (reduction.NormOp, reduction.SoftmaxOp, reduction.ReduceOp))
     ]
@@ -73,9 +78,9 @@ def lower_reduction(group: GroupOp, name: str, machine: Machine) -> Lowered:
     at = dict(zip(grid, coordinates, strict=False))
     for i in folded:
         at.setdefault(i, b.index(0))
-    emitter = Emitter(b, space, walk, buffers, strides, at, row, column, extent)
+    emitter = Emitter(b, space, walk, buffers, strides, at, row, column, extent, streaming=streaming)
     _Reducer(emitter, group, folded, in_rows, whole).run(outputs)
-    return Lowered((Variant(b.finish()),), b.dims, Expr.of(0))
+    return b.finish()
 
 
 def dense_axis(space: Space, strides: Mapping[SSAValue, Strides]) -> int | None:
