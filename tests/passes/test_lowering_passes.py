@@ -13,7 +13,7 @@ from xdsl.dialects.builtin import ModuleOp
 from tests.passes.graphs import Graph
 from tilewright.backends.cpu.machines import MACHINES
 from tilewright.errors import CapacityError, MemoryPlanError, PassOptionError
-from tilewright.ir.attributes import Bool, Ints
+from tilewright.ir.attributes import Bool
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.contraction import MatmulOp
 from tilewright.ir.graph.structure import FuncOp, PackedOp, WeightOp
@@ -22,6 +22,7 @@ from tilewright.ir.module import dim_space, functions, weights
 from tilewright.ir.passing import Context, Pass, Pipeline, run_pipeline
 from tilewright.ir.tile.containment import unproved
 from tilewright.ir.tile.memory import StageOp
+from tilewright.ir.tile.residence import Place, Places
 from tilewright.ir.tile.structure import KernelOp, LaunchOp
 from tilewright.ir.tile_interpreter import run_module
 from tilewright.ir.verifier import verify
@@ -197,16 +198,16 @@ def drop_barrier(module: ModuleOp) -> None:
 
 def write_what_is_read(module: ModuleOp) -> None:
     first, second = launches_of(module)[:2]
-    second.properties["slots"] = first.slots
+    second.properties["places"] = first.places
 
 
 def overwrite_a_live_value(module: ModuleOp) -> None:
     for op in launches_of(module)[:-1]:
-        op.properties["slots"] = Ints((0,))
+        op.properties["places"] = Places((Place.slot(0),))
 
 
 def forget_a_slot(module: ModuleOp) -> None:
-    launches_of(module)[0].properties["slots"] = Ints(())
+    launches_of(module)[0].properties["places"] = Places(())
 
 
 @pytest.mark.parametrize("fault", [drop_barrier, write_what_is_read, overwrite_a_live_value, forget_a_slot])

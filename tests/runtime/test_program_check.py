@@ -97,6 +97,11 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     (stepped(buffers=(Ref("weight", -1),)), "first: main: buffer weight -1: there are 2"),
     (stepped(buffers=(Ref("moon", 0),)), "first: main: there is no space 'moon'"),  # type: ignore[arg-type]
     (stepped(buffers=(Ref("slot", 0, N),)), "first: main: unknown dims nowhere in a buffer's offset"),
+    (stepped(written=5), "first: main: writes 5 of 4 buffers"),
+    (stepped(written=-1), "first: main: writes -1 of 4 buffers"),
+    (stepped(written=2), "first: main: writes weight 1"),
+    (stepped(buffers=(Ref("slot", 0), Ref("slot", 0)), written=1), "first: main: writes slot 0 while it reads it"),
+    (stepped(written=1, barrier_after=False), "second: main: touches slot 0 before a barrier"),
     (prepared(buffers=(Ref("input", 0), Ref("packed", 0))), "square: prepare 0 touches the space 'input'"),
     (prepared(dims=(T,)), "square: prepare 0: unknown dims tokens"),
     (prepared(variants=(), host=replace(HOST, inputs=(SCALE,) * 4)), "square: prepare 0 calls the host"),

@@ -76,6 +76,7 @@ steps = st.builds(
     st.none() | names,
     names,
     hosts,
+    numbers,
 )
 routines = st.builds(Routine, tuples(steps, 2), tuples(st.builds(Slot, tuples(exprs)), 2))
 programs = st.builds(

@@ -161,7 +161,7 @@ def _indexed(value: SSAValue) -> Iterable[Expr]:
     """The sizes of the axes that a value indexes."""
     from tilewright.ir.graph.base import tensor
     from tilewright.ir.graph.elementwise import CastOp
-    from tilewright.ir.graph.indexing import GatherOp, PutAlongOp, ScatterOp, TakeAlongOp
+    from tilewright.ir.graph.indexing import GatherOp, PutAlongOp, ScatterOp, StateUpdateOp, TakeAlongOp
     from tilewright.ir.graph.shape import BroadcastOp, ReshapeOp, SliceOp, TransposeOp
     from tilewright.ir.graph.structure import GroupOp, YieldOp
 
@@ -173,6 +173,8 @@ def _indexed(value: SSAValue) -> Iterable[Expr]:
             match op:
                 case GatherOp() | TakeAlongOp() | ScatterOp() | PutAlongOp() if op.indices is current:
                     yield tensor(op.x).dims[op.axis.data]
+                case StateUpdateOp() if op.indices is current:
+                    yield tensor(op.state).dims[op.axis.data]
                 case CastOp() | ReshapeOp() | TransposeOp() | SliceOp() | BroadcastOp():
                     pending += op.results
                 case GroupOp():

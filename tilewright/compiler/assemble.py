@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from xdsl.dialects.builtin import ModuleOp
-from xdsl.ir import Block, BlockArgument, Operation, OpResult, SSAValue
+from xdsl.ir import Block, BlockArgument, Operation, SSAValue
 
 from tilewright.errors import LoweringError, Problem
 from tilewright.frontend.captured import Captured
@@ -18,8 +18,10 @@ from tilewright.ir.graph.structure import FuncOp, PackedOp, ReturnOp, StateReadO
 from tilewright.ir.guards import Guard
 from tilewright.ir.operation import TwOperation
 from tilewright.ir.signature import Signature
+from tilewright.ir.tile.residence import Place
 from tilewright.ir.tile.structure import KernelOp, LaunchOp
-from tilewright.passes.plan_memory import plan_function, slots_of, storage_of
+from tilewright.ir.types import TensorType
+from tilewright.passes.plan_memory import place_of, plan_function, slots_of, storage_of
 from tilewright.runtime.program import (
     Copy,
     KernelInfo,
@@ -125,6 +127,11 @@ class _Table:
         self.device = device
         self.weights: dict[str, TensorSpec] = {}
         self.states: dict[str, State] = {}
+        # launches may see a state under other dims
+        self.kinds: dict[str, TensorType] = {}
+        for op in main.block.ops:
+            if isinstance(op, (StateReadOp, StateWriteOp)):
+                self.kinds[op.label.data] = tensor(op.value if isinstance(op, StateWriteOp) else op.out)
         self.packed: dict[str, TensorSpec] = {}
         if prepare is not None:
             for name, value in prepare.returned.items():
@@ -140,8 +147,10 @@ class _Table:
                 copies.append(Copy(found, Ref("output", i), tensor(value).bytes))
         for op in self.function.block.ops:
             if isinstance(op, StateWriteOp):
-                index = self._state(op.label.data, op)
-                copies.append(Copy(self._ref(op.value), Ref("state", index), tensor(op.value).bytes))
+                state = Ref("state", self._state(op.label.data))
+                # a state that launches changed in place is there already
+                if (found := self._ref(op.value)) != state:
+                    copies.append(Copy(found, state, tensor(op.value).bytes))
         return Routine(
             tuple(steps), tuple(Slot(tuple(dict.fromkeys(s.sizes))) for s in slots_of(self.function))
         ), copies
@@ -175,12 +184,13 @@ class _Table:
         variants = tuple(
             Variant(self.symbols[name], limit) for name, limit in zip(op.callees.data, limits, strict=True)
         )
-        written = [self._place(number, output) for number in op.slots.data]
+        written = [self._place(place, output) for place in op.places.data]
         kernel = op.callees.data[0]
         return Step(
             name=kernel,
             variants=variants,
-            buffers=(*(self._ref(v) for v in op.inputs), *written),
+            buffers=(*(self._ref(v) for v in op.read), *written),
+            written=len(written),
             formal_dims=self.kernels[kernel].dims.data,
             dims=op.dims.data,
             guard=op.guard.data[0],
@@ -191,28 +201,29 @@ class _Table:
             device=self.device,
         )
 
-    @staticmethod
-    def _place(number: int, output: tuple[str, int] | None) -> Ref:
-        if number >= 0:
-            return Ref("slot", number)
-        if output is None:
-            return Ref("output", -1 - number)
-        return Ref("packed", output[1])
+    def _place(self, place: Place, output: tuple[str, int] | None) -> Ref:
+        """A place in a routine; output: what the one result of @prepare is."""
+        match place.kind:
+            case "slot":
+                return Ref("slot", place.number)
+            case "state":
+                return Ref("state", self._state(place.name))
+            case "output":
+                return Ref("output", place.number) if output is None else Ref("packed", output[1])
 
     def _ref(self, value: SSAValue) -> Ref:
         source = storage_of(value)
         if isinstance(source, BlockArgument):
             return Ref("input", source.index)
+        place = place_of(source)
+        if place is not None:
+            return self._place(place, None)
         op = source.owner
         match op:
-            case LaunchOp():
-                return self._place(op.slots.data[source.index if isinstance(source, OpResult) else 0], None)
             case WeightOp():
                 return Ref("weight", self._weight(op))
             case PackedOp():
                 return Ref("packed", list(self.packed).index(op.label.data))
-            case StateReadOp():
-                return Ref("state", self._state(op.label.data, op))
             case _:
                 raise _left(op)
 
@@ -221,10 +232,10 @@ class _Table:
         self.weights.setdefault(name, TensorSpec(name, tensor(op.out).dims, tensor(op.out).dtype))
         return list(self.weights).index(name)
 
-    def _state(self, name: str, op: StateReadOp | StateWriteOp) -> int:
+    def _state(self, name: str) -> int:
         if name not in self.states:
-            value = op.out if isinstance(op, StateReadOp) else op.value
-            spec = TensorSpec(name, tensor(value).dims, tensor(value).dtype)
+            kind = self.kinds[name]
+            spec = TensorSpec(name, kind.dims, kind.dtype)
             self.weights.setdefault(name, spec)
             self.states[name] = State(spec, list(self.weights).index(name))
         return list(self.states).index(name)

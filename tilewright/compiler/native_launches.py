@@ -78,7 +78,10 @@ class NativeLaunches:
             torch.empty([d.evaluate(sizes) for d in tensor(v).dims], dtype=getattr(torch, torch_name(tensor(v).dtype)))
             for v in op.outputs
         ]
-        held = [t.contiguous() for t in (*operands, *outputs)]
+        # what the program changes in place is a value here: its results are other tensors
+        for number, old in zip(op.updates.data, operands[len(op.read) :], strict=True):
+            outputs[number].copy_(old)
+        held = [t.contiguous() for t in (*operands[: len(op.read)], *outputs)]
         addresses = [t.data_ptr() for t in held]
         kernel = self.kernels[name]
         with self._pool.team() as team:

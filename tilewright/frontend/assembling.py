@@ -16,6 +16,7 @@ from tilewright.frontend.liveness import live_nodes
 from tilewright.frontend.lowering import GraphLowering, arrange
 from tilewright.frontend.operators import ATTENTION
 from tilewright.frontend.registry import Unsupported
+from tilewright.frontend.state_updates import update_in_place
 from tilewright.frontend.structures import tree_of_spec
 from tilewright.frontend.weights import Tensors, pattern
 from tilewright.ir.dims import Expr
@@ -44,6 +45,11 @@ def assemble(exported: Exported, tensors: Tensors, *, source: str, notes: Sequen
     lowered = lowering.run(program.graph_module)
     lowering.require_supported()
     results, outputs, mutations, states = _results(program, _placeholder_names(exported), lowered)
+    became: dict[SSAValue, SSAValue] = {}
+    for name, value in states:
+        became |= update_in_place(main.block, name, value)
+    results = [became.get(value, value) for value in results]
+    states = [(name, became.get(value, value)) for name, value in states]
     arrange(main.block, [*results, *(value for _, value in states)])
     for name, value in states:
         builder.add(StateWriteOp.make(value, name=name))

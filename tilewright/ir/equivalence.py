@@ -17,7 +17,7 @@ from tilewright.ir.graph.attention import AttentionOp
 from tilewright.ir.graph.base import GraphOp, tensor
 from tilewright.ir.graph.contraction import MatmulOp
 from tilewright.ir.graph.experts import ExpertsOp
-from tilewright.ir.graph.indexing import GatherOp, PutAlongOp, ScatterOp, TakeAlongOp
+from tilewright.ir.graph.indexing import GatherOp, PutAlongOp, ScatterOp, StateUpdateOp, TakeAlongOp
 from tilewright.ir.graph.reduction import CumulativeOp, NormOp, ReduceOp, SoftmaxOp
 from tilewright.ir.graph.routing import GroupedMatmulOp
 from tilewright.ir.graph.windows import ConvolutionOp, PoolOp
@@ -76,6 +76,8 @@ def _index_limit(op: Operation, sizes: Sizes) -> int:
     """The size of the axis an op indexes by values; no limit for other ops."""
     if isinstance(op, (GatherOp, TakeAlongOp, ScatterOp, PutAlongOp)):
         return tensor(op.x).dims[op.axis.data].evaluate(sizes)
+    if isinstance(op, StateUpdateOp):
+        return tensor(op.state).dims[op.axis.data].evaluate(sizes)
     return 1 << 30
 
 

@@ -5,8 +5,8 @@ One description for two rooms that do not import each other: `backends/cpu/drive
 
 A **kernel** is `void k(void** buffers, int64_t* dims, int64_t tid, int64_t nthreads)`. `buffers` are its tensors in
 declared order, `dims` its formal dims in declared order. It splits its own grid over (tid, nthreads), and it may be
-called with any nthreads >= 1. It must not raise, unwind or keep `buffers` after it returns. Buffers that it writes start
-on 64 bytes; those that it reads, on their elements' size.
+called with any nthreads >= 1. It must not raise, unwind or keep `buffers` after it returns. Buffers that it writes
+start on 64 bytes; those that it reads, on their elements' size.
 
 Everything else is rows of 8-byte words; the constants are word indices unless their name says bytes.
 

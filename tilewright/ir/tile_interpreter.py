@@ -41,7 +41,8 @@ def run_kernel(
     """Runs every program of the grid in the kernel's order, writing outputs in place.
 
     buffers: C-contiguous arrays of the buffers' dtypes (bf16 from ml_dtypes) and sizes, inputs first; any shape.
-    dims: the kernel's formal dims. counters: added to. complete: whether every element of the outputs must be written.
+    dims: the kernel's formal dims. counters: added to. complete: whether every element of the outputs must be written,
+    but for outputs that the kernel changes in place, which hold values already.
 
     Raises PoisonError where a lane without a value is stored or indexed with, KernelStoreError where an output
     element is written twice, read before this program wrote it, or left unwritten, IRError where buffers or dims do
@@ -58,7 +59,7 @@ def run_kernel(
     if complete:
         site.op, site.coordinates = kernel, ()
         for memory in memories:
-            if memory.writers is not None and not memory.writers.all():
+            if memory.writers is not None and not memory.held and not memory.writers.all():
                 missing = np.flatnonzero(memory.writers == 0)
                 raise site.error(
                     KernelStoreError,
@@ -102,8 +103,14 @@ def _memories(kernel: KernelOp, buffers: Sequence[Array], dims: Mapping[str, int
             [Problem(f, op=f"tile.kernel @{name}") for f in faults], step="pass the arrays that the kernel declares"
         )
     first_output = len(types) - kernel.outputs.data
+    held = {first_output + number for number in kernel.updates.data}
     return [
-        Memory(number, array.reshape(-1), np.zeros(array.size, np.int32) if number >= first_output else None)
+        Memory(
+            number,
+            array.reshape(-1),
+            np.zeros(array.size, np.int32) if number >= first_output else None,
+            number in held,
+        )
         for number, array in enumerate(buffers)
     ]
 
@@ -124,8 +131,12 @@ def run_launch(
     kernel = kernels[name]
     types = [r.type for r in launch.outputs if isinstance(r.type, TensorType)]
     outputs = [np.empty([d.evaluate(sizes) for d in t.dims], t.dtype.numpy()) for t in types]
+    # what the program changes in place is a value here: its results are other arrays
+    for number, old in zip(launch.updates.data, inputs[len(launch.read) :], strict=True):
+        outputs[number] = np.array(old).reshape(outputs[number].shape)
     counted = None if counters is None else counters.setdefault(name, Counters())
-    run_kernel(kernel, [*inputs, *outputs], dict(zip(kernel.dims.data, dims, strict=True)), counted)
+    read = inputs[: len(launch.read)]
+    run_kernel(kernel, [*read, *outputs], dict(zip(kernel.dims.data, dims, strict=True)), counted)
     return outputs
 
 

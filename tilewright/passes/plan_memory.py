@@ -1,5 +1,9 @@
 """plan-memory: where every launch result lives, and after which launches all threads must meet.
 
+Three kinds of places: slots, the function's results, and states. A result that changes a value in place lives where
+that value does, so the last update of a state leaves the state as it is to be; other values of states are copied there
+when all launches are done.
+
 Buffers sit in slots. A slot's size is the largest of its buffers' sizes, evaluated once per dim tuple, and slots never
 overlap, so non-overlap holds for all dims by construction. A result takes a free slot whose buffers' sizes it provably
 does not exceed (or that it provably covers), else a new one. Reshapes at this level are names for the same bytes.
@@ -13,17 +17,18 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from xdsl.dialects.builtin import ModuleOp
-from xdsl.ir import Operation, OpResult, SSAValue
+from xdsl.ir import OpResult, SSAValue
 
-from tilewright.ir.attributes import Bool, Ints
+from tilewright.errors import MemoryPlanError
+from tilewright.ir.attributes import Bool
 from tilewright.ir.dims import DimSpace, Expr
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.shape import ReshapeOp
 from tilewright.ir.graph.structure import FuncOp, ReturnOp, StateReadOp, StateWriteOp
 from tilewright.ir.passing import Context, Pass
+from tilewright.ir.tile.residence import Place, Places
 from tilewright.ir.tile.structure import LaunchOp
 from tilewright.passes.memory_plan_check import check_plans
-from tilewright.passes.rewriting import erase
 
 
 @dataclass(frozen=True)
@@ -40,25 +45,10 @@ class PlanMemory(Pass):
 
 
 def plan_function(function: FuncOp, dims: DimSpace, *, reuse: bool) -> None:
-    """Plans one function: states are read once, then slots, then barriers. The plan is checked."""
-    _forward_states(function)
+    """Plans one function, places before barriers. The plan is checked."""
     _assign(function, dims, reuse)
     _place_barriers(function)
     check_plans([function], dims)
-
-
-def _forward_states(function: FuncOp) -> None:
-    """Reads after a write become the written value; of several writes the last stays: states change at the end."""
-    written: dict[str, StateWriteOp] = {}
-    for op in list(function.block.ops):
-        if isinstance(op, StateReadOp) and op.label.data in written:
-            op.out.replace_all_uses_with(written[op.label.data].value)
-            erase(op)
-        elif isinstance(op, StateWriteOp):
-            before = written.get(op.label.data)
-            if before is not None:
-                erase(before)
-            written[op.label.data] = op
 
 
 @dataclass
@@ -75,9 +65,16 @@ def storage_of(value: SSAValue) -> SSAValue:
     return value
 
 
-def _position(value: SSAValue) -> int:
-    """Which result of its launch a value is."""
-    return value.index if isinstance(value, OpResult) else 0
+def place_of(value: SSAValue) -> Place | None:
+    """Where a value lives in a function whose launches up to it are planned; None for inputs, weights and packed
+    tensors, which lie where they are and never change.
+    """
+    source = storage_of(value)
+    if isinstance(source.owner, StateReadOp):
+        return Place.state(source.owner.label.data)
+    if isinstance(source, OpResult) and isinstance(source.owner, LaunchOp):
+        return source.owner.places.data[source.index]
+    return None
 
 
 def slots_of(function: FuncOp) -> list[Slot]:
@@ -85,11 +82,10 @@ def slots_of(function: FuncOp) -> list[Slot]:
     slots: list[Slot] = []
     for op in function.block.ops:
         if isinstance(op, LaunchOp):
-            for number, result in zip(op.slots.data, op.outputs, strict=True):
-                while number >= len(slots):
-                    slots.append(Slot())
-                if number >= 0:
-                    slots[number].sizes.append(tensor(result).bytes)
+            for place, result in zip(op.places.data, op.outputs, strict=True):
+                if place.kind == "slot":
+                    slots += [Slot() for _ in range(place.number + 1 - len(slots))]
+                    slots[place.number].sizes.append(tensor(result).bytes)
     return slots
 
 
@@ -115,10 +111,24 @@ def _assign(function: FuncOp, dims: DimSpace, reuse: bool) -> None:
     for position, op in enumerate(function.block.ops):
         if not isinstance(op, LaunchOp):
             continue
-        numbers = []
+        places = []
+        changed = op.updated
         for result in op.outputs:
+            if result in changed:
+                old = storage_of(changed[result])
+                place = place_of(old)
+                if place is None:
+                    raise MemoryPlanError(
+                        f"{op.callees.data[0]} changes a value in place that is no state and that no launch made",
+                        step="copy it first: lower-to-tile does so for graph.state_update",
+                    )
+                if old in busy:
+                    # the same bytes under another name
+                    busy[result] = busy.pop(old)
+                places.append(place)
+                continue
             if result in outputs:
-                numbers.append(-1 - outputs[result])
+                places.append(Place.output(outputs[result]))
                 continue
             size = tensor(result).bytes
             number = _choose(slots, free, size, dims) if reuse else None
@@ -128,8 +138,8 @@ def _assign(function: FuncOp, dims: DimSpace, reuse: bool) -> None:
             slots[number].sizes.append(size)
             free.discard(number)
             busy[result] = number
-            numbers.append(number)
-        op.properties["slots"] = Ints(tuple(numbers))
+            places.append(Place.slot(number))
+        op.properties["places"] = Places(tuple(places))
         for value, number in list(busy.items()):
             # a result nobody reads is dead at once, but only after its own launch
             if last.get(value, position) <= position:
@@ -148,26 +158,16 @@ def _choose(slots: list[Slot], free: Iterable[int], size: Expr, dims: DimSpace) 
     return grown
 
 
-def _places(op: Operation) -> tuple[set[object], set[object]]:
-    """What a launch reads and writes, as places in memory: slots and outputs (states change only at the end)."""
-    reads: set[object] = set()
-    for operand in op.operands:
-        source = storage_of(operand)
-        if isinstance(source.owner, LaunchOp):
-            reads.add(source.owner.slots.data[_position(source)])
-    writes: set[object] = set(op.slots.data) if isinstance(op, LaunchOp) else set()
-    return reads, writes
-
-
 def _place_barriers(function: FuncOp) -> None:
     """Threads meet before an op that touches what an unmet launch wrote, or writes what one reads."""
-    reads: set[object] = set()
-    writes: set[object] = set()
+    reads: set[Place] = set()
+    writes: set[Place] = set()
     before: LaunchOp | None = None
     for op in function.block.ops:
         if not isinstance(op, LaunchOp):
             continue
-        op_reads, op_writes = _places(op)
+        op_reads = {place for value in op.inputs if (place := place_of(value)) is not None}
+        op_writes = set(op.places.data)
         if before is not None:
             meets = bool(op_reads & writes or op_writes & (reads | writes))
             before.properties["barrier"] = Bool(meets)

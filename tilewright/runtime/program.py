@@ -98,7 +98,8 @@ class Step:
 
     formal_dims: the kernel's own names for its dims. dims: their values, in the same order, in the program's dims.
     guard: in the formal dims; chooses the variant. barrier_after: other threads' later steps read what this one wrote.
-    kind, path, location: for reports: the skeleton, the module path in the model, the user's "file.py:12".
+    kind, path, location: for reports: the skeleton, the module path in the model, the user's "file.py:12". written: how
+    many of the buffers, the last ones, a kernel writes; a state among them is changed in place.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Step:
     location: str | None = None
     device: str = "cpu"
     host: HostCall | None = None
+    written: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +128,7 @@ class Routine:
 @dataclass(frozen=True, slots=True)
 class Copy:
     """`size` bytes moved after the steps, in order: results that are an input or a weight as it is, states that take a
-    result.
+    whole new value.
     """
 
     source: Ref

@@ -12,6 +12,8 @@ from tilewright.runtime.program import SPACES, Program, Ref, Routine, Step, Tens
 
 # What @prepare may touch: it runs before any call exists.
 _PREPARE_SPACES = ("weight", "packed", "slot")
+# What the steps of @main may write: all else is the caller's, or read by every call at once.
+_WRITABLE = ("output", "state", "slot", "dims")
 
 
 def check_program(program: Program) -> None:
@@ -60,6 +62,10 @@ def _faults(program: Program) -> Iterator[Problem]:
         yield from _unknown(f"guard {guard}", (guard.left, guard.right), known)
     yield from _signature_faults(program, known)
     yield from _routine_faults(program, program.main, "main", known)
+    for step in program.main.steps:
+        for ref in _writes(step):
+            if ref.space not in _WRITABLE:
+                yield Problem(f"main: writes {ref.space} {ref.index}", op=step.name, where=step.location)
     for number, routine in enumerate(program.prepare):
         yield from _routine_faults(program, routine, f"prepare {number}", set())
         for step in routine.steps:
@@ -96,6 +102,31 @@ def _routine_faults(program: Program, routine: Routine, name: str, known: set[st
     for step in routine.steps:
         for text in _step_faults(program, routine, step, known):
             yield Problem(f"{name}: {text}", op=step.name, where=step.location)
+    yield from _hazards(routine, name)
+
+
+def _writes(step: Step) -> tuple[Ref, ...]:
+    """The buffers that a step writes: its last ones."""
+    count = step.written if step.host is None else len(step.host.outputs)
+    return step.buffers[len(step.buffers) - count :] if 0 < count <= len(step.buffers) else ()
+
+
+def _hazards(routine: Routine, name: str) -> Iterator[Problem]:
+    """Steps between which no thread waits touch nothing that one of them writes, and none reads what it writes."""
+    read: set[tuple[str, int]] = set()
+    written: set[tuple[str, int]] = set()
+    for step in routine.steps:
+        if step.host is not None:
+            # it runs alone, when all steps before it are done
+            read, written = set(), set()
+        writes = {(ref.space, ref.index) for ref in _writes(step)}
+        reads = {(ref.space, ref.index) for ref in step.buffers[: len(step.buffers) - len(_writes(step))]}
+        for space, index in sorted(writes & reads):
+            yield Problem(f"{name}: writes {space} {index} while it reads it", op=step.name, where=step.location)
+        for space, index in sorted((reads | writes) & written | writes & read):
+            yield Problem(f"{name}: touches {space} {index} before a barrier", op=step.name, where=step.location)
+        waits = step.barrier_after or step.host is not None
+        read, written = (set(), set()) if waits else (read | reads, written | writes)
 
 
 def _step_faults(program: Program, routine: Routine, step: Step, known: set[str]) -> Iterator[str]:
@@ -104,6 +135,8 @@ def _step_faults(program: Program, routine: Routine, step: Step, known: set[str]
     if step.host is not None and len(step.buffers) != len(step.host.inputs) + len(step.host.outputs):
         count = len(step.host.inputs) + len(step.host.outputs)
         yield f"its host call names {count} tensors for {len(step.buffers)} buffers"
+    if not 0 <= step.written <= len(step.buffers):
+        yield f"writes {step.written} of {len(step.buffers)} buffers"
     if len(step.dims) != len(step.formal_dims):
         yield f"{len(step.formal_dims)} formal dims but {len(step.dims)} values"
     limits = [v.limit for v in step.variants]

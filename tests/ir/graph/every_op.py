@@ -17,7 +17,7 @@ from tilewright.ir.graph.contraction import MatmulOp
 from tilewright.ir.graph.elementwise import CastOp, MapOp
 from tilewright.ir.graph.experts import ExpertsOp
 from tilewright.ir.graph.externs import register_extern
-from tilewright.ir.graph.indexing import GatherOp, PutAlongOp, ScatterOp, TakeAlongOp
+from tilewright.ir.graph.indexing import GatherOp, PutAlongOp, ScatterOp, StateUpdateOp, TakeAlongOp
 from tilewright.ir.graph.quantization import DequantizeOp, QuantizeOp
 from tilewright.ir.graph.recurrence import ScanOp
 from tilewright.ir.graph.reduction import CumulativeOp, NormOp, ReduceOp, SoftmaxOp, SortOp, TopkOp
@@ -164,6 +164,7 @@ def _main() -> FuncOp:
     average = put(ReduceOp, written, fn="mean", axes=[0])
     one = put(ConstantOp, values=[1], result_types=[tensor_type([1], I64)])
     kept = put(ScatterOp, memory, one, put(SliceOp, average, starts=[0], stops=[1]))
+    kept = put(StateUpdateOp, kept, one, put(SliceOp, average, starts=[1], stops=[2]), mode="add")
     put(StateWriteOp, kept, name="memory")
 
     columns = put(IotaOp, axis=1, start=[T], step=2, result_types=[tensor_type([T, D])])

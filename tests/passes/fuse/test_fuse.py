@@ -374,9 +374,10 @@ def test_a_state_is_read_before_it_is_replaced(seed: int) -> None:
     late = g.map("mul", old, g.map("exp", x))
     after = ground(g.done(late), Fuse(), seed=seed)
     names = [op.name.partition(".")[2] for op in next(iter(after.body.block.ops)).regions[0].block.ops]
-    assert names == ["state_read", "group", "group", "state_write", "group", "return"]
-    copy, _, product = [op for op in after.walk() if isinstance(op, GroupOp)]
-    assert copy.outs[0] in product.args, "what is read after the write is a copy"
+    # values are values: whether memory still holds what is read after the write is for lower-to-tile to see to
+    assert names == ["state_read", "group", "state_write", "group", "return"]
+    _, product = [op for op in after.walk() if isinstance(op, GroupOp)]
+    assert any(isinstance(v.owner, StateReadOp) for v in product.args)
 
 
 def test_every_value_between_kernels_has_a_reason(seed: int) -> None:

@@ -10,6 +10,7 @@ from tilewright.frontend.builder import Builder, axis_of
 from tilewright.frontend.proving import at_most
 from tilewright.frontend.registry import Unsupported, lowers
 from tilewright.frontend.slicing import bound
+from tilewright.frontend.state_updates import state_of
 from tilewright.ir.dims import Expr, maximum
 from tilewright.ir.dtypes import I64
 from tilewright.ir.graph.base import tensor
@@ -114,7 +115,9 @@ def slice_scatter(
     axis = axis_of(dim, tensor(self).rank)
     size = tensor(self).dims[axis]
     first = bound(c.symbols, start, size, default=Expr.of(0), where=c.place)
-    if step != 1:
+    if first.constant == 0 and tensor(src).dims[axis] == size:
+        return c.cast(src, tensor(self).dtype)
+    if step != 1 or state_of(self) is not None:
         # as many places as there are updates, so that slices without an element need no case of their own
         places = c.iota([tensor(src).dims[axis]], 0, start=first, step=step)
         return c.emit(ScatterOp, self, places, c.cast(src, tensor(self).dtype), axis=axis, mode="set")
@@ -129,6 +132,9 @@ def select_scatter(c: Builder, self: SSAValue, src: SSAValue, dim: int, index: A
     if at.constant is not None and at.constant < 0:
         at = at + size
     row = c.reshape(src, [Expr.of(1) if i == axis else d for i, d in enumerate(tensor(self).dims)])
+    if state_of(self) is not None:
+        place = c.iota([Expr.of(1)], 0, start=at)
+        return c.emit(ScatterOp, self, place, c.cast(row, tensor(self).dtype), axis=axis, mode="set")
     return _replaced(c, self, row, axis, at, at + 1)
 
 

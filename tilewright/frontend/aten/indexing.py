@@ -156,20 +156,36 @@ def index_put(
 ) -> SSAValue:
     if len(indices) == 1 and indices[0] is not None and tensor(indices[0]).dtype == I1 and not accumulate:
         return _masked_put(c, self, indices[0], values)
-    given = _checked(indices)
-    axes = [axis for axis, _ in given]
+    given = dict(_checked(indices))
+    if not given:
+        raise Unsupported("no index")
     dims, dtype = tensor(self).dims, tensor(self).dtype
-    x, others = _flattened(c, self, axes)
-    at = _linear(c, [at for _, at in given], [dims[axis] for axis in axes])
-    index_rank = tensor(at).rank
-    places = _places(axes, index_rank, index_rank + len(others))
-    full = [*tensor(at).dims, *others]
-    updates = c.broadcast(c.cast(values, dtype), [full[p] for p in places])
-    updates = c.transpose(updates, [places.index(i) for i in range(len(places))])
-    put = c.emit(ScatterOp, x, at, updates, axis=0, mode="add" if accumulate else "set")
-    rest = [axis for axis in range(len(dims)) if axis not in axes]
-    apart = c.reshape(put, [dims[axis] for axis in (*axes, *rest)])
-    return c.transpose(apart, [[*axes, *rest].index(i) for i in range(len(dims))])
+    first, end = min(given), max(given) + 1
+    before, after = list(dims[:first]), list(dims[end:])
+    # from the first to the last axis with an index, every axis has one, so that x is addressed as it lies in memory
+    between = [axis for axis in range(first, end) if axis not in given]
+    columns = [dims[axis] for axis in between]
+    placed = []
+    for axis in range(first, end):
+        if axis in given:
+            picked = given[axis]
+            placed.append(c.reshape(picked, [*tensor(picked).dims, *[1] * len(between)]))
+        else:
+            unit = [1] * (len(between) - 1 - between.index(axis))
+            placed.append(c.reshape(c.iota([dims[axis]], 0), [dims[axis], *unit]))
+    at = _linear(c, placed, list(dims[first:end]))
+    picks = list(tensor(at).dims[: tensor(at).rank - len(between)])
+    values = c.cast(values, dtype)
+    if between:
+        # torch puts the axes of indices first where they are not side by side
+        updates = c.broadcast(values, [*picks, *before, *columns, *after])
+        lead = list(range(len(picks), len(picks) + first))
+        updates = c.transpose(updates, [*lead, *range(len(picks)), *range(len(picks) + first, tensor(updates).rank)])
+    else:
+        updates = c.broadcast(values, [*before, *picks, *after])
+    x = c.reshape(self, [*before, product(dims[first:end]), *after])
+    put = c.emit(ScatterOp, x, at, updates, axis=first, mode="add" if accumulate else "set")
+    return c.reshape(put, dims)
 
 
 def _masked_put(c: Builder, x: SSAValue, mask: SSAValue, values: SSAValue) -> SSAValue:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from xdsl.ir import SSAValue
 from xdsl.irdl import irdl_op_definition, operand_def, prop_def, result_def, traits_def
 from xdsl.traits import Pure
 
-from tilewright.ir.attributes import Int, Str
+from tilewright.ir.attributes import Bool, Int, Str
 from tilewright.ir.cost import Cost
 from tilewright.ir.dims import Expr
 from tilewright.ir.graph.base import GraphOp, tensor
@@ -101,28 +102,50 @@ class ScatterOp(IndexingOp):
     traits = traits_def(Pure())
 
     def infer(self) -> Sequence[TensorType]:
-        x, indices, updates = tensor(self.x), self.check_indices(tensor(self.indices)), tensor(self.updates)
-        axis = self.check_axis(self.axis.data, x.rank)
-        self.check_choice("mode", self.mode.data, MODES)
-        expected = TensorType.of((*x.dims[:axis], *indices.dims, *x.dims[axis + 1 :]), x.dtype)
-        if updates != expected:
-            raise self.malformed(f"updates of {x} at {indices} must be {expected}, got {updates}")
-        return [x]
+        return [_slices_fit(self, self.x, self.indices, self.updates)]
 
     def reference(self, x: torch.Tensor, indices: torch.Tensor, updates: torch.Tensor) -> torch.Tensor:
-        axis, out = self.axis.data, x.clone()
-        flat = self.check_range(indices, x.shape[axis]).reshape(-1)
-        slices = updates.reshape(*x.shape[:axis], flat.numel(), *x.shape[axis + 1 :])
-        for i, place in enumerate(flat.tolist()):
-            if self.mode.data == "set":
-                out.select(axis, place).copy_(slices.select(axis, i))
-            else:
-                out.select(axis, place).add_(slices.select(axis, i))
-        return out
+        return _slices_put(self, x, indices, updates)
 
     def cost(self) -> Cost:
         added = tensor(self.updates).elements if self.mode.data == "add" else Expr.of(0)
         return self.compulsory(vector=added)
+
+
+@irdl_op_definition
+class StateUpdateOp(IndexingOp):
+    """graph.scatter (or `along`: graph.put_along) in place: the state's next value, in the same memory.
+
+    `state` is a value that graph.state_read gave, or another update of it. As a value it is what it was: whatever reads
+    it runs before the update, and where that cannot be, lower-to-tile makes a copy, which is a kernel that counts. Only
+    a value that is written back to its own state (graph.state_write of the last update) can change in place; any other
+    is copied first.
+    """
+
+    name = "graph.state_update"
+    state = operand_def(TensorType)
+    indices = operand_def(TensorType)
+    updates = operand_def(TensorType)
+    out = result_def(TensorType)
+    axis = prop_def(Int, default_value=Int(0))
+    mode = prop_def(Str, default_value=Str("set"))
+    along = prop_def(Bool, default_value=Bool(False))
+    traits = traits_def(Pure())
+
+    def infer(self) -> Sequence[TensorType]:
+        fit = _elements_fit if self.along.data else _slices_fit
+        return [fit(self, self.state, self.indices, self.updates)]
+
+    def reference(self, state: torch.Tensor, indices: torch.Tensor, updates: torch.Tensor) -> torch.Tensor:
+        put = _elements_put if self.along.data else _slices_put
+        return put(self, state, indices, updates)
+
+    def cost(self) -> Cost:
+        """The indices and what is written; what is added to is read, too."""
+        given, indices = tensor(self.updates), tensor(self.indices).bytes
+        if self.mode.data == "set":
+            return Cost.of(read=given.bytes + indices, write=given.bytes)
+        return Cost.of(vector=given.elements, read=given.bytes * 2 + indices, write=given.bytes)
 
 
 @irdl_op_definition
@@ -139,25 +162,63 @@ class PutAlongOp(IndexingOp):
     traits = traits_def(Pure())
 
     def infer(self) -> Sequence[TensorType]:
-        x, indices, updates = tensor(self.x), self.check_indices(tensor(self.indices)), tensor(self.updates)
-        self.check_choice("mode", self.mode.data, MODES)
-        check_aligned(self, x, indices, self.check_axis(self.axis.data, x.rank))
-        if updates != TensorType.of(indices.dims, x.dtype):
-            raise self.malformed(f"updates must be {x.dtype} with the dims of {indices}, got {updates}")
-        return [x]
+        return [_elements_fit(self, self.x, self.indices, self.updates)]
 
     def reference(self, x: torch.Tensor, indices: torch.Tensor, updates: torch.Tensor) -> torch.Tensor:
-        axis, out = self.axis.data, x.clone()
-        places = self.check_range(indices, x.shape[axis])
-        for i in range(places.shape[axis]):
-            # one index per lane at a time, so that what wins among equals is defined
-            at, new = places.narrow(axis, i, 1), updates.narrow(axis, i, 1)
-            out = out.scatter(axis, at, new) if self.mode.data == "set" else out.scatter_add(axis, at, new)
-        return out
+        return _elements_put(self, x, indices, updates)
 
     def cost(self) -> Cost:
         added = tensor(self.updates).elements if self.mode.data == "add" else Expr.of(0)
         return self.compulsory(vector=added)
+
+
+def _slices_fit(op: ScatterOp | StateUpdateOp, into: SSAValue, indices: SSAValue, updates: SSAValue) -> TensorType:
+    """The type of what slices are put into, after a look at the slices."""
+    x, at, given = tensor(into), op.check_indices(tensor(indices)), tensor(updates)
+    axis = op.check_axis(op.axis.data, x.rank)
+    op.check_choice("mode", op.mode.data, MODES)
+    expected = TensorType.of((*x.dims[:axis], *at.dims, *x.dims[axis + 1 :]), x.dtype)
+    if given != expected:
+        raise op.malformed(f"updates of {x} at {at} must be {expected}, got {given}")
+    return x
+
+
+def _slices_put(
+    op: ScatterOp | StateUpdateOp, x: torch.Tensor, indices: torch.Tensor, updates: torch.Tensor
+) -> torch.Tensor:
+    """x with one slice after the other set or added."""
+    axis, out = op.axis.data, x.clone()
+    flat = op.check_range(indices, x.shape[axis]).reshape(-1)
+    slices = updates.reshape(*x.shape[:axis], flat.numel(), *x.shape[axis + 1 :])
+    for i, place in enumerate(flat.tolist()):
+        if op.mode.data == "set":
+            out.select(axis, place).copy_(slices.select(axis, i))
+        else:
+            out.select(axis, place).add_(slices.select(axis, i))
+    return out
+
+
+def _elements_fit(op: PutAlongOp | StateUpdateOp, into: SSAValue, indices: SSAValue, updates: SSAValue) -> TensorType:
+    """The type of what elements are put into, after a look at the elements."""
+    x, at, given = tensor(into), op.check_indices(tensor(indices)), tensor(updates)
+    op.check_choice("mode", op.mode.data, MODES)
+    check_aligned(op, x, at, op.check_axis(op.axis.data, x.rank))
+    if given != TensorType.of(at.dims, x.dtype):
+        raise op.malformed(f"updates must be {x.dtype} with the dims of {at}, got {given}")
+    return x
+
+
+def _elements_put(
+    op: PutAlongOp | StateUpdateOp, x: torch.Tensor, indices: torch.Tensor, updates: torch.Tensor
+) -> torch.Tensor:
+    """x with one element an index set or added."""
+    axis, out = op.axis.data, x.clone()
+    places = op.check_range(indices, x.shape[axis])
+    for i in range(places.shape[axis]):
+        # one index per lane at a time, so that what wins among equals is defined
+        at, new = places.narrow(axis, i, 1), updates.narrow(axis, i, 1)
+        out = out.scatter(axis, at, new) if op.mode.data == "set" else out.scatter_add(axis, at, new)
+    return out
 
 
 def check_aligned(op: IndexingOp, x: TensorType, indices: TensorType, axis: int) -> None:
@@ -167,4 +228,4 @@ def check_aligned(op: IndexingOp, x: TensorType, indices: TensorType, axis: int)
         raise op.malformed(f"{indices} must have the dims of {x} except along axis {axis}")
 
 
-INDEXING = [GatherOp, TakeAlongOp, ScatterOp, PutAlongOp]
+INDEXING = [GatherOp, TakeAlongOp, ScatterOp, StateUpdateOp, PutAlongOp]

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     import torch
 
 FUNCTION_KINDS = ("main", "prepare", "layer")
+IN_PLACE = "state-update"
+"""The kind of the groups that change a value in place; each holds one graph.state_update."""
 
 
 @irdl_op_definition
@@ -179,8 +181,13 @@ class GroupOp(GraphOp):
                 raise VerifyException(f"{at}: {op.name} has effects and cannot be in a group")
 
     def cost(self) -> Cost:
-        """The work of its ops; operands are read and results written once, what lies between moves nothing."""
+        """The work of its ops; operands are read and results written once, what lies between moves nothing.
+
+        A group that changes a value in place moves what its one op says: the rest of that value stays where it is.
+        """
         inner = total(op.cost() for op in self.block.ops if isinstance(op, GraphOp))
+        if self.kind.data == IN_PLACE:
+            return inner
         return self.compulsory(matrix=inner.matrix, vector=inner.vector)
 
 

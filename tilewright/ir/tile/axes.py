@@ -46,12 +46,14 @@ class Site:
 class Memory:
     """One buffer during a run.
 
-    flat: its elements; writers: for outputs, 1 + the number of the program that wrote each element, 0 for none.
+    flat: its elements; writers: for outputs, 1 + the number of the program that wrote each element, 0 for none. held:
+    an output that is changed in place, whose elements have values before any program writes them.
     """
 
     number: int
     flat: Array
     writers: Array | None
+    held: bool = False
     raw: Array = field(init=False)
 
     def __post_init__(self) -> None:
@@ -88,6 +90,13 @@ class Memory:
                 f"writes elements of output {self.number} that {who} has written",
                 "let every element belong to one program",
             )
+
+    def check_update(self, writers: Array, offsets: Array, site: Site) -> None:
+        found = writers[offsets]
+        if self.held:
+            found = np.where(found == 0, site.program + 1, found)
+            writers[offsets] = found
+        self.check_read(found, site)
 
     def leaves(self, site: Site) -> TilewrightError:
         return site.error(

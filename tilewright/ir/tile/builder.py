@@ -47,6 +47,7 @@ class KernelBuilder:
         self._block = Block()
         self._blocks = [self._block]
         self._outputs = 0
+        self._updates: list[int] = []
         self._grid: tuple[tuple[Expr, ...], tuple[int, ...], tuple[int, ...]] | None = None
         self._like = like
         self._views: dict[tuple[SSAValue, tuple[Expr, ...], tuple[Expr, ...], Expr], SSAValue] = {}
@@ -63,6 +64,11 @@ class KernelBuilder:
         """The next output buffer."""
         self._outputs += 1
         return self._block.insert_arg(BufferType.of(dims, dtype_of(dtype)), len(self._block.args))
+
+    def updated(self, dims: Sequence[ExprLike], dtype: DTypeLike) -> SSAValue:
+        """The next output buffer, changed in place: it starts as the memory is, and stores need not cover it."""
+        self._updates.append(self._outputs)
+        return self.output(dims, dtype)
 
     def grid(
         self, extents: Sequence[ExprLike], tiles: Sequence[int], order: Sequence[tuple[int, int]] | None = None
@@ -89,6 +95,7 @@ class KernelBuilder:
             tiles=tiles,
             order=order,
             outputs=self._outputs,
+            updates=self._updates,
             like=self._like,
         )
 

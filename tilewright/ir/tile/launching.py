@@ -35,7 +35,7 @@ def launch_problems(module: ModuleOp) -> Iterator[Problem]:
     for op in module.walk():
         if isinstance(op, LaunchOp):
             values = tuple(v.type for v in (*op.inputs, *op.outputs))
-            key = (op.callees, op.limits, op.guard, op.dims, len(op.inputs), values)
+            key = (op.callees, op.limits, op.guard, op.dims, op.updates, len(op.inputs), values)
             if key not in right:
                 texts = list(_launch(op, kernels))
                 yield from (Problem(text, op=op.name, where=op.loc) for text in texts)
@@ -74,7 +74,14 @@ def _passed(op: LaunchOp, kernel: KernelOp) -> Iterator[str]:
     actual = dict(zip(kernel.dims.data, op.dims.data, strict=True))
     outputs = kernel.outputs.data
     written = kernel.buffers[len(kernel.buffers) - outputs :]
-    for what, given, wanted in (("operands", op.inputs, kernel.inputs), ("results", op.outputs, written)):
+    if op.updates != kernel.updates:
+        yield (
+            f"changes the results {list(op.updates.data)} in place, "
+            f"@{kernel.sym_name.data} changes {list(kernel.updates.data)}"
+        )
+        return
+    taken = [*kernel.inputs, *(written[number] for number in kernel.updates.data)]
+    for what, given, wanted in (("operands", op.inputs, taken), ("results", op.outputs, written)):
         if len(given) != len(wanted):
             yield f"has {len(given)} {what}, @{kernel.sym_name.data} takes {len(wanted)}"
             continue

@@ -68,8 +68,9 @@ class LookupOp(TileOp):
 class UpdateOp(TileOp):
     """Sets or adds a tile's lanes in elements that this program has stored, along `axis` at places given by integers.
 
-    The only op that writes an element again. Lanes of one update are distinct elements; lanes outside the other axes
-    are dropped.
+    The only op that writes an element again, or that changes one which was there before the launch: in an output that
+    its kernel changes in place, the element need not have been stored. Lanes of one update are distinct elements; lanes
+    outside the other axes are dropped.
     """
 
     name = "tile.update"

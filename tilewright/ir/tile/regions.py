@@ -126,12 +126,14 @@ class View:
         self, axis: int, indices: Array, unknown: Array | None, values: Array, poison: Array | None,
         at: Sequence[int], mode: str, site: Site,
     ) -> int:  # fmt: skip
-        """Sets or adds lanes in elements that this program wrote; gives how many there are."""
+        """Sets or adds lanes in elements that this program wrote, or of an output changed in place that no other
+        program wrote; gives how many there are.
+        """
         memory, lanes = self.memory, self._looked_up(axis, indices, unknown, at, values.shape, site)
         if memory.writers is None:
             raise site.error(IRError, f"updates buffer {memory.number}, an input", "update an output")
         offsets = self._own_lanes(lanes, poison, site)
-        memory.check_read(memory.writers[offsets], site)
+        memory.check_update(memory.writers, offsets, site)
         given = values[lanes.inside]
         with np.errstate(all="ignore"):
             memory.flat[offsets] = memory.flat[offsets] + given if mode == "add" else given

@@ -23,6 +23,7 @@ from xdsl.traits import IsolatedFromAbove, IsTerminator
 from tilewright.ir.attributes import Bool, Dims, Int, Ints, Str, Strs
 from tilewright.ir.dims import Expr, ceildiv
 from tilewright.ir.tile.base import TileOp, buffer
+from tilewright.ir.tile.residence import Places
 from tilewright.ir.types import BufferType, IndexType, TensorType, TileType, ViewType
 
 INDEX = IndexType()
@@ -36,6 +37,10 @@ class KernelOp(TileOp):
     tiles[a]. `order` lists the loops over programs, outermost first, as pairs (axis, programs a step): [1, 1, 0, 16,
     ...]; an axis listed twice is blocked, and its last entry has 1. `outputs` counts the trailing buffers that are
     written.
+
+    `updates` are the numbers of the outputs that are changed in place: they start as the memory is, need not be covered
+    by the stores, and what no store or update reaches keeps its value. A kernel reads such an output's old elements
+    through `tile.update` alone, so that no program reads what another one changes.
     """
 
     name = "tile.kernel"
@@ -45,6 +50,7 @@ class KernelOp(TileOp):
     tiles = prop_def(Ints)
     order = prop_def(Ints)
     outputs = prop_def(Int)
+    updates = prop_def(Ints, default_value=Ints(()))
     body = region_def("single_block")
     traits = traits_def(IsolatedFromAbove())
     INFERS: ClassVar[bool] = False
@@ -91,6 +97,9 @@ class KernelOp(TileOp):
             raise VerifyException(f"{name}: takes buffers, then one index for each grid axis")
         if not 0 <= self.outputs.data <= len(self.buffers):
             raise VerifyException(f"{name}: {self.outputs.data} of {len(self.buffers)} buffers cannot be outputs")
+        updates = self.updates.data
+        if list(updates) != sorted(set(updates)) or any(not 0 <= n < self.outputs.data for n in updates):
+            raise VerifyException(f"{name}: updates {list(updates)} are not outputs in increasing order")
         if len(self.order.data) % 2 or any(n < 1 for n in (*self.tiles.data, *self.order.data[1::2])):
             raise VerifyException(f"{name}: tiles and steps are 1 or more, and order has pairs of axis and step")
         last = dict(self.loops)
@@ -118,8 +127,11 @@ class LaunchOp(TileOp):
     `dims` gives the kernel's formal dims in order, as expressions of the program's dims. Variant i runs when `guard`
     (an expression of the formal dims) is at most limits[i]; the last one has no limit.
 
-    plan-memory adds where results live (`slots`: one number a result, a slot or -1 - i for the program's output i) and
-    whether every thread must have finished before the next launch starts (`barrier`).
+    `updates` are the numbers of the results that are other values changed in place; those values are the last operands,
+    one for each, in order. Such a result lives where its operand lived, and the operand is gone after the launch.
+
+    plan-memory adds where results live (`places`, one a result) and whether every thread must have finished before the
+    next launch starts (`barrier`).
     """
 
     name = "tile.launch"
@@ -129,9 +141,21 @@ class LaunchOp(TileOp):
     guard = prop_def(Dims)
     limits = prop_def(Ints)
     dims = prop_def(Dims)
-    slots = prop_def(Ints, default_value=Ints(()))
+    updates = prop_def(Ints, default_value=Ints(()))
+    places = prop_def(Places, default_value=Places(()))
     barrier = prop_def(Bool, default_value=Bool(True))
     INFERS: ClassVar[bool] = False
+
+    @property
+    def read(self) -> Sequence[SSAValue]:
+        """The operands that are passed as the kernel's inputs: all but those that are changed in place."""
+        return self.inputs[: len(self.inputs) - len(self.updates.data)]
+
+    @property
+    def updated(self) -> dict[SSAValue, SSAValue]:
+        """For each result that changes a value in place, that value."""
+        old = self.inputs[len(self.inputs) - len(self.updates.data) :]
+        return {self.outputs[number]: value for number, value in zip(self.updates.data, old, strict=True)}
 
     def kernels(self, module: ModuleOp) -> list[KernelOp]:
         """The variants in order, found in the module."""

@@ -10,7 +10,7 @@ from xdsl.ir import Block, Operation, Region, SSAValue
 from tilewright.ir.graph.attention import AttentionOp, RotaryOp
 from tilewright.ir.graph.contraction import MatmulOp
 from tilewright.ir.graph.elementwise import CastOp, MapOp
-from tilewright.ir.graph.indexing import GatherOp, TakeAlongOp
+from tilewright.ir.graph.indexing import GatherOp, StateUpdateOp, TakeAlongOp
 from tilewright.ir.graph.recurrence import ScanOp
 from tilewright.ir.graph.reduction import CumulativeOp, NormOp, ReduceOp, SoftmaxOp
 from tilewright.ir.graph.routing import GroupedMatmulOp
@@ -47,6 +47,9 @@ def addressing(op: Operation, operand: int) -> Hashable:
     """What decides how a kernel walks an operand: equal for those that one argument of the kernel can serve."""
     if isinstance(op, MatmulOp):
         return "rows" if operand == 0 else (op, operand)
+    if isinstance(op, StateUpdateOp):
+        # what changes in place is an argument of its own, whatever else reads the value
+        return op, operand
     return (op, operand) if isinstance(op, (AttentionOp, ConvolutionOp, PoolOp, *LOOKUPS)) else None
 
 
@@ -130,7 +133,7 @@ class Builder:
         op.operands = values
         self.made.append(op)
         for result in op.results:
-            self.known[result] = self._copy(result, op) if self.plan.outlives_its_state(op) else result
+            self.known[result] = result
 
     def _copy(self, value: SSAValue, like: Operation) -> SSAValue:
         """The same elements in memory of their own."""

@@ -18,12 +18,13 @@ from tilewright.ir.graph.attention import AttentionOp, RotaryOp
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.contraction import MatmulOp
 from tilewright.ir.graph.elementwise import CastOp, MapOp
-from tilewright.ir.graph.indexing import GatherOp, PutAlongOp, ScatterOp, TakeAlongOp
+from tilewright.ir.graph.indexing import GatherOp, PutAlongOp, ScatterOp, StateUpdateOp, TakeAlongOp
 from tilewright.ir.graph.recurrence import ScanOp
 from tilewright.ir.graph.reduction import CumulativeOp, NormOp, ReduceOp, SoftmaxOp, SortOp, TopkOp
 from tilewright.ir.graph.routing import GroupedMatmulOp
 from tilewright.ir.graph.shape import BroadcastOp, PadOp, ReshapeOp, SliceOp, TransposeOp
 from tilewright.ir.graph.structure import (
+    IN_PLACE,
     ConstantOp,
     DimOp,
     GroupOp,
@@ -77,6 +78,8 @@ def skeleton(op: Operation) -> str:
             return "running"
         case ScatterOp() | PutAlongOp():
             return "scatter"
+        case StateUpdateOp():
+            return IN_PLACE
         case SortOp() | TopkOp():
             return "ordering"
         case MapOp() | CastOp() | RotaryOp() | GatherOp() | TakeAlongOp() | PadOp():
@@ -185,14 +188,11 @@ class Plan:
                 # whoever reads the old value runs before it is replaced
                 for reader in reads.pop(op.label.data, ()):
                     self._edge(self.of[reader], cluster)
-
-    def outlives_its_state(self, op: Operation) -> bool:
-        """A value read from a state that some op still reads after the state was replaced."""
-        if not isinstance(op, StateReadOp):
-            return False
-        writes = [w for w in self.of if isinstance(w, StateWriteOp) and w.label == op.label]
-        replaced = min((self.position[w] for w in writes if self.position[w] > self.position[op]), default=None)
-        return replaced is not None and any(self.position[r] > replaced for r in self.readers(op.out))
+        for update in [op for op in self.of if isinstance(op, StateUpdateOp)]:
+            # so does whoever reads a value that changes in place, unless it waits for the changed one
+            for reader in self.readers(root(update.state)):
+                if reader is not update and not self._leads(self.of[update], self.of[reader]):
+                    self._edge(self.of[reader], self.of[update])
 
     @staticmethod
     def _edge(first: Cluster, second: Cluster) -> None:
@@ -203,6 +203,11 @@ class Plan:
     def can_join(self, first: Cluster, second: Cluster) -> bool:
         """No third cluster must run between the two."""
         return not self._detour(first, second) and not self._detour(second, first)
+
+    @classmethod
+    def _leads(cls, start: Cluster, end: Cluster) -> bool:
+        """Some path goes from one cluster to the other."""
+        return start is end or end in start.after or cls._detour(start, end)
 
     @staticmethod
     def _detour(start: Cluster, end: Cluster) -> bool:

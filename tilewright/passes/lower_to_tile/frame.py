@@ -27,11 +27,16 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Lowered:
-    """A group's kernels: variants in order, the dims they take, and the quantity that picks one."""
+    """A group's kernels: variants in order, the dims they take, and the quantity that picks one.
+
+    changed: the numbers of the group's arguments that the kernels change in place, one for each output that they do so
+    to; the other arguments are the kernels' inputs, in order.
+    """
 
     variants: tuple[Variant, ...]
     dims: tuple[str, ...]
     guard: Expr
+    changed: tuple[int, ...] = ()
 
 
 def by_size(

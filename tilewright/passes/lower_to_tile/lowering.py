@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from xdsl.dialects.builtin import ModuleOp
@@ -35,6 +35,7 @@ from tilewright.passes.lower_to_tile.reductions import lower_reduction
 from tilewright.passes.lower_to_tile.routing import lower_route, lower_slots
 from tilewright.passes.lower_to_tile.running import lower_running
 from tilewright.passes.lower_to_tile.scattering import lower_scatter
+from tilewright.passes.lower_to_tile.states import lower_state_update, settle_states
 from tilewright.passes.rewriting import erase
 
 
@@ -49,6 +50,7 @@ class LowerToTile(Pass):
         table = _Kernels(module)
         failed: list[LoweringError] = []
         for function in [op for op in module.body.block.ops if isinstance(op, FuncOp)]:
+            settle_states(function, ctx)
             for group in [op for op in function.block.ops if isinstance(op, GroupOp)]:
                 try:
                     lowered = table.lower(group, ctx)
@@ -56,13 +58,15 @@ class LowerToTile(Pass):
                 except LoweringError as error:
                     failed.append(error)
                     continue
+                read = [arg for i, arg in enumerate(group.args) if i not in lowered.changed]
                 launch = LaunchOp.make(
-                    list(group.args),
+                    [*read, *(group.args[i] for i in lowered.changed)],
                     result_types=[_results(lowered)],
                     callees=[v.kernel.sym_name.data for v in lowered.variants],
                     guard=[lowered.guard],
                     limits=[v.limit for v in lowered.variants if v.limit is not None],
                     dims=[Expr.of(d) for d in lowered.dims],
+                    updates=lowered.variants[0].kernel.updates,
                     like=group,
                 )
                 function.block.insert_op_before(launch, group)
@@ -88,7 +92,7 @@ class _Kernels:
         found = self.by_group.get(key)
         if found is None:
             made = lower_group(group, self._name(group), ctx)
-            found = Lowered(tuple(self._keep(v) for v in made.variants), made.dims, made.guard)
+            found = replace(made, variants=tuple(self._keep(v) for v in made.variants))
             self.by_group[key] = found
         return found
 
@@ -160,6 +164,8 @@ def lower_group(group: GroupOp, name: str, ctx: Context) -> Lowered:
             return lower_running(group, name, machine)
         case "scatter":
             return lower_scatter(group, name, machine)
+        case "state-update":
+            return lower_state_update(group, name)
         case "ordering":
             return lower_ordering(group, name, machine)
         case "constant":

@@ -5,13 +5,16 @@ Programs share out what the indices do not choose: other axes, in columns narrow
 
 from __future__ import annotations
 
-from xdsl.ir import BlockArgument
+from collections.abc import Mapping
+
+from xdsl.ir import BlockArgument, SSAValue
 
 from tilewright.ir.dims import Expr
 from tilewright.ir.graph import indexing
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.structure import GroupOp
 from tilewright.ir.machine import Machine
+from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.compute import LANES
 from tilewright.passes.lower_to_tile.access import unsupported
 from tilewright.passes.lower_to_tile.frame import Lowered, Variant, begin, padded
@@ -41,15 +44,33 @@ def lower_scatter(group: GroupOp, name: str, machine: Machine) -> Lowered:
     o, i = b.grid([lines.outer, lines.inner], [1, columns])
     source, target = lines.view(b, buffers[op.x]), lines.view(b, output)
     copy_lines(b, source, target, (o, i), lines.length, columns)
-    count = tensor(op.indices).elements if isinstance(op, indexing.ScatterOp) else tensor(op.indices).dims[axis]
-    updates = lines.view(b, buffers[op.updates], count)
-    with b.loop(0, count, 1) as loop:
-        value = b.reshape(b.load(updates, [o, loop.at, i], [1, 1, columns]), (1, columns))
-        if isinstance(op, indexing.ScatterOp):
-            flat = b.view(buffers[op.indices], [count], [1])
-            places = b.reshape(b.load(flat, [loop.at], [1]), (1, 1))
-        else:
-            own = lines.view(b, buffers[op.indices], count)
-            places = b.reshape(b.load(own, [o, loop.at, i], [1, 1, columns]), (1, columns))
-        b.update(value, places, target, [o, i], 1, op.mode.data)
+    puts(b, op, lines, buffers, target, (o, i), columns)
     return Lowered((Variant(b.finish()),), b.dims, Expr.of(0))
+
+
+def puts(
+    b: KernelBuilder,
+    op: indexing.ScatterOp | indexing.PutAlongOp | indexing.StateUpdateOp,
+    lines: Lines,
+    buffers: Mapping[SSAValue, SSAValue],
+    target: SSAValue,
+    at: tuple[SSAValue, SSAValue],
+    columns: int,
+) -> None:
+    """Sets or adds what an op puts in the lines at (outer, inner) and the columns beside it, one index after the other.
+
+    buffers: of the op's indices and updates. target: a view of lines.
+    """
+    outer, inner = at
+    own = isinstance(op, indexing.PutAlongOp) or (isinstance(op, indexing.StateUpdateOp) and op.along.data)
+    count = tensor(op.indices).dims[op.axis.data] if own else tensor(op.indices).elements
+    given = lines.view(b, buffers[op.updates], count)
+    indices = buffers[op.indices]
+    picked = lines.view(b, indices, count) if own else b.view(indices, [count], [1])
+    with b.loop(0, count, 1) as loop:
+        value = b.reshape(b.load(given, [outer, loop.at, inner], [1, 1, columns]), (1, columns))
+        if own:
+            places = b.reshape(b.load(picked, [outer, loop.at, inner], [1, 1, columns]), (1, columns))
+        else:
+            places = b.reshape(b.load(picked, [loop.at], [1]), (1, 1))
+        b.update(value, places, target, [outer, inner], 1, op.mode.data)
