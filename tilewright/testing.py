@@ -121,9 +121,9 @@ def ground(
 
 def _pipeline(passes: Passes) -> Pipeline:
     if isinstance(passes, str):
-        from tilewright.passes.pipeline import PASSES
+        from tilewright.passes.pipeline import parse_pipeline
 
-        return Pipeline.parse(passes, PASSES)
+        return parse_pipeline(passes)
     if isinstance(passes, Pipeline):
         return passes
     return Pipeline((passes,) if isinstance(passes, Pass) else tuple(passes))

@@ -14,6 +14,7 @@ from xdsl.dialects.builtin import ModuleOp
 from tilewright.compiler.assemble import Interface
 from tilewright.compiler.building import build_code
 from tilewright.compiler.code import Code
+from tilewright.compiler.pipelines import planning_pipeline
 from tilewright.errors import ArtifactError, CpuFeatureError, IRError, ParseError, Problem
 from tilewright.ir.backend import Backend, backends
 from tilewright.ir.dims import Expr
@@ -21,9 +22,8 @@ from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.structure import FuncOp
 from tilewright.ir.machine import Machine
 from tilewright.ir.module import dim_space, parse_module
-from tilewright.ir.passing import Context
+from tilewright.ir.passing import Context, run_pipeline
 from tilewright.ir.tile.containment import unproved
-from tilewright.passes.plan_memory import PlanMemory
 from tilewright.runtime import native
 from tilewright.runtime.artifact import Rebuildable
 from tilewright.runtime.program import Program
@@ -49,8 +49,9 @@ def rebuild(parts: Rebuildable) -> Code:
         ) from fault
     space = dim_space(module)
     _agree(module, parts)
+    run_pipeline(planning_pipeline(backend), module, Context(machine=machine, dims=space))
+    # last: what a backend's own passes leave is what is compiled
     _contained(module, parts)
-    PlanMemory().run(module, Context(machine=machine, dims=space))
     return build_code(
         module, Interface.again(parts.program), backend, machine, dims=space, texts=parts.ir, cleared=True
     )

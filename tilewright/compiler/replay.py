@@ -10,7 +10,7 @@ from tilewright.errors import PassOptionError
 from tilewright.ir.backend import machine_of
 from tilewright.ir.module import dim_space, parse_module, print_module
 from tilewright.ir.passing import Context, Pipeline, run_pipeline
-from tilewright.passes.pipeline import PASSES
+from tilewright.passes.pipeline import parse_pipeline
 
 
 def text_after(code: Code, facts: Mapping[str, Any], after: str) -> str:
@@ -19,7 +19,7 @@ def text_after(code: Code, facts: Mapping[str, Any], after: str) -> str:
     after: a pass of the pipeline that compiled the program; "canonicalize:2" is the second of that name.
     Raises PassOptionError for a name that the pipeline has not, or a pass that is no longer installed.
     """
-    pipeline = Pipeline.parse(facts["pipeline"], PASSES)
+    pipeline = parse_pipeline(facts["pipeline"])
     name, _, number = after.partition(":")
     places = [i for i, p in enumerate(pipeline.passes) if p.name == name]
     which = int(number) if number.isdecimal() else 1

@@ -136,6 +136,7 @@ class Report:
             "kernels": [{name: _plain(value) for name, value in vars(row).items()} for row in self.rows],
             "patterns": dict(self.facts.get("patterns", {})),
             "applied": dict(self.facts.get("applied", {})),
+            "pipeline": self.facts.get("pipeline"),
             "refused": list(self.facts.get("refused", [])),
             "fallbacks": [s.name for s in program.main.steps if s.host is not None],
             "memory": self._memory(),

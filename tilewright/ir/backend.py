@@ -60,8 +60,9 @@ class KernelBuilder(Protocol):
 class Backend:
     """A backend's manifest.
 
-    takes: the level it accepts. machines: machine name -> description, built when asked. legalize: pipeline text run
-    after the default pipeline. build: kernels to objects. runtime_objects: native code its programs need besides
+    takes: the level it accepts. machines: machine name -> description, built when asked. legalize: text of the
+    passes that run last, after the default pipeline, for models, kernels in Python and artifacts' IR alike. They accept
+    what they made themselves, and one that adds launches or results is followed by plan-memory. build: kernels to objects. runtime_objects: native code its programs need besides
     kernels (a driver), by name. toolchain: what decides the objects besides the kernels, for cache keys. warm: starts
     what takes long to start, without waiting. probe: says what is missing to use it, or None when it is ready. device:
     where its kernels run: "cpu" in this process, by `ir/native_abi.py`; any other on a device of that name, by
