@@ -32,9 +32,12 @@ def targets() -> None:
 
 def _state(backend: Backend, machine: Machine) -> str:
     """Whether kernels for a machine can be compiled here, and run here."""
+    from tilewright.compiler.levels import LEVELS
     from tilewright.compiler.options import Options
     from tilewright.runtime.native import cpu_features
 
+    if backend.takes not in LEVELS:
+        return f"not ready: nothing lowers to {backend.takes}"
     missing = backend.probe()
     if missing is not None:
         return f"not ready: {missing}"

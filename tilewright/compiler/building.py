@@ -11,6 +11,7 @@ from xdsl.dialects.builtin import ModuleOp
 
 from tilewright.compiler.assemble import Interface, assemble
 from tilewright.compiler.code import Code
+from tilewright.compiler.levels import Weaving, stage_of
 from tilewright.compiler.stopwatch import Stopwatch
 from tilewright.errors import TargetError
 from tilewright.ir.backend import Backend, Source, content_of, kernels_of
@@ -18,7 +19,6 @@ from tilewright.ir.dims import DimSpace
 from tilewright.ir.grid_abi import Grid
 from tilewright.ir.machine import Machine
 from tilewright.ir.tile.structure import KernelOp
-from tilewright.passes.lower_tile_to_loops import lower_kernel
 from tilewright.runtime.program import KernelInfo
 
 
@@ -86,7 +86,8 @@ def build_kernels(
     cleared: a thread's scratch is zeros when a kernel begins. Raises TargetError for counters on a backend that takes
     tiles: they are woven into loops.
     """
-    if instrument and backend.takes != "loops":
+    stage = stage_of(backend)
+    if instrument and not stage.woven:
         raise TargetError(
             f"{backend.name} takes {backend.takes}s, and only loops carry counters", step="count with target='cpu'"
         )
@@ -102,12 +103,12 @@ def build_kernels(
         for symbol, kernel in unique.items():
             renamed = kernel.clone()
             renamed.properties["sym_name"] = type(kernel.sym_name)(symbol)
-            if backend.takes == "loops":
-                with watch.part("lowering", names[symbol]):
-                    loops = lower_kernel(renamed, machine, instrument=instrument, cleared=cleared)
-                yield symbol, loops
-            else:
+            if stage.lower is None:
                 yield symbol, renamed
+                continue
+            with watch.part("lowering", names[symbol]):
+                source = stage.lower(renamed, machine, Weaving(instrument, cleared))
+            yield symbol, source
 
     built = {}
     for symbol, future in backend.build(lowered(), machine).items():

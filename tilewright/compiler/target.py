@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tilewright.compiler.levels import stage_of
 from tilewright.compiler.options import Options
 from tilewright.compiler.pipelines import pipeline_of
 from tilewright.errors import OptionError
@@ -23,6 +24,7 @@ class Target:
     @staticmethod
     def of(options: Options) -> Target:
         backend, machine = resolve_target(options.target)
+        stage_of(backend)
         pipeline = pipeline_of(options, backend)
         if options.determinism in ("batch", "exact") and backend.device != "cpu":
             raise OptionError(

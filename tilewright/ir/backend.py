@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias, get_args
 
 from xdsl.dialects.builtin import ModuleOp
 
@@ -43,6 +43,9 @@ class BuiltKernel:
 
 Source: TypeAlias = KernelOp | LoopKernel
 
+Level: TypeAlias = Literal["loops", "tile", "queue", "graph"]
+"""What a backend may take kernels as. Which of them something lowers to is known where passes and backends meet."""
+
 
 class KernelBuilder(Protocol):
     """Starts compiling kernels for a machine; each future gives its object.
@@ -71,7 +74,7 @@ class Backend:
 
     api: int
     name: str
-    takes: Literal["loops", "tile", "queue", "graph"]
+    takes: Level
     machines: Mapping[str, Callable[[], Machine]]
     default_machine: Callable[[], str]
     dtypes: frozenset[str]
@@ -89,8 +92,8 @@ class Backend:
             faults.append(f"api: {self.api} is not {API_VERSION}")
         if not self.name.isidentifier():
             faults.append(f"name: {self.name!r} is not an identifier")
-        if self.takes not in ("loops", "tile", "queue", "graph"):
-            faults.append(f"takes: {self.takes!r} is not loops, tile, queue or graph")
+        if self.takes not in get_args(Level):
+            faults.append(f"takes: {self.takes!r} is not {', '.join(get_args(Level)[:-1])} or {get_args(Level)[-1]}")
         if not self.machines:
             faults.append("machines: none is described")
         if faults:
