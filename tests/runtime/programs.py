@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.native_kernels import GENERIC, driver
-from tilewright.backends.cpu.mlir import compile_object
+from tilewright.backends.host.mlir import compile_object
 from tilewright.ir.dims import Dim, Expr
 from tilewright.ir.dtypes import F32, DType
 from tilewright.ir.signature import Argument, Input, Output, Parameter, Signature

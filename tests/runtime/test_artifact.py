@@ -16,8 +16,8 @@ import pytest
 
 from tests.native_kernels import GENERIC
 from tests.runtime.programs import SYMBOLS, affine, affine_program, code, kernel_object, pool, values
-from tilewright.backends.cpu.driver import driver_text
-from tilewright.backends.cpu.mlir import compile_object
+from tilewright.backends.host.driver import driver_text
+from tilewright.backends.host.mlir import compile_object
 from tilewright.errors import ArtifactError, CpuFeatureError, OptionError, TilewrightError
 from tilewright.ir.dims import Expr
 from tilewright.ir.dtypes import F32

@@ -8,7 +8,7 @@ import pytest
 
 from tilewright.backends.cpu.cpu_class import CPU_CLASSES
 from tilewright.backends.cpu.machines import MACHINES
-from tilewright.backends.cpu.mlir import TARGETS, compile_assembly
+from tilewright.backends.host.mlir import TARGETS, compile_assembly
 from tilewright.backends.cpu.printer import print_kernel
 from tilewright.ir.dtypes import F32
 from tilewright.ir.loops import LoopBuilder, LoopKernel

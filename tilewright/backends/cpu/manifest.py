@@ -1,7 +1,8 @@
 """The CPU backend's manifest."""
 
-from tilewright.backends.cpu.build import build, probe, runtime_objects, toolchain, warm
+from tilewright.backends.cpu.build import build, runtime_objects
 from tilewright.backends.cpu.machines import MACHINES, host_class
+from tilewright.backends.host.build import probe, toolchain, warm
 from tilewright.ir.backend import API_VERSION, Backend
 
 backend = Backend(
