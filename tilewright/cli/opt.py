@@ -26,7 +26,8 @@ PassText = Annotated[
         "-p",
         "--passes",
         metavar="PIPELINE",
-        help="'canonicalize,fuse{max-ops=8}', or 'default': all that compile runs for the target; none: only parse and verify.",
+        help="'canonicalize,fuse{max-ops=8}', or 'default': all that compile runs for the target; none: only parse and "
+        "verify.",
         show_default=False,
     ),
 ]

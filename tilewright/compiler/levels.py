@@ -23,8 +23,8 @@ class Weaving:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """How a level is reached from tiles. lower: one kernel, for a machine; None where tiles are the level. woven: whether
-    counters can be woven in.
+    """How a level is reached from tiles. lower: one kernel, for a machine; None where tiles are the level. woven:
+    whether counters can be woven in.
     """
 
     lower: Callable[[KernelOp, Machine, Weaving], Source] | None

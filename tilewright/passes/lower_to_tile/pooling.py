@@ -18,7 +18,6 @@ from tilewright.passes.lower_to_tile.position_tiles import channel_tile
 from tilewright.passes.lower_to_tile.skeleton import Refusal
 from tilewright.passes.lower_to_tile.taps import Tap, fold_taps
 
-
 _ALONE = "a pool is a kernel of its own, on images with their channels last"
 
 

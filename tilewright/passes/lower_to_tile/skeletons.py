@@ -1,7 +1,7 @@
 """Every skeleton, in one table: what kernels there are, around which ops, and how they grow.
 
-fuse, plan-layout and lower-to-tile ask here, and so do `tilewright ops` and the error for an op that no kernel computes.
-An op belongs to the first skeleton that takes it.
+fuse, plan-layout and lower-to-tile ask here, and so do `tilewright ops` and the error for an op that no kernel
+computes. An op belongs to the first skeleton that takes it.
 """
 
 from __future__ import annotations
@@ -186,7 +186,8 @@ def lower_group(group: GroupOp, name: str, ctx: Context) -> Lowered:
         made = ", ".join(sorted({anchor.name for s in SKELETONS for anchor in s.anchors}))
         raise unsupported(unknown, "no kernel is made for it yet", step=f"kernels are made of {made}")
     anchors = [op for op in ops if isinstance(op, found.anchors)]
-    if found.anchors and not anchors:
+    # a copy of an argument is a group of elements without an op
+    if found.anchors and not anchors and "elements" not in found.traits:
         wanted = " or ".join(anchor.name for anchor in found.anchors)
         raise unsupported(group, f"a group of kind {found.kind} is made around {wanted}, and this one has none")
     for anchor in anchors:
