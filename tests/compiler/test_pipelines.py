@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -36,25 +35,29 @@ class Inspect(Pass):
         ctx.note("inspection", "kernels were looked at")
 
 
+@dataclass(frozen=True)
+class Point:
+    """What another package registers."""
+
+    name: str
+    found: Any
+    dist: None = None
+    value: str = "elsewhere"
+
+    def load(self) -> Any:
+        return self.found
+
+
 @pytest.fixture
 def adds(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Backend]:
     """Makes the installed CPU backend one that adds passes; gives it."""
     plain = resolve_target("cpu")[0]
-    entries = [EntryPoint("inspect-kernels", f"{__name__}:Inspect", pipeline_module.GROUP)]
-    monkeypatch.setattr(pipeline_module, "entry_points", lambda group: entries)
-    monkeypatch.setattr(EntryPoint, "load", lambda self: Inspect)
+    monkeypatch.setattr(pipeline_module, "entry_points", lambda group: [Point("inspect-kernels", Inspect)])
     Inspect.seen.clear()
 
     def add(text: str) -> Backend:
         made = replace(plain, legalize=text)
-
-        class Point:
-            name, dist = "cpu", None
-
-            def load(self) -> Backend:
-                return made
-
-        monkeypatch.setattr(backend_module, "entry_points", lambda group: [Point()])
+        monkeypatch.setattr(backend_module, "entry_points", lambda group: [Point("cpu", made)])
         return made
 
     return add
