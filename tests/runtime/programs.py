@@ -117,7 +117,7 @@ def affine_program(**changes: Any) -> Program:
         weights=(TensorSpec("scale", (ONE,), F32), TensorSpec("bias", (ONE,), F32)),
         packed=(TensorSpec("power", (ONE,), F32),),
         prepare=(Routine((affine_step("square", scale, scale, bias, packed, ONE),)),),
-        kernels=tuple(KernelInfo(symbol, symbol) for symbol in SYMBOLS),
+        kernels=tuple(KernelInfo(symbol, symbol, symbol) for symbol in SYMBOLS),
     )
     return replace(program, **changes)
 

@@ -41,7 +41,7 @@ def _state(backend: Backend, machine: Machine) -> str:
     missing = backend.probe()
     if missing is not None:
         return f"not ready: {missing}"
-    if backend.device != "cpu":
+    if backend.device.why_not_here() is not None:
         return "compiles here"
     lacking = sorted(set(machine.features) - cpu_features()) if machine.family == "cpu" else []
     if lacking:

@@ -16,7 +16,7 @@ from tilewright.compiler.code import Code
 from tilewright.compiler.compiled import Compiled
 from tilewright.compiler.linking import DRIVER, ready
 from tilewright.compiler.stopwatch import Stopwatch
-from tilewright.errors import CpuFeatureError, MissingDependencyError, Problem, UnsupportedOpError
+from tilewright.errors import CpuFeatureError, MissingDependencyError, Problem, TargetError, UnsupportedOpError
 from tilewright.runtime.artifact import (
     Artifact,
     KernelObject,
@@ -40,10 +40,17 @@ _TOOLCHAIN: Final = ("xdsl", "torch_mlir")
 def save(compiled: Compiled, path: str | Path) -> None:
     """Writes a compiled object as one artifact, weights streamed. The same model and options give the same bytes.
 
-    Raises UnsupportedOpError for a program with operators that run in torch, ArtifactError where the file cannot be
-    written.
+    Raises UnsupportedOpError for a program with operators that run in torch, TargetError for one that nothing here
+    runs, ArtifactError where the file cannot be written.
     """
     code = compiled.code
+    if compiled.loaded is None:
+        target = code.program.target
+        raise TargetError(
+            f"an artifact holds weights as the program's own kernels pack them, and this process has no executor for "
+            f"{target}",
+            step="save it where the program runs; its sources are in .sources, its objects in .code.objects",
+        )
     hosted = [
         Problem("runs in torch, and an artifact holds no torch code", op=step.host.callee, where=step.location)
         for step in code.program.main.steps

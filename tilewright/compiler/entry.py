@@ -91,7 +91,7 @@ def finish(
             return store.weights(code, library, pool, chosen, model=captured.source.model)
 
     return ready(
-        code, told, hold, watch, here=target.backend.device == "cpu", threads=options.threads,
+        code, told, hold, watch, here=target.runs_here, threads=options.threads,
         memory_limit=options.memory_limit, host=captured.externs,
     )  # fmt: skip
 

@@ -110,7 +110,7 @@ def compile_kernel(kernel: KernelOp, spec: KernelSpec, statics: Mapping[str, Sta
     told = {**facts, "cache": origin, "notes": [], "model": f"kernel @{spec.name}"}
     return ready(
         code, told, lambda library, pool: prepare_weights(code.program, library, pool, {}), watch,
-        here=target.backend.device == "cpu", threads=options.threads, memory_limit=options.memory_limit,
+        here=target.runs_here, threads=options.threads, memory_limit=options.memory_limit,
     )  # fmt: skip
 
 

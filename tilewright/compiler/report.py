@@ -88,7 +88,7 @@ class Report:
         for timed in self.profile.steps if self.profile is not None else ():
             measured[timed.name] = measured.get(timed.name, 0.0) + timed.seconds
         launches = Counter(step.name for step in self.code.program.main.steps)
-        names = {k.symbol: (k.facts or {}).get("name", k.symbol) for k in self.code.program.kernels}
+        names = {k.symbol: k.name for k in self.code.program.kernels}
         seen: set[str] = set()
         for step in self.code.program.main.steps:
             if step.name in seen or step.host is not None:

@@ -26,7 +26,7 @@ class Target:
         backend, machine = resolve_target(options.target)
         stage_of(backend)
         pipeline = pipeline_of(options, backend)
-        if options.determinism in ("batch", "exact") and backend.device != "cpu":
+        if options.determinism in ("batch", "exact") and not backend.device.in_process:
             raise OptionError(
                 f"determinism={options.determinism!r} is not promised by {backend.name}: its dots and sums add in an "
                 "order of their own, which depends on the tile",
@@ -36,7 +36,12 @@ class Target:
 
     def order(self, options: Options) -> str:
         """The determinism in force: unless asked for, batch in this process and run on other devices."""
-        return options.determinism or ("batch" if self.backend.device == "cpu" else "run")
+        return options.determinism or ("batch" if self.backend.device.in_process else "run")
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether this process runs what is compiled for it."""
+        return self.backend.device.why_not_here() is None
 
     @property
     def name(self) -> str:

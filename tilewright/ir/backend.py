@@ -16,6 +16,7 @@ from typing import Literal, Protocol, TypeAlias, get_args
 from xdsl.dialects.builtin import ModuleOp
 
 from tilewright.errors import BackendManifestError, Problem, TargetError
+from tilewright.ir.device import DeviceKind
 from tilewright.ir.grid_abi import Grid
 from tilewright.ir.loops import LoopKernel
 from tilewright.ir.machine import Machine
@@ -63,13 +64,13 @@ class KernelBuilder(Protocol):
 class Backend:
     """A backend's manifest.
 
-    takes: the level it accepts. machines: machine name -> description, built when asked. legalize: text of the
-    passes that run last, after the default pipeline, for models, kernels in Python and artifacts' IR alike. They accept
-    what they made themselves, and one that adds launches or results is followed by plan-memory. build: kernels to objects. runtime_objects: native code its programs need besides
-    kernels (a driver), by name. toolchain: what decides the objects besides the kernels, for cache keys. warm: starts
-    what takes long to start, without waiting. probe: says what is missing to use it, or None when it is ready. device:
-    where its kernels run: "cpu" in this process, by `ir/native_abi.py`; any other on a device of that name, by
-    `ir/grid_abi.py`.
+    takes: the level it accepts. machines: machine name -> description, built when asked. dtypes: those that its kernels
+    may compute in. legalize: text of the passes that run last, after the default pipeline, for models, kernels in
+    Python and artifacts' IR alike. They accept what they made themselves, and one that adds launches or results is
+    followed by plan-memory. build: kernels to objects. runtime_objects: native code its programs need besides kernels
+    (a driver), by name. toolchain: what decides the objects besides the kernels, for cache keys. warm: starts what
+    takes long to start, without waiting. probe: says what is missing to compile with it, or None when it is ready.
+    device: where its kernels run, and how they are called there.
     """
 
     api: int
@@ -84,7 +85,7 @@ class Backend:
     toolchain: Callable[[], Mapping[str, str]]
     warm: Callable[[], None]
     probe: Callable[[], str | None]
-    device: str = "cpu"
+    device: DeviceKind
 
     def __post_init__(self) -> None:
         faults = []
@@ -172,8 +173,8 @@ def resolve_target(target: str | Sequence[str]) -> tuple[Backend, Machine]:
         if missing is not None:
             faults.append(f"{backend_name} is not ready: {missing}")
             continue
-        if len(wanted) > 1 and backend.device != "cpu":
-            faults.append(f"{name} compiles here, but this process has no executor for it")
+        if len(wanted) > 1 and (absent := backend.device.why_not_here()) is not None:
+            faults.append(f"{name} compiles here, but this process has no executor for it: {absent}")
             continue
         return backend, backend.machines[machine_name]()
     meant = [known[n] for n in dict.fromkeys(name.partition(":")[0] for name in wanted) if n in known]

@@ -14,6 +14,7 @@ from typing import Any, get_args
 from tilewright.errors import ArtifactError, TilewrightError
 from tilewright.ir.dims import Dim, DimKind, Expr, parse_expr
 from tilewright.ir.dtypes import DTYPES
+from tilewright.ir.grid_abi import Grid
 from tilewright.ir.guards import Guard, Relation
 from tilewright.ir.signature import Signature
 from tilewright.runtime.canonical import canonical_json
@@ -60,12 +61,11 @@ def program_to_json(program: Program) -> dict[str, Any]:
         "copies": [[_ref_json(c.source), _ref_json(c.destination), str(c.size)] for c in program.copies],
         "guards": [[str(g.left), g.relation, str(g.right), g.where] for g in program.guards],
         "reads": [[r.dim, r.input, r.element] for r in program.reads],
-        "kernels": [{"symbol": k.symbol, "key": k.key, "facts": k.facts} for k in program.kernels],
+        "kernels": [_kernel_json(k) for k in program.kernels],
         "tied": [list(pair) for pair in program.tied],
         "transient": list(program.transient),
         "ignored": list(program.ignored),
         "target": program.target,
-        "report": program.report,
     }
 
 
@@ -90,12 +90,11 @@ def program_from_json(data: Any) -> Program:
                 for a, rel, b, where in _list(data["guards"])
             ),
             reads=tuple(ReadDim(_text(dim), _number(i), _number(at)) for dim, i, at in _list(data["reads"])),
-            kernels=tuple(KernelInfo(_text(k["symbol"]), _text(k["key"]), k["facts"]) for k in _list(data["kernels"])),
+            kernels=tuple(_kernel_of(k) for k in _list(data["kernels"])),
             tied=tuple((_text(a), _text(b)) for a, b in _list(data["tied"])),
             transient=tuple(_text(name) for name in _list(data["transient"])),
             ignored=tuple(_text(name) for name in _list(data["ignored"])),
             target=_text(data["target"]),
-            report=data["report"],
         )
     except ArtifactError:
         raise
@@ -165,6 +164,20 @@ def _step_of(data: Mapping[str, Any]) -> Step:
             _text(host["callee"]), _text(host["arguments"]), _specs_of(host["inputs"]), _specs_of(host["outputs"])
         ),
     )
+
+
+def _kernel_json(kernel: KernelInfo) -> dict[str, Any]:
+    grid = kernel.grid
+    shape = None if grid is None else [str(grid.programs), grid.threads, grid.shared]
+    return {"symbol": kernel.symbol, "key": kernel.key, "name": kernel.name, "grid": shape}
+
+
+def _kernel_of(data: Mapping[str, Any]) -> KernelInfo:
+    grid = None
+    if data["grid"] is not None:
+        programs, threads, shared = _list(data["grid"])
+        grid = Grid(_expr(programs), _number(threads), _number(shared))
+    return KernelInfo(_text(data["symbol"]), _text(data["key"]), _text(data["name"]), grid)
 
 
 def _ref_json(ref: Ref) -> list[Any]:

@@ -8,8 +8,8 @@ import subprocess
 import tempfile
 from typing import IO
 
-from tilewright.backends.host.mlir import CpuTarget
 from tilewright.backends.frames import received, send
+from tilewright.backends.host.mlir import CpuTarget
 from tilewright.backends.module_process import start_module
 from tilewright.errors import Problem, TilewrightError, ToolchainError, all_errors
 
