@@ -112,7 +112,7 @@ def test_models_kernels_and_artifacts_are_compiled_with_what_the_backend_adds(
     assert not Inspect.seen
     adds("inspect-kernels")
     compiled = compile_mlp(model, cache=tmp_path / "cache")
-    assert "miss" in compiled.facts["cache"], "what a backend adds is in the key"
+    assert "miss" in compiled.facts.cache, "what a backend adds is in the key"
     assert len(Inspect.seen) == 1
     assert Inspect.seen[0]
     assert compiled.report.to_dict()["pipeline"] == f"{tw.pipeline()},inspect-kernels"

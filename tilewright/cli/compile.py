@@ -80,7 +80,7 @@ def compile_model(
     print(
         f"{output}: {shown(output.stat().st_size)}, {len(program.main.steps)} steps, {len(program.symbols)} kernels "
         f"for {program.target}, dims {'; '.join(map(str, program.dims)) or 'none'}; "
-        f"{time.perf_counter() - begin:.1f} s, cache {compiled.facts['cache'].partition(' (')[0]}"
+        f"{time.perf_counter() - begin:.1f} s, cache {compiled.facts.cache.partition(' (')[0]}"
     )
 
 

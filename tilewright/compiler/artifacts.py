@@ -32,8 +32,6 @@ from tilewright.runtime.safetensors_file import SafetensorsFile
 SOURCES: Final = "sources"
 """The level under which an artifact keeps the kernels' sources, as JSON."""
 
-# What compiling noted and is the same wherever and whenever it ran: no times, no state of a cache.
-_FACTS: Final = ("model", "applied", "patterns", "refused", "notes", "pipeline", "options")
 _TOOLCHAIN: Final = ("xdsl", "torch_mlir")
 
 
@@ -67,7 +65,7 @@ def save(compiled: Compiled, path: str | Path) -> None:
         ir={**code.texts, SOURCES: canonical_json(dict(code.sources))},
         native_code=_native_code(code),
         weights=stored,
-        facts={name: compiled.facts[name] for name in _FACTS if name in compiled.facts},
+        facts=compiled.facts.stored(),
     )
 
 
@@ -88,10 +86,9 @@ def load_compiled(
     with watch.stage("load"):
         artifact = load_artifact(path, rebuild=_rebuild, use_native=native)
     origin = f"artifact {Path(path).name}" + (", kernels built again" if artifact.rebuilt else "")
-    facts = {**artifact.facts, "cache": origin}
     return ready(
-        _code(artifact), facts, lambda *_: artifact.weights, watch, threads=threads, memory_limit=memory_limit,
-        cleared=artifact.rebuilt,
+        _code(artifact), artifact.facts, lambda *_: artifact.weights, watch, origin=origin, threads=threads,
+        memory_limit=memory_limit, cleared=artifact.rebuilt,
     )  # fmt: skip
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
 
 from xdsl.dialects.builtin import ModuleOp
 
@@ -30,6 +29,7 @@ from tilewright.ir.signature import Argument, Input, Output, Parameter, Signatur
 from tilewright.ir.tile.structure import KernelOp, LaunchOp
 from tilewright.ir.trees import LEAF, Tree
 from tilewright.ir.types import TensorType
+from tilewright.runtime.facts import Facts
 from tilewright.runtime.prepare import prepare_weights
 
 
@@ -65,21 +65,26 @@ def kernel_signature(spec: KernelSpec, statics: Mapping[str, Static]) -> Signatu
 
 
 def kernel_code(
-    module: ModuleOp, signature: Signature, spec: KernelSpec, target: Target, watch: Stopwatch
-) -> tuple[Code, dict[str, Any]]:
+    module: ModuleOp, signature: Signature, spec: KernelSpec, target: Target, options: Options, watch: Stopwatch
+) -> tuple[Code, Facts]:
     """Code for a target, and the facts of its report."""
     space = DimSpace([Dim(name, 0) for name in spec.dims])
-    ctx = Context(machine=target.machine, dims=space, options={})
+    facts = Facts(
+        model=f"kernel @{spec.name}",
+        pipeline=str(kernel_pipeline(target.backend)),
+        precision=options.precision,
+        determinism=target.order(options),
+    )
+    ctx = Context(machine=target.machine, dims=space, options=facts.options)
     with watch.stage("passes"):
         text = print_module(module)
-        pipeline = kernel_pipeline(target.backend)
-        run_pipeline(pipeline, module, ctx)
+        run_pipeline(kernel_pipeline(target.backend), module, ctx)
         tile = print_module(module)
     code = build_code(
         module, Interface(signature, (), (), frozenset(), frozenset()), target.backend, target.machine, dims=space,
         texts={"captured": text, "graph": text, "tile": tile}, watch=watch,
     )  # fmt: skip
-    return code, {"applied": {}, "patterns": {}, "refused": [], "pipeline": str(pipeline), "options": {}}
+    return code, facts
 
 
 def compile_kernel(kernel: KernelOp, spec: KernelSpec, statics: Mapping[str, Static], options: Options) -> Compiled:
@@ -101,15 +106,14 @@ def compile_kernel(kernel: KernelOp, spec: KernelSpec, statics: Mapping[str, Sta
         "tilewright": sources_hash(),
     }
 
-    def build() -> tuple[Code, dict[str, Any]]:
+    def build() -> tuple[Code, Facts]:
         # What a cache holds has been checked: its key names the kernel's text and this package's sources.
         check_kernel(kernel)
-        return kernel_code(module, signature, spec, target, watch)
+        return kernel_code(module, signature, spec, target, options, watch)
 
     code, facts, origin = Store.of(options).code(factors, build)
-    told = {**facts, "cache": origin, "notes": [], "model": f"kernel @{spec.name}"}
     return ready(
-        code, told, lambda library, pool: prepare_weights(code.program, library, pool, {}), watch,
+        code, facts, lambda library, pool: prepare_weights(code.program, library, pool, {}), watch, origin=origin,
         here=target.runs_here, threads=options.threads, memory_limit=options.memory_limit,
     )  # fmt: skip
 

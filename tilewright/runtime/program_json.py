@@ -32,6 +32,13 @@ from tilewright.runtime.program import (
     TensorSpec,
     Variant,
 )
+from tilewright.runtime.strict_json import items as _list
+from tilewright.runtime.strict_json import number as _number
+from tilewright.runtime.strict_json import number_or_none as _number_or_none
+from tilewright.runtime.strict_json import one_of as _one_of
+from tilewright.runtime.strict_json import text as _text
+from tilewright.runtime.strict_json import text_or_none as _text_or_none
+from tilewright.runtime.strict_json import truth as _truth
 
 
 def program_text(program: Program) -> str:
@@ -207,48 +214,5 @@ def _parsed(text: str) -> Expr:
     return parse_expr(text)
 
 
-# JSON's own types are checked one by one: a program read from a file must not hold a number where the runtime expects
-# text, and True must not pass for 1.
-
-
 def _expr(value: Any) -> Expr:
     return _parsed(_text(value))
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} where text belongs")
-    return value
-
-
-def _text_or_none(value: Any) -> str | None:
-    return None if value is None else _text(value)
-
-
-def _truth(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"{value!r} where true or false belongs")
-    return value
-
-
-def _number(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{value!r} where an integer belongs")
-    return value
-
-
-def _number_or_none(value: Any) -> int | None:
-    return None if value is None else _number(value)
-
-
-def _list(value: Any) -> list[Any]:
-    # Text and objects can be iterated, too.
-    if not isinstance(value, list):
-        raise TypeError(f"{value!r} where a list belongs")
-    return value
-
-
-def _one_of(allowed: tuple[Any, ...], value: Any) -> Any:
-    if value not in allowed:
-        raise ValueError(f"{value!r} where one of {', '.join(allowed)} belongs")
-    return value

@@ -66,7 +66,7 @@ def test_a_model_compiles_and_says_why_it_does_not_run(seed: int) -> None:
         compiled(torch.randn(3, 24))
     # found in the cache the second time, objects and all
     again = compile_mlp(mlp(seed), target="cuda", precision="bf16")
-    assert again.facts["cache"] == "hit"
+    assert again.facts.cache == "hit"
     assert again.code.objects == compiled.code.objects
 
 
