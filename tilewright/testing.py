@@ -106,7 +106,7 @@ def ground(
             "the module after the passes does not print and parse back", step="compare the texts"
         )
     rng = np.random.default_rng(seed)
-    for chosen in size_list(dim_space(before), sizes, rng):
+    for chosen in size_list(before, sizes, rng):
         given = draw_values(before, chosen, rng)
         given["inputs"].update(inputs or {})
         for wide in (True, False):

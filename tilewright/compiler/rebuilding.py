@@ -18,6 +18,7 @@ from tilewright.compiler.pipelines import planning_pipeline
 from tilewright.errors import ArtifactError, CpuFeatureError, IRError, ParseError, Problem
 from tilewright.ir.backend import Backend, backends
 from tilewright.ir.dims import Expr
+from tilewright.ir.entry_attributes import guards, reads
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.structure import FuncOp
 from tilewright.ir.machine import Machine
@@ -26,7 +27,7 @@ from tilewright.ir.passing import Context, run_pipeline
 from tilewright.ir.tile.containment import unproved
 from tilewright.runtime import native
 from tilewright.runtime.artifact import Rebuildable
-from tilewright.runtime.program import Program
+from tilewright.runtime.program import Program, ReadDim
 
 _STEP = "save the artifact again where the model was compiled"
 _UNPROVED = "load a file that you trust with native=True, or compile the model again with bounds for all its dims"
@@ -79,6 +80,10 @@ def _agree(module: ModuleOp, parts: Rebuildable) -> None:
     faults = []
     if tuple(dim_space(module).dims.values()) != program.dims:
         faults.append(f"{parts.path}: its signature and its IR declare different dims")
+    if guards(module) != program.guards:
+        faults.append(f"{parts.path}: its step table and its IR hold calls to different guards")
+    if tuple(ReadDim(read.dim, read.argument) for read in reads(module)) != program.reads:
+        faults.append(f"{parts.path}: its step table and its IR read different dims")
     leaves, arguments = program.signature.tensors, list(main.arguments.values())
     if len(leaves) != len(arguments):
         faults.append(f"{parts.path}: a call has {len(leaves)} tensors, its IR takes {len(arguments)}")
@@ -95,7 +100,7 @@ def _agree(module: ModuleOp, parts: Rebuildable) -> None:
 
 def _contained(module: ModuleOp, parts: Rebuildable) -> None:
     """ArtifactError unless every access is proved to stay inside its buffer in every call."""
-    problems = unproved(module, [fact for guard in parts.program.guards for fact in guard.facts()])
+    problems = unproved(module, [fact for guard in guards(module) for fact in guard.facts()])
     if problems:
         raise ArtifactError([Problem(f"{parts.path}: {p.text}", p.op, p.where) for p in problems], step=_UNPROVED)
 
