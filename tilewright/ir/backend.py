@@ -17,12 +17,14 @@ from xdsl.dialects.builtin import ModuleOp
 
 from tilewright.errors import BackendManifestError, Problem, TargetError
 from tilewright.ir.device import DeviceKind
+from tilewright.ir.dtypes import DTYPES
 from tilewright.ir.grid_abi import Grid
 from tilewright.ir.loops import LoopKernel
 from tilewright.ir.machine import Machine
 from tilewright.ir.tile.structure import KernelOp
 
-API_VERSION = 1
+API_VERSION = 2
+"""2: `device` is a DeviceKind, `legalize` runs, and kernels are held to `dtypes`."""
 GROUP = "tilewright.backends"
 
 
@@ -97,6 +99,10 @@ class Backend:
             faults.append(f"takes: {self.takes!r} is not {', '.join(get_args(Level)[:-1])} or {get_args(Level)[-1]}")
         if not self.machines:
             faults.append("machines: none is described")
+        if unknown := sorted(self.dtypes - set(DTYPES)):
+            faults.append(f"dtypes: {', '.join(unknown)} is none of {', '.join(DTYPES)}")
+        if not isinstance(self.device, DeviceKind):
+            faults.append(f"device: {self.device!r} is no DeviceKind")
         if faults:
             raise BackendManifestError(
                 [f"backend {self.name}: {f}" for f in faults], step="correct the manifest's field"
