@@ -7,8 +7,8 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from tilewright.backends.cpu.driver import driver_text
-from tilewright.backends.cpu.mlir import TARGETS, compile_object
+from tilewright.backends.host.driver import driver_text
+from tilewright.backends.host.mlir import TARGETS, compile_object
 from tilewright.runtime import native
 from tilewright.runtime.step_plan import Step, StepPlan
 from tilewright.runtime.threads import Driver, ThreadPool

@@ -128,7 +128,7 @@ TW029 reference run failed: graph.gather: indices from 4 to 4 into an axis of 4
 TW030 target cannot be used: cpu has no machine 'sse2'; it has generic, avx2, avx512, avx512-bf16, avx512-amx
   next: use one of cpu:generic, cpu:avx2, cpu:avx512, cpu:avx512-bf16, cpu:avx512-amx""",
     "TW031": """
-TW031 backend manifest is invalid: backend cpu: api: 0 is not 1
+TW031 backend manifest is invalid: backend cpu: api: 0 is not 2
   next: correct the manifest's field""",
     "TW033": """
 TW033 toolchain failed: kernel @<unnamed>: Unable to parse module assembly:

@@ -106,7 +106,7 @@ def ground(
             "the module after the passes does not print and parse back", step="compare the texts"
         )
     rng = np.random.default_rng(seed)
-    for chosen in size_list(dim_space(before), sizes, rng):
+    for chosen in size_list(before, sizes, rng):
         given = draw_values(before, chosen, rng)
         given["inputs"].update(inputs or {})
         for wide in (True, False):
@@ -121,9 +121,9 @@ def ground(
 
 def _pipeline(passes: Passes) -> Pipeline:
     if isinstance(passes, str):
-        from tilewright.passes.pipeline import PASSES
+        from tilewright.passes.pipeline import parse_pipeline
 
-        return Pipeline.parse(passes, PASSES)
+        return parse_pipeline(passes)
     if isinstance(passes, Pipeline):
         return passes
     return Pipeline((passes,) if isinstance(passes, Pass) else tuple(passes))

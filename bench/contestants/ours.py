@@ -31,7 +31,7 @@ class Tilewright:
         if key not in self._programs:
             cold, _ = self._compile(case)
             warm, self._programs[key] = self._compile(case)
-            stages = dict(self._programs[key].facts["seconds"])
+            stages = dict(self._programs[key].facts.seconds)
             self._told[key] = {"cold": cold, "warm": warm, "warm_stages": stages, "version": tw.__version__}
         row_sums = self._programs[key].report.at(**dict(case.sizes)).rows
         counted = {

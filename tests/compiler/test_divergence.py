@@ -121,9 +121,9 @@ def test_a_kernel_that_is_wrong_by_itself_names_the_op(monkeypatch: pytest.Monke
 
 def plant(monkeypatch: pytest.MonkeyPatch, old: str, new: str) -> None:
     """Every kernel that is compiled computes another function: a fault of the code generator."""
-    import tilewright.compiler.building as building
+    import tilewright.compiler.levels as levels
 
-    real: Callable[..., Any] = building.lower_kernel
+    real: Callable[..., Any] = levels.lower_kernel
 
     def wrong(kernel: Any, *args: Any, **kwargs: Any) -> Any:
         for op in kernel.walk():
@@ -131,7 +131,7 @@ def plant(monkeypatch: pytest.MonkeyPatch, old: str, new: str) -> None:
                 op.properties["fn"] = type(op.fn)(new)
         return real(kernel, *args, **kwargs)
 
-    monkeypatch.setattr(building, "lower_kernel", wrong)
+    monkeypatch.setattr(levels, "lower_kernel", wrong)
 
 
 def case_of(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> Case:

@@ -19,15 +19,15 @@ from tilewright.ir.passing import Context, Pass
 
 def test_a_precision_is_kept_beside_passes() -> None:
     model = mlp(3)
-    asked = compile_mlp(model, precision="bf16").facts["pipeline"]
+    asked = compile_mlp(model, precision="bf16").facts.pipeline
     assert "set-precision" in asked
     for passes in (tw.pipeline(), str(tw.pipeline()), asked):
-        assert compile_mlp(model, precision="bf16", passes=passes).facts["pipeline"] == asked
+        assert compile_mlp(model, precision="bf16", passes=passes).facts.pipeline == asked
 
 
 def test_two_statements_of_one_thing_are_refused() -> None:
     model = mlp(3)
-    asked = compile_mlp(model, precision="bf16").facts["pipeline"]
+    asked = compile_mlp(model, precision="bf16").facts.pipeline
     refused: list[tuple[dict[str, Any], str]] = [
         (
             {"precision": "f32", "passes": asked},

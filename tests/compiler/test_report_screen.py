@@ -48,7 +48,9 @@ def test_without_sizes_it_shows_the_largest_and_gives_formulas_as_data(model: An
 
 def test_sentences_are_shown_whole_however_long(model: Any) -> None:
     texts = {kind: " ".join(f"{kind}{n}-of-many" for n in range(40)) for kind in ("cache", "checked", "note")}
-    facts = {**model.report.facts, "cache": texts["cache"], "checked": texts["checked"], "notes": [texts["note"]]}
+    facts = dataclasses.replace(
+        model.report.facts, cache=texts["cache"], checked=texts["checked"], notes=(texts["note"],)
+    )
     screen = str(dataclasses.replace(model.report, facts=facts))
     assert max(map(len, screen.splitlines())) <= WIDTH
     joined = " ".join(screen.split())

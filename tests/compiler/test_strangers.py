@@ -17,7 +17,7 @@ import torch
 import tilewright as tw
 from tests.ir.tile.launched import mutated
 from tests.passes.lower_tile_to_loops.kernels import on_tiles
-from tilewright.errors import TilewrightError
+from tilewright.errors import DimMismatchError, TilewrightError
 from tilewright.ir.backend import machine_of
 from tilewright.ir.dtypes import F32
 from tilewright.passes.lower_tile_to_loops import lower_kernel
@@ -108,6 +108,32 @@ def test_the_step_table_of_a_stranger_is_not_read(saved: Path, tmp_path: Path, o
     except TilewrightError:
         return
     assert torch.equal(loaded(ids), tw.load(saved)(ids))
+
+
+class Odd(torch.nn.Module):
+    """Decides by a size, so that every call is held to a guard."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2 if x.shape[0] % 2 else x + 1
+
+
+def test_calls_are_held_to_the_guards_of_the_ir(tmp_path: Path) -> None:
+    compiled = tw.compile(Odd().eval(), (torch.ones(5),), dims={"x": (tw.Dim("t", 1, 40),)})
+    path, guard = tmp_path / "odd.tw", '#tw.guards<["mod(t, 2) != 0" at "'
+    compiled.save(path)
+    for level in ("graph", "tile"):
+        assert guard in compiled.ir(level)  # type: ignore[arg-type]
+    again = tw.load(path, native=False)
+    assert torch.equal(again(torch.ones(7)), torch.full((7,), 2.0))
+    with pytest.raises(DimMismatchError):
+        again(torch.ones(6))
+    for section, change in (
+        ("ir/tile", sub(r"mod\(t, 2\) != 0", "mod(t, 2) == 0")),
+        ("ir/tile", sub(r", tw\.guards = [^>]*>", "")),
+        ("program", sub(r'"guards":\[\[.*?\]\]', '"guards":[]')),
+    ):
+        with pytest.raises(TilewrightError, match="its step table and its IR hold calls to different guards"):
+            tw.load(forged(path, tmp_path / "forged.tw", change, section), native=False)
 
 
 CALLING = """

@@ -180,7 +180,7 @@ def test_a_cache_that_is_off_leaves_no_folder(
     if how == "environment":
         monkeypatch.setenv("TILEWRIGHT_CACHE", "off")
     compiled = compile_mlp(model, cache="off" if how == "option" else True)
-    assert compiled.facts["cache"] == "off"
+    assert compiled.facts.cache == "off"
     assert not list(tmp_path.iterdir())
     if how == "environment":
         with pytest.raises(CacheError, match=r"^TW041 .*TILEWRIGHT_CACHE=off: there is no cache\n  next: unset"):

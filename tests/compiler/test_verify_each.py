@@ -25,7 +25,7 @@ DIMS = {"x": (tw.Dim("batch", 1, 4), tw.Dim("tokens", 1, 9), None)}
 def test_every_pass_of_the_default_pipeline_keeps_the_numbers(precision: str) -> None:
     compiled = tw.compile(Block().eval(), args=(X,), dims=DIMS, verify_each="numeric", precision=precision)
     assert compiled(X).shape == X.shape
-    assert compiled.facts["cache"] == "off (verify_each)"
+    assert compiled.facts.cache == "off (verify_each)"
 
 
 @pytest.mark.parametrize(

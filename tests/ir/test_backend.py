@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -35,3 +36,17 @@ def test_a_backend_that_cannot_be_imported_hurts_only_those_who_ask_for_it() -> 
 def test_an_unknown_target_lists_the_names_there_are() -> None:
     with pytest.raises(TargetError, match=r"(?s)no backend is called 'cqu'.*use one of cpu, .*broken"):
         backend.resolve_target("cqu")
+
+
+def test_a_manifest_is_refused_with_every_field_at_fault() -> None:
+    cpu = backend.backends()["cpu"]
+    for change, said in (
+        ({"api": 1}, "backend cpu: api: 1 is not 2"),
+        ({"name": "my cpu"}, "name: 'my cpu' is not an identifier"),
+        ({"machines": {}}, "machines: none is described"),
+        ({"dtypes": cpu.dtypes | {"f7", "f5"}}, "dtypes: f5, f7 is none of "),
+        ({"device": "cpu"}, "device: 'cpu' is no DeviceKind"),
+    ):
+        with pytest.raises(BackendManifestError) as caught:
+            replace(cpu, **change)  # type: ignore[arg-type]
+        assert said in str(caught.value)

@@ -11,7 +11,7 @@ import torch
 import tilewright as tw
 from bench.models import MOST_BATCH, MOST_TOKENS, SentenceEncoder, minilm
 from tests.models.encoders import draw_call, draw_sizes
-from tilewright.backends.cpu import workers
+from tilewright.backends.host import workers
 from tilewright.compiler import building
 from tilewright.ir.module import parse_module
 from tilewright.ir.tile.containment import unproved

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.native_kernels import GENERIC, driver
-from tilewright.backends.cpu.mlir import compile_object
+from tilewright.backends.host.mlir import compile_object
 from tilewright.ir.dims import Dim, Expr
 from tilewright.ir.dtypes import F32, DType
 from tilewright.ir.signature import Argument, Input, Output, Parameter, Signature
@@ -117,7 +117,7 @@ def affine_program(**changes: Any) -> Program:
         weights=(TensorSpec("scale", (ONE,), F32), TensorSpec("bias", (ONE,), F32)),
         packed=(TensorSpec("power", (ONE,), F32),),
         prepare=(Routine((affine_step("square", scale, scale, bias, packed, ONE),)),),
-        kernels=tuple(KernelInfo(symbol, symbol) for symbol in SYMBOLS),
+        kernels=tuple(KernelInfo(symbol, symbol, symbol) for symbol in SYMBOLS),
     )
     return replace(program, **changes)
 

@@ -16,8 +16,8 @@ import pytest
 
 from tests.native_kernels import GENERIC
 from tests.runtime.programs import SYMBOLS, affine, affine_program, code, kernel_object, pool, values
-from tilewright.backends.cpu.driver import driver_text
-from tilewright.backends.cpu.mlir import compile_object
+from tilewright.backends.host.driver import driver_text
+from tilewright.backends.host.mlir import compile_object
 from tilewright.errors import ArtifactError, CpuFeatureError, OptionError, TilewrightError
 from tilewright.ir.dims import Expr
 from tilewright.ir.dtypes import F32
@@ -32,12 +32,13 @@ from tilewright.runtime.artifact import (
 )
 from tilewright.runtime.artifact_file import Container, NewSection, write_container
 from tilewright.runtime.executor import Executable
+from tilewright.runtime.facts import Declined, Facts
 from tilewright.runtime.prepare import prepare_weights
 from tilewright.runtime.program import Program, TensorSpec
 from tilewright.runtime.safetensors_file import SafetensorsFile
 
 IR = {"graph": "graph.func @main", "tile": "tile.kernel @k \u00e9"}
-FACTS = {"model": "affine"}
+FACTS = Facts(model="affine", applied={"fuse": 2}, refused=(Declined("fuse", "graph.map", "too many ops"),))
 
 
 def native_code(features: tuple[str, ...] = ()) -> NativeCode:
@@ -267,8 +268,9 @@ def test_a_foreign_program_in_a_right_container_is_refused(tmp_path: Path, rng: 
         write_container(path, container.facts, [NewSection.of(n, c) for n, c in changed.items()])
         with pytest.raises(ArtifactError, match=said):
             load_artifact(path)
-    for facts in (None, {}, {**container.facts, "kernels": [{}]}, {**container.facts, "ir": ["other"]}):
-        write_container(path, facts, [NewSection.of(n, c) for n, c in parts.items()])
+    changes: list[dict[str, Any]] = [{"kernels": [{}]}, {"ir": ["other"]}, {"facts": {"model": 1}}]
+    for header in (None, {}, *({**container.facts, **change} for change in changes)):
+        write_container(path, header, [NewSection.of(n, c) for n, c in parts.items()])
         with pytest.raises(ArtifactError):
             load_artifact(path)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.native_kernels import GENERIC
-from tilewright.backends.cpu.mlir import TARGETS, compile_object
+from tilewright.backends.host.mlir import TARGETS, compile_object
 from tilewright.errors import ToolchainError
 from tilewright.runtime import native
 

@@ -16,6 +16,7 @@ from tests.runtime.programs import B, T, affine_program
 from tilewright.errors import ArtifactError
 from tilewright.ir.dims import Dim, Expr, floordiv, maximum, minimum, mod
 from tilewright.ir.dtypes import DTYPES
+from tilewright.ir.grid_abi import Grid
 from tilewright.ir.guards import Guard
 from tilewright.runtime.canonical import canonical_json, key_of
 from tilewright.runtime.program import (
@@ -50,11 +51,7 @@ exprs = st.recursive(
 dims = st.builds(Dim, symbols, st.integers(0, 5), st.none() | st.integers(5, 99), st.sampled_from(["declared", "read"]))
 refs = st.builds(Ref, st.sampled_from(SPACES), st.integers(0, 99), exprs)
 specs = st.builds(TensorSpec, names, st.lists(exprs, max_size=3).map(tuple), st.sampled_from(list(DTYPES.values())))
-plain = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | names,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3),
-    max_leaves=6,
-)
+grids = st.none() | st.builds(Grid, exprs, st.integers(1, 1024), st.integers(0, 1 << 18))
 
 
 def tuples(items: st.SearchStrategy[Any], most: int = 3) -> st.SearchStrategy[tuple[Any, ...]]:
@@ -93,12 +90,11 @@ programs = st.builds(
         st.builds(Guard, exprs, st.sampled_from(["==", "!=", "<=", "<", ">=", ">"]), exprs, st.none() | names), 2
     ),
     reads=tuples(st.builds(ReadDim, names, numbers, numbers), 2),
-    kernels=tuples(st.builds(KernelInfo, names, names, plain), 2),
+    kernels=tuples(st.builds(KernelInfo, names, names, names, grids), 2),
     tied=tuples(st.tuples(names, names), 2),
     ignored=tuples(names),
     transient=tuples(names),
     target=names,
-    report=plain,
 )
 
 

@@ -249,7 +249,7 @@ def test_a_child_forked_with_a_team_open_goes_on_alone() -> None:
 def test_a_child_forked_while_another_thread_loads_code_can_load_code() -> None:
     run_script("""
         from tests.native_kernels import GENERIC, RECORD
-        from tilewright.backends.cpu.mlir import compile_object
+        from tilewright.backends.host.mlir import compile_object
         from tilewright.runtime import native
         code, stop = compile_object(RECORD, GENERIC), threading.Event()
 
@@ -323,7 +323,7 @@ def test_the_number_of_cores_follows_affinity_and_the_environment(monkeypatch: p
 
 def test_a_driver_of_another_layout_is_refused() -> None:
     from tests.native_kernels import GENERIC, RECORD
-    from tilewright.backends.cpu.mlir import compile_object
+    from tilewright.backends.host.mlir import compile_object
 
     with pytest.raises(ToolchainError, match=r"Symbols not found: \[ tw_\w+_v\d+ \]"):
         Driver(compile_object(RECORD, GENERIC))

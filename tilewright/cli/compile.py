@@ -68,9 +68,9 @@ def compile_model(
         cache=cache,
     )
     backend, _ = resolve_target(options.get("target", "cpu"))
-    if backend.device != "cpu":
+    if (absent := backend.device.why_not_here()) is not None:
         raise TargetError(
-            f"an artifact holds what runs in a process, and this one has no executor for {backend.name}",
+            f"an artifact holds what runs in a process, and this one has no executor for {backend.name}: {absent}",
             step="read its kernels from tw.compile(...).sources, or give a target that runs here",
         )
     begin = time.perf_counter()
@@ -80,7 +80,7 @@ def compile_model(
     print(
         f"{output}: {shown(output.stat().st_size)}, {len(program.main.steps)} steps, {len(program.symbols)} kernels "
         f"for {program.target}, dims {'; '.join(map(str, program.dims)) or 'none'}; "
-        f"{time.perf_counter() - begin:.1f} s, cache {compiled.facts['cache'].partition(' (')[0]}"
+        f"{time.perf_counter() - begin:.1f} s, cache {compiled.facts.cache.partition(' (')[0]}"
     )
 
 

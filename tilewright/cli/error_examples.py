@@ -309,9 +309,9 @@ tw.compile(Model(), args=(x,), dims={"x": {0: tw.Dim("batch", 1, 8)}})
         runs=False,
     ),
     "TW033": Example(
-        "from tilewright.backends.cpu.mlir import TARGETS, compile_object\n\n"
+        "from tilewright.backends.host.mlir import TARGETS, compile_object\n\n"
         'compile_object("llvm.func @f() -> i32 { llvm.return }", TARGETS["generic"])',
-        "from tilewright.backends.cpu.mlir import TARGETS, compile_object\n\n"
+        "from tilewright.backends.host.mlir import TARGETS, compile_object\n\n"
         'compile_object("llvm.func @f() { llvm.return }", TARGETS["generic"])',
     ),
     "TW034": Example(_kernel(4, 3), _kernel(4, 4)),

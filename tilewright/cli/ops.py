@@ -48,3 +48,8 @@ def _explain(entry: OpEntry) -> None:
         print(f"  {what}: {', '.join(listed) or 'none'}")
     for declared in entry.properties:
         print(f"  {declared}")
+    if entry.dialect == "graph":
+        from tilewright.passes.lower_to_tile.skeletons import skeletons_for
+
+        for skeleton in skeletons_for(entry.name):
+            print(f"  lowered by {skeleton.kind}: {skeleton.doc}")

@@ -14,6 +14,7 @@ from tilewright.errors import IRError, OptionError, PassOptionError
 if TYPE_CHECKING:
     from xdsl.dialects.builtin import ModuleOp
 
+    from tilewright.ir.backend import Backend
     from tilewright.ir.passing import Instrument, Pipeline
 
 _MODES: Final = ("ir", "numeric")
@@ -25,7 +26,8 @@ PassText = Annotated[
         "-p",
         "--passes",
         metavar="PIPELINE",
-        help="'canonicalize,fuse{max-ops=8}'; none: only parse and verify.",
+        help="'canonicalize,fuse{max-ops=8}', or 'default': all that compile runs for the target; none: only parse and "
+        "verify.",
         show_default=False,
     ),
 ]
@@ -81,13 +83,14 @@ def opt(
         raise OptionError(
             f"--verify-each={verify_each} is not one of {', '.join(_MODES)}", step="write --verify-each=numeric"
         )
-    parsed = read_pipeline(pipeline)
+    backend, machine = resolve_target(target)
+    parsed = read_pipeline(pipeline, backend)
     if print_after not in (None, "all", "changed") and print_after not in {p.name for p in parsed.passes}:
         names = ", ".join(dict.fromkeys(p.name for p in parsed.passes)) or "no passes"
         raise PassOptionError(f"--print-after={print_after}: the pipeline has {names}", step="write --print-after=all")
     text, name = read(file)
     module = parse_module(text, name)
-    ctx = Context(machine=resolve_target(target)[1], dims=dim_space(module))
+    ctx = Context(machine=machine, dims=dim_space(module))
     clock = Clock()
     instruments: list[Instrument] = [Idle(sys.stderr)]
     if print_after is not None:
@@ -137,12 +140,12 @@ def read(file: str) -> tuple[str, str]:
         ) from fault
 
 
-def read_pipeline(text: str) -> Pipeline:
-    """A pipeline's text as passes."""
-    from tilewright.ir.passing import Pipeline
-    from tilewright.passes.pipeline import PASSES
+def read_pipeline(text: str, backend: Backend) -> Pipeline:
+    """A pipeline's text as passes; "default" is the one that compile runs for the backend."""
+    from tilewright.compiler.pipelines import whole_pipeline
+    from tilewright.passes.pipeline import parse_pipeline
 
-    return Pipeline.parse(text, PASSES)
+    return whole_pipeline(backend) if text.strip() == "default" else parse_pipeline(text)
 
 
 def show_remarks(ctx: Any) -> None:

@@ -20,6 +20,9 @@ Name = Annotated[str | None, typer.Argument(metavar="[NAME]", help="A pass.", sh
 def passes(name: Name = None) -> None:
     """Lists the passes and the default pipeline, or explains one."""
     from tilewright.cli.tables import show
+    from tilewright.compiler.pipelines import legalizing
+    from tilewright.ir.backend import backends
+    from tilewright.ir.passing import Pipeline
     from tilewright.passes.pipeline import PASSES, default_pipeline
 
     if name is None:
@@ -28,6 +31,9 @@ def passes(name: Name = None) -> None:
             [(n, _line(PASSES[n]()), ", ".join(options(PASSES[n]()))) for n in PASSES],
         )
         print(f"\nThe default pipeline: {default_pipeline()}")
+        for backend in backends().values():
+            if backend.legalize:
+                print(f"After it, for {backend.name}: {Pipeline(legalizing(backend))}")
         return
     if name not in PASSES:
         near = difflib.get_close_matches(name, list(PASSES), n=1)

@@ -32,13 +32,16 @@ def targets() -> None:
 
 def _state(backend: Backend, machine: Machine) -> str:
     """Whether kernels for a machine can be compiled here, and run here."""
+    from tilewright.compiler.levels import LEVELS
     from tilewright.compiler.options import Options
     from tilewright.runtime.native import cpu_features
 
+    if backend.takes not in LEVELS:
+        return f"not ready: nothing lowers to {backend.takes}"
     missing = backend.probe()
     if missing is not None:
         return f"not ready: {missing}"
-    if backend.device != "cpu":
+    if backend.device.why_not_here() is not None:
         return "compiles here"
     lacking = sorted(set(machine.features) - cpu_features()) if machine.family == "cpu" else []
     if lacking:

@@ -16,7 +16,7 @@ from tilewright.compiler.code import Code
 from tilewright.compiler.compiled import Compiled
 from tilewright.compiler.linking import DRIVER, ready
 from tilewright.compiler.stopwatch import Stopwatch
-from tilewright.errors import CpuFeatureError, MissingDependencyError, Problem, UnsupportedOpError
+from tilewright.errors import CpuFeatureError, MissingDependencyError, Problem, TargetError, UnsupportedOpError
 from tilewright.runtime.artifact import (
     Artifact,
     KernelObject,
@@ -32,18 +32,23 @@ from tilewright.runtime.safetensors_file import SafetensorsFile
 SOURCES: Final = "sources"
 """The level under which an artifact keeps the kernels' sources, as JSON."""
 
-# What compiling noted and is the same wherever and whenever it ran: no times, no state of a cache.
-_FACTS: Final = ("model", "applied", "patterns", "refused", "notes", "pipeline", "options")
 _TOOLCHAIN: Final = ("xdsl", "torch_mlir")
 
 
 def save(compiled: Compiled, path: str | Path) -> None:
     """Writes a compiled object as one artifact, weights streamed. The same model and options give the same bytes.
 
-    Raises UnsupportedOpError for a program with operators that run in torch, ArtifactError where the file cannot be
-    written.
+    Raises UnsupportedOpError for a program with operators that run in torch, TargetError for one that nothing here
+    runs, ArtifactError where the file cannot be written.
     """
     code = compiled.code
+    if compiled.loaded is None:
+        target = code.program.target
+        raise TargetError(
+            f"an artifact holds weights as the program's own kernels pack them, and this process has no executor for "
+            f"{target}",
+            step="save it where the program runs; its sources are in .sources, its objects in .code.objects",
+        )
     hosted = [
         Problem("runs in torch, and an artifact holds no torch code", op=step.host.callee, where=step.location)
         for step in code.program.main.steps
@@ -60,7 +65,7 @@ def save(compiled: Compiled, path: str | Path) -> None:
         ir={**code.texts, SOURCES: canonical_json(dict(code.sources))},
         native_code=_native_code(code),
         weights=stored,
-        facts={name: compiled.facts[name] for name in _FACTS if name in compiled.facts},
+        facts=compiled.facts.stored(),
     )
 
 
@@ -81,10 +86,9 @@ def load_compiled(
     with watch.stage("load"):
         artifact = load_artifact(path, rebuild=_rebuild, use_native=native)
     origin = f"artifact {Path(path).name}" + (", kernels built again" if artifact.rebuilt else "")
-    facts = {**artifact.facts, "cache": origin}
     return ready(
-        _code(artifact), facts, lambda *_: artifact.weights, watch, threads=threads, memory_limit=memory_limit,
-        cleared=artifact.rebuilt,
+        _code(artifact), artifact.facts, lambda *_: artifact.weights, watch, origin=origin, threads=threads,
+        memory_limit=memory_limit, cleared=artifact.rebuilt,
     )  # fmt: skip
 
 

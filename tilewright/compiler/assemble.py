@@ -60,7 +60,7 @@ class Interface:
             tuple(sorted(captured.aliases.items())),
             frozenset(captured.transient),
             frozenset({*captured.weights, *captured.states}),
-            tuple(ReadDim(dim, number) for dim, number in captured.reads),
+            tuple(ReadDim(read.dim, read.argument) for read in captured.reads),
         )
 
     @staticmethod

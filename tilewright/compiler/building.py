@@ -5,20 +5,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from xdsl.dialects.builtin import ModuleOp
 
 from tilewright.compiler.assemble import Interface, assemble
 from tilewright.compiler.code import Code
+from tilewright.compiler.levels import Weaving, stage_of
 from tilewright.compiler.stopwatch import Stopwatch
+from tilewright.compiler.supported_dtypes import check_dtypes
 from tilewright.errors import TargetError
 from tilewright.ir.backend import Backend, Source, content_of, kernels_of
 from tilewright.ir.dims import DimSpace
 from tilewright.ir.grid_abi import Grid
 from tilewright.ir.machine import Machine
 from tilewright.ir.tile.structure import KernelOp
-from tilewright.passes.lower_tile_to_loops import lower_kernel
 from tilewright.runtime.program import KernelInfo
 
 
@@ -45,7 +45,7 @@ def build_code(
     with watch.stage("assemble"):
         program = assemble(
             module, interface, built.symbols, built.infos, target=f"{backend.name}:{machine.name}", dims=dims,
-            device=backend.device,
+            device=backend.device.name,
         )  # fmt: skip
         objects = {**built.objects, **(backend.runtime_objects(machine) if runtime is None else runtime())}
     return Code(program, objects, built.sources, texts, built.features)
@@ -68,8 +68,7 @@ class Kernels:
     def infos(self) -> list[KernelInfo]:
         """An entry for each symbol, with one of its kernels' names."""
         names = {self.symbols[n]: n for n in sorted(self.symbols)}
-        grids: dict[str, dict[str, Any]] = {s: {"grid": grid.plain()} for s, grid in self.grids.items()}
-        return [KernelInfo(s, s, {"name": n, **grids.get(s, {})}) for s, n in names.items()]
+        return [KernelInfo(s, s, n, self.grids.get(s)) for s, n in names.items()]
 
 
 def build_kernels(
@@ -84,12 +83,14 @@ def build_kernels(
     """Kernels to objects; equal kernels compile once. instrument: with counters, see `instrumented`.
 
     cleared: a thread's scratch is zeros when a kernel begins. Raises TargetError for counters on a backend that takes
-    tiles: they are woven into loops.
+    tiles: they are woven into loops; LoweringError for dtypes that the backend lacks.
     """
-    if instrument and backend.takes != "loops":
+    stage = stage_of(backend)
+    if instrument and not stage.woven:
         raise TargetError(
             f"{backend.name} takes {backend.takes}s, and only loops carry counters", step="count with target='cpu'"
         )
+    check_dtypes(kernels, backend)
     watch = watch or Stopwatch()
     symbols: dict[str, str] = {}
     unique: dict[str, KernelOp] = {}
@@ -102,12 +103,12 @@ def build_kernels(
         for symbol, kernel in unique.items():
             renamed = kernel.clone()
             renamed.properties["sym_name"] = type(kernel.sym_name)(symbol)
-            if backend.takes == "loops":
-                with watch.part("lowering", names[symbol]):
-                    loops = lower_kernel(renamed, machine, instrument=instrument, cleared=cleared)
-                yield symbol, loops
-            else:
+            if stage.lower is None:
                 yield symbol, renamed
+                continue
+            with watch.part("lowering", names[symbol]):
+                source = stage.lower(renamed, machine, Weaving(instrument, cleared))
+            yield symbol, source
 
     built = {}
     for symbol, future in backend.build(lowered(), machine).items():

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tilewright.errors import ExpectationError, NumericMismatchError, OptionError, Problem
+from tilewright.runtime.facts import Facts
 
 if TYPE_CHECKING:
     from tilewright.compiler.compiled import Compiled
@@ -48,15 +49,15 @@ def check_names(expected: Mapping[str, int] | None) -> None:
         raise OptionError(faults, step=f"{hint}the patterns are {', '.join(known)}")
 
 
-def check_expected(expected: Mapping[str, int] | None, facts: Mapping[str, Any]) -> None:
+def check_expected(expected: Mapping[str, int] | None, facts: Facts) -> None:
     """Raises ExpectationError unless every pattern was matched as often as `expect` says."""
-    found: Mapping[str, int] = facts.get("patterns", {})
+    found = facts.patterns
     faults: list[str | Problem] = []
     for name, count in (expected or {}).items():
         if found.get(name, 0) == count:
             continue
-        misses = [r for r in facts.get("refused", []) if r["pass"] == "recognize"]
-        near = f"; nearest miss: {misses[0]['op']}: {misses[0]['reason']} (at {misses[0]['where']})" if misses else ""
+        misses = [declined for declined in facts.refused if declined.by == "recognize"]
+        near = f"; nearest miss: {misses[0].op}: {misses[0].reason} (at {misses[0].where})" if misses else ""
         faults.append(f"{name}: expected {count}, matched {found.get(name, 0)}{near}")
     if faults:
         asked = ", ".join(f'"{name}": {found.get(name, 0)}' for name in expected or {})

@@ -81,7 +81,7 @@ def code_factors(captured: Captured, text: str, target: Target, options: Options
         "graph": hashlib.sha256(text.encode()).hexdigest(),
         "signature": key_of(captured.signature.to_json()),
         "guards": [str(g) for g in captured.guards],
-        "reads": [list(r) for r in captured.reads],
+        "reads": [[read.dim, read.argument] for read in captured.reads],
         "aliases": dict(sorted(captured.aliases.items())),
         "transient": sorted(captured.transient),
         "names": key_of(sorted({*captured.weights, *captured.states})),

@@ -27,6 +27,7 @@ from tilewright.frontend.captured import Captured
 from tilewright.ir.dims import DimSpace
 from tilewright.ir.module import print_module
 from tilewright.ir.passing import Context, Instrument, Pass, run_pipeline
+from tilewright.runtime.facts import Declined, Facts
 
 
 def generate(
@@ -36,7 +37,7 @@ def generate(
     options: Options,
     watch: Stopwatch,
     instruments: tuple[Instrument, ...] = (),
-) -> tuple[Code, dict[str, Any]]:
+) -> tuple[Code, Facts]:
     """Runs the passes, compiles the kernels and assembles the program. The captured module is consumed.
 
     text: of the captured module.
@@ -55,7 +56,7 @@ def _generated(
     watch: Stopwatch,
     instruments: tuple[Instrument, ...],
     runtime: Future[Mapping[str, bytes]],
-) -> tuple[Code, dict[str, Any]]:
+) -> tuple[Code, Facts]:
     module, space = captured.module, DimSpace(captured.dims)
     ctx = Context(
         machine=target.machine,
@@ -72,34 +73,32 @@ def _generated(
         module, Interface.of(captured), target.backend, target.machine, dims=space, texts=texts,
         runtime=runtime.result, watch=watch,
     )  # fmt: skip
-    facts = {
-        **facts_of(ctx, watched.structured or {}), "pipeline": str(target.pipeline), "options": dict(ctx.options),
-        "model": captured.source.model,
-    }  # fmt: skip
-    return code, facts
+    return code, facts_of(ctx, watched.structured or {}, captured.source.model, target, options)
 
 
 STRUCTURED: Final = ("attention", "norm", "rotary", "softmax", "experts")
 """Ops of the graph dialect that count as patterns where they stay whole."""
 
 
-def facts_of(ctx: Context, structured: Mapping[str, int]) -> dict[str, Any]:
+def facts_of(ctx: Context, structured: Mapping[str, int], model: str, target: Target, options: Options) -> Facts:
     """What the report tells of the passes: applications by pass, patterns by name, refusals with their reasons.
 
     structured: ops that stayed whole, recognised by a pass or handed over so by the frontend; they count as patterns.
     """
     recognised = Counter(a.what for a in ctx.applied if a.pass_name == "recognize")
-    return {
-        "applied": dict(sorted(Counter(a.pass_name for a in ctx.applied).items())),
-        "patterns": dict(sorted({**recognised, **structured}.items())),
-        "refused": [
-            {"pass": r.pass_name, "op": r.op, "reason": r.reason, "where": r.where} for r in dict.fromkeys(ctx.refused)
-        ],
-        "notes": [
+    return Facts(
+        model=model,
+        pipeline=str(target.pipeline),
+        precision=options.precision,
+        determinism=target.order(options),
+        applied=dict(sorted(Counter(a.pass_name for a in ctx.applied).items())),
+        patterns=dict(sorted({**recognised, **structured}.items())),
+        refused=tuple(Declined(r.pass_name, r.op, r.reason, r.where) for r in dict.fromkeys(ctx.refused)),
+        notes=tuple(
             f"{count} {noted.what}{'s' if count > 1 else ''}: {noted.text}"
             for noted, count in Counter(ctx.noted).items()
-        ],
-    }
+        ),
+    )
 
 
 @dataclass(frozen=True)

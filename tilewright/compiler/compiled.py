@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from tilewright.compiler.code import Code
 from tilewright.compiler.report import Report
 from tilewright.errors import ArtifactAccessError, OptionError, TargetError
 from tilewright.runtime.executor import Executable, Profile
+from tilewright.runtime.facts import Account
 from tilewright.runtime.memory import Footprint
 from tilewright.runtime.states import StateStore
 
@@ -28,7 +29,7 @@ class Compiled:
 
     code: Code
     loaded: Executable | None
-    facts: Mapping[str, Any]
+    facts: Account
     first_call: FirstCall | None = None
     _profile: Profile | None = None
     _checked: str | None = None
@@ -36,7 +37,7 @@ class Compiled:
     def __repr__(self) -> str:
         program = self.code.program
         dims = ", ".join(map(str, program.dims)) or "no dims"
-        return f"<Compiled {self.facts.get('model', 'program')} on {program.target}, {dims}>"
+        return f"<Compiled {self.facts.model or 'program'} on {program.target}, {dims}>"
 
     @property
     def executable(self) -> Executable:
@@ -67,7 +68,7 @@ class Compiled:
     @property
     def report(self) -> Report:
         """What ran where and why, what moves, and what it costs; `.at(batch=8)` for numbers."""
-        facts = self.facts if self._checked is None else {**self.facts, "checked": self._checked}
+        facts = self.facts if self._checked is None else replace(self.facts, checked=self._checked)
         return Report(self.code, facts, self._profile)
 
     def profile(self, *args: Any, **kwargs: Any) -> Report:

@@ -18,6 +18,7 @@ from xdsl.dialects.builtin import ModuleOp
 
 from tilewright.compiler.checking import distance
 from tilewright.compiler.intermediates import Exposed, kernel_results
+from tilewright.compiler.pipelines import whole_pipeline
 from tilewright.compiler.target import Target
 from tilewright.frontend.captured import Captured
 from tilewright.ir.dims import DimSpace
@@ -25,7 +26,6 @@ from tilewright.ir.graph.base import GraphOp, Setting, tensor
 from tilewright.ir.graph.structure import GroupOp, YieldOp
 from tilewright.ir.graph_interpreter import interpret
 from tilewright.ir.passing import Applied, Context, Pass, Pipeline, run_pipeline
-from tilewright.passes.pipeline import materialising_pipeline
 
 if TYPE_CHECKING:
     import torch
@@ -158,13 +158,18 @@ def _in_kernels(case: Case, pipeline: Pipeline, *, detail: bool) -> Difference |
         if fault is None:
             continue
         ops = [op for op in group.block.ops if not isinstance(op, YieldOp)]
-        inner = _in_kernels(case, materialising_pipeline(), detail=False) if detail and len(ops) > 1 else None
+        inner = _in_kernels(case, _unfused(case), detail=False) if detail and len(ops) > 1 else None
         names = ", ".join(op.name for op in ops)
         described = f"a {group.kind.data} kernel of {names}" if len(ops) > 1 else f"the kernel of {names}"
         if inner is not None:
             described += f"; by itself, {inner.name} differs, too ({inner.detail})"
         return Difference("kernel", group.label.data or names, described, group.loc, *fault)
     return None
+
+
+def _unfused(case: Case) -> Pipeline:
+    """The case's own precision and backend, with every op a kernel."""
+    return whole_pipeline(case.target.backend, precision=str(case.options["precision"]), materialise=True)
 
 
 def _group_fault(group: GroupOp, exposed: Exposed) -> tuple[float, float] | None:

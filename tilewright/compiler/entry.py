@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def compile_model(
         captured = captures()
     compiled = finish(captured, target, options, watch, notes)
     if options.check == "first" and compiled.executable is not None:
-        compiled.first_call = FirstCall(model, captures, target, compiled.facts["options"])
+        compiled.first_call = FirstCall(model, captures, target, compiled.facts.options)
     return compiled
 
 
@@ -76,12 +77,8 @@ def finish(
     else:
         code, facts, origin = store.code(factors, lambda: generate(captured, text, target, options, watch))
     check_expected(options.expect, facts)
-    told = {
-        **facts,
-        "cache": origin,
-        "notes": [*notes, *captured.notes, *facts.get("notes", ())],
-        "model": captured.source.model,
-    }
+    # the graph is the code's key: what its capture noted is not, and another model may have the same graph
+    told = replace(facts, model=captured.source.model, notes=(*notes, *captured.notes, *facts.notes))
 
     def hold(library: NativeLibrary, pool: ThreadPool) -> WeightSet:
         with watch.stage("weights"):
@@ -91,7 +88,7 @@ def finish(
             return store.weights(code, library, pool, chosen, model=captured.source.model)
 
     return ready(
-        code, told, hold, watch, here=target.backend.device == "cpu", threads=options.threads,
+        code, told, hold, watch, origin=origin, here=target.runs_here, threads=options.threads,
         memory_limit=options.memory_limit, host=captured.externs,
     )  # fmt: skip
 

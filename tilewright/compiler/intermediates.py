@@ -26,6 +26,7 @@ from tilewright.ir.passing import Context, Pass, run_pipeline
 from tilewright.ir.signature import Argument, Output, Parameter, Signature
 from tilewright.ir.trees import LEAF, Tree
 from tilewright.runtime.binding import Binder
+from tilewright.runtime.facts import Facts
 from tilewright.runtime.prepare import prepare_weights
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def kernel_results(captured: Captured, target: Target, ctx: Context, tensors: Se
     program, every = code.program, {**captured.weights, **captured.states}
     read = {spec.name: every[spec.name] for spec in program.weights}
     compiled = ready(
-        code, {}, lambda library, pool: prepare_weights(program, library, pool, read), Stopwatch(),
+        code, Facts(), lambda library, pool: prepare_weights(program, library, pool, read), Stopwatch(),
         host=captured.externs,
     )  # fmt: skip
     sizes = program.sizes(Binder(program).bind(tensors, {}).values)

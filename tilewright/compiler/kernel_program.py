@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
 
 from xdsl.dialects.builtin import ModuleOp
 
@@ -17,6 +16,7 @@ from tilewright.compiler.kernel_check import check_kernel
 from tilewright.compiler.kernel_spec import KernelSpec, Static
 from tilewright.compiler.linking import ready
 from tilewright.compiler.options import Options
+from tilewright.compiler.pipelines import kernel_pipeline
 from tilewright.compiler.stopwatch import Stopwatch
 from tilewright.compiler.store import Store
 from tilewright.compiler.target import Target
@@ -24,13 +24,12 @@ from tilewright.ir.backend import kernels_of
 from tilewright.ir.dims import Dim, DimSpace, Expr
 from tilewright.ir.graph.structure import FuncOp
 from tilewright.ir.module import new_module, print_module
-from tilewright.ir.passing import Context, Pipeline
+from tilewright.ir.passing import Context, run_pipeline
 from tilewright.ir.signature import Argument, Input, Output, Parameter, Signature
 from tilewright.ir.tile.structure import KernelOp, LaunchOp
 from tilewright.ir.trees import LEAF, Tree
 from tilewright.ir.types import TensorType
-from tilewright.passes.place_levels import PlaceLevels
-from tilewright.passes.plan_memory import PlanMemory
+from tilewright.runtime.facts import Facts
 from tilewright.runtime.prepare import prepare_weights
 
 
@@ -66,21 +65,26 @@ def kernel_signature(spec: KernelSpec, statics: Mapping[str, Static]) -> Signatu
 
 
 def kernel_code(
-    module: ModuleOp, signature: Signature, spec: KernelSpec, target: Target, watch: Stopwatch
-) -> tuple[Code, dict[str, Any]]:
+    module: ModuleOp, signature: Signature, spec: KernelSpec, target: Target, options: Options, watch: Stopwatch
+) -> tuple[Code, Facts]:
     """Code for a target, and the facts of its report."""
     space = DimSpace([Dim(name, 0) for name in spec.dims])
-    ctx = Context(machine=target.machine, dims=space, options={})
+    facts = Facts(
+        model=f"kernel @{spec.name}",
+        pipeline=str(kernel_pipeline(target.backend)),
+        precision=options.precision,
+        determinism=target.order(options),
+    )
+    ctx = Context(machine=target.machine, dims=space, options=facts.options)
     with watch.stage("passes"):
         text = print_module(module)
-        PlaceLevels().run(module, ctx)
-        PlanMemory().run(module, ctx)
+        run_pipeline(kernel_pipeline(target.backend), module, ctx)
         tile = print_module(module)
     code = build_code(
         module, Interface(signature, (), (), frozenset(), frozenset()), target.backend, target.machine, dims=space,
         texts={"captured": text, "graph": text, "tile": tile}, watch=watch,
     )  # fmt: skip
-    return code, {"applied": {}, "patterns": {}, "refused": [], "pipeline": "", "options": {}}
+    return code, facts
 
 
 def compile_kernel(kernel: KernelOp, spec: KernelSpec, statics: Mapping[str, Static], options: Options) -> Compiled:
@@ -89,27 +93,28 @@ def compile_kernel(kernel: KernelOp, spec: KernelSpec, statics: Mapping[str, Sta
     target = Target.of(options)
     module, signature = kernel_module(kernel, spec, statics), kernel_signature(spec, statics)
     text = print_module(module)
+    pipeline = kernel_pipeline(target.backend)
     factors = {
         "kind": "kernel",
         "tile": hashlib.sha256(text.encode()).hexdigest(),
         "signature": signature.to_json(),
         "machine": target.machine.key(),
         "backend": target.backend.name,
-        "plugins": plugins_of(Pipeline(()), target.backend),
+        "pipeline": str(pipeline),
+        "plugins": plugins_of(pipeline, target.backend),
         "toolchain": dict(target.backend.toolchain()),
         "tilewright": sources_hash(),
     }
 
-    def build() -> tuple[Code, dict[str, Any]]:
+    def build() -> tuple[Code, Facts]:
         # What a cache holds has been checked: its key names the kernel's text and this package's sources.
         check_kernel(kernel)
-        return kernel_code(module, signature, spec, target, watch)
+        return kernel_code(module, signature, spec, target, options, watch)
 
     code, facts, origin = Store.of(options).code(factors, build)
-    told = {**facts, "cache": origin, "notes": [], "model": f"kernel @{spec.name}"}
     return ready(
-        code, told, lambda library, pool: prepare_weights(code.program, library, pool, {}), watch,
-        here=target.backend.device == "cpu", threads=options.threads, memory_limit=options.memory_limit,
+        code, facts, lambda library, pool: prepare_weights(code.program, library, pool, {}), watch, origin=origin,
+        here=target.runs_here, threads=options.threads, memory_limit=options.memory_limit,
     )  # fmt: skip
 
 
@@ -117,5 +122,6 @@ def kernel_sources(kernel: KernelOp, target: Target) -> Mapping[str, str]:
     """The kernel's generated source for a target, compiled by the target's own toolchain, by name."""
     module = new_module()
     module.body.block.add_op(kernel.clone())
-    PlaceLevels().run(module, Context(machine=target.machine, dims=DimSpace(()), options={}))
+    ctx = Context(machine=target.machine, dims=DimSpace(()), options={})
+    run_pipeline(kernel_pipeline(target.backend), module, ctx)
     return build_kernels(kernels_of(module), target.backend, target.machine).sources

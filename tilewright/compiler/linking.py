@@ -7,13 +7,14 @@ a tensor library, the IR's library or a code generator.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 from tilewright.compiler.code import Code
 from tilewright.compiler.compiled import Compiled
 from tilewright.compiler.stopwatch import Stopwatch
 from tilewright.runtime import native
 from tilewright.runtime.executor import Executable
+from tilewright.runtime.facts import Account, Facts
 from tilewright.runtime.launch import HostFunction
 from tilewright.runtime.native import NativeLibrary
 from tilewright.runtime.threads import ThreadPool, thread_pool
@@ -28,10 +29,11 @@ Holding: TypeAlias = Callable[[NativeLibrary, ThreadPool], WeightSet]
 
 def ready(
     code: Code,
-    facts: Mapping[str, Any],
+    facts: Facts,
     hold: Holding,
     watch: Stopwatch,
     *,
+    origin: str = "",
     here: bool = True,
     threads: int | None = None,
     memory_limit: int | None = None,
@@ -40,8 +42,8 @@ def ready(
 ) -> Compiled:
     """The code as a callable. facts: for its report, to which what the stopwatch has is added.
 
-    here: this process can run it; otherwise it is there to be read. See Executable for the other
-    options.
+    origin: where the code came from: a cache, an artifact, or why it was made. here: this process can run it; otherwise
+    it is there to be read. See Executable for the other options.
     Raises CpuFeatureError where this CPU lacks what the code uses, ToolchainError where it does not link.
     """
     loaded = None
@@ -55,4 +57,4 @@ def ready(
         loaded = Executable(
             code.program, library, weights, pool, threads=threads, memory_limit=memory_limit, host=host, cleared=cleared
         )
-    return Compiled(code, loaded, {**facts, "seconds": dict(watch.seconds), "parts": dict(watch.parts)})
+    return Compiled(code, loaded, Account.of(facts, cache=origin, seconds=watch.seconds, parts=watch.parts))

@@ -14,19 +14,20 @@ from xdsl.dialects.builtin import ModuleOp
 from tilewright.compiler.assemble import Interface
 from tilewright.compiler.building import build_code
 from tilewright.compiler.code import Code
+from tilewright.compiler.pipelines import planning_pipeline
 from tilewright.errors import ArtifactError, CpuFeatureError, IRError, ParseError, Problem
 from tilewright.ir.backend import Backend, backends
 from tilewright.ir.dims import Expr
+from tilewright.ir.entry_attributes import guards, reads
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.structure import FuncOp
 from tilewright.ir.machine import Machine
 from tilewright.ir.module import dim_space, parse_module
-from tilewright.ir.passing import Context
+from tilewright.ir.passing import Context, run_pipeline
 from tilewright.ir.tile.containment import unproved
-from tilewright.passes.plan_memory import PlanMemory
 from tilewright.runtime import native
 from tilewright.runtime.artifact import Rebuildable
-from tilewright.runtime.program import Program
+from tilewright.runtime.program import Program, ReadDim
 
 _STEP = "save the artifact again where the model was compiled"
 _UNPROVED = "load a file that you trust with native=True, or compile the model again with bounds for all its dims"
@@ -49,8 +50,9 @@ def rebuild(parts: Rebuildable) -> Code:
         ) from fault
     space = dim_space(module)
     _agree(module, parts)
+    run_pipeline(planning_pipeline(backend), module, Context(machine=machine, dims=space))
+    # last: what a backend's own passes leave is what is compiled
     _contained(module, parts)
-    PlanMemory().run(module, Context(machine=machine, dims=space))
     return build_code(
         module, Interface.again(parts.program), backend, machine, dims=space, texts=parts.ir, cleared=True
     )
@@ -78,6 +80,10 @@ def _agree(module: ModuleOp, parts: Rebuildable) -> None:
     faults = []
     if tuple(dim_space(module).dims.values()) != program.dims:
         faults.append(f"{parts.path}: its signature and its IR declare different dims")
+    if guards(module) != program.guards:
+        faults.append(f"{parts.path}: its step table and its IR hold calls to different guards")
+    if tuple(ReadDim(read.dim, read.argument) for read in reads(module)) != program.reads:
+        faults.append(f"{parts.path}: its step table and its IR read different dims")
     leaves, arguments = program.signature.tensors, list(main.arguments.values())
     if len(leaves) != len(arguments):
         faults.append(f"{parts.path}: a call has {len(leaves)} tensors, its IR takes {len(arguments)}")
@@ -94,7 +100,7 @@ def _agree(module: ModuleOp, parts: Rebuildable) -> None:
 
 def _contained(module: ModuleOp, parts: Rebuildable) -> None:
     """ArtifactError unless every access is proved to stay inside its buffer in every call."""
-    problems = unproved(module, [fact for guard in parts.program.guards for fact in guard.facts()])
+    problems = unproved(module, [fact for guard in guards(module) for fact in guard.facts()])
     if problems:
         raise ArtifactError([Problem(f"{parts.path}: {p.text}", p.op, p.where) for p in problems], step=_UNPROVED)
 

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from tilewright.compiler.code import Code
 from tilewright.errors import PassOptionError
 from tilewright.ir.backend import machine_of
 from tilewright.ir.module import dim_space, parse_module, print_module
 from tilewright.ir.passing import Context, Pipeline, run_pipeline
-from tilewright.passes.pipeline import PASSES
+from tilewright.passes.pipeline import parse_pipeline
+from tilewright.runtime.facts import Facts
 
 
-def text_after(code: Code, facts: Mapping[str, Any], after: str) -> str:
+def text_after(code: Code, facts: Facts, after: str) -> str:
     """The module's text after a pass.
 
     after: a pass of the pipeline that compiled the program; "canonicalize:2" is the second of that name.
     Raises PassOptionError for a name that the pipeline has not, or a pass that is no longer installed.
     """
-    pipeline = Pipeline.parse(facts["pipeline"], PASSES)
+    pipeline = parse_pipeline(facts.pipeline)
     name, _, number = after.partition(":")
     places = [i for i, p in enumerate(pipeline.passes) if p.name == name]
     which = int(number) if number.isdecimal() else 1
@@ -29,6 +27,6 @@ def text_after(code: Code, facts: Mapping[str, Any], after: str) -> str:
         )
     module = parse_module(code.texts["captured"], "captured")
     _, machine = machine_of(code.program.target)
-    ctx = Context(machine=machine, dims=dim_space(module), options=facts["options"])
+    ctx = Context(machine=machine, dims=dim_space(module), options=facts.options)
     run_pipeline(Pipeline(pipeline.passes[: places[which - 1] + 1]), module, ctx)
     return print_module(module)

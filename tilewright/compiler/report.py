@@ -17,6 +17,7 @@ from tilewright.ir.dims import Expr
 from tilewright.ir.machine import Machine
 from tilewright.runtime.asked_sizes import asked_sizes
 from tilewright.runtime.executor import Profile
+from tilewright.runtime.facts import Account
 from tilewright.runtime.resolve import footprint
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Report:
     """See the module's docstring. `str()` is the screen; `.at(batch=8, tokens=82)` puts numbers for formulas."""
 
     code: Code
-    facts: Mapping[str, Any]
+    facts: Account
     profile: Profile | None = None
     dims: Mapping[str, int] | None = None
 
@@ -88,7 +89,7 @@ class Report:
         for timed in self.profile.steps if self.profile is not None else ():
             measured[timed.name] = measured.get(timed.name, 0.0) + timed.seconds
         launches = Counter(step.name for step in self.code.program.main.steps)
-        names = {k.symbol: (k.facts or {}).get("name", k.symbol) for k in self.code.program.kernels}
+        names = {k.symbol: k.name for k in self.code.program.kernels}
         seen: set[str] = set()
         for step in self.code.program.main.steps:
             if step.name in seen or step.host is not None:
@@ -129,21 +130,22 @@ class Report:
         """Everything on the screen as plain data."""
         program = self.code.program
         return {
-            "model": self.facts.get("model"),
+            "model": self.facts.model,
             "target": program.target,
             "dims": [str(d) for d in program.dims],
             "at": None if self.sizes is None else dict(self.sizes),
             "kernels": [{name: _plain(value) for name, value in vars(row).items()} for row in self.rows],
-            "patterns": dict(self.facts.get("patterns", {})),
-            "applied": dict(self.facts.get("applied", {})),
-            "refused": list(self.facts.get("refused", [])),
+            "patterns": dict(self.facts.patterns),
+            "applied": dict(self.facts.applied),
+            "pipeline": self.facts.pipeline,
+            "refused": [declined.to_json() for declined in self.facts.refused],
             "fallbacks": [s.name for s in program.main.steps if s.host is not None],
             "memory": self._memory(),
-            "seconds": dict(self.facts.get("seconds", {})),
-            "seconds_by_part": {kind: dict(parts) for kind, parts in self.facts.get("parts", {}).items()},
-            "cache": self.facts.get("cache"),
-            "notes": list(self.facts.get("notes", [])),
-            "checked": self.facts.get("checked"),
+            "seconds": dict(self.facts.seconds),
+            "seconds_by_part": {kind: dict(parts) for kind, parts in self.facts.parts.items()},
+            "cache": self.facts.cache,
+            "notes": list(self.facts.notes),
+            "checked": self.facts.checked,
         }
 
     def _memory(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from tilewright.errors import CacheError
 from tilewright.runtime.cache import ENVIRONMENT, NOTE, OFF, Cache
 from tilewright.runtime.cache_entry import Entry
 from tilewright.runtime.canonical import canonical_json, key_of
+from tilewright.runtime.facts import Facts
 from tilewright.runtime.native import NativeLibrary
 from tilewright.runtime.prepare import prepare_weights
 from tilewright.runtime.program_json import program_from_text, program_text, program_to_json
@@ -63,14 +64,12 @@ class Store:
         self.cache = None
         warnings.warn(f"{fault.code} {fault.problems[0]}; going on without one. {fault.step}", stacklevel=2)
 
-    def code(
-        self, factors: Mapping[str, Any], build: Callable[[], tuple[Code, dict[str, Any]]]
-    ) -> tuple[Code, dict[str, Any], str]:
+    def code(self, factors: Mapping[str, Any], build: Callable[[], tuple[Code, Facts]]) -> tuple[Code, Facts, str]:
         """Code and the facts about how it was made, and a line that says where they came from."""
         if self.cache is None:
             code, facts = build()
             return code, facts, "off"
-        fresh: list[tuple[Code, dict[str, Any]]] = []
+        fresh: list[tuple[Code, Facts]] = []
         miss = self.cache.explain_miss(factors)
 
         def fill(folder: Path) -> None:
@@ -121,12 +120,12 @@ class Store:
         return WeightSet(program, SafetensorsFile(entry.folder / _PACKED))
 
 
-def write_code(folder: Path, code: Code, facts: Mapping[str, Any]) -> None:
+def write_code(folder: Path, code: Code, facts: Facts) -> None:
     """Writes a compiled program into an empty folder."""
     (folder / _PROGRAM).write_text(program_text(code.program), encoding="utf-8")
-    (folder / _FACTS).write_text(canonical_json(facts), encoding="utf-8")
+    (folder / _FACTS).write_text(canonical_json(facts.to_json()), encoding="utf-8")
     (folder / _SOURCES).write_text(json.dumps(dict(code.sources)), encoding="utf-8")
-    (folder / NOTE).write_text(str(facts.get("model", "")), encoding="utf-8")
+    (folder / NOTE).write_text(facts.model, encoding="utf-8")
     (folder / _TEXTS).write_text(json.dumps(dict(code.texts)), encoding="utf-8")
     names = sorted(code.objects)
     index = {"features": list(code.features), "objects": [[name, len(code.objects[name])] for name in names]}
@@ -136,7 +135,7 @@ def write_code(folder: Path, code: Code, facts: Mapping[str, Any]) -> None:
         file.writelines(code.objects[name] for name in names)
 
 
-def read_code(entry: Entry) -> tuple[Code, dict[str, Any]]:
+def read_code(entry: Entry) -> tuple[Code, Facts]:
     """Reads what write_code wrote; the cache has checked the files' hashes."""
     folder = entry.folder
     data = (folder / _OBJECTS).read_bytes()
@@ -153,4 +152,4 @@ def read_code(entry: Entry) -> tuple[Code, dict[str, Any]]:
         json.loads((folder / _TEXTS).read_text(encoding="utf-8")),
         tuple(head["features"]),
     )
-    return code, json.loads((folder / _FACTS).read_text(encoding="utf-8"))
+    return code, Facts.from_json(json.loads((folder / _FACTS).read_text(encoding="utf-8")))

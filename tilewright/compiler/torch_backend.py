@@ -130,7 +130,7 @@ class _Piece:
     ) -> None:
         self._compiled = compiled
         self._numbers = found.arguments
-        self._integers = {found.arguments[number] for _, number in found.captured.reads}
+        self._integers = {found.arguments[read.argument] for read in found.captured.reads}
         self._layouts = [(i, order) for i, order in enumerate(layouts) if order is not None]
         self._views = views
         self._names = {number: name for number, (name, _) in frozen.items()}

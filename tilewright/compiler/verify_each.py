@@ -12,7 +12,6 @@ from xdsl.dialects.builtin import ModuleOp
 from tilewright.compiler.checking import empty_rows
 from tilewright.errors import NumericMismatchError, Problem
 from tilewright.ir.equivalence import compare, depth, draw_values, narrowest, outcome, size_list, unit_of, width
-from tilewright.ir.module import dim_space
 from tilewright.ir.passing import Context, Pass
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ class NumericCheck:
         """Runs the module after a pass, and before the first one."""
         if not self._values:
             rng = np.random.default_rng(self.seed)
-            for sizes in size_list(dim_space(module), None, rng)[:2]:
+            for sizes in size_list(module, None, rng)[:2]:
                 terms = depth(module) * width(module, sizes)
                 self._values.append((sizes, draw_values(module, sizes, rng), terms))
             self._before = self._outcomes(module)

@@ -21,6 +21,7 @@ from tilewright.frontend.structures import tree_of_spec
 from tilewright.frontend.weights import Tensors, pattern
 from tilewright.ir.dims import Expr
 from tilewright.ir.dtypes import DTYPES, from_torch_name, torch_name
+from tilewright.ir.entry_attributes import require
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.structure import ConstantOp, FuncOp, StateReadOp, StateWriteOp, WeightOp
 from tilewright.ir.module import new_module
@@ -57,6 +58,7 @@ def assemble(exported: Exported, tensors: Tensors, *, source: str, notes: Sequen
     main.finish(results, names)
 
     module = new_module(exported.example.dims)
+    require(module, exported.guards())
     module.body.block.add_op(main)
     module.body.block.add_ops(lowering.launches.kernels.values())
     mutated = {name for name, _ in mutations}
@@ -74,7 +76,6 @@ def assemble(exported: Exported, tensors: Tensors, *, source: str, notes: Sequen
             mutations=tuple(mutations),
         ),
         dims=exported.example.dims,
-        guards=exported.guards(),
         notes=tuple(notes),
         source=Source(source, captured_by(), dict(lowering.operators)),
         externs=externs.functions if externs is not None else {},

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from xdsl.dialects.builtin import ModuleOp
 
 from tilewright.ir.dims import Dim
+from tilewright.ir.entry_attributes import Read, guards, reads
 from tilewright.ir.guards import Guard
 from tilewright.ir.signature import Signature
 
@@ -29,14 +30,14 @@ class Source:
 class Captured:
     """A captured model.
 
-    module: a builtin.module with `graph.func @main` and the `tw.dims` attribute.
+    module: a builtin.module with `graph.func @main` and what a call is held to and tells, as attributes: dims, guards,
+    and dims that are read from arguments.
     weights: parameters and buffers by their state-dict name, as references to the model's own storage; tensors that
     share storage are one entry, and `aliases` maps their other names to it.
     transient: the names among `weights` that no state dict holds (non-persistent buffers, lifted constants).
     states: buffers that forward writes to, with their initial values.
-    guards: relations between dims the graph relies on. notes: what the user should know and would not see otherwise.
+    notes: what the user should know and would not see otherwise.
     externs: the functions behind `graph.extern`, by callee.
-    reads: dims whose value is an input's only element: the dim, and the number of @main's argument.
     """
 
     module: ModuleOp
@@ -46,8 +47,16 @@ class Captured:
     states: Mapping[str, torch.Tensor]
     signature: Signature
     dims: tuple[Dim, ...]
-    guards: tuple[Guard, ...]
     notes: tuple[str, ...]
     source: Source
     externs: Mapping[str, Callable[..., Any]]
-    reads: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def guards(self) -> tuple[Guard, ...]:
+        """Relations between dims the graph relies on."""
+        return guards(self.module)
+
+    @property
+    def reads(self) -> tuple[Read, ...]:
+        """Dims whose value is an argument's only element."""
+        return reads(self.module)

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from tilewright.errors import MissingDependencyError, ModelInputError, OptionError
 from tilewright.frontend.captured import Captured
+from tilewright.ir.entry_attributes import require
 
 # The exporter and the switch of transformers' attention are process-wide state.
 _LOCK: Final = threading.Lock()
@@ -84,8 +85,8 @@ def _module(
         with preserved(model), huggingface.switched(model, dict(kwargs), []):
             yield
 
-    guards = tried(model, exported, captured, notes, like_export)
-    return replace(captured, guards=(*captured.guards, *guards), notes=tuple(notes))
+    require(captured.module, tried(model, exported, captured, notes, like_export))
+    return replace(captured, notes=tuple(notes))
 
 
 def _program(

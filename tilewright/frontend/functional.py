@@ -23,6 +23,7 @@ from tilewright.frontend.symbols import Symbols
 from tilewright.frontend.weights import Tensors, is_structure
 from tilewright.ir.dims import Dim, DimSpace, Expr
 from tilewright.ir.dtypes import I64
+from tilewright.ir.entry_attributes import Read, require, set_reads
 from tilewright.ir.graph.structure import FuncOp
 from tilewright.ir.module import new_module
 from tilewright.ir.signature import Argument, Input, Output, Parameter, Signature
@@ -56,8 +57,8 @@ def capture_functional(graph_module: Any, frozen: Mapping[int, tuple[str, torch.
     _require_cpu(placeholders)
     symbols = _symbols(placeholders)
     taken = _arguments(graph, placeholders, symbols, frozen)
-    reads = tuple((str(symbols.size(p.meta["val"])), i) for i, p in enumerate(taken) if not _is_tensor(p))
-    symbols.space = _with_reads(symbols.space, {name for name, _ in reads})
+    told = [Read(str(symbols.size(p.meta["val"])), i) for i, p in enumerate(taken) if not _is_tensor(p)]
+    symbols.space = _with_reads(symbols.space, {read.dim for read in told})
     types = {p.name: _type(p, symbols) for p in taken}
     main = FuncOp.begin("main", types)
     builder = Builder(main.block, symbols)
@@ -82,6 +83,8 @@ def capture_functional(graph_module: Any, frozen: Mapping[int, tuple[str, torch.
     arrange(main.block, results)
     main.finish(results, [f"out.{i}" for i, o in enumerate(outputs) if o.index is not None])
     module = new_module(symbols.space.dims.values())
+    require(module, symbols.required.values())
+    set_reads(module, told)
     module.body.block.add_op(main)
     module.body.block.add_ops(lowering.launches.kernels.values())
     captured = Captured(
@@ -92,11 +95,9 @@ def capture_functional(graph_module: Any, frozen: Mapping[int, tuple[str, torch.
         states={},
         signature=_signature(types, outputs),
         dims=tuple(symbols.space.dims.values()),
-        guards=tuple(symbols.required.values()),
         notes=(),
         source=Source("torch.compile graph", captured_by(), dict(lowering.operators)),
         externs={},
-        reads=reads,
     )
     numbers = {node: i for i, node in enumerate(placeholders)}
     return Functional(captured, tuple(numbers[node] for node in taken))

@@ -11,17 +11,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias, get_args
 
 from xdsl.dialects.builtin import ModuleOp
 
 from tilewright.errors import BackendManifestError, Problem, TargetError
+from tilewright.ir.device import DeviceKind
+from tilewright.ir.dtypes import DTYPES
 from tilewright.ir.grid_abi import Grid
 from tilewright.ir.loops import LoopKernel
 from tilewright.ir.machine import Machine
 from tilewright.ir.tile.structure import KernelOp
 
-API_VERSION = 1
+API_VERSION = 2
+"""2: `device` is a DeviceKind, `legalize` runs, and kernels are held to `dtypes`."""
 GROUP = "tilewright.backends"
 
 
@@ -43,6 +46,9 @@ class BuiltKernel:
 
 Source: TypeAlias = KernelOp | LoopKernel
 
+Level: TypeAlias = Literal["loops", "tile", "queue", "graph"]
+"""What a backend may take kernels as. Which of them something lowers to is known where passes and backends meet."""
+
 
 class KernelBuilder(Protocol):
     """Starts compiling kernels for a machine; each future gives its object.
@@ -60,17 +66,18 @@ class KernelBuilder(Protocol):
 class Backend:
     """A backend's manifest.
 
-    takes: the level it accepts. machines: machine name -> description, built when asked. legalize: pipeline text run
-    after the default pipeline. build: kernels to objects. runtime_objects: native code its programs need besides
-    kernels (a driver), by name. toolchain: what decides the objects besides the kernels, for cache keys. warm: starts
-    what takes long to start, without waiting. probe: says what is missing to use it, or None when it is ready. device:
-    where its kernels run: "cpu" in this process, by `ir/native_abi.py`; any other on a device of that name, by
-    `ir/grid_abi.py`.
+    takes: the level it accepts. machines: machine name -> description, built when asked. dtypes: those that its kernels
+    may compute in. legalize: text of the passes that run last, after the default pipeline, for models, kernels in
+    Python and artifacts' IR alike. They accept what they made themselves, and one that adds launches or results is
+    followed by plan-memory. build: kernels to objects. runtime_objects: native code its programs need besides kernels
+    (a driver), by name. toolchain: what decides the objects besides the kernels, for cache keys. warm: starts what
+    takes long to start, without waiting. probe: says what is missing to compile with it, or None when it is ready.
+    device: where its kernels run, and how they are called there.
     """
 
     api: int
     name: str
-    takes: Literal["loops", "tile", "queue", "graph"]
+    takes: Level
     machines: Mapping[str, Callable[[], Machine]]
     default_machine: Callable[[], str]
     dtypes: frozenset[str]
@@ -80,7 +87,7 @@ class Backend:
     toolchain: Callable[[], Mapping[str, str]]
     warm: Callable[[], None]
     probe: Callable[[], str | None]
-    device: str = "cpu"
+    device: DeviceKind
 
     def __post_init__(self) -> None:
         faults = []
@@ -88,10 +95,14 @@ class Backend:
             faults.append(f"api: {self.api} is not {API_VERSION}")
         if not self.name.isidentifier():
             faults.append(f"name: {self.name!r} is not an identifier")
-        if self.takes not in ("loops", "tile", "queue", "graph"):
-            faults.append(f"takes: {self.takes!r} is not loops, tile, queue or graph")
+        if self.takes not in get_args(Level):
+            faults.append(f"takes: {self.takes!r} is not {', '.join(get_args(Level)[:-1])} or {get_args(Level)[-1]}")
         if not self.machines:
             faults.append("machines: none is described")
+        if unknown := sorted(self.dtypes - set(DTYPES)):
+            faults.append(f"dtypes: {', '.join(unknown)} is none of {', '.join(DTYPES)}")
+        if not isinstance(self.device, DeviceKind):
+            faults.append(f"device: {self.device!r} is no DeviceKind")
         if faults:
             raise BackendManifestError(
                 [f"backend {self.name}: {f}" for f in faults], step="correct the manifest's field"
@@ -168,8 +179,8 @@ def resolve_target(target: str | Sequence[str]) -> tuple[Backend, Machine]:
         if missing is not None:
             faults.append(f"{backend_name} is not ready: {missing}")
             continue
-        if len(wanted) > 1 and backend.device != "cpu":
-            faults.append(f"{name} compiles here, but this process has no executor for it")
+        if len(wanted) > 1 and (absent := backend.device.why_not_here()) is not None:
+            faults.append(f"{name} compiles here, but this process has no executor for it: {absent}")
             continue
         return backend, backend.machines[machine_name]()
     meant = [known[n] for n in dict.fromkeys(name.partition(":")[0] for name in wanted) if n in known]

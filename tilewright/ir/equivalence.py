@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, TypeAlias
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import Operation, SSAValue
 
-from tilewright.errors import NumericMismatchError, OptionError
-from tilewright.ir.dims import DimSpace
+from tilewright.errors import InterpreterError, NumericMismatchError, OptionError
 from tilewright.ir.dtypes import DTYPES, DType
+from tilewright.ir.entry_attributes import guards
 from tilewright.ir.graph.attention import AttentionOp
 from tilewright.ir.graph.base import GraphOp, tensor
 from tilewright.ir.graph.contraction import MatmulOp
@@ -22,7 +22,7 @@ from tilewright.ir.graph.reduction import CumulativeOp, NormOp, ReduceOp, Softma
 from tilewright.ir.graph.routing import GroupedMatmulOp
 from tilewright.ir.graph.windows import ConvolutionOp, PoolOp
 from tilewright.ir.graph_interpreter import interpret
-from tilewright.ir.module import function, parse_module, print_module, states, weights
+from tilewright.ir.module import dim_space, function, parse_module, print_module, states, weights
 from tilewright.ir.tile.structure import LaunchOp
 from tilewright.ir.tile_interpreter import tile_launcher
 from tilewright.ir.types import TensorType
@@ -34,20 +34,43 @@ if TYPE_CHECKING:
 Sizes: TypeAlias = Mapping[str, int]
 Values: TypeAlias = "Mapping[str, Mapping[str, torch.Tensor]]"
 
+_NEAR = 9  # how far above its least value a size is drawn at first; twice as far each time that many draws fail
+_TRIES_EACH = 32
+_TRIES = 10 * _TRIES_EACH
 
-def size_list(space: DimSpace, given: Sizes | Sequence[Sizes] | None, rng: np.random.Generator) -> list[Sizes]:
-    """The sizes given, or the least of every dim and two draws near them."""
+
+def size_list(module: ModuleOp, given: Sizes | Sequence[Sizes] | None, rng: np.random.Generator) -> list[Sizes]:
+    """The sizes given, or the least of every dim and two draws near them, as far as the module's guards admit them.
+
+    InterpreterError where no drawn sizes are admitted.
+    """
     if isinstance(given, Mapping):
         return [given]
     if given is not None:
         return list(given)
-    dims = space.dims.values()
+    dims, held = dim_space(module).dims.values(), guards(module)
+    found: list[Sizes] = []
     least = {d.name: d.min for d in dims}
-    drawn = [
-        {d.name: int(rng.integers(d.min, min(d.min + 9, d.min + 9 if d.max is None else d.max) + 1)) for d in dims}
-        for _ in range(2)
-    ]
-    return [least, *drawn] if least else [least]
+    if all(guard.holds(least) for guard in held):
+        found.append(least)
+    if not least:
+        return found
+    for tried in range(_TRIES):
+        reach = _NEAR << (tried // _TRIES_EACH)
+        drawn = {
+            d.name: int(rng.integers(d.min, d.min + reach + 1 if d.max is None else min(d.min + reach, d.max) + 1))
+            for d in dims
+        }
+        if all(guard.holds(drawn) for guard in held):
+            found.append(drawn)
+        if len(found) == 3:
+            break
+    if not found:
+        raise InterpreterError(
+            f"no sizes were found that the guards admit: {', '.join(map(str, held))}",
+            step="state sizes that they admit",
+        )
+    return found
 
 
 def draw_values(module: ModuleOp, sizes: Sizes, rng: np.random.Generator) -> dict[str, dict[str, torch.Tensor]]:

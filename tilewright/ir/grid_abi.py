@@ -11,7 +11,6 @@ What a launch must know besides is data beside the object: `Grid`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from tilewright.ir.dims import Expr
 
@@ -27,7 +26,3 @@ class Grid:
     programs: Expr
     threads: int
     shared: int
-
-    def plain(self) -> dict[str, Any]:
-        """As plain data."""
-        return {"programs": str(self.programs), "threads": self.threads, "shared": self.shared}

@@ -4,6 +4,8 @@ A module is xDSL's `builtin.module`. Its functions are `graph.func`, its kernels
 program are the module attribute `tw.dims`:
 
     builtin.module attributes {tw.dims = #tw.dim_space<["batch: 1..64", "tokens: 1..256"]>} { ... }
+
+What a call is held to, and which dims it tells by a number, stands beside them (`ir/entry_attributes.py`).
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from xdsl.utils import exceptions as xdsl_exceptions
 from tilewright.errors import IRError, ParseError, Problem, TilewrightError
 from tilewright.ir.attributes import BARE_ATTRIBUTES, BareData
 from tilewright.ir.dims import Dim, DimKind, DimSpace
+from tilewright.ir.entry_attributes import GuardsAttr, ReadsAttr
 from tilewright.ir.graph.dialect import GRAPH
 from tilewright.ir.graph.structure import FuncOp, StateReadOp, StateWriteOp, WeightOp
 from tilewright.ir.tile.residence import Places
@@ -73,7 +76,7 @@ def _parse_dim(parser: AttrParser) -> Dim:
     return Dim(found["name"], int(found["low"]), high, kind)
 
 
-TW: Final = Dialect("tw", [], [*BARE_ATTRIBUTES, Places, DimSpaceAttr])
+TW: Final = Dialect("tw", [], [*BARE_ATTRIBUTES, Places, DimSpaceAttr, GuardsAttr, ReadsAttr])
 
 
 def dialects() -> list[Dialect]:

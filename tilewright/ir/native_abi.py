@@ -1,6 +1,6 @@
 """The memory that generated CPU code and Python both touch: kernel signature, step plan, team, worker slot.
 
-One description for two rooms that do not import each other: `backends/cpu/driver.py` prints loads at these offsets,
+One description for two rooms that do not import each other: `backends/host/driver.py` prints loads at these offsets,
 `runtime/step_plan.py` and `runtime/threads.py` fill numpy arrays by them.
 
 A **kernel** is `void k(void** buffers, int64_t* dims, int64_t tid, int64_t nthreads)`. `buffers` are its tensors in

@@ -11,12 +11,13 @@ from xdsl.utils.exceptions import VerifyException
 
 from tilewright.errors import IRError, Problem
 from tilewright.ir.attributes import Dims
+from tilewright.ir.entry_attributes import guards, reads
 from tilewright.ir.graph.base import GraphOp
 from tilewright.ir.graph.structure import CallOp, FuncOp, PackedOp, StateReadOp, StateWriteOp, WeightOp
 from tilewright.ir.module import DIMS, dim_space, functions
 from tilewright.ir.operation import TwOperation
 from tilewright.ir.tile.launching import launch_problems
-from tilewright.ir.types import ShapedType
+from tilewright.ir.types import ShapedType, TensorType
 
 Checked: TypeAlias = dict[Operation, tuple[object, ...]]
 """Ops whose own rules held, each with what it was then."""
@@ -42,7 +43,7 @@ def verify(module: ModuleOp, checked: Checked | None = None) -> None:
     # the rules below read what the ops' own rules promise
     if not problems:
         problems = [*_names(module), *_calls(module), *_packed(module), *_one_type_each(module), *_symbols(module)]
-        problems += launch_problems(module)
+        problems += [*_entry(module), *launch_problems(module)]
     if problems:
         raise IRError(problems, step="print the module with print_module() and look at these ops")
 
@@ -150,6 +151,25 @@ def _one_type_each(module: ModuleOp) -> Iterator[Problem]:
             first = types.setdefault((what, op.label.data), this)
             if first != this:
                 yield _problem(op, f"the {what} {op.label.data!r} is {first} elsewhere and {this} here")
+
+
+def _entry(module: ModuleOp) -> Iterator[Problem]:
+    """Guards are about declared dims, and what dims are read from are arguments of @main that hold one integer."""
+    space, main = dim_space(module).dims, functions(module).get("main")
+    for guard in guards(module):
+        unknown = (guard.left.symbols | guard.right.symbols) - set(space)
+        if unknown:
+            yield _problem(module, f"guard {guard} names dims that are not declared: {', '.join(sorted(unknown))}")
+    for read in reads(module):
+        dim = space.get(read.dim)
+        if dim is None or dim.kind != "read":
+            yield _problem(module, f"dim {read.dim} is not declared as one that is read")
+        types = [] if main is None else [value.type for value in main.block.args]
+        found = types[read.argument] if read.argument < len(types) else None
+        if not isinstance(found, TensorType) or not found.dtype.is_integer or found.elements.constant != 1:
+            yield _problem(
+                module, f"dim {read.dim} is read from argument {read.argument}, which is {found or 'not there'}"
+            )
 
 
 def _symbols(module: ModuleOp) -> Iterator[Problem]:

@@ -71,6 +71,11 @@ def materialising_pipeline() -> Pipeline:
     return unmatched.replace("fuse", Materialise()).replace("plan-memory", PlanMemory(reuse=False))
 
 
+def parse_pipeline(text: str) -> Pipeline:
+    """Passes by their text, this package's and those that others register. ParseError, PassOptionError."""
+    return Pipeline.parse(text, PASSES)
+
+
 GROUP: Final = "tilewright.passes"
 
 # name -> where the class is; a module is imported when its pass is asked for

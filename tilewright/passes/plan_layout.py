@@ -24,6 +24,7 @@ from tilewright.ir.graph.windows import ConvolutionOp
 from tilewright.ir.passing import Context, Pass
 from tilewright.passes.lower_to_tile.matrix_tiles import steps_of, unit_for
 from tilewright.passes.lower_to_tile.position_tiles import position_tile
+from tilewright.passes.lower_to_tile.skeletons import kinds
 from tilewright.passes.prepare import Prepare
 from tilewright.passes.rewriting import erase_dead
 
@@ -46,7 +47,7 @@ class PlanLayout(Pass):
         for function in [f for f in module.body.block.ops if isinstance(f, FuncOp) and f.kind.data == "main"]:
             for group in [g for g in function.block.ops if isinstance(g, GroupOp)]:
                 for op in list(group.block.ops):
-                    if isinstance(op, (MatmulOp, GroupedMatmulOp)) and group.kind.data in ("matmul", "grouped-matmul"):
+                    if isinstance(op, (MatmulOp, GroupedMatmulOp)) and group.kind.data in kinds("panels"):
                         self._pack(group, op, prepare, packed, columns, ctx)
                     elif isinstance(op, ConvolutionOp) and op.groups.data == 1:
                         self._pack_filters(group, op, prepare, packed, ctx)

@@ -17,6 +17,7 @@ from tilewright import __version__
 from tilewright.errors import ArtifactAccessError, ArtifactError, CpuFeatureError, IRError, OptionError, WeightsError
 from tilewright.runtime import native
 from tilewright.runtime.artifact_file import Container, NewSection, plain_path, write_container
+from tilewright.runtime.facts import Facts
 from tilewright.runtime.program import Program
 from tilewright.runtime.program_check import check_program
 from tilewright.runtime.program_json import program_from_text, program_text
@@ -57,14 +58,14 @@ class NativeCode:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A loaded artifact. ir: text by level ("graph", "tile"). facts: what its writer noted, plain data."""
+    """A loaded artifact. ir: text by level ("graph", "tile"). facts: what its writer noted."""
 
     path: str
     program: Program
     ir: Mapping[str, str]
     native: NativeCode
     weights: WeightSet
-    facts: Mapping[str, Any]
+    facts: Facts
     rebuilt: bool
 
 
@@ -79,7 +80,7 @@ class Rebuildable:
     path: str
     program: Program
     ir: Mapping[str, str]
-    facts: Mapping[str, Any]
+    facts: Facts
     missing: tuple[str, ...]
 
 
@@ -95,12 +96,11 @@ def save_artifact(
     ir: Mapping[str, str],
     native_code: NativeCode,
     weights: SafetensorsFile,
-    facts: Mapping[str, Any] | None = None,
+    facts: Facts | None = None,
 ) -> None:
     """Writes an artifact; weights are streamed. The same arguments give the same bytes, whatever the process or folder.
 
-    weights: the tensors of `Program.stored`. facts: plain data to note in it. ArtifactAccessError when it cannot
-    be written.
+    weights: the tensors of `Program.stored`. facts: for the report. ArtifactAccessError when it cannot be written.
     """
     place = Path(plain_path(path, _WRITABLE))
     if not place.name:
@@ -112,7 +112,7 @@ def save_artifact(
         "architecture": native_code.architecture,
         "kernels": [{"key": k.key, "features": sorted(k.features)} for k in kernels],
         "ir": sorted(ir),
-        "facts": dict(facts or {}),
+        "facts": (facts or Facts()).to_json(),
     }
     sections = [NewSection.of("program", program_text(program).encode("ascii"))]
     sections += [NewSection.of(f"ir/{level}", ir[level].encode()) for level in sorted(ir)]
@@ -147,17 +147,18 @@ def load_artifact(
     container = Container(path)
     for name in container.sections if verify == "all" else ():
         container.verify(name)
-    facts = _facts(container)
+    header = _header(container)
+    facts = _facts(container, header)
     program = _program(container)
-    ir = {level: _text(container, f"ir/{level}") for level in facts["ir"]}
-    code = _native(container, facts) if use_native else None
+    ir = {level: _text(container, f"ir/{level}") for level in header["ir"]}
+    code = _native(container, header) if use_native else None
     missing = code.missing() if code is not None else []
     rebuilt = code is None or bool(missing)
     if code is None or missing:
         if rebuild is None:
             raise _cannot_run(container, missing)
-        program, code = rebuild(Rebuildable(container.path, program, ir, facts["facts"], tuple(missing)))
-    return Artifact(container.path, program, ir, code, _weights(container, program), facts["facts"], rebuilt)
+        program, code = rebuild(Rebuildable(container.path, program, ir, facts, tuple(missing)))
+    return Artifact(container.path, program, ir, code, _weights(container, program), facts, rebuilt)
 
 
 def _cannot_run(container: Container, missing: list[str]) -> CpuFeatureError | OptionError:
@@ -184,12 +185,19 @@ def _weights(container: Container, program: Program) -> WeightSet:
         raise fault(str(problem.problems[0])) from problem
 
 
-def _facts(container: Container) -> dict[str, Any]:
-    facts = container.facts
+def _header(container: Container) -> dict[str, Any]:
+    header = container.facts
     fields = {"tilewright": str, "architecture": str, "kernels": list, "ir": list, "facts": dict}
-    if not isinstance(facts, dict) or any(not isinstance(facts.get(name), kind) for name, kind in fields.items()):
+    if not isinstance(header, dict) or any(not isinstance(header.get(name), kind) for name, kind in fields.items()):
         raise container.fault("has a malformed header: its facts are incomplete")
-    return facts
+    return header
+
+
+def _facts(container: Container, header: Mapping[str, Any]) -> Facts:
+    try:
+        return Facts.from_json(header["facts"])
+    except (KeyError, TypeError, ValueError, RecursionError) as fault:
+        raise container.fault(f"has a malformed header: of its facts, {fault}") from fault
 
 
 def _program(container: Container) -> Program:
@@ -201,14 +209,15 @@ def _program(container: Container) -> Program:
     return program
 
 
-def _native(container: Container, facts: Mapping[str, Any]) -> NativeCode:
+def _native(container: Container, header: Mapping[str, Any]) -> NativeCode:
     try:
         kernels = tuple(
-            KernelObject(k["key"], container.read(f"kernel/{k['key']}"), tuple(k["features"])) for k in facts["kernels"]
+            KernelObject(k["key"], container.read(f"kernel/{k['key']}"), tuple(k["features"]))
+            for k in header["kernels"]
         )
     except (KeyError, TypeError) as fault:
         raise container.fault(f"has a malformed header: {fault!r}") from fault
-    return NativeCode(facts["architecture"], kernels, container.read("driver"))
+    return NativeCode(header["architecture"], kernels, container.read("driver"))
 
 
 def _text(container: Container, name: str) -> str:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilewright.errors import DimRangeError, OptionError, TargetError
+from tilewright.ir.device import HOST_NAME
 from tilewright.ir.trees import LEAF
 from tilewright.runtime.asked_sizes import asked_sizes
 from tilewright.runtime.binding import Binder, Key
@@ -317,7 +318,7 @@ def _check_options(
     program: Program, threads: int | None, memory_limit: int | None, host: Mapping[str, HostFunction]
 ) -> None:
     steps = program.main.steps
-    elsewhere = sorted({step.device for step in steps if step.device != "cpu"})
+    elsewhere = sorted({step.device for step in steps if step.device != HOST_NAME})
     if elsewhere:
         raise TargetError(f"steps for {', '.join(elsewhere)} cannot run on the CPU", step="compile with target='cpu'")
     if threads is not None and threads < 1:

@@ -17,17 +17,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final, Literal, TypeAlias
+from typing import Final, Literal
 
+from tilewright.ir.device import HOST_NAME
 from tilewright.ir.dims import Dim, DimSpace, Expr
 from tilewright.ir.dims import product as product_of
 from tilewright.ir.dtypes import DType
+from tilewright.ir.grid_abi import Grid
 from tilewright.ir.guards import Guard
 from tilewright.ir.signature import Signature
 
 Space = Literal["input", "output", "weight", "packed", "state", "slot", "dims"]
-Json: TypeAlias = Any
-"""Plain data: None, bool, int, float, str, lists and dicts with string keys."""
 
 SPACES: Final[tuple[Space, ...]] = ("input", "output", "weight", "packed", "state", "slot", "dims")
 ZERO: Final = Expr.of(0)
@@ -112,7 +112,7 @@ class Step:
     kind: str = ""
     path: str = ""
     location: str | None = None
-    device: str = "cpu"
+    device: str = HOST_NAME
     host: HostCall | None = None
     written: int = 0
 
@@ -155,11 +155,14 @@ class ReadDim:
 
 @dataclass(frozen=True, slots=True)
 class KernelInfo:
-    """A kernel by symbol. key: of the object that holds it. facts: what reports show (formulas, source), plain data."""
+    """A kernel by symbol. key: of the object that holds it. name: of one kernel in the IR that it is the code of. grid:
+    how a device launches it; None for kernels of the native ABI.
+    """
 
     symbol: str
     key: str
-    facts: Json = None
+    name: str
+    grid: Grid | None = None
 
 
 @dataclass(frozen=True)
@@ -190,7 +193,6 @@ class Program:
     transient: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     target: str = "cpu"
-    report: Json = None
 
     @cached_property
     def space(self) -> DimSpace:

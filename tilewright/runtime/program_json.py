@@ -14,6 +14,7 @@ from typing import Any, get_args
 from tilewright.errors import ArtifactError, TilewrightError
 from tilewright.ir.dims import Dim, DimKind, Expr, parse_expr
 from tilewright.ir.dtypes import DTYPES
+from tilewright.ir.grid_abi import Grid
 from tilewright.ir.guards import Guard, Relation
 from tilewright.ir.signature import Signature
 from tilewright.runtime.canonical import canonical_json
@@ -31,6 +32,13 @@ from tilewright.runtime.program import (
     TensorSpec,
     Variant,
 )
+from tilewright.runtime.strict_json import items as _list
+from tilewright.runtime.strict_json import number as _number
+from tilewright.runtime.strict_json import number_or_none as _number_or_none
+from tilewright.runtime.strict_json import one_of as _one_of
+from tilewright.runtime.strict_json import text as _text
+from tilewright.runtime.strict_json import text_or_none as _text_or_none
+from tilewright.runtime.strict_json import truth as _truth
 
 
 def program_text(program: Program) -> str:
@@ -60,12 +68,11 @@ def program_to_json(program: Program) -> dict[str, Any]:
         "copies": [[_ref_json(c.source), _ref_json(c.destination), str(c.size)] for c in program.copies],
         "guards": [[str(g.left), g.relation, str(g.right), g.where] for g in program.guards],
         "reads": [[r.dim, r.input, r.element] for r in program.reads],
-        "kernels": [{"symbol": k.symbol, "key": k.key, "facts": k.facts} for k in program.kernels],
+        "kernels": [_kernel_json(k) for k in program.kernels],
         "tied": [list(pair) for pair in program.tied],
         "transient": list(program.transient),
         "ignored": list(program.ignored),
         "target": program.target,
-        "report": program.report,
     }
 
 
@@ -90,12 +97,11 @@ def program_from_json(data: Any) -> Program:
                 for a, rel, b, where in _list(data["guards"])
             ),
             reads=tuple(ReadDim(_text(dim), _number(i), _number(at)) for dim, i, at in _list(data["reads"])),
-            kernels=tuple(KernelInfo(_text(k["symbol"]), _text(k["key"]), k["facts"]) for k in _list(data["kernels"])),
+            kernels=tuple(_kernel_of(k) for k in _list(data["kernels"])),
             tied=tuple((_text(a), _text(b)) for a, b in _list(data["tied"])),
             transient=tuple(_text(name) for name in _list(data["transient"])),
             ignored=tuple(_text(name) for name in _list(data["ignored"])),
             target=_text(data["target"]),
-            report=data["report"],
         )
     except ArtifactError:
         raise
@@ -169,6 +175,20 @@ def _step_of(data: Mapping[str, Any]) -> Step:
     )
 
 
+def _kernel_json(kernel: KernelInfo) -> dict[str, Any]:
+    grid = kernel.grid
+    shape = None if grid is None else [str(grid.programs), grid.threads, grid.shared]
+    return {"symbol": kernel.symbol, "key": kernel.key, "name": kernel.name, "grid": shape}
+
+
+def _kernel_of(data: Mapping[str, Any]) -> KernelInfo:
+    grid = None
+    if data["grid"] is not None:
+        programs, threads, shared = _list(data["grid"])
+        grid = Grid(_expr(programs), _number(threads), _number(shared))
+    return KernelInfo(_text(data["symbol"]), _text(data["key"]), _text(data["name"]), grid)
+
+
 def _ref_json(ref: Ref) -> list[Any]:
     return [ref.space, ref.index, str(ref.offset)]
 
@@ -196,48 +216,5 @@ def _parsed(text: str) -> Expr:
     return parse_expr(text)
 
 
-# JSON's own types are checked one by one: a program read from a file must not hold a number where the runtime expects
-# text, and True must not pass for 1.
-
-
 def _expr(value: Any) -> Expr:
     return _parsed(_text(value))
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} where text belongs")
-    return value
-
-
-def _text_or_none(value: Any) -> str | None:
-    return None if value is None else _text(value)
-
-
-def _truth(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"{value!r} where true or false belongs")
-    return value
-
-
-def _number(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{value!r} where an integer belongs")
-    return value
-
-
-def _number_or_none(value: Any) -> int | None:
-    return None if value is None else _number(value)
-
-
-def _list(value: Any) -> list[Any]:
-    # Text and objects can be iterated, too.
-    if not isinstance(value, list):
-        raise TypeError(f"{value!r} where a list belongs")
-    return value
-
-
-def _one_of(allowed: tuple[Any, ...], value: Any) -> Any:
-    if value not in allowed:
-        raise ValueError(f"{value!r} where one of {', '.join(allowed)} belongs")
-    return value

@@ -48,7 +48,7 @@ def available_cores() -> int:
 
 
 class Driver:
-    """The native driver's entry points, linked from its object code (`tilewright.backends.cpu.driver` generates it).
+    """The native driver's entry points, linked from its object code (`tilewright.backends.host.driver` generates it).
 
     Raises ToolchainError when the object has another layout version than `tilewright.ir.native_abi`.
     """

@@ -9,8 +9,8 @@ import numpy as np
 
 from tilewright.backends.clike import CLike
 from tilewright.backends.cpu.cpu_class import CPU_CLASSES
-from tilewright.backends.cpu.mlir import TARGETS, compile_object
 from tilewright.backends.cpu.printer import PrintedKernel, print_kernel
+from tilewright.backends.host.mlir import TARGETS, compile_object
 from tilewright.backends.toy.compiler import compile_source
 from tilewright.ir.loops import LoopKernel
 from tilewright.runtime.native import NativeLibrary, cpu_features, load

@@ -8,8 +8,8 @@ import pytest
 
 from tilewright.backends.cpu.cpu_class import CPU_CLASSES
 from tilewright.backends.cpu.machines import MACHINES
-from tilewright.backends.cpu.mlir import TARGETS, compile_assembly
 from tilewright.backends.cpu.printer import print_kernel
+from tilewright.backends.host.mlir import TARGETS, compile_assembly
 from tilewright.ir.dtypes import F32
 from tilewright.ir.loops import LoopBuilder, LoopKernel
 from tilewright.passes.lower_tile_to_loops.dots import UNROLLED_K

@@ -58,15 +58,15 @@ def test_a_model_compiles_and_says_why_it_does_not_run(seed: int) -> None:
     assert {step.device for step in program.main.steps} == {"cuda"}
     assert set(compiled.code.objects) == set(program.symbols)
     assert all(is_object(image, "cuda") for image in compiled.code.objects.values())
-    grids = {k.symbol: k.facts["grid"] for k in program.kernels}
-    assert all(g["programs"] and g["threads"] == 128 for g in grids.values())
+    grids = [k.grid for k in program.kernels]
+    assert all(g is not None and g.programs != 0 and g.threads == 128 for g in grids)
     assert "tl.dot(" in "".join(compiled.sources.values())
     assert "predicted" in str(compiled.report)
     with pytest.raises(TargetError, match="compiled for cuda:sm_90, and this process has no executor"):
         compiled(torch.randn(3, 24))
     # found in the cache the second time, objects and all
     again = compile_mlp(mlp(seed), target="cuda", precision="bf16")
-    assert again.facts["cache"] == "hit"
+    assert again.facts.cache == "hit"
     assert again.code.objects == compiled.code.objects
 
 

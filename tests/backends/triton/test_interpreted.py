@@ -17,11 +17,10 @@ from tests.models.encoders import draw_call
 from tilewright.backends.triton.interpreter import InterpretedKernels
 from tilewright.backends.triton.machines import machines
 from tilewright.backends.triton.printer import print_kernel
-from tilewright.compiler.options import Options
-from tilewright.compiler.target import pipeline_of
+from tilewright.compiler.pipelines import whole_pipeline
 from tilewright.errors import LoweringError
 from tilewright.frontend.capturing import capture
-from tilewright.ir.backend import kernels_of
+from tilewright.ir.backend import kernels_of, resolve_target
 from tilewright.ir.dims import DimSpace
 from tilewright.ir.dtypes import BF16, F32, I8, I16, I32, I64, U8, DType
 from tilewright.ir.graph_interpreter import interpret
@@ -125,7 +124,7 @@ def lowered(model: torch.nn.Module, machine: Machine, example: dict[str, Any]) -
     """The captured model with its module lowered to kernels for a machine."""
     captured = capture(model, (), example, dict.fromkeys(("input_ids", "attention_mask"), dims()))
     ctx = Context(machine=machine, dims=DimSpace(captured.dims), options={"precision": "model", "determinism": "run"})
-    run_pipeline(pipeline_of(Options()), captured.module, ctx)
+    run_pipeline(whole_pipeline(resolve_target("cuda")[0]), captured.module, ctx)
     return captured
 
 

@@ -20,7 +20,7 @@ from tilewright.ir.tile.counting import Counters
 from tilewright.ir.tile_interpreter import run_kernel
 from tilewright.ir.types import TensorType
 from tilewright.passes.lower_to_tile.frame import Lowered
-from tilewright.passes.lower_to_tile.lowering import lower_group
+from tilewright.passes.lower_to_tile.skeletons import lower_group
 
 SPACE = DimSpace([Dim("b", 0, 64), Dim("t", 0, 256), Dim("s", 0, 256)])
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
-from functools import cache
-from importlib.metadata import version
 
 from tilewright.backends.cpu.cpu_class import CPU_CLASSES
-from tilewright.backends.cpu.driver import driver_text
-from tilewright.backends.cpu.mlir import TARGETS, CpuTarget
 from tilewright.backends.cpu.printer import PrintedKernel, print_kernel
-from tilewright.backends.cpu.workers import CompilePool, shared_pool
+from tilewright.backends.host.build import driver_objects
+from tilewright.backends.host.mlir import TARGETS, CpuTarget
+from tilewright.backends.host.workers import CompilePool, shared_pool
 from tilewright.errors import LoweringError
 from tilewright.ir.backend import BuiltKernel, Source
 from tilewright.ir.loops import LoopKernel
@@ -52,38 +49,6 @@ def _built(pool: CompilePool, printed: PrintedKernel, target: CpuTarget) -> Futu
     return result
 
 
-@cache
-def _driver(name: str) -> bytes:
-    return shared_pool().submit(driver_text(TARGETS[name]), TARGETS[name]).result()
-
-
 def runtime_objects(machine: Machine) -> Mapping[str, bytes]:
-    """The native driver, for the baseline of the machine's architecture: it runs wherever an artifact is opened."""
-    return {"driver": _baseline(TARGETS[machine.name].triple)}
-
-
-def host_driver() -> bytes:
-    """The driver for this machine's architecture: every backend whose kernels run on the host's cores shares it."""
-    return _baseline(f"{platform.machine()}-unknown-linux-gnu")
-
-
-def _baseline(triple: str) -> bytes:
-    return _driver(next(t.name for t in TARGETS.values() if t.triple == triple))
-
-
-def toolchain() -> Mapping[str, str]:
-    """Versions that decide object code."""
-    return {name: version(name) for name in ("torch-mlir", "llvmlite")}
-
-
-def warm() -> None:
-    """Starts the workers; importing their code generator overlaps with capture."""
-    shared_pool()
-
-
-def probe() -> str | None:
-    """What is missing to compile for the CPU."""
-    from importlib.util import find_spec
-
-    missing = [name for name in ("torch_mlir", "llvmlite") if find_spec(name) is None]
-    return f"pip install {' '.join(m.replace('_', '-') for m in missing)}" if missing else None
+    """The native driver, for the machine's architecture."""
+    return driver_objects(TARGETS[machine.name].triple)

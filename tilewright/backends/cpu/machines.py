@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from typing import Final
 
 from tilewright.backends.cpu.cpu_class import AVX2, AVX512, GENERIC, CpuClass
-from tilewright.backends.cpu.mlir import TARGETS
 from tilewright.backends.cpu.register_tiles import REGISTER_TILES
+from tilewright.backends.host.cores import cores
+from tilewright.backends.host.mlir import TARGETS
 from tilewright.ir.host_features import usable
 from tilewright.ir.loop_math import F32_ONLY
 from tilewright.ir.machine import Level, Machine, MatrixUnit, TileRules
@@ -73,11 +73,6 @@ def _describe(name: str) -> Callable[[], Machine]:
 
 
 MACHINES: Final[dict[str, Callable[[], Machine]]] = {name: _describe(name) for name in _RULES}
-
-
-def cores() -> int:
-    """Cores this process may run on."""
-    return len(os.sched_getaffinity(0))
 
 
 @cache

@@ -1,8 +1,10 @@
 """The CPU backend's manifest."""
 
-from tilewright.backends.cpu.build import build, probe, runtime_objects, toolchain, warm
+from tilewright.backends.cpu.build import build, runtime_objects
 from tilewright.backends.cpu.machines import MACHINES, host_class
+from tilewright.backends.host.build import probe, toolchain, warm
 from tilewright.ir.backend import API_VERSION, Backend
+from tilewright.ir.device import HOST
 
 backend = Backend(
     api=API_VERSION,
@@ -17,4 +19,5 @@ backend = Backend(
     toolchain=toolchain,
     warm=warm,
     probe=probe,
+    device=HOST,
 )

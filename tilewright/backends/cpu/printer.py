@@ -4,8 +4,8 @@ The text is one module with one function of the kernel ABI,
 
     void name(void** buffers, int64_t* dims, int64_t tid, int64_t nthreads)
 
-in scf, arith, vector and llvm dialects, which `backends/cpu/mlir.py` compiles. Elementwise math is already expanded, so
-nothing in it calls a library.
+in scf, arith, vector and llvm dialects, which `backends/host/mlir.py` compiles. Elementwise math is already expanded,
+so nothing in it calls a library.
 
 *Scratch* is aligned allocations on the thread's stack, up to `stack_scratch.STACK_SCRATCH` bytes in all.
 

@@ -7,9 +7,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 
 from tilewright.backends.clike import CLike
-from tilewright.backends.cpu.build import host_driver
-from tilewright.backends.cpu.build import probe as host_probe
-from tilewright.backends.cpu.machines import cores
+from tilewright.backends.host.build import driver_objects
+from tilewright.backends.host.build import probe as host_probe
+from tilewright.backends.host.cores import cores
 from tilewright.backends.toy.compiler import FLAGS, compile_source, find_compiler, missing, version_of
 from tilewright.errors import LoweringError
 from tilewright.ir.backend import BuiltKernel, Source
@@ -41,7 +41,7 @@ def _compiled(name: str, source: str) -> BuiltKernel:
 
 def runtime_objects(machine: Machine) -> Mapping[str, bytes]:
     """The driver of programs that run on the host: not this backend's own."""
-    return {"driver": host_driver()}
+    return driver_objects()
 
 
 def toolchain() -> Mapping[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from tilewright.backends.cpu.machines import cores
+from tilewright.backends.host.cores import cores
 from tilewright.ir.loop_math import F32_ONLY
 from tilewright.ir.machine import Level, Machine, TileRules
 

@@ -3,6 +3,7 @@
 from tilewright.backends.toy.build import build, probe, runtime_objects, toolchain, warm
 from tilewright.backends.toy.machines import MACHINES, default_machine
 from tilewright.ir.backend import API_VERSION, Backend
+from tilewright.ir.device import HOST
 
 backend = Backend(
     api=API_VERSION,
@@ -17,4 +18,5 @@ backend = Backend(
     toolchain=toolchain,
     warm=warm,
     probe=probe,
+    device=HOST,
 )

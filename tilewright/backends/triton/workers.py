@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any, Final
 
-from tilewright.backends.cpu.machines import cores
 from tilewright.backends.frames import received, send
+from tilewright.backends.host.cores import cores
 from tilewright.backends.module_process import start_module
 from tilewright.errors import ToolchainError
 

@@ -16,18 +16,15 @@ from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import Operation
 
 from tilewright.ir.dims import Expr
-from tilewright.ir.graph.attention import AttentionOp
 from tilewright.ir.graph.base import tensor
-from tilewright.ir.graph.contraction import MatmulOp
-from tilewright.ir.graph.routing import GroupedMatmulOp
 from tilewright.ir.graph.structure import FuncOp
-from tilewright.ir.graph.windows import WindowOp
 from tilewright.ir.module import functions
 from tilewright.ir.passing import Context, Pass
 from tilewright.passes.fuse.build import Builder, label
 from tilewright.passes.fuse.grow import Growth
 from tilewright.passes.fuse.plan import OUTSIDE, Cluster, Plan
 from tilewright.passes.fuse.views import VIEWS
+from tilewright.passes.lower_to_tile.skeletons import has
 from tilewright.passes.rewriting import erase_dead, run_rules
 
 
@@ -102,7 +99,7 @@ def _record_refusals(plan: Plan, growth: Growth, ctx: Context) -> None:
 
 def why_apart(producer: Operation, other: Cluster, consumer: Operation) -> str:
     """Why two ops are in two kernels though neither was asked to join the other."""
-    if isinstance(consumer, (MatmulOp, GroupedMatmulOp, AttentionOp, WindowOp)):
+    if has(consumer, "rereads"):
         return f"{consumer.name} reads its operands many times: they are computed once, before it"
     if not any(v.owner is producer for v in consumer.operands):
         return "a view of the result lies between them"

@@ -13,18 +13,15 @@ from tilewright.ir.graph.elementwise import CastOp, MapOp
 from tilewright.ir.graph.indexing import GatherOp, StateUpdateOp, TakeAlongOp
 from tilewright.ir.graph.recurrence import ScanOp
 from tilewright.ir.graph.reduction import CumulativeOp, NormOp, ReduceOp, SoftmaxOp
-from tilewright.ir.graph.routing import GroupedMatmulOp
 from tilewright.ir.graph.shape import ReshapeOp, TransposeOp
 from tilewright.ir.graph.structure import CallOp, ExternOp, GroupOp, ReturnOp, YieldOp
 from tilewright.ir.graph.windows import ConvolutionOp, PoolOp
 from tilewright.ir.operation import TwOperation
 from tilewright.ir.tile.structure import LaunchOp
 from tilewright.passes.fuse.plan import OUTSIDE, Cluster, Plan, is_leaf, is_view, root
+from tilewright.passes.lower_to_tile.skeletons import is_anchor
 from tilewright.passes.rewriting import only_adds_units
 
-ANCHORS = (
-    MatmulOp, GroupedMatmulOp, ConvolutionOp, PoolOp, AttentionOp, NormOp, SoftmaxOp, ReduceOp, CumulativeOp, ScanOp
-)  # fmt: skip
 ELEMENTWISE = (MapOp, CastOp, RotaryOp, NormOp, SoftmaxOp, ReduceOp, CumulativeOp, ScanOp)
 LOOKUPS = (GatherOp, TakeAlongOp)  # their second operand, the indices, is computed element by element
 # operands that attention computes per block of logits instead of loading tiles of q, k and v
@@ -223,7 +220,7 @@ class Builder:
                     outputs[transpose.out] = body.clone(transpose, [body.inner[result]]).results[0]
                 elif self.plan.needed_outside(result, cluster):
                     outputs[result] = body.inner[result]
-        anchor = next((op for op in cluster.ops if isinstance(op, ANCHORS)), cluster.ops[-1])
+        anchor = next((op for op in cluster.ops if is_anchor(op)), cluster.ops[-1])
         group = body.finish(cluster.kind, label(cluster.ops), list(outputs.values()), anchor)
         self.made.append(group)
         self.known.update(zip(outputs, group.outs, strict=True))
@@ -243,11 +240,11 @@ class Builder:
         found: list[tuple[SSAValue, TransposeOp]] = []
         for cluster in self.plan.clusters:
             results = [r for op in cluster.ops for r in op.results if self.plan.needed_outside(r, cluster)]
-            if len(results) != 1 or cluster.kind not in ("attention", "map", "row-reduction"):
+            if len(results) != 1 or not (cluster.has("turned") or cluster.has("turnable")):
                 continue
             users = {use.operation for use in results[0].uses}
             user = next(iter(users)) if len(users) == 1 else None
-            if isinstance(user, TransposeOp) and (cluster.kind == "attention" or self._read_dense(user.out)):
+            if isinstance(user, TransposeOp) and (cluster.has("turned") or self._read_dense(user.out)):
                 found.append((results[0], user))
         return found
 
@@ -269,6 +266,6 @@ def label(ops: Sequence[Operation]) -> str:
     """A readable name: the last named part of the module path, and what is computed."""
     words = [op.fn.data if isinstance(op, (MapOp, ReduceOp)) else op.name.partition(".")[2] for op in ops]
     shown = "_".join(words[:4]) + ("_etc" if len(words) > 4 else "")
-    main = next((op for op in ops if isinstance(op, ANCHORS)), ops[-1])
+    main = next((op for op in ops if is_anchor(op)), ops[-1])
     parts = [p for p in (main.path or "").split(".") if p and not p.isdigit()] if isinstance(main, TwOperation) else []
     return f"{parts[-1]}_{shown}" if parts else shown

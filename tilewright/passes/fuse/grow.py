@@ -17,13 +17,15 @@ from tilewright.ir.graph.reduction import CumulativeOp, ReduceOp
 from tilewright.ir.passing import Context
 from tilewright.passes.fuse import legality
 from tilewright.passes.fuse.plan import OUTSIDE, Cluster, Plan
+from tilewright.passes.lower_to_tile.skeleton import Trait
+from tilewright.passes.lower_to_tile.skeletons import has, kinds
 
 
 @dataclass
 class Growth:
     """Joins clusters of a plan, and remembers why neighbours stayed apart.
 
-    Whoever takes an op gives it a kind of its own, so clusters of the kind "map" are single ops until `elements`.
+    Whoever takes an op gives it a kind of its own, so clusters of elements are single ops until `elements`.
     max_ops: ops of one kernel. refusals: by (producer, consumer) node, the last reason found.
     """
 
@@ -38,11 +40,11 @@ class Growth:
         """Products and convolutions take the pointwise ops that their result alone flows into, while the tile addresses
         the rest.
         """
-        for cluster in [*self._products(), *self._of_kind("convolution")]:
+        for cluster in self._that("epilogue"):
             cluster.dims = tensor(cluster.ops[0].results[0]).dims
             while (op := self._sole_reader(cluster)) is not None:
                 other = self.plan.of[op]
-                if other.kind != "map":
+                if not other.has("elements"):
                     break
                 inside = set(results_of(cluster))
                 reason = legality.why_no_epilogue(op, inside, cluster.dims)
@@ -51,7 +53,7 @@ class Growth:
 
     def pairs(self) -> None:
         """Two products of one left-hand side that meet in a pointwise op become one kernel with two accumulators."""
-        for cluster in self._products():
+        for cluster in self._that("pair"):
             for other in self._of_kind(cluster.kind):
                 if cluster.single and other.single and legality.is_pair(cluster.ops[0], other.ops[0]):
                     self._pair(cluster, other)
@@ -91,7 +93,7 @@ class Growth:
 
     def rows(self, *, epilogues: bool, prologues: bool) -> None:
         """Every reduction over the last axis takes what runs on the same rows after it and before it."""
-        for cluster in self._of_kind("row-reduction"):
+        for cluster in self._that("rows"):
             if cluster not in self.plan.of.values():
                 continue  # an earlier one on the same rows has taken it
             cluster.dims = legality.row_dims(cluster.ops[0])
@@ -104,7 +106,7 @@ class Growth:
             for result in op.results:
                 for reader in [use.operation for use in result.uses]:
                     other = self.plan.of.get(reader)
-                    if other is None or other is cluster or other.kind not in ("map", "row-reduction"):
+                    if other is None or other is cluster or not (other.has("elements") or other.has("rows")):
                         continue
                     if not other.single:
                         self.refusals[op, reader] = "its reader runs on other rows with ops of its own"
@@ -114,7 +116,7 @@ class Growth:
         return False
 
     def _why_no_row(self, op: Operation, cluster: Cluster) -> str | None:
-        if legality.reduces_rows(op):
+        if has(op, "rows"):
             same = legality.row_dims(op) == cluster.dims
             return None if same else f"it reduces rows of another shape, {tensor(op.operands[0])}"
         if not legality.is_pointwise(op) and not legality.turns_whole_rows(op, cluster.dims):
@@ -128,7 +130,7 @@ class Growth:
 
     def reductions(self, *, epilogues: bool, prologues: bool) -> None:
         """A reduction over other axes, or a running op, takes what feeds it alone, and what runs on its result."""
-        for cluster in [*self._of_kind("reduction"), *self._of_kind("running")]:
+        for cluster in self._that("lines"):
             anchor = cluster.ops[0]
             if not isinstance(anchor, (ReduceOp, CumulativeOp, ScanOp)):
                 continue
@@ -139,7 +141,7 @@ class Growth:
             cluster.dims = result
             while epilogues and (op := self._sole_reader(cluster)) is not None:
                 other = self.plan.of[op]
-                if other.kind != "map":
+                if not other.has("elements"):
                     break
                 reason = None if legality.is_pointwise(op) else f"{op.name} is not pointwise"
                 if not legality.is_same_shape(op.results[0], cluster.dims):
@@ -155,7 +157,7 @@ class Growth:
                 if not isinstance(producer, Operation):
                     continue
                 other = self.plan.of.get(producer)
-                if other is None or other.kind != "map":
+                if other is None or not other.has("elements"):
                     continue
                 if self._try(other, cluster, producer, op, self._why_no_prologue(producer, cluster), into=cluster):
                     return True
@@ -167,7 +169,7 @@ class Growth:
         alone = legality.only_read_inside(self.plan, op, cluster)
         if legality.is_same_shape(op.results[0], cluster.dims):
             # a row kernel can store the row it has; a reduction over other axes has no place to store elements
-            return None if alone or cluster.kind == "row-reduction" else "other kernels read it, too"
+            return None if alone or cluster.has("rows") else "other kernels read it, too"
         if not alone:
             return "other kernels read it, too, and it repeats along an axis here"
         if not legality.recomputes_cheaply(op, cluster.dims, self.ctx):
@@ -181,7 +183,7 @@ class Growth:
         for op in sorted(self.plan.of, key=self.plan.position.__getitem__, reverse=True):
             for reader in sorted(set(self._direct(op)), key=self.plan.position.__getitem__):
                 first, second = self.plan.of[op], self.plan.of[reader]
-                if first.kind != "map" or second.kind != "map" or first is second:
+                if first is second or not (first.has("elements") and second.has("elements")):
                     continue
                 self._try(first, second, op, reader, self._why_no_map(op, second), into=second)
 
@@ -200,8 +202,9 @@ class Growth:
 
     # --- joining ----------------------------------------------------------------------------------------------------
 
-    def _products(self) -> list[Cluster]:
-        return [*self._of_kind("matmul"), *self._of_kind("grouped-matmul")]
+    def _that(self, trait: Trait) -> list[Cluster]:
+        """The clusters whose skeleton has a trait, kind after kind."""
+        return [cluster for kind in kinds(trait) for cluster in self._of_kind(kind)]
 
     def _of_kind(self, kind: str) -> list[Cluster]:
         found = {id(c): c for op in self.plan.position if (c := self.plan.of.get(op)) is not None and c.kind == kind}

@@ -17,7 +17,7 @@ from tilewright.ir.graph.attention import RotaryOp
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.elementwise import CastOp, MapOp
 from tilewright.ir.graph.indexing import GatherOp, TakeAlongOp
-from tilewright.ir.graph.reduction import NormOp, ReduceOp, SoftmaxOp
+from tilewright.ir.graph.reduction import ReduceOp
 from tilewright.ir.graph.shape import PadOp
 from tilewright.ir.passing import Context
 from tilewright.ir.tile.reduction import LANES
@@ -31,19 +31,6 @@ LONGEST_TILE = 4096  # elements of a row that a row kernel keeps whole
 def is_pointwise(op: Operation) -> bool:
     """Every element of the result comes from one element of each operand."""
     return isinstance(op, (MapOp, CastOp))
-
-
-def reduces_rows(op: Operation) -> bool:
-    """A norm, softmax or reduction over the last axis."""
-    match op:
-        case NormOp():
-            return True
-        case SoftmaxOp():
-            return op.axis.data == tensor(op.x).rank - 1
-        case ReduceOp():
-            return op.axes.data == (tensor(op.x).rank - 1,)
-        case _:
-            return False
 
 
 def row_dims(op: Operation) -> tuple[Expr, ...]:

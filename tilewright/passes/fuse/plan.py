@@ -14,17 +14,9 @@ from typing import TypeGuard
 from xdsl.ir import Block, Operation, SSAValue
 
 from tilewright.ir.dims import Expr
-from tilewright.ir.graph.attention import AttentionOp, RotaryOp
-from tilewright.ir.graph.base import tensor
-from tilewright.ir.graph.contraction import MatmulOp
-from tilewright.ir.graph.elementwise import CastOp, MapOp
-from tilewright.ir.graph.indexing import GatherOp, PutAlongOp, ScatterOp, StateUpdateOp, TakeAlongOp
-from tilewright.ir.graph.recurrence import ScanOp
-from tilewright.ir.graph.reduction import CumulativeOp, NormOp, ReduceOp, SoftmaxOp, SortOp, TopkOp
-from tilewright.ir.graph.routing import GroupedMatmulOp
-from tilewright.ir.graph.shape import BroadcastOp, PadOp, ReshapeOp, SliceOp, TransposeOp
+from tilewright.ir.graph.indexing import StateUpdateOp
+from tilewright.ir.graph.shape import BroadcastOp, ReshapeOp, SliceOp, TransposeOp
 from tilewright.ir.graph.structure import (
-    IN_PLACE,
     ConstantOp,
     DimOp,
     GroupOp,
@@ -35,6 +27,8 @@ from tilewright.ir.graph.structure import (
     StateWriteOp,
     WeightOp,
 )
+from tilewright.passes.lower_to_tile.skeleton import Trait
+from tilewright.passes.lower_to_tile.skeletons import BY_KIND, skeleton_of
 from tilewright.passes.rewriting import is_pure
 
 OUTSIDE = "outside"
@@ -59,35 +53,10 @@ def root(value: SSAValue) -> SSAValue:
     return value
 
 
-def skeleton(op: Operation) -> str:
-    """The kind of kernel an op needs when it stands alone."""
-    match op:
-        case MatmulOp():
-            return "matmul"
-        case AttentionOp():
-            return "attention"
-        case GroupedMatmulOp():
-            return "grouped-matmul"
-        case NormOp():
-            return "row-reduction"
-        case SoftmaxOp():
-            return "row-reduction" if op.axis.data == tensor(op.x).rank - 1 else "reduction"
-        case ReduceOp():
-            return "row-reduction" if op.axes.data == (tensor(op.x).rank - 1,) else "reduction"
-        case CumulativeOp() | ScanOp():
-            return "running"
-        case ScatterOp() | PutAlongOp():
-            return "scatter"
-        case StateUpdateOp():
-            return IN_PLACE
-        case SortOp() | TopkOp():
-            return "ordering"
-        case MapOp() | CastOp() | RotaryOp() | GatherOp() | TakeAlongOp() | PadOp():
-            return "map"
-        case _ if is_view(op) or is_leaf(op):
-            return "map"
-        case _:
-            return op.name.partition(".")[2]
+def kind_of(op: Operation) -> str:
+    """The kind of kernel an op needs when it stands alone; an op that no skeleton takes gives its own name."""
+    found = skeleton_of(op)
+    return op.name.partition(".")[2] if found is None else found.kind
 
 
 def is_outside(op: Operation) -> bool:
@@ -113,6 +82,11 @@ class Cluster:
     def single(self) -> bool:
         return len(self.ops) == 1
 
+    def has(self, trait: Trait) -> bool:
+        """Whether its skeleton has a trait; what stands outside kernels has none."""
+        found = BY_KIND.get(self.kind)
+        return found is not None and trait in found.traits
+
 
 class Plan:
     """The clusters of one block, at first one per node.
@@ -127,7 +101,7 @@ class Plan:
         self.of: dict[Operation, Cluster] = {}
         for op in block.ops:
             if self.is_node(op):
-                self.of[op] = Cluster(OUTSIDE if is_outside(op) or isinstance(op, GroupOp) else skeleton(op), [op])
+                self.of[op] = Cluster(OUTSIDE if is_outside(op) or isinstance(op, GroupOp) else kind_of(op), [op])
         self._connect()
 
     def is_node(self, op: object) -> TypeGuard[Operation]:
@@ -239,7 +213,7 @@ class Plan:
     def dissolve(self, cluster: Cluster) -> None:
         """Gives every node of a cluster a cluster of its own again."""
         for op in cluster.ops:
-            self.of[op] = Cluster(skeleton(op), [op])
+            self.of[op] = Cluster(kind_of(op), [op])
         for other in set(self.of.values()):
             other.before.clear()
             other.after.clear()

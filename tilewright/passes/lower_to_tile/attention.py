@@ -8,7 +8,7 @@ from zero.
 
 from __future__ import annotations
 
-from xdsl.ir import BlockArgument, SSAValue
+from xdsl.ir import BlockArgument, Operation, SSAValue
 
 from tilewright.ir.dims import DimSpace, Expr, floordiv, maximum, minimum
 from tilewright.ir.dtypes import F32, F64, I32
@@ -24,16 +24,22 @@ from tilewright.passes.lower_to_tile.emit import Emitter
 from tilewright.passes.lower_to_tile.frame import Lowered, Variant, all_strides, begin
 from tilewright.passes.lower_to_tile.layout import merge_axes
 from tilewright.passes.lower_to_tile.matrix_tiles import multiplies_attention
+from tilewright.passes.lower_to_tile.skeleton import Refusal
 
 MINUS_INFINITY = float("-inf")
+
+
+def refuses_attention(op: Operation) -> Refusal | None:
+    """f64."""
+    if isinstance(op, attention.AttentionOp) and tensor(op.q).dtype is F64:
+        return Refusal("attention in f64: its exponentials are expanded for f32", "cast q, k and v to f32")
+    return None
 
 
 def lower_attention(group: GroupOp, name: str, machine: Machine, dims: DimSpace) -> Lowered:
     """Variants with 4, 16 and the machine's query block of rows, as far as the number of queries can reach them."""
     anchor = next(op for op in group.block.ops if isinstance(op, attention.AttentionOp))
     queries = tensor(anchor.q).dims[-2]
-    if tensor(anchor.q).dtype is F64:
-        raise unsupported(anchor, "attention in f64: its exponentials are expanded for f32", "cast q, k and v to f32")
     low, high = dims.interval(queries)
     variants: list[Variant] = []
     previous = 0

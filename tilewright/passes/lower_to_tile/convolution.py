@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from xdsl.ir import BlockArgument, SSAValue
+from xdsl.ir import BlockArgument, Operation, SSAValue
 
 from tilewright.ir.dims import Expr, product
 from tilewright.ir.dtypes import F32, F64
@@ -28,6 +28,7 @@ from tilewright.passes.lower_to_tile.frame import Lowered, Variant, all_strides,
 from tilewright.passes.lower_to_tile.layout import Walk
 from tilewright.passes.lower_to_tile.matmul import Panels, panels_of
 from tilewright.passes.lower_to_tile.position_tiles import position_tile
+from tilewright.passes.lower_to_tile.skeleton import Refusal
 from tilewright.passes.lower_to_tile.taps import NUMBER, Tap, fold_taps, window_steps
 
 
@@ -43,15 +44,22 @@ class Runs:
     length: int
 
 
+def refuses_convolution(op: Operation) -> Refusal | None:
+    """What channels-last leaves when it cannot turn, pad or split a convolution."""
+    if not isinstance(op, ConvolutionOp):
+        return None
+    if not op.channels_last.data or any((*op.padding_low.data, *op.padding_high.data)):
+        return Refusal("a convolution is lowered on padded images with their channels last")
+    if op.bias is not None:
+        return Refusal("the bias of a channels-last convolution is added by an op of its own")
+    if any(d.constant is None for d in tensor(op.w).dims):
+        return Refusal(f"filters {tensor(op.w)} of a size that is not fixed")
+    return None
+
+
 def lower_convolution(group: GroupOp, name: str, machine: Machine) -> Lowered:
     """One kernel; filters known when weights are set come in panels."""
     anchor = next(op for op in group.block.ops if isinstance(op, ConvolutionOp))
-    if not anchor.channels_last.data or any((*anchor.padding_low.data, *anchor.padding_high.data)):
-        raise unsupported(anchor, "a convolution is lowered on padded images with their channels last")
-    if anchor.bias is not None:
-        raise unsupported(anchor, "the bias of a channels-last convolution is added by an op of its own")
-    if any(d.constant is None for d in tensor(anchor.w).dims):
-        raise unsupported(anchor, f"filters {tensor(anchor.w)} of a size that is not fixed")
     if anchor.depthwise:
         return lower_depthwise(group, anchor, name, machine)
     return _lower(group, anchor, name, machine)

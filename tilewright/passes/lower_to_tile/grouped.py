@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from xdsl.ir import BlockArgument, SSAValue
+from xdsl.ir import BlockArgument, Operation, SSAValue
 
 from tilewright.ir.dims import DimSpace, Expr, floordiv
 from tilewright.ir.dtypes import F32, F64
@@ -27,6 +27,7 @@ from tilewright.passes.lower_to_tile.frame import Lowered, Variant, all_strides,
 from tilewright.passes.lower_to_tile.layout import Strides, Walk, strides_of
 from tilewright.passes.lower_to_tile.matmul import DYNAMIC_K, chunk_of
 from tilewright.passes.lower_to_tile.matrix_tiles import row_tiles, steps_of, unit_for
+from tilewright.passes.lower_to_tile.skeleton import Refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,13 @@ def grouped_panels(b: SSAValue) -> GroupedPanels | None:
     return None
 
 
+def refuses_grouped(op: Operation) -> Refusal | None:
+    """A number of experts that no one knows."""
+    if isinstance(op, routing.GroupedMatmulOp) and op.sizes()[0].constant is None:
+        return Refusal("a number of experts that varies")
+    return None
+
+
 def lower_grouped_matmul(group: GroupOp, name: str, machine: Machine, dims: DimSpace) -> Lowered:
     """One row at a time while experts have about one each, the machine's largest register tile beyond.
 
@@ -56,9 +64,7 @@ def lower_grouped_matmul(group: GroupOp, name: str, machine: Machine, dims: DimS
     them fewer times.
     """
     anchor = next(op for op in group.block.ops if isinstance(op, routing.GroupedMatmulOp))
-    experts = anchor.sizes()[0].constant
-    if experts is None:
-        raise unsupported(anchor, "a number of experts that varies")
+    experts = anchor.sizes()[0].constant or 0
     average = floordiv(tensor(anchor.targets).dims[0], max(experts, 1)) + 1
     low, high = dims.interval(average)
     variants, previous = [], 0

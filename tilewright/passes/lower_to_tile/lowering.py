@@ -13,29 +13,14 @@ from tilewright.errors import LoweringError
 from tilewright.ir.backend import content_of, kernels_of
 from tilewright.ir.dims import Expr
 from tilewright.ir.graph.structure import FuncOp, GroupOp
-from tilewright.ir.machine import Machine
 from tilewright.ir.passing import Context, Pass
 from tilewright.ir.tile.base import buffer
 from tilewright.ir.tile.structure import KernelOp, LaunchOp
 from tilewright.ir.types import TensorType
-from tilewright.passes.lower_to_tile.access import unsupported
-from tilewright.passes.lower_to_tile.attention import lower_attention
 from tilewright.passes.lower_to_tile.computed import computed
-from tilewright.passes.lower_to_tile.constants import lower_constant
-from tilewright.passes.lower_to_tile.convolution import lower_convolution
 from tilewright.passes.lower_to_tile.frame import Lowered, Variant
-from tilewright.passes.lower_to_tile.grouped import lower_grouped_matmul
-from tilewright.passes.lower_to_tile.joining import lower_concat
-from tilewright.passes.lower_to_tile.matmul import lower_matmul
-from tilewright.passes.lower_to_tile.ordering import lower_ordering
-from tilewright.passes.lower_to_tile.packing import lower_pack
-from tilewright.passes.lower_to_tile.pointwise import lower_map
-from tilewright.passes.lower_to_tile.pooling import lower_pool
-from tilewright.passes.lower_to_tile.reductions import lower_reduction
-from tilewright.passes.lower_to_tile.routing import lower_route, lower_slots
-from tilewright.passes.lower_to_tile.running import lower_running
-from tilewright.passes.lower_to_tile.scattering import lower_scatter
-from tilewright.passes.lower_to_tile.states import lower_state_update, settle_states
+from tilewright.passes.lower_to_tile.skeletons import lower_group
+from tilewright.passes.lower_to_tile.states import settle_states
 from tilewright.passes.rewriting import erase
 
 
@@ -136,43 +121,3 @@ def _content(group: GroupOp) -> tuple[object, ...]:
         types = tuple([result.type for result in op.results])
         rows.append((type(op), operands, types, tuple([(name, op.properties[name]) for name in kept])))
     return tuple(rows)
-
-
-def lower_group(group: GroupOp, name: str, ctx: Context) -> Lowered:
-    """The kernels of one group, by its skeleton."""
-    machine: Machine = ctx.machine
-    match group.kind.data:
-        case "map":
-            return lower_map(group, name, machine, ctx.dims)
-        case "row-reduction" | "reduction" | "reduce" | "softmax" | "norm":
-            return lower_reduction(group, name, machine, ctx.dims)
-        case "matmul":
-            return lower_matmul(group, name, machine, ctx.dims)
-        case "grouped-matmul":
-            return lower_grouped_matmul(group, name, machine, ctx.dims)
-        case "route":
-            return lower_route(group, name)
-        case "slots":
-            return lower_slots(group, name)
-        case "attention":
-            return lower_attention(group, name, machine, ctx.dims)
-        case "convolution":
-            return lower_convolution(group, name, machine)
-        case "pool":
-            return lower_pool(group, name, machine)
-        case "running":
-            return lower_running(group, name, machine)
-        case "scatter":
-            return lower_scatter(group, name, machine)
-        case "state-update":
-            return lower_state_update(group, name)
-        case "ordering":
-            return lower_ordering(group, name, machine)
-        case "constant":
-            return lower_constant(group, name, machine)
-        case "pack":
-            return lower_pack(group, name, machine)
-        case "concat":
-            return lower_concat(group, name, machine)
-        case _:
-            raise unsupported(next(iter(group.block.ops)), "no kernel is made for it yet")

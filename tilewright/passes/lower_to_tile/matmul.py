@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from xdsl.ir import BlockArgument, SSAValue
+from xdsl.ir import BlockArgument, Operation, SSAValue
 
 from tilewright.ir.dims import DimSpace, Expr, product
 from tilewright.ir.dtypes import F32, F64
@@ -29,6 +29,7 @@ from tilewright.passes.lower_to_tile.frame import Lowered, Variant, all_strides,
 from tilewright.passes.lower_to_tile.layout import Walk, merge_axes
 from tilewright.passes.lower_to_tile.matrix_tiles import row_tiles, steps_of, unit_for
 from tilewright.passes.lower_to_tile.pointwise import axes_apart
+from tilewright.passes.lower_to_tile.skeleton import Refusal
 
 DYNAMIC_K = 64  # a K known only at run time is walked in steps of this
 
@@ -56,6 +57,13 @@ def panels_of(b: SSAValue) -> Panels | None:
                 return Panels(argument, dims[2], 1, values)
             if turned.permutation.data == (1, 3, 0, 2) and dims[2] is not None and dims[3] is not None:
                 return Panels(argument, dims[2], dims[3], values)
+    return None
+
+
+def refuses_matmul(op: Operation) -> Refusal | None:
+    """Products of integers: canonicalize leaves none, the reduction skeleton multiplies and adds them up."""
+    if isinstance(op, contraction.MatmulOp) and not tensor(op.out).dtype.is_float:
+        return Refusal(f"a matrix product of {tensor(op.a).dtype}: cast the operands to a float dtype")
     return None
 
 
@@ -207,8 +215,6 @@ def _accumulate(
     b: KernelBuilder = e.b
     rows = e.extent[e.row] if e.row is not None else 1
     columns = e.extent[e.column]
-    if not tensor(anchor.out).dtype.is_float:
-        raise unsupported(anchor, f"a matrix product of {tensor(anchor.a).dtype}: cast the operands to a float dtype")
     kind = F64 if tensor(anchor.out).dtype == F64 else F32
     zero = b.constant(0.0, (rows, columns), kind)
     k = e.walk.extents[k_at].constant

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from xdsl.ir import BlockArgument, SSAValue
+from xdsl.ir import BlockArgument, Operation, SSAValue
 
 from tilewright.ir.dims import Expr
 from tilewright.ir.dtypes import F32, F64, I64
@@ -15,14 +15,22 @@ from tilewright.ir.tile.memory import ViewOp
 from tilewright.passes.lower_to_tile.access import unsupported
 from tilewright.passes.lower_to_tile.frame import Lowered, Variant, begin
 from tilewright.passes.lower_to_tile.position_tiles import channel_tile
+from tilewright.passes.lower_to_tile.skeleton import Refusal
 from tilewright.passes.lower_to_tile.taps import Tap, fold_taps
+
+_ALONE = "a pool is a kernel of its own, on images with their channels last"
+
+
+def refuses_pool(op: Operation) -> Refusal | None:
+    """Images with their channels first."""
+    return Refusal(_ALONE) if isinstance(op, PoolOp) and not op.channels_last.data else None
 
 
 def lower_pool(group: GroupOp, name: str, machine: Machine) -> Lowered:
     """One program a run of positions and of channels; padding reads as what changes nothing."""
     op = next(o for o in group.block.ops if isinstance(o, PoolOp))
-    if group.yielded != (op.out,) or not isinstance(op.x, BlockArgument) or not op.channels_last.data:
-        raise unsupported(op, "a pool is a kernel of its own, on images with their channels last")
+    if group.yielded != (op.out,) or not isinstance(op.x, BlockArgument):
+        raise unsupported(op, _ALONE)
     b, buffers, (output,) = begin(group, name)
     x, out = tensor(op.x), tensor(op.out)
     spatial = x.rank - 2

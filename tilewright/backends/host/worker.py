@@ -1,4 +1,4 @@
-"""A compile worker: `python -m tilewright.backends.cpu.worker IDLE_SECONDS`, started by `workers.CompilePool`.
+"""A compile worker: `python -m tilewright.backends.host.worker IDLE_SECONDS`, started by `workers.CompilePool`.
 
 Reads requests on stdin and answers on stdout, one at a time; imports MLIR while it waits for the first. It ends when
 stdin does, that is when its parent has closed the pool or died, even in the middle of a compilation; and with exit
@@ -33,7 +33,7 @@ def main() -> None:
     requests: queue.SimpleQueue[tuple[dict[str, Any], bytes]] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(requests,), daemon=True).start()
 
-    from tilewright.backends.cpu import mlir
+    from tilewright.backends.host import mlir
 
     # What is missing is told with every request, not here.
     with contextlib.suppress(MissingDependencyError):

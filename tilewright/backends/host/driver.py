@@ -16,8 +16,8 @@ from __future__ import annotations
 import re
 from string import Template
 
-from tilewright.backends.cpu.mlir import CpuTarget
-from tilewright.backends.cpu.waiting import FUTEX, PAUSE, WAITING
+from tilewright.backends.host.mlir import CpuTarget
+from tilewright.backends.host.waiting import FUTEX, PAUSE, WAITING
 from tilewright.ir import native_abi as abi
 
 # The job, on the launching thread's stack: what the team shares for one plan. Words, then two lines to synchronise on.

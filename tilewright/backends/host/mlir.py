@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tilewright.backends.cpu.float_literals import portable_floats
+from tilewright.backends.host.float_literals import portable_floats
 from tilewright.errors import MissingDependencyError, Problem, ToolchainError
 
 # bf16 conversions become integer arithmetic: round to nearest even with denormals kept, the same bits on every class
@@ -74,7 +74,7 @@ def compile_object(text: str, target: CpuTarget) -> bytes:
     Same text and target, same bytes, in any process on any host. Every function defined in the text is exported
     unless it is an `llvm.func internal`. Raises ToolchainError naming the first function when the text does not parse,
     verify or lower, and MissingDependencyError when torch_mlir is not installed. A fault inside LLVM's code generator
-    ends the process: `tilewright.backends.cpu.workers` turns that into a ToolchainError, too.
+    ends the process: `tilewright.backends.host.workers` turns that into a ToolchainError, too.
     """
     module, machine = _optimised(text, target)
     return bytes(machine.emit_object(module))

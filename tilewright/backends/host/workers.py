@@ -21,8 +21,8 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 
-from tilewright.backends.cpu.mlir import REPORT_STEP, CpuTarget, kernel_name
-from tilewright.backends.cpu.worker_process import WorkerProcess
+from tilewright.backends.host.mlir import REPORT_STEP, CpuTarget, kernel_name
+from tilewright.backends.host.worker_process import WorkerProcess
 from tilewright.errors import Problem, ToolchainError
 
 _MOST_WORKERS = 8

@@ -8,8 +8,8 @@ import subprocess
 import tempfile
 from typing import IO
 
-from tilewright.backends.cpu.mlir import CpuTarget
 from tilewright.backends.frames import received, send
+from tilewright.backends.host.mlir import CpuTarget
 from tilewright.backends.module_process import start_module
 from tilewright.errors import Problem, TilewrightError, ToolchainError, all_errors
 
@@ -18,7 +18,7 @@ _PATIENCE_SECONDS = 5.0
 
 
 class WorkerProcess:
-    """A `tilewright.backends.cpu.worker` process, started now, and again by `ask` when it has ended."""
+    """A `tilewright.backends.host.worker` process, started now, and again by `ask` when it has ended."""
 
     def __init__(self, idle_seconds: float) -> None:
         self._idle_seconds = idle_seconds
@@ -88,7 +88,7 @@ class WorkerProcess:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  `end` reads and closes it
         try:
             self._process = start_module(
-                "tilewright.backends.cpu.worker",
+                "tilewright.backends.host.worker",
                 str(self._idle_seconds),
                 # numpy, which MLIR's bindings import, would otherwise start a thread a core for its linear algebra.
                 environment={**os.environ, "OPENBLAS_NUM_THREADS": "1"},

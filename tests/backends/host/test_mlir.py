@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from tests.native_kernels import GENERIC, RECORD, RELAY
-from tilewright.backends.cpu.driver import driver_text
-from tilewright.backends.cpu.mlir import TARGETS, CpuTarget, compile_assembly, compile_object, kernel_name
+from tilewright.backends.host.driver import driver_text
+from tilewright.backends.host.mlir import TARGETS, CpuTarget, compile_assembly, compile_object, kernel_name
 from tilewright.errors import ToolchainError
 from tilewright.runtime import native
 
@@ -108,7 +108,7 @@ def test_the_bytes_do_not_depend_on_process_directory_home_hash_seed_or_history(
     here = digests()
     compile_object(RECORD, GENERIC)
     assert digests() == here
-    script = "import json\nfrom tests.backends.cpu.test_mlir import digests\nprint(json.dumps(digests()))"
+    script = "import json\nfrom tests.backends.host.test_mlir import digests\nprint(json.dumps(digests()))"
     for seed in ("1", "4711"):
         place = tmp_path / seed
         place.mkdir()

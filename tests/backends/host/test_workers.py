@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.native_kernels import GENERIC, RECORD, RELAY
-from tilewright.backends.cpu.mlir import TARGETS, compile_object
-from tilewright.backends.cpu.workers import CompilePool
+from tilewright.backends.host.mlir import TARGETS, compile_object
+from tilewright.backends.host.workers import CompilePool
 from tilewright.errors import ToolchainError
 
 ROOT = Path(__file__).parents[3]
@@ -184,8 +184,8 @@ def test_a_worker_imports_no_torch_and_stays_small(pool: CompilePool) -> None:
 def script(body: str) -> subprocess.Popen[str]:
     text = (
         "import os, time\n"
-        "from tests.backends.cpu.test_workers import GENERIC, RECORD, CompilePool, compile_object, named, pids\n"
-        f"from tilewright.backends.cpu.workers import shared_pool\n{body}"
+        "from tests.backends.host.test_workers import GENERIC, RECORD, CompilePool, compile_object, named, pids\n"
+        f"from tilewright.backends.host.workers import shared_pool\n{body}"
     )
     return subprocess.Popen([sys.executable, "-c", text], cwd=ROOT, stdout=subprocess.PIPE, text=True)
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tests.native_kernels import GENERIC, Relay, driver, library, relay_plan
-from tilewright.backends.cpu.driver import driver_text
-from tilewright.backends.cpu.mlir import TARGETS, compile_assembly, compile_object
+from tilewright.backends.host.driver import driver_text
+from tilewright.backends.host.mlir import TARGETS, compile_assembly, compile_object
 from tilewright.ir import native_abi as abi
 from tilewright.runtime.step_plan import Step, StepPlan
 from tilewright.runtime.threads import ThreadPool

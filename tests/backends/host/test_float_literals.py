@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.native_kernels import GENERIC
-from tilewright.backends.cpu.float_literals import portable_floats
-from tilewright.backends.cpu.mlir import compile_object
+from tilewright.backends.host.float_literals import portable_floats
+from tilewright.backends.host.mlir import compile_object
 from tilewright.runtime import native
 
 BITS = {"f64": 64, "f32": 32, "f16": 16, "bf16": 16}
