@@ -19,7 +19,8 @@ from tilewright.ir.operation import TwOperation
 from tilewright.ir.tile.base import tile
 from tilewright.ir.tile.structure import KernelOp
 
-_SHORT = 64
+SHORT = 64
+"""The longest text that is written where it is used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ class Values:
         self.indices: dict[SSAValue, Index] = {}
         self.views: dict[SSAValue, ViewText] = {}
         self.buffers: dict[SSAValue, str] = {}
+        self.written: set[str] = set()
         self.dims: dict[str, str] = {}
         self.math = IndexText(self.helpers)
         self._uses: Counter[SSAValue] = Counter(v for op in kernel.walk() for v in op.operands)
@@ -96,7 +98,7 @@ class Values:
 
     def define(self, value: SSAValue, text: str, axes: tuple[int, ...], hint: str, zero: frozenset[int]) -> None:
         """Gives a tile its text: in place where it is short and read once in its own block, else a name."""
-        if not self._in_place(value) or len(text) > _SHORT:
+        if not self._in_place(value) or len(text) > SHORT:
             text = self.out.name(hint, text)
         self.tiles[value] = Printed(text, axes, zero)
 

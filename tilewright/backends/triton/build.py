@@ -25,7 +25,9 @@ def build(kernels: Iterable[tuple[str, Source]], machine: Machine) -> Mapping[st
     for name, kernel in kernels:
         if not isinstance(kernel, KernelOp):
             raise LoweringError(f"kernel {name} comes as loops; this backend takes tiles", step="hand over the tiles")
-        built[name] = waiting().submit(_compiled, print_kernel(kernel), machine, kernel.path, kernel.loc)
+        gpu = GPUS[machine.name]
+        printed = print_kernel(kernel, warps=gpu.warps, stages=gpu.stages)
+        built[name] = waiting().submit(_compiled, printed, machine, kernel.path, kernel.loc)
     return built
 
 

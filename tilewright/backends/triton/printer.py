@@ -6,6 +6,8 @@ formal dims; one program of a one-dimensional grid is one program of the kernel'
     @triton.jit
     def name(x0, x1, y0, tokens): ...
 
+Around it stand a head that says what it computes, `launch`, and a `main` that tries it (`standalone.py`).
+
 *Extents.* Triton's tensors are powers of two, and 16 at least in a dot. A tile is printed as large as that asks
 (`extents.py`); what lies beyond its own extent is masked in loads and stores, replaced before a reduction or a dot's
 inner sum, and ignored elsewhere. Axes of extent 1 are not printed. A tile that only stretches another is not printed.
@@ -26,10 +28,11 @@ from tilewright.backends.triton.extents import live_axes
 from tilewright.backends.triton.functions import POINTERS, TYPES
 from tilewright.backends.triton.indices import Index
 from tilewright.backends.triton.prelude import texts
+from tilewright.backends.triton.standalone import Standalone
 from tilewright.backends.triton.values import ComputeOps
 from tilewright.ir.dims import Expr, product
 from tilewright.ir.intervals import Interval
-from tilewright.ir.tile import compute, memory, places, structure
+from tilewright.ir.tile import compute, lines, memory, places, structure
 from tilewright.ir.tile.base import buffer, tile
 from tilewright.ir.tile.structure import KernelOp
 from tilewright.ir.types import TileType
@@ -45,33 +48,38 @@ class PrintedKernel:
     programs: Expr
 
 
-def print_kernel(kernel: KernelOp) -> PrintedKernel:
-    """The kernel's source. Raises LoweringError for ops that are not printed."""
-    return _Printer(kernel).run()
+def print_kernel(kernel: KernelOp, *, warps: int = 4, stages: int = 2) -> PrintedKernel:
+    """The kernel's source. Raises LoweringError for ops that are not printed.
+
+    warps, stages: what `launch` in the source asks for unless told otherwise.
+    """
+    return _Printer(kernel).run(warps, stages)
 
 
 class _Printer(ComputeOps):
     """Walks a kernel once."""
 
-    def run(self) -> PrintedKernel:
+    def run(self, warps: int, stages: int) -> PrintedKernel:
         kernel, signature = self.kernel, {}
         written = len(kernel.inputs)
         for number, value in enumerate(kernel.buffers):
             name = f"x{number}" if number < written else f"y{number - written}"
             self.buffers[value] = self.out.given(name)
+            if number >= written:
+                self.written.add(self.buffers[value])
             signature[self.buffers[value]] = POINTERS[buffer(value).dtype.name]
         for dim in kernel.dims.data:
             self.dims[dim] = self.out.given(dim)
             signature[self.dims[dim]] = "i64"
-        origin = " ".join(filter(None, [kernel.path, kernel.loc and f"({kernel.loc})"]))
-        if origin:
-            self.out.line(f"# {origin}")
         self._start()
         self._block(kernel.block)
         symbol = kernel.sym_name.data
+        around = Standalone(kernel, list(signature), self.dims)
         head = f"@triton.jit\ndef {symbol}({', '.join(signature)}):"
-        imports = "import triton\nimport triton.language as tl"
-        parts = [imports, *texts(self.helpers), "\n".join([head, *self.out.lines])]
+        imports = f"import triton\nimport triton.language as tl\n\n{around.dtypes()}"
+        body = self.out.lines or ["    pass"]
+        start = f"{around.head()}\n\n{imports}"
+        parts = [start, *texts(self.helpers), "\n".join([head, *body]), around.launch(warps, stages), around.main()]
         return PrintedKernel(symbol, "\n\n\n".join(parts) + "\n", signature, product(kernel.programs))
 
     # --- the grid -------------------------------------------------------------------------------------------------
@@ -219,10 +227,14 @@ _PRINT: Final[dict[type, Callable[[_Printer, Any], None]]] = {
     memory.ViewPagesOp: _Printer.pages,
     memory.LoadOp: _Printer.load,
     places.LookupOp: _Printer.lookup,
+    places.UpdateOp: _Printer.update,
+    lines.SortLineOp: _Printer.sort_line,
+    lines.TopkLineOp: _Printer.select_line,
     memory.StoreOp: _Printer.store,
     memory.StageOp: _Printer.stage,
     compute.ConstantOp: _Printer.constant,
     compute.SplatOp: _Printer.splat,
+    compute.ElementsOp: _Printer.elements,
     compute.IndexTileOp: _Printer.coordinates,
     compute.MapOp: _Printer.map,
     compute.CastOp: _Printer.cast_,
@@ -233,5 +245,10 @@ _PRINT: Final[dict[type, Callable[[_Printer, Any], None]]] = {
     compute.ConcatOp: _Printer.concat,
     compute.ReduceOp: _Printer.reduce,
     compute.AccumulateOp: _Printer.accumulate,
+    compute.ScanOp: _Printer.scan,
+    compute.SortOp: _Printer.sort,
+    compute.TopkOp: _Printer.topk,
+    compute.PackOp: _Printer.pack,
+    compute.UnpackOp: _Printer.unpack,
     compute.DotOp: _Printer.dot,
 }

@@ -12,7 +12,8 @@ from tilewright.backends.source_names import Names, bare
 from tilewright.backends.triton.prelude import FUNCTIONS
 
 _RESERVED: Final = frozenset(
-    {*keyword.kwlist, *FUNCTIONS, "tl", "triton", "pid", "min", "max", "range", "float", "abs"}
+    {*keyword.kwlist, *FUNCTIONS, "tl", "triton", "pid", "min", "max", "range", "float", "abs", "launch", "main"}
+    | {"DTYPES", "torch", "os", "device", "interpreted", "programs", "num_warps", "num_stages"}
 )
 
 

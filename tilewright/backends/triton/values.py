@@ -5,10 +5,11 @@ from __future__ import annotations
 from xdsl.ir import SSAValue
 
 from tilewright.backends.triton.base import Printed
+from tilewright.backends.triton.combining import CombiningOps
 from tilewright.backends.triton.extents import is_matrix_product, live_axes
 from tilewright.backends.triton.functions import SHIFTS, TYPES, cast, computed_wide, literal, repeats, template
 from tilewright.backends.triton.prelude import called
-from tilewright.backends.triton.rearranging import NONE, RearrangingOps
+from tilewright.backends.triton.rearranging import NONE
 from tilewright.ir.dtypes import F32, F64, I1, I32, DType
 from tilewright.ir.tile.base import element, tile
 from tilewright.ir.tile.compute import (
@@ -24,7 +25,7 @@ from tilewright.ir.tile.compute import (
 )
 
 
-class ComputeOps(RearrangingOps):
+class ComputeOps(CombiningOps):
     """Prints the ops on values."""
 
     # --- elementwise ----------------------------------------------------------------------------------------------
@@ -103,6 +104,9 @@ class ComputeOps(RearrangingOps):
         if tile(source).extents[axis] == 1:
             for result, a in zip(op.out, op.args, strict=True):
                 self.tiles[result] = self.tiles[a]
+            return
+        if fn in ("attention", "welford"):
+            self.tuples(op)
             return
         axes = live_axes(source)
         left, at, dtype = tuple(a for a in axes if a != axis), axes.index(axis), tile(source).dtype

@@ -24,7 +24,7 @@ def compile_source(head: dict[str, Any], source: str, folder: Path) -> tuple[dic
 
     from tilewright.backends.triton.interpreter import load_source
 
-    function = load_source(source, head["symbol"], folder)
+    function = getattr(load_source(source, head["symbol"], folder), head["symbol"])
     target = GPUTarget(head["backend"], head["arch"], head["threads"])
     options = {"num_warps": head["warps"], "num_stages": head["stages"]}
     made = triton.compile(
