@@ -65,7 +65,7 @@ def test_lines_of_memory_are_ordered(dtype: Any, interpreter: InterpretedKernels
     line, whole = b.index("2*a0 + a1", o, i), [b.dense(v) for v in (x, values, places, spare)]
     b.add(SortLineOp.make(*whole, [o, i, line], axis=1, descending=dtype.kind != "f", result_types=[]))
     kernel = b.finish()
-    for n in (0, 1, 1100):
+    for n in (0, 1, 300):
         given, shape = drawn(rng, (1, n, 2), dtype), (1, n, 2)
         scratch = np.zeros((2, 2 * n * spare_words(element)), np.int64)
         outputs = [np.zeros(shape, dtype), np.zeros(shape, np.int64), scratch]
@@ -86,7 +86,7 @@ def test_the_first_of_lines_are_found(
     o, i = b.grid([1, 2], [1, 1])
     b.add(TopkLineOp.make(b.dense(x), b.dense(values), b.dense(places), [o, i], axis=1, k=k, result_types=[]))
     kernel = b.finish()
-    for n in (k, 700):
+    for n in (k, 300):
         outputs = [np.zeros((1, k, 2), dtype), np.zeros((1, k, 2), np.int64)]
         found, wanted = run_both(kernel, [drawn(rng, (1, n, 2), dtype)], outputs, {"n": n}, interpreter)
         for a, e in zip(found, wanted, strict=True):

@@ -13,7 +13,7 @@ from tilewright.ir.tile.compute import IndexTileOp, SortOp, TopkOp
 from tilewright.ir.tile.lines import SortLineOp, TopkLineOp
 from tilewright.ir.tile.structure import ExprOp
 
-BLOCK = 512  # elements of a line that are sorted in registers
+BLOCK = 128  # elements of a line that are sorted in registers: a sorting network of 512 takes a minute to compile
 
 
 class OrderingOps(RearrangingOps):

@@ -68,7 +68,7 @@ def select_line(source, step, length, values, values_step, places, places_step, 
     The best stay in registers. A block of the line is looked at closely only where it has something better.
     count: k as a power of two, 2 at least.
     """
-    block: tl.constexpr = 4 * count if count > 128 else 512
+    block: tl.constexpr = count if count > 128 else 128
     at, among = tl.arange(0, count), tl.arange(0, block)
     most: tl.constexpr = 0x7FFFFFFFFFFFFFFF if source.dtype.element_ty.primitive_bitwidth == 64 else 0x7FFFFFFF
     key = order_key(tl.load(source + among * step, mask=among < length, other=0), True)

@@ -83,7 +83,7 @@ def power(a, b):
     below = (a < 0) | ((a == 0) & (1.0 / a < 0))
     found = tl.where((a < 0) & ~whole & (size != float("inf")), float("nan"), tl.where(below & odd, -found, found))
     found = tl.where((a != a) | (b != b), float("nan"), found)
-    return tl.where((b == 0) | (a == 1), 1.0, found)''',
+    return tl.where((b == 0) | (a == 1), 1.0, found).to(a.dtype)''',
     "larger": """\
 @triton.jit
 def larger(a, b):

@@ -46,7 +46,7 @@ class RearrangingOps(MemoryOps):
         for axis in reversed(live_axes(op.source)):
             extent = tile(op.source).extents[axis]
             place = number if step == 1 else f"{number} // {step}"
-            places[axis] = place if step * extent == prod(tile(op.out).extents) else f"({place}) % {extent}"
+            places[axis] = place if step * extent == prod(tile(op.out).extents) else f"{place} % {extent}"
             step *= extent
         self._picked(op.out, op.source, places)
 

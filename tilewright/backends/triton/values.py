@@ -65,7 +65,7 @@ class ComputeOps(CombiningOps):
         printed = [self.tiles[a] for a in args]
         axes = tuple(sorted({axis for p in printed for axis in p.axes}))
         texts = [self.aligned(p, axes) for p in printed]
-        if fn in SHIFTS:  # Triton cannot shift a number by a number, nor know a number's width
+        if fn in SHIFTS or fn == "pow":  # Triton cannot shift a number by a number, nor know a number's dtype
             texts = [self.tensor(a) if p.number else t for a, p, t in zip(args, printed, texts, strict=True)]
         elif all(p.number for p in printed):
             texts[0] = self.tensor(args[0])
