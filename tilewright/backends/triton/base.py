@@ -47,6 +47,7 @@ class Values:
         self.extents = PrintedExtents(kernel)
         self.tiles: dict[SSAValue, Printed] = {}
         self.indices: dict[SSAValue, Index] = {}
+        self.dots: dict[SSAValue, tuple[str, str]] = {}
         self.views: dict[SSAValue, ViewText] = {}
         self.buffers: dict[SSAValue, str] = {}
         self.written: set[str] = set()

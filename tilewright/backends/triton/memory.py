@@ -112,7 +112,7 @@ class MemoryOps(Values):
         return " + ".join([source.buffer, *filter(None, [source.base, *offsets])])
 
     def conjunction(self, conditions: Sequence[str]) -> str:
-        return " & ".join(dict.fromkeys(conditions))
+        return bare(" & ".join(dict.fromkeys(conditions)))
 
     def region(self, source: SSAValue, at: Sequence[SSAValue], value: SSAValue) -> tuple[str, str, tuple[int, ...]]:
         """The pointer and mask ("" for none) of a region as large as a tile, and the tile's axes that they have."""

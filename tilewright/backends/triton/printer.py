@@ -19,10 +19,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Final
 
 from xdsl.ir import Block, SSAValue
 
+from tilewright.backends.source_names import bare
 from tilewright.backends.triton.base import Printed
 from tilewright.backends.triton.extents import live_axes
 from tilewright.backends.triton.functions import POINTERS, TYPES
@@ -77,7 +79,7 @@ class _Printer(ComputeOps):
         around = Standalone(kernel, list(signature), self.dims)
         head = f"@triton.jit\ndef {symbol}({', '.join(signature)}):"
         imports = f"import triton\nimport triton.language as tl\n\n{around.dtypes()}"
-        body = self.out.lines or ["    pass"]
+        body = self.out.used() or ["    pass"]
         start = f"{around.head()}\n\n{imports}"
         parts = [start, *texts(self.helpers), "\n".join([head, *body]), around.launch(warps, stages), around.main()]
         return PrintedKernel(symbol, "\n\n\n".join(parts) + "\n", signature, product(kernel.programs))
@@ -98,7 +100,8 @@ class _Printer(ComputeOps):
             inner = [self.out.shared("n", sizes[a]) for a in sorted(later - {axis})]
             if step > 1:
                 inner.append(str(step))
-            whole = " * ".join(n for n in inner if n != "1")
+            known = prod(int(n) for n in inner if n.isdigit())
+            whole = " * ".join([*(n for n in inner if not n.isdigit()), *([str(known)] if known > 1 else [])])
             if not whole:
                 at, rest = rest, "0"
             else:
@@ -169,7 +172,7 @@ class _Printer(ComputeOps):
         pairs = [(name, text) for name, text in pairs if name != text]
         if pairs:
             names, given = zip(*pairs, strict=True)
-            self.out.line(f"{', '.join(names)} = {', '.join(given)}")
+            self.out.line(f"{', '.join(names)} = {', '.join(map(bare, given))}")
 
     def loop(self, op: structure.ForOp) -> None:
         lo, hi, step = self.indices[op.lo], self.indices[op.hi], op.step.data
@@ -181,7 +184,8 @@ class _Printer(ComputeOps):
         self.indices[op.coordinate] = Index(at, lo.low, last, hi.expr)
         for value, variable in zip(op.carried, variables, strict=True):
             self.hold(value, variable)
-        with self.out.block(f"for {at} in range({lo.text}, {hi.text}, {step}):"):
+        changing = [at, *(v.text for v in variables)]
+        with self.out.block(f"for {at} in range({lo.text}, {hi.text}, {step}):", changing):
             self._block(op.body.blocks[0])
             self.assign(variables, list(op.yielded))
         for value, variable in zip(op.out, variables, strict=True):
@@ -198,7 +202,7 @@ class _Printer(ComputeOps):
         for head, region in ((f"if {self.indices[op.condition].text} != 0:", op.then), ("else:", op.otherwise)):
             block = region.blocks[0]
             last = block.last_op
-            with self.out.block(head):
+            with self.out.block(head, [v.text for v in variables]):
                 self._block(block)
                 self.assign(variables, list(last.operands) if last is not None else [])
         for value, variable in zip(op.out, variables, strict=True):

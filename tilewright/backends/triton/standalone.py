@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from tilewright.backends.source_names import bare
 from tilewright.backends.triton.indices import IndexText
 from tilewright.ir.dims import Expr, product
 from tilewright.ir.dtypes import DType
@@ -39,7 +40,7 @@ class Standalone:
         return self.text.expr(expr, self.dims, dict.fromkeys(self.dims, (0, None)))
 
     def _shape(self, dims: Sequence[Expr]) -> str:
-        return ", ".join(self._expr(d) for d in dims)
+        return ", ".join(bare(self._expr(d)) for d in dims)
 
     def head(self) -> str:
         """What the kernel computes, where it comes from, its tensors and its grid."""
@@ -54,7 +55,7 @@ class Standalone:
             way = "in " if number < written else "out"
             said.append(f"    {way} {name:4} {found.dtype}[{self._shape(found.dims)}]")
         tiles = zip(kernel.extents.data, kernel.tiles.data, strict=True)
-        grid = ", ".join(f"{self._expr(n)} by {t}" for n, t in tiles)
+        grid = ", ".join(f"{bare(self._expr(n))} by {t}" for n, t in tiles)
         said += ["", f"One program a tile of ({grid}). Tensors are dense and row-major."]
         return '"""' + "\n".join(said) + '\n"""'
 
@@ -66,7 +67,7 @@ class Standalone:
         return "\n".join([
             f"def launch({names}, num_warps={warps}, num_stages={stages}):",
             f'    """Runs the grid; {outputs} {"is" if "," not in outputs else "are"} written."""',
-            f"    programs = {self._expr(product(self.kernel.programs))}",
+            f"    programs = {bare(self._expr(product(self.kernel.programs)))}",
             "    if programs > 0:",
             f"        {symbol}[(programs,)]({names}, num_warps=num_warps, num_stages=num_stages)",
         ])  # fmt: skip

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 from xdsl.ir import SSAValue
 
+from tilewright.backends.source_names import bare
 from tilewright.backends.triton.base import Printed
 from tilewright.backends.triton.combining import CombiningOps
 from tilewright.backends.triton.extents import is_matrix_product, live_axes
@@ -56,6 +59,12 @@ class ComputeOps(CombiningOps):
     def map(self, op: MapOp) -> None:
         fn, args = op.fn.data, list(op.args)
         kind = tile(args[-1]).dtype
+        for a, other in zip(args, reversed(args), strict=True):
+            if a in self.dots:
+                head, tail = self.dots[a]
+                text = f"{head}, {bare(self.full(other))}{tail}"
+                self.tiles[op.out] = Printed(self.out.name("acc", text), live_axes(op.out))
+                return
         text = template(fn, kind)
         if text is None:
             raise self.refuse(op, f"{fn} of {kind} is not printed")
@@ -72,7 +81,7 @@ class ComputeOps(CombiningOps):
         wide = computed_wide(fn, kind)
         if wide:
             texts = [t if p.number else cast(t, kind, F32) for t, p in zip(texts, printed, strict=True)]
-        found = text.format(*texts)
+        found = text.format(*(bare(t) if _is_argument(text, n) else t for n, t in enumerate(texts)))
         if wide:
             found = cast(found, F32, kind)
         elif fn in ("sign", "relu") and kind != F32:
@@ -184,15 +193,29 @@ class ComputeOps(CombiningOps):
             if acc == F64:
                 raise self.refuse(op, "a product of f64 tiles is not printed")
             a, b = self._inner(op.a, 1), self._inner(op.b, 0)
-            given = "" if fresh else f", {self.full(op.acc)}"
             precision = ', input_precision="ieee"' if tile(op.a).dtype == F32 else ""
             kind = ", out_dtype=tl.int32" if acc == I32 else ""
+            if fresh and self._joins_a_sum(op):
+                self.dots[op.out] = (f"tl.dot({a}, {b}", f"{precision}{kind})")
+                return
+            given = "" if fresh else f", {bare(self.full(op.acc))}"
             text = f"tl.dot({a}, {b}{given}{precision}{kind})"
         else:
             text = self._thin_dot(op, acc)
             if not fresh:
                 text = f"({self.full(op.acc)} + {text})"
         self.tiles[op.out] = Printed(self.out.name("acc", text), live_axes(op.out))
+
+    def _joins_a_sum(self, op: DotOp) -> bool:
+        """Whether the next op adds the dot to something of its extents and dtype, and no other reads it."""
+        after = op.next_op
+        return (
+            isinstance(after, MapOp)
+            and after.fn.data == "add"
+            and self._in_place(op.out)
+            and list(after.args).count(op.out) == 1
+            and all(a.type == op.out.type for a in after.args)
+        )
 
     def _inner(self, value: SSAValue, axis: int) -> str:
         """A dot's operand: all its elements spelled out, and zeros beyond its extent along K."""
@@ -222,6 +245,13 @@ class ComputeOps(CombiningOps):
             if live_axes(value)
             else self.tensor(value)
         )
+
+
+def _is_argument(template: str, number: int) -> bool:
+    """Whether a placeholder is always a whole argument of a call, so that parentheses around it say nothing."""
+    placeholder = f"{{{number}}}"
+    alone = len(re.findall(rf"(?:(?<=\w\()|(?<=, )){re.escape(placeholder)}(?=[,)])", template))
+    return alone == template.count(placeholder)
 
 
 def _worst(fn: str, dtype: DType) -> str:

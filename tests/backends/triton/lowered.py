@@ -1,0 +1,26 @@
+"""Captured models with their modules lowered to kernels for the machines of the printer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from tests.compiler.models import dims
+from tilewright.backends.triton.machines import machines
+from tilewright.compiler.options import Options
+from tilewright.compiler.target import pipeline_of
+from tilewright.frontend.capturing import capture
+from tilewright.ir.dims import DimSpace
+from tilewright.ir.machine import Machine
+from tilewright.ir.passing import Context, run_pipeline
+
+MACHINES: dict[str, Machine] = {n: make() for b in ("cuda", "hip") for n, make in machines(b).items()}
+
+
+def lowered(model: torch.nn.Module, machine: Machine, example: dict[str, Any]) -> Any:
+    """The captured model with its module lowered to kernels for a machine."""
+    captured = capture(model, (), example, dict.fromkeys(("input_ids", "attention_mask"), dims()))
+    ctx = Context(machine=machine, dims=DimSpace(captured.dims), options={"precision": "model", "determinism": "run"})
+    run_pipeline(pipeline_of(Options()), captured.module, ctx)
+    return captured
