@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tilewright.ir.dims import Expr
-from tilewright.ir.dtypes import F32, I64, U8, DType
+from tilewright.ir.dtypes import F32, F64, I64, U8, DType
 from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.compute import PackOp, UnpackOp
 from tilewright.ir.tile.lines import SortLineOp, TopkLineOp, spare_words
@@ -75,4 +75,14 @@ def scattered() -> KernelOp:
     return b.finish()
 
 
-KERNELS = [tile_orders(), line_orders(), line_orders(I64), rearranged(), repacked(), scattered()]
+def product_f64() -> KernelOp:
+    """A product of doubles."""
+    b = KernelBuilder("product_f64", ["m"])
+    x, w, y = b.buffer(["m", 24], F64), b.buffer([24, 32], F64), b.output(["m", 32], F64)
+    (i,) = b.grid(["m"], [16])
+    left, right = b.load(b.dense(x), [i, 0], [16, 24], 0.0), b.load(b.dense(w), [0, 0], [24, 32], 0.0)
+    b.store(b.dot(left, right, b.constant(0.0, [16, 32], F64)), b.dense(y), [i, 0])
+    return b.finish()
+
+
+KERNELS = [product_f64(), tile_orders(), line_orders(), line_orders(I64), rearranged(), repacked(), scattered()]

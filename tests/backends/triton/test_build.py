@@ -12,6 +12,7 @@ import torch
 
 import tilewright as tw
 from bench.models import minilm
+from tests.backends.triton.printed_ops import KERNELS
 from tests.compiler.models import bert, compile_bert, compile_llama, compile_mlp, llama, mlp
 from tests.models.encoders import draw_call
 from tilewright.backends.triton import build as building
@@ -51,6 +52,20 @@ def test_every_machine_compiles_a_kernel_and_says_how_to_launch_it(backend: Back
         assert "def scale(x0, y0, n):" in built.source
 
 
+QUICK = [k for k in KERNELS if k.sym_name.data != "line_orders"]
+SLOW = [pytest.param(k, marks=pytest.mark.slow) for k in KERNELS if k not in QUICK]
+
+
+@pytest.mark.parametrize("backend", [cuda, rocm], ids=lambda b: b.name)
+@pytest.mark.parametrize(
+    "kernel", [*QUICK, *(pytest.param(k, marks=pytest.mark.slow) for k in KERNELS if k not in QUICK)]
+)
+def test_ops_of_more_than_a_line_compile(kernel: KernelOp, backend: Backend) -> None:
+    name, machine = kernel.sym_name.data, backend.machines[backend.default_machine()]()
+    built = backend.build([(name, kernel)], machine)[name].result()
+    assert is_object(built.object, backend.name)
+
+
 def test_a_model_compiles_and_says_why_it_does_not_run(seed: int) -> None:
     compiled = compile_mlp(mlp(seed), target="cuda", precision="bf16")
     program = compiled.code.program
@@ -87,14 +102,17 @@ def test_a_users_kernel_compiles_and_says_why_it_does_not_run() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16", "f16", "f32"])
 @pytest.mark.parametrize("target", ["cuda:sm_90", "rocm:gfx942"])
-def test_a_sentence_encoder_and_a_decoder_compile(target: str, seed: int) -> None:
+def test_a_sentence_encoder_and_a_decoder_compile(target: str, precision: str, seed: int) -> None:
+    dtype = torch.float16 if precision == "f16" else torch.float32
+    options: dict[str, Any] = {"target": target, **({"precision": "bf16"} if precision == "bf16" else {})}
     example = draw_call(np.random.default_rng(seed), 3, 8)
     sizes = tw.Dim("batch", 1, 64), tw.Dim("tokens", 1, 256)
     made: list[Any] = [
-        tw.compile(minilm(), kwargs=example, dims=dict.fromkeys(example, sizes), target=target, precision="bf16"),
-        compile_llama(llama(seed), target=target, precision="bf16"),
-        compile_bert(bert(seed), target=target),
+        tw.compile(minilm().to(dtype), kwargs=example, dims=dict.fromkeys(example, sizes), **options),
+        compile_llama(llama(seed).to(dtype), **options),
+        compile_bert(bert(seed).to(dtype), **options),
     ]
     for compiled in made:
         assert all(is_object(image, target.partition(":")[0]) for image in compiled.code.objects.values())
@@ -111,7 +129,7 @@ def test_what_triton_refuses_is_a_coded_error(monkeypatch: pytest.MonkeyPatch) -
     machine = machines("cuda")["sm_90"]()
     printed = building.print_kernel(scale())
     broken = replace(printed, source=printed.source.replace("tl.store", "tl.no_such_thing"))
-    monkeypatch.setattr(building, "print_kernel", lambda kernel: broken)
+    monkeypatch.setattr(building, "print_kernel", lambda kernel, **launched: broken)
     with pytest.raises(ToolchainError, match=r"(?s)Triton does not compile kernel scale for sm_90: .*no_such_thing"):
         cuda.build([("scale", scale())], machine)["scale"].result()
 

@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 
 from tests.backends.triton.both_interpreters import check, run_both
+from tests.backends.triton.printed_ops import product_f64
 from tilewright.backends.triton.interpreter import InterpretedKernels
+from tilewright.backends.triton.printer import print_kernel, printed_ops
+from tilewright.errors import LoweringError
 from tilewright.ir.dims import Expr
-from tilewright.ir.dtypes import F32, F64, I1, I32, I64, DType, from_numpy
+from tilewright.ir.dtypes import F32, F64, I1, I8, I32, I64, DType, from_numpy
 from tilewright.ir.tile.builder import KernelBuilder
-from tilewright.ir.tile.compute import PackOp, UnpackOp
+from tilewright.ir.tile.compute import DotScaledOp, PackOp, UnpackOp
+from tilewright.ir.tile.dialect import TILE
 from tilewright.ir.tile.formats import FORMATS
 from tilewright.ir.tile.lines import SortLineOp, TopkLineOp, spare_words
 
@@ -210,3 +214,27 @@ def test_powers_and_remainders(kind: Any, interpreter: InterpretedKernels, rng: 
         return [b.map("pow", x, y), b.map("remainder", x, y)]
 
     check(interpreter, build, *kernel_inputs, steps=4)
+
+
+def test_products_of_doubles(interpreter: InterpretedKernels, rng: np.random.Generator) -> None:
+    given, weights = rng.standard_normal((13, 24)), rng.standard_normal((24, 32))
+    found, wanted = run_both(product_f64(), [given, weights], [np.zeros((13, 32))], {"m": 13}, interpreter)
+    np.testing.assert_allclose(found[0], wanted[0], rtol=0, atol=24 * np.finfo(np.float64).eps * 20)
+
+
+def test_every_op_of_a_kernel_is_printed_but_scaled_dots() -> None:
+    ops = {op.name for op in TILE.operations}
+    assert ops - {op.name for op in printed_ops()} == {"tile.dot_scaled", "tile.kernel", "tile.launch", "tile.yield"}
+
+
+def test_what_is_not_printed_is_refused_by_name_before_anything_runs() -> None:
+    b = KernelBuilder("scaled", [])
+    a, w, s = b.buffer([16, 32], I8), b.buffer([32, 16], I8), b.buffer([16, 1], F32)
+    t, y = b.buffer([1, 16], F32), b.output([16, 16], F32)
+    b.grid([1], [1])
+    loaded = [b.load(b.dense(v), [0, 0], e) for v, e in ((a, (16, 32)), (s, (16, 1)), (w, (32, 16)), (t, (1, 16)))]
+    made = b.add(DotScaledOp.make(*loaded, b.constant(0.0, [16, 16]), group=32))
+    b.store(made, b.dense(y), [0, 0])
+    kernel = b.finish()
+    with pytest.raises(LoweringError, match=r"tile\.dot_scaled: this op is not printed, in kernel @scaled"):
+        print_kernel(kernel)

@@ -124,6 +124,13 @@ class Values:
         within = self.out.shared("inside", f"(tl.arange(0, {printed}) < {extent})")
         return self.aligned(Printed(within, (axis,)), axes)
 
+    def within(self, value: SSAValue, axis: int, identity: str) -> str:
+        """A value with what is printed beyond its extent along an axis replaced."""
+        axes = live_axes(value)
+        text = self.full(value, axes)
+        condition = self.beyond(value, axis, axes)
+        return text if condition is None else f"tl.where({condition}, {text}, {identity})"
+
     def refuse(self, op: Operation, reason: str) -> LoweringError:
         """The error for what this printer does not print."""
         where = op.loc if isinstance(op, TwOperation) else None

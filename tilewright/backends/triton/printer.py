@@ -58,6 +58,11 @@ def print_kernel(kernel: KernelOp, *, warps: int = 4, stages: int = 2) -> Printe
     return _Printer(kernel).run(warps, stages)
 
 
+def printed_ops() -> frozenset[type]:
+    """The ops of the tile dialect that are printed."""
+    return frozenset(_PRINT)
+
+
 class _Printer(ComputeOps):
     """Walks a kernel once."""
 

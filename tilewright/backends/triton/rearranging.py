@@ -102,7 +102,7 @@ class RearrangingOps(MemoryOps):
             self._picked(op.out, op.source, places)
 
     def _only(self, source: SSAValue, within: str, axes: tuple[int, ...], axis: int, text: str | None = None) -> str:
-        """The one element along an axis, of a tile or of a text of its kind with these axes, where a condition holds."""
+        """The one element along an axis where a condition holds; of a tile, or of a text of its kind."""
         dtype, at, whole = tile(source).dtype, axes.index(axis), text or self.full(source, axes)
         if dtype == I1:
             return f"(tl.max(tl.where({within}, {whole}, False).to(tl.int32), {at}) != 0)"

@@ -62,8 +62,8 @@ class ComputeOps(CombiningOps):
         for a, other in zip(args, reversed(args), strict=True):
             if a in self.dots:
                 head, tail = self.dots[a]
-                text = f"{head}, {bare(self.full(other))}{tail}"
-                self.tiles[op.out] = Printed(self.out.name("acc", text), live_axes(op.out))
+                joined = f"{head}, {bare(self.full(other))}{tail}"
+                self.tiles[op.out] = Printed(self.out.name("acc", joined), live_axes(op.out))
                 return
         text = template(fn, kind)
         if text is None:
@@ -100,13 +100,6 @@ class ComputeOps(CombiningOps):
         self.define(op.out, cast(text, source, target), printed.axes, "x", printed.zero)
 
     # --- reductions -----------------------------------------------------------------------------------------------
-
-    def within(self, value: SSAValue, axis: int, identity: str) -> str:
-        """A value with what is printed beyond its extent along an axis replaced."""
-        axes = live_axes(value)
-        text = self.full(value, axes)
-        condition = self.beyond(value, axis, axes)
-        return text if condition is None else f"tl.where({condition}, {text}, {identity})"
 
     def reduce(self, op: ReduceOp) -> None:
         fn, axis, source = op.fn.data, op.axis.data, op.args[0]
@@ -190,11 +183,9 @@ class ComputeOps(CombiningOps):
         start = self.tiles[op.acc]
         fresh = start.number and start.text in ("0.0", "0")
         if is_matrix_product(op):
-            if acc == F64:
-                raise self.refuse(op, "a product of f64 tiles is not printed")
             a, b = self._inner(op.a, 1), self._inner(op.b, 0)
             precision = ', input_precision="ieee"' if tile(op.a).dtype == F32 else ""
-            kind = ", out_dtype=tl.int32" if acc == I32 else ""
+            kind = {I32: ", out_dtype=tl.int32", F64: ", out_dtype=tl.float64"}.get(acc, "")
             if fresh and self._joins_a_sum(op):
                 self.dots[op.out] = (f"tl.dot({a}, {b}", f"{precision}{kind})")
                 return
