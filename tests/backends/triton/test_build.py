@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,13 @@ import tilewright as tw
 from bench.models import minilm
 from tests.backends.triton.printed_ops import KERNELS
 from tests.compiler.models import bert, compile_bert, compile_llama, compile_mlp, llama, mlp
+from tests.ir.tile.kernels import matmul
 from tests.models.encoders import draw_call
 from tilewright.backends.triton import build as building
 from tilewright.backends.triton import cuda, rocm
 from tilewright.backends.triton.machines import GPUS, machines
+from tilewright.backends.triton.occupancy import warps_for
+from tilewright.backends.triton.worker import compile_kernel
 from tilewright.errors import CapacityError, OptionError, TargetError, ToolchainError
 from tilewright.ir.backend import Backend, resolve_target
 from tilewright.ir.dims import Expr
@@ -48,8 +52,30 @@ def test_every_machine_compiles_a_kernel_and_says_how_to_launch_it(backend: Back
         assert is_object(built.object, backend.name), name
         assert built.grid is not None
         assert built.grid.programs == (Expr.of("n") + 3) // 4
-        assert built.grid.threads == GPUS[name].threads * GPUS[name].warps
+        assert built.grid.threads == GPUS[name].threads
         assert "def scale(x0, y0, n):" in built.source
+
+
+def test_warps_follow_the_tiles() -> None:
+    def of(rows: int, columns: int, k: int) -> int:
+        return warps_for(matmul(rows, columns, k).kernel, GPUS["sm_90"])
+
+    assert [of(16, 64, 64), of(64, 64, 64), of(128, 128, 64), of(256, 256, 64)] == [4, 4, 8, 8]
+    assert [warps_for(scale(n), GPUS["sm_90"]) for n in (7, 64, 128, 256, 3000)] == [1, 1, 2, 4, 8]
+    assert [warps_for(scale(n), GPUS["gfx942"]) for n in (64, 256, 3000)] == [1, 2, 8]
+
+
+@pytest.mark.parametrize(("machine", "text"), [("sm_90", "ld.global.v4.b32"), ("gfx942", "load_dwordx4")])
+def test_rows_are_read_by_vectors(machine: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
+    gpu, printed = GPUS[machine], building.print_kernel(scale(512))
+    head = {
+        "symbol": printed.symbol, "signature": printed.signature, "backend": gpu.backend, "arch": gpu.arch,
+        "threads": gpu.threads, "warps": 4, "stages": 2,
+    }  # fmt: skip
+    made = compile_kernel(head, printed.source, tmp_path)
+    assert text in made.asm["ptx" if gpu.backend == "cuda" else "amdgcn"]
 
 
 QUICK = [k for k in KERNELS if k.sym_name.data != "line_orders"]
@@ -74,7 +100,7 @@ def test_a_model_compiles_and_says_why_it_does_not_run(seed: int) -> None:
     assert set(compiled.code.objects) == set(program.symbols)
     assert all(is_object(image, "cuda") for image in compiled.code.objects.values())
     grids = {k.symbol: k.facts["grid"] for k in program.kernels}
-    assert all(g["programs"] and g["threads"] == 128 for g in grids.values())
+    assert all(g["programs"] and g["threads"] in (32, 64, 128, 256) for g in grids.values())
     assert "tl.dot(" in "".join(compiled.sources.values())
     assert "predicted" in str(compiled.report)
     with pytest.raises(TargetError, match="compiled for cuda:sm_90, and this process has no executor"):

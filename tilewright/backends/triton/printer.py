@@ -42,12 +42,16 @@ from tilewright.ir.types import TileType
 
 @dataclass(frozen=True, slots=True)
 class PrintedKernel:
-    """A kernel's source. signature: Triton's type of each parameter. programs: the grid's size in the formal dims."""
+    """A kernel's source. signature: Triton's type of each parameter. programs: the grid's size in the formal dims.
+
+    warps: of a program.
+    """
 
     symbol: str
     source: str
     signature: dict[str, str]
     programs: Expr
+    warps: int
 
 
 def print_kernel(kernel: KernelOp, *, warps: int = 4, stages: int = 2) -> PrintedKernel:
@@ -87,7 +91,7 @@ class _Printer(ComputeOps):
         body = self.out.used() or ["    pass"]
         start = f"{around.head()}\n\n{imports}"
         parts = [start, *texts(self.helpers), "\n".join([head, *body]), around.launch(warps, stages), around.main()]
-        return PrintedKernel(symbol, "\n\n\n".join(parts) + "\n", signature, product(kernel.programs))
+        return PrintedKernel(symbol, "\n\n\n".join(parts) + "\n", signature, product(kernel.programs), warps)
 
     # --- the grid -------------------------------------------------------------------------------------------------
 
