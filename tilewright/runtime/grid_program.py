@@ -13,11 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from tilewright.errors import TargetError
-from tilewright.ir.dims import Expr
-from tilewright.runtime.binding import Binder
+from tilewright.runtime.binding import Binder, Known
 from tilewright.runtime.program import Program, Routine
 from tilewright.runtime.program_check import check_program
-from tilewright.runtime.resolve import BaseTable, choose, place_slots
+from tilewright.runtime.resolve import BaseTable, Values, choose, place_slots
 from tilewright.runtime.tensors import Buffer, as_buffer, fresh_numpy, fresh_torch, row_major, torch_dtype
 from tilewright.runtime.weights import Source, check_source
 
@@ -80,36 +79,52 @@ class GridProgram:
             device.release(self._held.pop(first["weight"] + index))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Runs the program; torch tensors in give torch tensors out, NumPy arrays give NumPy arrays, on the host."""
-        program, device, first = self.program, self.device, self._table.first
+        """Runs the program; torch tensors in give torch tensors out, NumPy arrays give NumPy arrays, on the host.
+
+        One call at a time.
+        """
+        program = self.program
         leaves = self._binder.leaves(args, kwargs)
         known = self._binder.known(self._binder.key(leaves), leaves)
         sizes = program.sizes(known.values)
-        lent = {first["input"] + i: self._uploaded(as_buffer(leaf)) for i, leaf in enumerate(leaves)}
+        lent: dict[int, Any] = {}
+        try:
+            results = self._results(leaves, known, sizes, lent)
+        finally:
+            for memory in lent.values():
+                self.device.release(memory)
+        numbers = {leaf.name: number for number, leaf in enumerate(program.signature.tensors)}
+        for name, index in program.signature.mutations:
+            leaves[numbers[name]][...] = results[index]
+        return program.signature.rebuild(results, sizes)
+
+    def _results(
+        self, leaves: Sequence[Any], known: Known, sizes: Mapping[str, int], lent: dict[int, Any]
+    ) -> list[Any]:
+        """The results of @main. lent: the memory of this call, by its number among the bases, filled in here."""
+        program, device, first, value = self.program, self.device, self._table.first, Values(sizes)
+        for index, leaf in enumerate(leaves):
+            lent[first["input"] + index] = self._uploaded(as_buffer(leaf))
         lent[BaseTable.DIMS] = self._uploaded(as_buffer(np.array(known.values, np.int64)))
         for index, spec in enumerate(program.results):
-            lent[first["output"] + index] = device.allocate(spec.bytes.evaluate(sizes))
+            lent[first["output"] + index] = device.allocate(value[spec.bytes])
+        slots, arena = place_slots(program.main, value)
+        lent[BaseTable.ARENA] = device.allocate(arena)
         bases = {**self._held, **lent}
-        slots, arena = place_slots(program.main, _Values(sizes))
-        lent[BaseTable.ARENA] = bases[BaseTable.ARENA] = device.allocate(arena)
         self._run(program.main, bases, sizes, slots)
-        value = _Values(sizes)
         for copy in program.copies:
             source, destination = (self._table.place(ref, slots, value) for ref in (copy.source, copy.destination))
             device.copy((bases[source[0]], source[1]), (bases[destination[0]], destination[1]), value[copy.size])
         results = []
         for index, spec in enumerate(program.results):
             shape = spec.shape(sizes)
-            dtype = torch_dtype(spec.dtype) if known.torch else spec.dtype
-            ((result, _),) = (fresh_torch if known.torch else fresh_numpy)([(shape, row_major(shape), dtype)])
+            if known.torch:
+                ((result, _),) = fresh_torch([(shape, row_major(shape), torch_dtype(spec.dtype))])
+            else:
+                ((result, _),) = fresh_numpy([(shape, row_major(shape), spec.dtype)])
             device.read(bases[first["output"] + index], as_buffer(result).bytes())
             results.append(result)
-        for memory in lent.values():
-            device.release(memory)
-        numbers = {leaf.name: number for number, leaf in enumerate(program.signature.tensors)}
-        for name, index in program.signature.mutations:
-            leaves[numbers[name]][...] = results[index]
-        return program.signature.rebuild(results, sizes)
+        return results
 
     def _uploaded(self, buffer: Buffer) -> Any:
         memory = self.device.allocate(buffer.nbytes)
@@ -120,7 +135,7 @@ class GridProgram:
         self, routine: Routine, bases: Mapping[int, Any], sizes: Mapping[str, int], slots: Sequence[int] | None = None
     ) -> None:
         """Launches a routine's steps; slots: where they lie in the arena, None for an arena of the routine's own."""
-        value, own = _Values(sizes), None
+        value, own = Values(sizes), None
         if slots is None:
             slots, arena = place_slots(routine, value)
             own = self.device.allocate(arena)
@@ -131,15 +146,3 @@ class GridProgram:
             self.device.launch(choose(step, dims).symbol, [(bases[i], offset) for i, offset in places], dims)
         if own is not None:
             self.device.release(own)
-
-
-class _Values(dict[Expr, int]):
-    """The value of every expression asked for, each evaluated once."""
-
-    def __init__(self, sizes: Mapping[str, int]) -> None:
-        super().__init__()
-        self._sizes = sizes
-
-    def __missing__(self, expr: Expr) -> int:
-        value = self[expr] = expr.evaluate(self._sizes)
-        return value

@@ -20,7 +20,8 @@ MACHINES: dict[str, Machine] = {n: make() for b in ("cuda", "hip") for n, make i
 
 def lowered(model: torch.nn.Module, machine: Machine, example: dict[str, Any]) -> Any:
     """The captured model with its module lowered to kernels for a machine."""
-    captured = capture(model, (), example, dict.fromkeys(("input_ids", "attention_mask"), dims()))
+    declared = {name: dims() for name in ("input_ids", "attention_mask") if name in example}
+    captured = capture(model, (), example, declared or {"x": (dims()[0], *example["x"].shape[1:])})
     ctx = Context(machine=machine, dims=DimSpace(captured.dims), options={"precision": "model", "determinism": "run"})
     run_pipeline(pipeline_of(Options()), captured.module, ctx)
     return captured

@@ -39,7 +39,7 @@ def on_device(
         captured.module, Interface.of(captured), symbols, [], target=f"cuda:{machine}",
         dims=DimSpace(captured.dims), device="cuda",
     )  # fmt: skip
-    return GridProgram(program, interpreter, captured.weights)
+    return GridProgram(program, interpreter, {**captured.weights, **captured.states})
 
 
 def exact(model: torch.nn.Module, call: Mapping[str, Any]) -> torch.Tensor:
@@ -89,6 +89,26 @@ def test_minilm_with_its_own_weights(
         found, wanted = program(**call), exact(model, call)
         assert (found.double() - wanted).abs().max().item() <= rounded(program, dtype, wanted)
         assert torch.nn.functional.cosine_similarity(found.double(), wanted).min() > 1 - 384 * torch.finfo(dtype).eps
+
+
+class Running(torch.nn.Module):
+    """Adds what it has seen so far."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("total", torch.full((5,), 2.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.total += x.sum(0)  # type: ignore[operator]
+        return x + self.total
+
+
+def test_states_live_from_call_to_call(interpreter: InterpretedKernels) -> None:
+    model, example = Running(), {"x": torch.randn(3, 5)}
+    program = on_device(copy.deepcopy(model), "sm_90", example, interpreter)
+    for rows in (4, 1, 6):
+        x = torch.randn(rows, 5)
+        torch.testing.assert_close(program(x=x), model(x=x), rtol=0, atol=1e-5)
 
 
 class Device:
