@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import tilewright as tw
+from tilewright.backends.triton.interpreter import InterpretedKernels
 from tilewright.compiler.instrumented import CountingTwin
 from tilewright.errors import (
     ArgumentError,
@@ -21,7 +22,6 @@ from tilewright.errors import (
     DTypeError,
     KernelError,
     KernelStoreError,
-    LoweringError,
     OptionError,
     PoisonError,
     RankError,
@@ -135,19 +135,26 @@ def test_formulas_interpreter_and_running_kernel_count_the_same(rng: np.random.G
     assert row.bound == 4 * (m * n + n * n2 + m * n2)
 
 
-def test_every_registered_target_compiles_it_or_names_what_it_lacks() -> None:
+def test_every_registered_target_compiles_the_example_and_gives_what_torch_gives(rng: np.random.Generator) -> None:
+    x = torch.from_numpy(rng.standard_normal((11, 20), np.float32))
+    statics = {"classes": 20, "k": 3, "T": "f32"}
     for backend in backends().values():
-        if backend.probe() is None:
-            for machine in backend.machines:
-                target = f"{backend.name}:{machine}"
-                (source,) = double.sources(target, T="f32").values()
-                assert source
-                if backend.takes == "tile":
-                    with pytest.raises(LoweringError, match=r"tile\.topk: this op is not printed"):
-                        softmax_topk.sources(target, classes=20, k=2, T="f32")
-                else:
-                    (source,) = softmax_topk.sources(target, classes=20, k=2, T="f32").values()
-                    assert source
+        assert backend.probe() is None
+        sources = {}
+        for machine in backend.machines:
+            target = f"{backend.name}:{machine}"
+            assert all(double.sources(target, T="f32").values())
+            (sources[machine],) = softmax_topk.sources(target, **statics).values()
+        if backend.device == "cpu":
+            check_topk(x, 3, softmax_topk.compile(backend.name, **statics)(x))
+            continue
+        # no device here: what is printed for it is interpreted
+        outputs = [np.zeros((11, 3), np.float32), np.zeros((11, 3), np.int32)]
+        with InterpretedKernels() as interpreter:
+            for source in set(sources.values()):
+                found = interpreter.run(source, [x.numpy(), *outputs], 2, [11])
+                probabilities, places = map(torch.from_numpy, found)
+                check_topk(x, 3, (probabilities, places))
 
 
 def test_dtypes_follow_the_inputs(rng: np.random.Generator) -> None:

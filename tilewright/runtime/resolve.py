@@ -94,7 +94,7 @@ class Resolved:
     variants: tuple[str | None, ...]
 
 
-class _Values(dict[Expr, int]):
+class Values(dict[Expr, int]):
     """The value of every expression asked for, each evaluated once: a program has far fewer expressions than uses."""
 
     def __init__(self, sizes: Mapping[str, int]) -> None:
@@ -128,7 +128,7 @@ def resolve(
     program: Program, routine: Routine, bases: BaseTable, code: Code, sizes: Mapping[str, int], *, main: bool
 ) -> Resolved:
     """Resolves a routine at these sizes of the dims. main: it is @main, which has results and copies."""
-    value = _Values(sizes)
+    value = Values(sizes)
     slots, arena = place_slots(routine, value)
     if arena > ADDRESSABLE:
         raise CapacityError(f"a call needs {shown(arena)} of scratch memory", step="call it with smaller dims")
@@ -171,7 +171,7 @@ def _parts(
 
 def footprint(program: Program, sizes: Mapping[str, int]) -> Footprint:
     """What the program holds while one call runs at these sizes of all its dims."""
-    value = _Values(sizes)
+    value = Values(sizes)
     _, arena = place_slots(program.main, value)
     slots = []
     for number, slot in enumerate(program.main.slots):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,15 @@ import torch
 
 import tilewright as tw
 from bench.models import minilm
+from tests.backends.triton.printed_ops import KERNELS
 from tests.compiler.models import bert, compile_bert, compile_llama, compile_mlp, llama, mlp
+from tests.ir.tile.kernels import matmul
 from tests.models.encoders import draw_call
 from tilewright.backends.triton import build as building
 from tilewright.backends.triton import cuda, rocm
 from tilewright.backends.triton.machines import GPUS, machines
+from tilewright.backends.triton.occupancy import warps_for
+from tilewright.backends.triton.worker import compile_kernel
 from tilewright.errors import CapacityError, OptionError, TargetError, ToolchainError
 from tilewright.ir.backend import Backend, resolve_target
 from tilewright.ir.dims import Expr
@@ -47,8 +52,44 @@ def test_every_machine_compiles_a_kernel_and_says_how_to_launch_it(backend: Back
         assert is_object(built.object, backend.name), name
         assert built.grid is not None
         assert built.grid.programs == (Expr.of("n") + 3) // 4
-        assert built.grid.threads == GPUS[name].threads * GPUS[name].warps
+        assert built.grid.threads == GPUS[name].threads
         assert "def scale(x0, y0, n):" in built.source
+
+
+def test_warps_follow_the_tiles() -> None:
+    def of(rows: int, columns: int, k: int) -> int:
+        return warps_for(matmul(rows, columns, k).kernel, GPUS["sm_90"])
+
+    assert [of(16, 64, 64), of(64, 64, 64), of(128, 128, 64), of(256, 256, 64)] == [4, 4, 8, 8]
+    assert [warps_for(scale(n), GPUS["sm_90"]) for n in (7, 64, 128, 256, 3000)] == [1, 1, 2, 4, 8]
+    assert [warps_for(scale(n), GPUS["gfx942"]) for n in (64, 256, 3000)] == [1, 2, 8]
+
+
+@pytest.mark.parametrize(("machine", "text"), [("sm_90", "ld.global.v4.b32"), ("gfx942", "load_dwordx4")])
+def test_rows_are_read_by_vectors(machine: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
+    gpu, printed = GPUS[machine], building.print_kernel(scale(512))
+    head = {
+        "symbol": printed.symbol, "signature": printed.signature, "backend": gpu.backend, "arch": gpu.arch,
+        "threads": gpu.threads, "warps": 4, "stages": 2,
+    }  # fmt: skip
+    made = compile_kernel(head, printed.source, tmp_path)
+    assert text in made.asm["ptx" if gpu.backend == "cuda" else "amdgcn"]
+
+
+QUICK = [k for k in KERNELS if k.sym_name.data != "line_orders"]
+SLOW = [pytest.param(k, marks=pytest.mark.slow) for k in KERNELS if k not in QUICK]
+
+
+@pytest.mark.parametrize("backend", [cuda, rocm], ids=lambda b: b.name)
+@pytest.mark.parametrize(
+    "kernel", [*QUICK, *(pytest.param(k, marks=pytest.mark.slow) for k in KERNELS if k not in QUICK)]
+)
+def test_ops_of_more_than_a_line_compile(kernel: KernelOp, backend: Backend) -> None:
+    name, machine = kernel.sym_name.data, backend.machines[backend.default_machine()]()
+    built = backend.build([(name, kernel)], machine)[name].result()
+    assert is_object(built.object, backend.name)
 
 
 def test_a_model_compiles_and_says_why_it_does_not_run(seed: int) -> None:
@@ -59,7 +100,7 @@ def test_a_model_compiles_and_says_why_it_does_not_run(seed: int) -> None:
     assert set(compiled.code.objects) == set(program.symbols)
     assert all(is_object(image, "cuda") for image in compiled.code.objects.values())
     grids = [k.grid for k in program.kernels]
-    assert all(g is not None and g.programs != 0 and g.threads == 128 for g in grids)
+    assert all(g is not None and g.programs != 0 and g.threads in (32, 64, 128, 256) for g in grids)
     assert "tl.dot(" in "".join(compiled.sources.values())
     assert "predicted" in str(compiled.report)
     with pytest.raises(TargetError, match="compiled for cuda:sm_90, and this process has no executor"):
@@ -87,14 +128,17 @@ def test_a_users_kernel_compiles_and_says_why_it_does_not_run() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16", "f16", "f32"])
 @pytest.mark.parametrize("target", ["cuda:sm_90", "rocm:gfx942"])
-def test_a_sentence_encoder_and_a_decoder_compile(target: str, seed: int) -> None:
+def test_a_sentence_encoder_and_a_decoder_compile(target: str, precision: str, seed: int) -> None:
+    dtype = torch.float16 if precision == "f16" else torch.float32
+    options: dict[str, Any] = {"target": target, **({"precision": "bf16"} if precision == "bf16" else {})}
     example = draw_call(np.random.default_rng(seed), 3, 8)
     sizes = tw.Dim("batch", 1, 64), tw.Dim("tokens", 1, 256)
     made: list[Any] = [
-        tw.compile(minilm(), kwargs=example, dims=dict.fromkeys(example, sizes), target=target, precision="bf16"),
-        compile_llama(llama(seed), target=target, precision="bf16"),
-        compile_bert(bert(seed), target=target),
+        tw.compile(minilm().to(dtype), kwargs=example, dims=dict.fromkeys(example, sizes), **options),
+        compile_llama(llama(seed).to(dtype), **options),
+        compile_bert(bert(seed).to(dtype), **options),
     ]
     for compiled in made:
         assert all(is_object(image, target.partition(":")[0]) for image in compiled.code.objects.values())
@@ -111,7 +155,7 @@ def test_what_triton_refuses_is_a_coded_error(monkeypatch: pytest.MonkeyPatch) -
     machine = machines("cuda")["sm_90"]()
     printed = building.print_kernel(scale())
     broken = replace(printed, source=printed.source.replace("tl.store", "tl.no_such_thing"))
-    monkeypatch.setattr(building, "print_kernel", lambda kernel: broken)
+    monkeypatch.setattr(building, "print_kernel", lambda kernel, **launched: broken)
     with pytest.raises(ToolchainError, match=r"(?s)Triton does not compile kernel scale for sm_90: .*no_such_thing"):
         cuda.build([("scale", scale())], machine)["scale"].result()
 

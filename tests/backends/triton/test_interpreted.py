@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import ast
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,63 +17,23 @@ import torch
 from xdsl.dialects.builtin import ModuleOp
 
 from bench.models import minilm
-from tests.compiler.models import bert, dims, llama, token_inputs
-from tests.ir.tile.kernels import CASES, Case
+from tests.backends.triton.both_interpreters import near, run_both
+from tests.backends.triton.lowered import MACHINES, lowered
+from tests.compiler.models import bert, llama, token_inputs
+from tests.ir.tile.kernels import CASES, Case, matmul
 from tests.models.encoders import draw_call
 from tilewright.backends.triton.interpreter import InterpretedKernels
-from tilewright.backends.triton.machines import machines
 from tilewright.backends.triton.printer import print_kernel
-from tilewright.compiler.pipelines import whole_pipeline
-from tilewright.errors import LoweringError
-from tilewright.frontend.capturing import capture
-from tilewright.ir.backend import kernels_of, resolve_target
-from tilewright.ir.dims import DimSpace
+from tilewright.ir.backend import kernels_of
 from tilewright.ir.dtypes import BF16, F32, I8, I16, I32, I64, U8, DType
 from tilewright.ir.graph_interpreter import interpret
-from tilewright.ir.machine import Machine
-from tilewright.ir.passing import Context, run_pipeline
 from tilewright.ir.tile.base import buffer
 from tilewright.ir.tile.builder import KernelBuilder
-from tilewright.ir.tile.structure import KernelOp, LaunchOp
-from tilewright.ir.tile_interpreter import chosen_variant, run_kernel
+from tilewright.ir.tile.structure import LaunchOp
+from tilewright.ir.tile_interpreter import chosen_variant
 
-MACHINES: dict[str, Machine] = {n: make() for b in ("cuda", "hip") for n, make in machines(b).items()}
-NEVER_WRITTEN = 77
-
-
-@pytest.fixture(scope="module")
-def interpreter() -> Iterator[InterpretedKernels]:
-    with InterpretedKernels() as found:
-        yield found
-
-
-def run_both(
-    kernel: KernelOp, inputs: list[Any], outputs: list[Any], sizes: Mapping[str, int], interpreter: InterpretedKernels
-) -> tuple[list[Any], list[Any]]:
-    """The outputs by Triton's interpreter and by the tile interpreter."""
-    printed = print_kernel(kernel)
-    blank = [np.full_like(o, NEVER_WRITTEN) for o in outputs]
-    numbers = [sizes[d] for d in kernel.dims.data]
-    programs = printed.programs.evaluate(sizes)
-    found = interpreter.run(printed.source, printed.symbol, [*inputs, *blank], len(outputs), numbers, programs)
-    run_kernel(kernel, [*inputs, *outputs], sizes)
-    return found, outputs
-
-
-def near(found: Any, wanted: Any, *, steps: float) -> None:
-    """Equal but for `steps` units in the last place of the dtype at the largest magnitude; integers are equal."""
-    assert found.shape == wanted.shape
-    if wanted.dtype.kind != "f":
-        np.testing.assert_array_equal(found, wanted)
-        return
-    size = max(1.0, float(np.abs(wanted[np.isfinite(wanted)]).max(initial=0)))
-    bound = steps * float(np.finfo(wanted.dtype).eps) * size
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=bound, equal_nan=True)
-
-
-PAGED = [case for case in CASES if case.name.startswith("paged")]
-NARROW = [case for case in CASES if any(buffer(v).dtype == BF16 for v in case.kernel.buffers)]
-PRINTED = [case for case in CASES if case not in PAGED and case not in NARROW]
+# Triton's interpreter multiplies no bf16
+PRINTED = [case for case in CASES if not any(buffer(v).dtype == BF16 for v in case.kernel.buffers)]
 
 
 @pytest.mark.parametrize("case", PRINTED, ids=lambda c: c.name)
@@ -114,20 +80,6 @@ def test_a_box_of_a_load_has_the_loads_fill(interpreter: InterpretedKernels, rng
     np.testing.assert_array_equal(found[0], [*given[16:], *[3.0] * 12])
 
 
-@pytest.mark.parametrize("case", PAGED, ids=lambda c: c.name)
-def test_what_is_not_printed_is_refused_by_name(case: Case) -> None:
-    with pytest.raises(LoweringError, match=r"tile\.view_pages: paged views are not printed, in kernel @"):
-        print_kernel(case.kernel)
-
-
-def lowered(model: torch.nn.Module, machine: Machine, example: dict[str, Any]) -> Any:
-    """The captured model with its module lowered to kernels for a machine."""
-    captured = capture(model, (), example, dict.fromkeys(("input_ids", "attention_mask"), dims()))
-    ctx = Context(machine=machine, dims=DimSpace(captured.dims), options={"precision": "model", "determinism": "run"})
-    run_pipeline(whole_pipeline(resolve_target("cuda")[0]), captured.module, ctx)
-    return captured
-
-
 class Both:
     """Runs a module's launches by both interpreters and compares every result of each."""
 
@@ -168,6 +120,37 @@ def test_every_kernel_of_a_model_computes_the_same(
         near(result[seen].numpy(), wanted[seen].numpy(), steps=4096 if dtype == torch.float32 else 64)
     missed = set(both.kernels) - both.launched
     assert not {name for name in missed if not name.endswith("64")}, missed
+
+
+def test_a_saved_source_runs_by_itself(tmp_path: Path) -> None:
+    printed = print_kernel(matmul(16, 16, 16).kernel)
+    saved = tmp_path / "kept.py"
+    saved.write_text(printed.source)
+    done = subprocess.run(
+        [sys.executable, saved],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("tensor([[")
+    head = ast.get_docstring(ast.parse(printed.source))
+    assert head is not None
+    assert "matmul: dot" in head
+    assert "in  x0   f32[m, k]" in head
+    assert "out y0   f32[m, n]" in head
+    assert "(m by 16, n by 16)" in head
+
+
+def test_what_a_loop_does_not_change_is_computed_before_it_and_nothing_is_computed_in_vain() -> None:
+    source = print_kernel(matmul(16, 16, 16).kernel).source
+    body = source.partition("@triton.jit")[2].partition("def launch")[0]
+    before, _, inside = body.partition("    for ")
+    assert "i0 + tl.arange(0, 16)" in before
+    assert "i0 + tl.arange(0, 16)" not in inside
+    for name in re.findall(r"^ +(\w+) = ", body, re.MULTILINE):
+        assert len(re.findall(rf"\b{name}\b", body)) > 1, name
 
 
 @pytest.mark.slow

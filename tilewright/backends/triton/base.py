@@ -19,7 +19,8 @@ from tilewright.ir.operation import TwOperation
 from tilewright.ir.tile.base import tile
 from tilewright.ir.tile.structure import KernelOp
 
-_SHORT = 64
+SHORT = 64
+"""The longest text that is written where it is used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +47,10 @@ class Values:
         self.extents = PrintedExtents(kernel)
         self.tiles: dict[SSAValue, Printed] = {}
         self.indices: dict[SSAValue, Index] = {}
+        self.dots: dict[SSAValue, tuple[str, str]] = {}
         self.views: dict[SSAValue, ViewText] = {}
         self.buffers: dict[SSAValue, str] = {}
+        self.written: set[str] = set()
         self.dims: dict[str, str] = {}
         self.math = IndexText(self.helpers)
         self._uses: Counter[SSAValue] = Counter(v for op in kernel.walk() for v in op.operands)
@@ -96,7 +99,7 @@ class Values:
 
     def define(self, value: SSAValue, text: str, axes: tuple[int, ...], hint: str, zero: frozenset[int]) -> None:
         """Gives a tile its text: in place where it is short and read once in its own block, else a name."""
-        if not self._in_place(value) or len(text) > _SHORT:
+        if not self._in_place(value) or len(text) > SHORT:
             text = self.out.name(hint, text)
         self.tiles[value] = Printed(text, axes, zero)
 
@@ -120,6 +123,13 @@ class Values:
             return None
         within = self.out.shared("inside", f"(tl.arange(0, {printed}) < {extent})")
         return self.aligned(Printed(within, (axis,)), axes)
+
+    def within(self, value: SSAValue, axis: int, identity: str) -> str:
+        """A value with what is printed beyond its extent along an axis replaced."""
+        axes = live_axes(value)
+        text = self.full(value, axes)
+        condition = self.beyond(value, axis, axes)
+        return text if condition is None else f"tl.where({condition}, {text}, {identity})"
 
     def refuse(self, op: Operation, reason: str) -> LoweringError:
         """The error for what this printer does not print."""

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 
 from tilewright.backends.triton.machines import GPUS
+from tilewright.backends.triton.occupancy import warps_for
 from tilewright.backends.triton.printer import PrintedKernel, print_kernel
 from tilewright.backends.triton.workers import ask, waiting
 from tilewright.errors import CapacityError, LoweringError, Problem, ToolchainError
@@ -25,7 +26,9 @@ def build(kernels: Iterable[tuple[str, Source]], machine: Machine) -> Mapping[st
     for name, kernel in kernels:
         if not isinstance(kernel, KernelOp):
             raise LoweringError(f"kernel {name} comes as loops; this backend takes tiles", step="hand over the tiles")
-        built[name] = waiting().submit(_compiled, print_kernel(kernel), machine, kernel.path, kernel.loc)
+        gpu = GPUS[machine.name]
+        printed = print_kernel(kernel, warps=warps_for(kernel, gpu), stages=gpu.stages)
+        built[name] = waiting().submit(_compiled, printed, machine, kernel.path, kernel.loc)
     return built
 
 
@@ -37,7 +40,7 @@ def _compiled(printed: PrintedKernel, machine: Machine, path: str | None, where:
         "backend": gpu.backend,
         "arch": gpu.arch,
         "threads": gpu.threads,
-        "warps": gpu.warps,
+        "warps": printed.warps,
         "stages": gpu.stages,
     }
     facts, image = ask(head, printed.source)

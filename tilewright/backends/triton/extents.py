@@ -18,13 +18,18 @@ from tilewright.ir.tile.compute import (
     ConcatOp,
     DotOp,
     MapOp,
+    PackOp,
     ReduceOp,
     ReshapeOp,
+    ScanOp,
     SliceOp,
+    SortOp,
+    TopkOp,
     TransposeOp,
+    UnpackOp,
 )
 from tilewright.ir.tile.memory import StageOp
-from tilewright.ir.tile.places import LookupOp
+from tilewright.ir.tile.places import LookupOp, UpdateOp
 from tilewright.ir.tile.structure import ForOp, IfOp, KernelOp
 from tilewright.ir.types import TileType
 
@@ -115,8 +120,22 @@ class PrintedExtents:
                 pair = same_live_extents(op)
                 for mine, theirs in pair or ():
                     self._join(op.out, mine, op.source, theirs)
-            case SliceOp():
+            case SliceOp() | PackOp() | UnpackOp():
                 self._join_all(op.out, op.source)
+            case UpdateOp():
+                self._join_all(op.source, op.indices)
+            case ScanOp():
+                for result, a in zip(op.out, op.args, strict=True):
+                    self._join_all(op.args[0], a)
+                    self._join_all(result, a)
+            case SortOp():
+                for value in (op.payload, op.sorted, op.carried):
+                    self._join_all(op.keys, value)
+            case TopkOp():
+                self._join_all(op.values, op.positions)
+                for axis in range(tile(op.source).rank):
+                    if axis != op.axis.data:
+                        self._join(op.source, axis, op.values, axis)
             case ConcatOp():
                 for a in op.args:
                     self._join_all(op.out, a)

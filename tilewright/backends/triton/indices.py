@@ -33,10 +33,13 @@ class Index:
 
 
 class IndexText:
-    """Dims expressions as Python text; `helpers` collects the functions that they call."""
+    """Dims expressions as Python text; `helpers` collects the functions that they call.
 
-    def __init__(self, helpers: set[str]) -> None:
-        self.helpers = helpers
+    host: for Python itself, whose numbers are no tensors, and whose // and % round down.
+    """
+
+    def __init__(self, helpers: set[str], *, host: bool = False) -> None:
+        self.helpers, self._host = helpers, host
 
     def expr(self, expr: Expr, symbols: Mapping[str, str], bounds: Mapping[str, Interval]) -> str:
         """A polynomial; `symbols` gives the text of every symbol, `bounds` what is known of them."""
@@ -57,7 +60,9 @@ class IndexText:
         a, b = (self.expr(x, symbols, bounds) for x in atom.args)
         match atom.name:
             case "min" | "max":
-                return f"tl.{atom.name}imum({a}, {b})"
+                return f"{atom.name}({a}, {b})" if self._host else f"tl.{atom.name}imum({a}, {b})"
+            case _ if self._host:
+                return f"({a} {'//' if atom.name == 'floordiv' else '%'} {b})"
             case _:
                 low, _ = atom.args[0].interval(bounds)
                 divisor, _ = atom.args[1].interval(bounds)

@@ -9,11 +9,12 @@ from xdsl.ir import SSAValue
 from tilewright.backends.source_names import bare
 from tilewright.backends.triton.base import Printed, Values
 from tilewright.backends.triton.extents import live_axes
-from tilewright.backends.triton.functions import literal
+from tilewright.backends.triton.functions import cast, literal
 from tilewright.backends.triton.indices import Index
 from tilewright.backends.triton.places import (
     AffineAxis,
     Lanes,
+    PagesAxis,
     RowsAxis,
     SegmentAxis,
     ViewAxis,
@@ -21,7 +22,7 @@ from tilewright.backends.triton.places import (
     WindowAxis,
     inside,
 )
-from tilewright.ir.dtypes import DType
+from tilewright.ir.dtypes import F32, I1, DType
 from tilewright.ir.tile.base import element, tile, view
 from tilewright.ir.tile.memory import (
     POISON,
@@ -34,7 +35,7 @@ from tilewright.ir.tile.memory import (
     ViewSegmentOp,
     ViewWindowOp,
 )
-from tilewright.ir.tile.places import LookupOp
+from tilewright.ir.tile.places import LookupOp, UpdateOp
 from tilewright.ir.tile.structure import ScalarOp
 
 
@@ -74,7 +75,21 @@ class MemoryOps(Values):
         self.views[op.out] = self.views[op.source].replaced(op.axis.data, lambda a: SegmentAxis(a, begin, size))
 
     def pages(self, op: ViewPagesOp) -> None:
-        raise self.refuse(op, "paged views are not printed")
+        pages, within, *rest = self.views[op.source].axes
+        table, extent = self.views[op.table], op.extent.data[0]
+        length = self.out.shared("n", f"tl.minimum({self.indices[op.length].text}, {self.size(extent)})")
+
+        def read(lanes: Lanes) -> str:
+            which = Lanes(self.out.shared("w", f"{lanes.text} // {op.page.data}"), Index("page"), lanes.printed)
+            place = table.axes[0].place(which, self)
+            mask = self.conjunction([f"({lanes.text} >= 0)", f"({lanes.text} < {length})", *place.conditions])
+            pointer = self.pointer(table, [place.offset or ""])
+            return self.out.shared("page", f"tl.load({pointer}, mask={mask}, other=0).to(tl.int64)")
+
+        source = self.views[op.source]
+        self.views[op.out] = ViewText(
+            source.buffer, source.base, [PagesAxis(pages, within, length, op.page.data, read), *rest]
+        )
 
     def scalar(self, op: ScalarOp) -> None:
         text = self.integer(self.views[op.source], [self.indices[i].text for i in op.at])
@@ -97,7 +112,7 @@ class MemoryOps(Values):
         return " + ".join([source.buffer, *filter(None, [source.base, *offsets])])
 
     def conjunction(self, conditions: Sequence[str]) -> str:
-        return " & ".join(dict.fromkeys(conditions))
+        return bare(" & ".join(dict.fromkeys(conditions)))
 
     def region(self, source: SSAValue, at: Sequence[SSAValue], value: SSAValue) -> tuple[str, str, tuple[int, ...]]:
         """The pointer and mask ("" for none) of a region as large as a tile, and the tile's axes that they have."""
@@ -151,6 +166,7 @@ class MemoryOps(Values):
     # --- loads and stores -----------------------------------------------------------------------------------------
 
     def load(self, op: LoadOp) -> None:
+        self._see_stores(self.views[op.source])
         pointer, mask, axes = self.region(op.source, op.at, op.out)
         self.tiles[op.out] = self.loaded(op, pointer, mask, axes)
 
@@ -164,18 +180,46 @@ class MemoryOps(Values):
 
     def lookup(self, op: LookupOp) -> None:
         """A load whose coordinate along one axis is a tensor; places that the axis does not have are not touched."""
-        source, axis = self.views[op.source], op.axis.data
-        around = ViewText(source.buffer, source.base, [a for i, a in enumerate(source.axes) if i != axis])
-        offsets, conditions, axes = self._region(around, op.at, op.out)
-        text = self.aligned(self.tensor_of(op.indices), axes)
-        places = self.out.name("p", f"{text if text.isidentifier() else f'({text})'}.to(tl.int64)")
-        place = source.axes[axis].place(Lanes(places, Index(places), 1), self)
-        mask = self.conjunction([*conditions, *place.conditions])
+        self._see_stores(self.views[op.source])
+        pointer, mask, axes = self._looked_up(op.source, op.indices, op.at, op.axis.data, op.out)
         value = 0.0 if op.fill.data == POISON else op.value.data
         other = element_text(value, tile(op.out).dtype)
-        pointer = self.pointer(source, [*offsets, *([place.offset] if place.offset else [])])
         masked = f", mask={mask}, other={other}" if mask else ""
         self.tiles[op.out] = Printed(self.out.name("x", f"tl.load({pointer}{masked})"), axes, frozenset())
+
+    def _looked_up(
+        self, memory: SSAValue, indices: SSAValue, at: Sequence[SSAValue], axis: int, value: SSAValue
+    ) -> tuple[str, str, tuple[int, ...]]:
+        """The pointer and mask of a region whose coordinate along an axis is a tensor; the axes that they have."""
+        source = self.views[memory]
+        around = ViewText(source.buffer, source.base, [a for i, a in enumerate(source.axes) if i != axis])
+        offsets, conditions, axes = self._region(around, at, value)
+        text = self.aligned(self.tensor_of(indices), axes)
+        places = self.out.name("p", f"{text if text.isidentifier() else f'({text})'}.to(tl.int64)")
+        place = source.axes[axis].place(Lanes(places, Index(places), 1), self)
+        pointer = self.pointer(source, [*offsets, *([place.offset] if place.offset else [])])
+        return pointer, self.conjunction([*conditions, *place.conditions]), axes
+
+    def update(self, op: UpdateOp) -> None:
+        """Elements that this program stored before: whoever stored them is waited for."""
+        self.out.line("tl.debug_barrier()")
+        pointer, mask, axes = self._looked_up(op.target, op.indices, op.at, op.axis.data, op.source)
+        dtype = tile(op.source).dtype
+        masked = f", mask={mask}" if mask else ""
+        shape = self.shape(op.source, axes)
+        places = self.out.name("at", f"tl.broadcast_to({pointer}, {shape})" if axes else pointer)
+        text = self.full(op.source, axes) if axes else self.tensor(op.source)
+        if op.mode.data == "add":
+            before = self.out.name("x", f"tl.load({places}{masked})")
+            wide = F32 if dtype.is_float and dtype.bits < 32 else dtype
+            sign = "|" if dtype == I1 else "+"
+            text = cast(f"({cast(before, dtype, wide)} {sign} {cast(text, dtype, wide)})", wide, dtype)
+        self.out.line(f"tl.store({places}, {bare(text)}{masked})")
+
+    def _see_stores(self, source: ViewText) -> None:
+        """Waits, before a program reads what it has stored, for all of its threads."""
+        if source.buffer in self.written:
+            self.out.line("tl.debug_barrier()")
 
     def tensor_of(self, value: SSAValue) -> Printed:
         """A value as a tensor, with the axes that it has."""
@@ -183,7 +227,7 @@ class MemoryOps(Values):
 
     def store(self, op: StoreOp) -> None:
         pointer, mask, axes = self.region(op.target, op.at, op.source)
-        text = self.full(op.source, axes) if axes else self.tiles[op.source].text
+        text = self.full(op.source, axes) if axes else self.tensor(op.source)
         masked = f", mask={mask}" if mask else ""
         self.out.line(f"tl.store({pointer}, {bare(text)}{masked})")
 

@@ -106,6 +106,26 @@ class RowsAxis:
 
 
 @dataclass(frozen=True, slots=True)
+class PagesAxis:
+    """Coordinate i lies in the page that a table names for i // page, at i % page, for i below a length."""
+
+    pages: ViewAxis
+    within: ViewAxis
+    length: str
+    page: int
+    read: Callable[[Lanes], str]
+
+    def place(self, lanes: Lanes, sizes: Sizes) -> Place:
+        number = self.read(lanes)
+        outer = self.pages.place(Lanes(number, Index(number), lanes.printed), sizes)
+        at = sizes.name("w", f"{lanes.text} % {self.page}")
+        inner = self.within.place(Lanes(at, Index(at, 0, self.page - 1), lanes.printed), sizes)
+        offset = " + ".join(filter(None, [outer.offset, inner.offset]))
+        low = [] if lanes.index.low is not None and lanes.index.low >= 0 else [f"({lanes.text} >= 0)"]
+        return Place(offset or None, [*low, f"({lanes.text} < {self.length})", *outer.conditions])
+
+
+@dataclass(frozen=True, slots=True)
 class SegmentAxis:
     """Coordinate i is `begin + i` of another axis, for i below a size read from memory."""
 

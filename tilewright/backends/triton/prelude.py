@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from tilewright.backends.triton.ordering_functions import ORDERING
+
 FUNCTIONS: Final[dict[str, str]] = {
     "floordiv": '''\
 @triton.jit
@@ -69,8 +71,34 @@ def nearest(x, big):
     """To the nearest integer, halves to even: adding a number whose last place is 1 rounds."""
     moved = (tl.abs(x) + big) - big
     return tl.where(tl.abs(x) < big, tl.where(x < 0, -moved, moved), x)''',
+    "power": '''\
+@triton.jit
+def power(a, b):
+    """a to the power b, as C's pow; computed in f64."""
+    size, by = tl.abs(a.to(tl.float64)), b.to(tl.float64)
+    whole = by == tl.floor(by)
+    odd = whole & (by * 0.5 != tl.floor(by * 0.5))
+    found = tl.exp(by * tl.log(tl.where(size == 0.0, 1.0, size)))
+    found = tl.where(size == 0.0, tl.where(by < 0, float("inf"), 0.0), tl.where(size == 1.0, 1.0, found))
+    below = (a < 0) | ((a == 0) & (1.0 / a < 0))
+    found = tl.where((a < 0) & ~whole & (size != float("inf")), float("nan"), tl.where(below & odd, -found, found))
+    found = tl.where((a != a) | (b != b), float("nan"), found)
+    return tl.where((b == 0) | (a == 1), 1.0, found).to(a.dtype)''',
+    "larger": """\
+@triton.jit
+def larger(a, b):
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)""",
+    "smaller": """\
+@triton.jit
+def smaller(a, b):
+    return tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL)""",
+    "affine": '''\
+@triton.jit
+def affine(a, b, c, d):
+    """x -> a x + b and then x -> c x + d, as one step."""
+    return a * c, c * b + d''',
+    **ORDERING,
 }
-_NEEDS: Final[dict[str, tuple[str, ...]]] = {"expm1": ("tanh",)}
 
 
 def called(text: str) -> set[str]:
@@ -80,5 +108,8 @@ def called(text: str) -> set[str]:
 
 def texts(used: set[str]) -> list[str]:
     """The source of functions and of what they call, each before its users."""
-    wanted = used | {n for name in used for n in _NEEDS.get(name, ())}
+    wanted, new = set(used), set(used)
+    while new:
+        new = {found for name in new for found in called(FUNCTIONS[name])} - wanted
+        wanted |= new
     return [text for name, text in FUNCTIONS.items() if name in wanted]

@@ -6,6 +6,8 @@ formal dims; one program of a one-dimensional grid is one program of the kernel'
     @triton.jit
     def name(x0, x1, y0, tokens): ...
 
+Around it stand a head that says what it computes, `launch`, and a `main` that tries it (`standalone.py`).
+
 *Extents.* Triton's tensors are powers of two, and 16 at least in a dot. A tile is printed as large as that asks
 (`extents.py`); what lies beyond its own extent is masked in loads and stores, replaced before a reduction or a dot's
 inner sum, and ignored elsewhere. Axes of extent 1 are not printed. A tile that only stretches another is not printed.
@@ -17,19 +19,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Final
 
 from xdsl.ir import Block, SSAValue
 
+from tilewright.backends.source_names import bare
 from tilewright.backends.triton.base import Printed
 from tilewright.backends.triton.extents import live_axes
 from tilewright.backends.triton.functions import POINTERS, TYPES
 from tilewright.backends.triton.indices import Index
 from tilewright.backends.triton.prelude import texts
+from tilewright.backends.triton.standalone import Standalone
 from tilewright.backends.triton.values import ComputeOps
 from tilewright.ir.dims import Expr, product
 from tilewright.ir.intervals import Interval
-from tilewright.ir.tile import compute, memory, places, structure
+from tilewright.ir.tile import compute, lines, memory, places, structure
 from tilewright.ir.tile.base import buffer, tile
 from tilewright.ir.tile.structure import KernelOp
 from tilewright.ir.types import TileType
@@ -37,42 +42,56 @@ from tilewright.ir.types import TileType
 
 @dataclass(frozen=True, slots=True)
 class PrintedKernel:
-    """A kernel's source. signature: Triton's type of each parameter. programs: the grid's size in the formal dims."""
+    """A kernel's source. signature: Triton's type of each parameter. programs: the grid's size in the formal dims.
+
+    warps: of a program.
+    """
 
     symbol: str
     source: str
     signature: dict[str, str]
     programs: Expr
+    warps: int
 
 
-def print_kernel(kernel: KernelOp) -> PrintedKernel:
-    """The kernel's source. Raises LoweringError for ops that are not printed."""
-    return _Printer(kernel).run()
+def print_kernel(kernel: KernelOp, *, warps: int = 4, stages: int = 2) -> PrintedKernel:
+    """The kernel's source. Raises LoweringError for ops that are not printed.
+
+    warps, stages: what `launch` in the source asks for unless told otherwise.
+    """
+    return _Printer(kernel).run(warps, stages)
+
+
+def printed_ops() -> frozenset[type]:
+    """The ops of the tile dialect that are printed."""
+    return frozenset(_PRINT)
 
 
 class _Printer(ComputeOps):
     """Walks a kernel once."""
 
-    def run(self) -> PrintedKernel:
+    def run(self, warps: int, stages: int) -> PrintedKernel:
         kernel, signature = self.kernel, {}
         written = len(kernel.inputs)
         for number, value in enumerate(kernel.buffers):
             name = f"x{number}" if number < written else f"y{number - written}"
             self.buffers[value] = self.out.given(name)
+            if number >= written:
+                self.written.add(self.buffers[value])
             signature[self.buffers[value]] = POINTERS[buffer(value).dtype.name]
         for dim in kernel.dims.data:
             self.dims[dim] = self.out.given(dim)
             signature[self.dims[dim]] = "i64"
-        origin = " ".join(filter(None, [kernel.path, kernel.loc and f"({kernel.loc})"]))
-        if origin:
-            self.out.line(f"# {origin}")
         self._start()
         self._block(kernel.block)
         symbol = kernel.sym_name.data
+        around = Standalone(kernel, list(signature), self.dims)
         head = f"@triton.jit\ndef {symbol}({', '.join(signature)}):"
-        imports = "import triton\nimport triton.language as tl"
-        parts = [imports, *texts(self.helpers), "\n".join([head, *self.out.lines])]
-        return PrintedKernel(symbol, "\n\n\n".join(parts) + "\n", signature, product(kernel.programs))
+        imports = f"import triton\nimport triton.language as tl\n\n{around.dtypes()}"
+        body = self.out.used() or ["    pass"]
+        start = f"{around.head()}\n\n{imports}"
+        parts = [start, *texts(self.helpers), "\n".join([head, *body]), around.launch(warps, stages), around.main()]
+        return PrintedKernel(symbol, "\n\n\n".join(parts) + "\n", signature, product(kernel.programs), warps)
 
     # --- the grid -------------------------------------------------------------------------------------------------
 
@@ -90,7 +109,8 @@ class _Printer(ComputeOps):
             inner = [self.out.shared("n", sizes[a]) for a in sorted(later - {axis})]
             if step > 1:
                 inner.append(str(step))
-            whole = " * ".join(n for n in inner if n != "1")
+            known = prod(int(n) for n in inner if n.isdigit())
+            whole = " * ".join([*(n for n in inner if not n.isdigit()), *([str(known)] if known > 1 else [])])
             if not whole:
                 at, rest = rest, "0"
             else:
@@ -161,7 +181,7 @@ class _Printer(ComputeOps):
         pairs = [(name, text) for name, text in pairs if name != text]
         if pairs:
             names, given = zip(*pairs, strict=True)
-            self.out.line(f"{', '.join(names)} = {', '.join(given)}")
+            self.out.line(f"{', '.join(names)} = {', '.join(map(bare, given))}")
 
     def loop(self, op: structure.ForOp) -> None:
         lo, hi, step = self.indices[op.lo], self.indices[op.hi], op.step.data
@@ -173,7 +193,8 @@ class _Printer(ComputeOps):
         self.indices[op.coordinate] = Index(at, lo.low, last, hi.expr)
         for value, variable in zip(op.carried, variables, strict=True):
             self.hold(value, variable)
-        with self.out.block(f"for {at} in range({lo.text}, {hi.text}, {step}):"):
+        changing = [at, *(v.text for v in variables)]
+        with self.out.block(f"for {at} in range({lo.text}, {hi.text}, {step}):", changing):
             self._block(op.body.blocks[0])
             self.assign(variables, list(op.yielded))
         for value, variable in zip(op.out, variables, strict=True):
@@ -190,7 +211,7 @@ class _Printer(ComputeOps):
         for head, region in ((f"if {self.indices[op.condition].text} != 0:", op.then), ("else:", op.otherwise)):
             block = region.blocks[0]
             last = block.last_op
-            with self.out.block(head):
+            with self.out.block(head, [v.text for v in variables]):
                 self._block(block)
                 self.assign(variables, list(last.operands) if last is not None else [])
         for value, variable in zip(op.out, variables, strict=True):
@@ -219,10 +240,14 @@ _PRINT: Final[dict[type, Callable[[_Printer, Any], None]]] = {
     memory.ViewPagesOp: _Printer.pages,
     memory.LoadOp: _Printer.load,
     places.LookupOp: _Printer.lookup,
+    places.UpdateOp: _Printer.update,
+    lines.SortLineOp: _Printer.sort_line,
+    lines.TopkLineOp: _Printer.select_line,
     memory.StoreOp: _Printer.store,
     memory.StageOp: _Printer.stage,
     compute.ConstantOp: _Printer.constant,
     compute.SplatOp: _Printer.splat,
+    compute.ElementsOp: _Printer.elements,
     compute.IndexTileOp: _Printer.coordinates,
     compute.MapOp: _Printer.map,
     compute.CastOp: _Printer.cast_,
@@ -233,5 +258,10 @@ _PRINT: Final[dict[type, Callable[[_Printer, Any], None]]] = {
     compute.ConcatOp: _Printer.concat,
     compute.ReduceOp: _Printer.reduce,
     compute.AccumulateOp: _Printer.accumulate,
+    compute.ScanOp: _Printer.scan,
+    compute.SortOp: _Printer.sort,
+    compute.TopkOp: _Printer.topk,
+    compute.PackOp: _Printer.pack,
+    compute.UnpackOp: _Printer.unpack,
     compute.DotOp: _Printer.dot,
 }

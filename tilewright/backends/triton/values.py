@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 from xdsl.ir import SSAValue
 
+from tilewright.backends.source_names import bare
 from tilewright.backends.triton.base import Printed
+from tilewright.backends.triton.combining import CombiningOps
 from tilewright.backends.triton.extents import is_matrix_product, live_axes
 from tilewright.backends.triton.functions import SHIFTS, TYPES, cast, computed_wide, literal, repeats, template
 from tilewright.backends.triton.prelude import called
-from tilewright.backends.triton.rearranging import NONE, RearrangingOps
+from tilewright.backends.triton.rearranging import NONE
 from tilewright.ir.dtypes import F32, F64, I1, I32, DType
 from tilewright.ir.tile.base import element, tile
 from tilewright.ir.tile.compute import (
@@ -24,7 +28,7 @@ from tilewright.ir.tile.compute import (
 )
 
 
-class ComputeOps(RearrangingOps):
+class ComputeOps(CombiningOps):
     """Prints the ops on values."""
 
     # --- elementwise ----------------------------------------------------------------------------------------------
@@ -55,6 +59,12 @@ class ComputeOps(RearrangingOps):
     def map(self, op: MapOp) -> None:
         fn, args = op.fn.data, list(op.args)
         kind = tile(args[-1]).dtype
+        for a, other in zip(args, reversed(args), strict=True):
+            if a in self.dots:
+                head, tail = self.dots[a]
+                joined = f"{head}, {bare(self.full(other))}{tail}"
+                self.tiles[op.out] = Printed(self.out.name("acc", joined), live_axes(op.out))
+                return
         text = template(fn, kind)
         if text is None:
             raise self.refuse(op, f"{fn} of {kind} is not printed")
@@ -64,14 +74,14 @@ class ComputeOps(RearrangingOps):
         printed = [self.tiles[a] for a in args]
         axes = tuple(sorted({axis for p in printed for axis in p.axes}))
         texts = [self.aligned(p, axes) for p in printed]
-        if fn in SHIFTS:  # Triton cannot shift a number by a number, nor know a number's width
+        if fn in SHIFTS or fn == "pow":  # Triton cannot shift a number by a number, nor know a number's dtype
             texts = [self.tensor(a) if p.number else t for a, p, t in zip(args, printed, texts, strict=True)]
         elif all(p.number for p in printed):
             texts[0] = self.tensor(args[0])
         wide = computed_wide(fn, kind)
         if wide:
             texts = [t if p.number else cast(t, kind, F32) for t, p in zip(texts, printed, strict=True)]
-        found = text.format(*texts)
+        found = text.format(*(bare(t) if _is_argument(text, n) else t for n, t in enumerate(texts)))
         if wide:
             found = cast(found, F32, kind)
         elif fn in ("sign", "relu") and kind != F32:
@@ -91,18 +101,14 @@ class ComputeOps(RearrangingOps):
 
     # --- reductions -----------------------------------------------------------------------------------------------
 
-    def within(self, value: SSAValue, axis: int, identity: str) -> str:
-        """A value with what is printed beyond its extent along an axis replaced."""
-        axes = live_axes(value)
-        text = self.full(value, axes)
-        condition = self.beyond(value, axis, axes)
-        return text if condition is None else f"tl.where({condition}, {text}, {identity})"
-
     def reduce(self, op: ReduceOp) -> None:
         fn, axis, source = op.fn.data, op.axis.data, op.args[0]
         if tile(source).extents[axis] == 1:
             for result, a in zip(op.out, op.args, strict=True):
                 self.tiles[result] = self.tiles[a]
+            return
+        if fn in ("attention", "welford"):
+            self.tuples(op)
             return
         axes = live_axes(source)
         left, at, dtype = tuple(a for a in axes if a != axis), axes.index(axis), tile(source).dtype
@@ -177,18 +183,30 @@ class ComputeOps(RearrangingOps):
         start = self.tiles[op.acc]
         fresh = start.number and start.text in ("0.0", "0")
         if is_matrix_product(op):
-            if acc == F64:
-                raise self.refuse(op, "a product of f64 tiles is not printed")
             a, b = self._inner(op.a, 1), self._inner(op.b, 0)
-            given = "" if fresh else f", {self.full(op.acc)}"
             precision = ', input_precision="ieee"' if tile(op.a).dtype == F32 else ""
-            kind = ", out_dtype=tl.int32" if acc == I32 else ""
+            kind = {I32: ", out_dtype=tl.int32", F64: ", out_dtype=tl.float64"}.get(acc, "")
+            if fresh and self._joins_a_sum(op):
+                self.dots[op.out] = (f"tl.dot({a}, {b}", f"{precision}{kind})")
+                return
+            given = "" if fresh else f", {bare(self.full(op.acc))}"
             text = f"tl.dot({a}, {b}{given}{precision}{kind})"
         else:
             text = self._thin_dot(op, acc)
             if not fresh:
                 text = f"({self.full(op.acc)} + {text})"
         self.tiles[op.out] = Printed(self.out.name("acc", text), live_axes(op.out))
+
+    def _joins_a_sum(self, op: DotOp) -> bool:
+        """Whether the next op adds the dot to something of its extents and dtype, and no other reads it."""
+        after = op.next_op
+        return (
+            isinstance(after, MapOp)
+            and after.fn.data == "add"
+            and self._in_place(op.out)
+            and list(after.args).count(op.out) == 1
+            and all(a.type == op.out.type for a in after.args)
+        )
 
     def _inner(self, value: SSAValue, axis: int) -> str:
         """A dot's operand: all its elements spelled out, and zeros beyond its extent along K."""
@@ -218,6 +236,13 @@ class ComputeOps(RearrangingOps):
             if live_axes(value)
             else self.tensor(value)
         )
+
+
+def _is_argument(template: str, number: int) -> bool:
+    """Whether a placeholder is always a whole argument of a call, so that parentheses around it say nothing."""
+    placeholder = f"{{{number}}}"
+    alone = len(re.findall(rf"(?:(?<=\w\()|(?<=, )){re.escape(placeholder)}(?=[,)])", template))
+    return alone == template.count(placeholder)
 
 
 def _worst(fn: str, dtype: DType) -> str:

@@ -12,24 +12,35 @@ from pathlib import Path
 from typing import Any
 
 from tilewright.backends.frames import received, send
+from tilewright.ir.grid_abi import ALIGNMENT
 
 _QUOTED = 1200
 
 
-def compile_source(head: dict[str, Any], source: str, folder: Path) -> tuple[dict[str, Any], bytes]:
-    """A printed kernel compiled for one GPU, no device needed: what a launch must know, and the object."""
+def compile_kernel(head: dict[str, Any], source: str, folder: Path) -> Any:
+    """A printed kernel compiled for one GPU, no device needed: all that Triton has made of it.
+
+    Every tensor begins on a multiple of 16 bytes, as the grid ABI has it; without that no load would be a vector.
+    """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     from tilewright.backends.triton.interpreter import load_source
 
-    function = load_source(source, head["symbol"], folder)
-    target = GPUTarget(head["backend"], head["arch"], head["threads"])
-    options = {"num_warps": head["warps"], "num_stages": head["stages"]}
-    made = triton.compile(
-        ASTSource(fn=function, signature=head["signature"], constexprs={}), target=target, options=options
+    function = getattr(load_source(source, head["symbol"], folder), head["symbol"])
+    signature: dict[str, str] = head["signature"]
+    aligned = {(n,): [["tt.divisibility", ALIGNMENT]] for n, kind in enumerate(signature.values()) if kind[0] == "*"}
+    return triton.compile(
+        ASTSource(fn=function, signature=signature, constexprs={}, attrs=aligned),
+        target=GPUTarget(head["backend"], head["arch"], head["threads"]),
+        options={"num_warps": head["warps"], "num_stages": head["stages"]},
     )
+
+
+def compile_source(head: dict[str, Any], source: str, folder: Path) -> tuple[dict[str, Any], bytes]:
+    """What a launch must know, and the object."""
+    made = compile_kernel(head, source, folder)
     kind = "cubin" if head["backend"] == "cuda" else "hsaco"
     facts = {"shared": made.metadata.shared, "threads": made.metadata.num_warps * head["threads"]}
     return facts, bytes(made.asm[kind])
