@@ -78,6 +78,26 @@ def from_the_end(m: Any, new: torch.Tensor, at: torch.Tensor) -> None:
     m.keys[:, :, -1 - at] = new
 
 
+def into_a_slice(m: Any, new: torch.Tensor, at: torch.Tensor) -> None:
+    m.keys[0, :, at] = new[0]
+
+
+def into_some_heads(m: Any, new: torch.Tensor, at: torch.Tensor) -> None:
+    m.keys[:, 2:5].index_copy_(2, at, new[:, 2:5])
+
+
+def into_a_head(m: Any, new: torch.Tensor, at: torch.Tensor) -> None:
+    m.keys[:, 3][:, at, :] = new[:, 1]
+
+
+def into_some_features(m: Any, new: torch.Tensor, at: torch.Tensor) -> None:
+    m.keys[..., 8:24].index_add_(2, at, new[..., :16])
+
+
+def into_part_of_the_rows(m: Any, new: torch.Tensor, at: torch.Tensor) -> None:
+    m.keys[:, :, 2:9].index_copy_(2, at % 7, new)
+
+
 # elements that a token writes
 WAYS: list[tuple[Callable[..., None], int]] = [
     (put_slices, HEADS * WIDTH),
@@ -88,6 +108,11 @@ WAYS: list[tuple[Callable[..., None], int]] = [
     (add_slices, HEADS * WIDTH),
     (fill, HEADS * WIDTH),
     (from_the_end, HEADS * WIDTH),
+    (into_a_slice, HEADS * WIDTH),
+    (into_some_heads, 3 * WIDTH),
+    (into_a_head, WIDTH),
+    (into_some_features, HEADS * 16),
+    (into_part_of_the_rows, HEADS * WIDTH),
 ]
 
 
