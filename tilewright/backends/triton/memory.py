@@ -34,7 +34,7 @@ from tilewright.ir.tile.memory import (
     ViewSegmentOp,
     ViewWindowOp,
 )
-from tilewright.ir.tile.places import LookupOp
+from tilewright.ir.tile.places import LookupOp, UpdateOp
 from tilewright.ir.tile.structure import ScalarOp
 
 
@@ -186,6 +186,24 @@ class MemoryOps(Values):
         text = self.full(op.source, axes) if axes else self.tiles[op.source].text
         masked = f", mask={mask}" if mask else ""
         self.out.line(f"tl.store({pointer}, {bare(text)}{masked})")
+
+    def update(self, op: UpdateOp) -> None:
+        """A store whose coordinate along one axis is a tensor; what it adds to is read first."""
+        target, axis = self.views[op.target], op.axis.data
+        around = ViewText(target.buffer, target.base, [a for i, a in enumerate(target.axes) if i != axis])
+        offsets, conditions, axes = self._region(around, op.at, op.source)
+        text = self.aligned(self.tensor_of(op.indices), axes)
+        places = self.out.name("p", f"{text if text.isidentifier() else f'({text})'}.to(tl.int64)")
+        place = target.axes[axis].place(Lanes(places, Index(places), 1), self)
+        mask = self.conjunction([*conditions, *place.conditions])
+        masked = f", mask={mask}" if mask else ""
+        pointer = self.pointer(target, [*offsets, *([place.offset] if place.offset else [])])
+        value = self.full(op.source, axes) if axes else self.tiles[op.source].text
+        if op.mode.data == "add":
+            value = f"tl.load({pointer}{masked}) + {value}"
+        self.out.line(f"tl.store({pointer}, {bare(value)}{masked})")
+        # the next update may change the same elements, and other threads may hold them
+        self.out.line("tl.debug_barrier()")
 
     def stage(self, op: StageOp) -> None:
         """A level of memory is the compiler's own affair here."""

@@ -219,6 +219,7 @@ _PRINT: Final[dict[type, Callable[[_Printer, Any], None]]] = {
     memory.ViewPagesOp: _Printer.pages,
     memory.LoadOp: _Printer.load,
     places.LookupOp: _Printer.lookup,
+    places.UpdateOp: _Printer.update,
     memory.StoreOp: _Printer.store,
     memory.StageOp: _Printer.stage,
     compute.ConstantOp: _Printer.constant,
