@@ -263,7 +263,7 @@ def test_what_is_read_too_late_is_copied_and_the_report_says_so(rng: np.random.G
         # results stay what they were when the state goes on
         assert torch.equal(found, want)
     notes = compiled.report.to_dict()["notes"]
-    assert any("state" in note and "is copied: a result is a state" in note for note in notes)
+    assert any("state" in note and "copied, because it is returned" in note for note in notes)
     assert any(row.kernel.startswith("copy") for row in compiled.report.at(tokens=1).rows)
 
 

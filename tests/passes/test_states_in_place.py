@@ -241,7 +241,7 @@ def test_a_report_is_told_of_every_copy() -> None:
     module = returned().module
     ctx = Context(machine=MACHINES["avx2"](), dims=dim_space(module))
     run_pipeline(Pipeline.parse(PLANNED, PASSES), module, ctx)
-    assert [n.text for n in ctx.noted if n.what == "state"] == ["is copied: a result is a state"]
+    assert [n.text for n in ctx.noted if n.what == "state"] == ["copied, because it is returned"]
 
 
 def first_update(module: ModuleOp) -> LaunchOp:
