@@ -18,7 +18,7 @@ from tilewright.ir.attributes import Bool, Ints
 from tilewright.ir.dtypes import F32
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.indexing import StateUpdateOp
-from tilewright.ir.graph.structure import StateReadOp, StateWriteOp
+from tilewright.ir.graph.structure import IN_PLACE, GroupOp, StateReadOp, StateWriteOp
 from tilewright.ir.module import dim_space, parse_module, print_module, states
 from tilewright.ir.passing import Context, Pipeline, run_pipeline
 from tilewright.ir.tile.residence import Place, Places
@@ -241,7 +241,7 @@ def test_a_report_is_told_of_every_copy() -> None:
     module = returned().module
     ctx = Context(machine=MACHINES["avx2"](), dims=dim_space(module))
     run_pipeline(Pipeline.parse(PLANNED, PASSES), module, ctx)
-    assert [n.text for n in ctx.noted if n.what == "state"] == ["is copied: a result is a state"]
+    assert [n.text for n in ctx.noted if n.what == "state"] == ["copied, because it is returned"]
 
 
 def first_update(module: ModuleOp) -> LaunchOp:
@@ -330,3 +330,7 @@ def test_the_price_of_an_update_is_what_it_writes() -> None:
     cost = op.cost()
     assert (cost.read.evaluate({"t": 3}), cost.write.evaluate({"t": 3})) == (3 * 5 * 4 + 3 * 8, 3 * 5 * 4)
     assert tensor(op.out) == tensor(op.state)
+    # and so does the group that becomes its kernel
+    module = lowered(plain().module, "fuse")
+    (group,) = [op for op in module.walk() if isinstance(op, GroupOp) and op.kind.data == IN_PLACE]
+    assert group.cost() == cost

@@ -107,11 +107,11 @@ text = """
 builtin.module {
   graph.func() {sym_name = "main", arg_names = ["x"], result_names = ["y"]} {
   ^bb0(%x: !graph.tensor<[4], f32>):
-    %a = tile.launch(inputs=[%x]) {callees = ["copy"], dims = [], guard = [0], limits = [], slots = [0]}
+    %a = tile.launch(inputs=[%x]) {callees = ["copy"], dims = [], guard = [0], limits = [], places = [slot 0]}
       : !graph.tensor<[4], f32>
-    %b = tile.launch(inputs=[%x]) {callees = ["copy"], dims = [], guard = [0], limits = [], slots = [SLOT]}
+    %b = tile.launch(inputs=[%x]) {callees = ["copy"], dims = [], guard = [0], limits = [], places = [slot SLOT]}
       : !graph.tensor<[4], f32>
-    %y = tile.launch(inputs=[%a, %b]) {callees = ["add"], dims = [], guard = [0], limits = [], slots = [-1]}
+    %y = tile.launch(inputs=[%a, %b]) {callees = ["add"], dims = [], guard = [0], limits = [], places = [output 0]}
       : !graph.tensor<[4], f32>
     graph.return(values=[%y])
   }

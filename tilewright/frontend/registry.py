@@ -28,6 +28,7 @@ _FAMILIES: Final = (
     "pooling",
     "reduction",
     "ordering",
+    "parts",
     "normalisation",
     "attention",
     "routing",

@@ -95,7 +95,10 @@ class Call:
 
 
 def traffic(program: Program, sizes: dict[str, int]) -> int:
-    """Bytes of the buffers of all steps of @main, each step's own: what the steps touch at most, tables included."""
+    """Bytes of the buffers of all steps of @main, each step's own: what the steps touch at most, tables included.
+
+    Of a state that a step changes in place it touches no more than it is given for it, read and written.
+    """
     inputs = [TensorSpec(leaf.name, leaf.dims, leaf.dtype) for leaf in program.signature.tensors if leaf.dtype]
     spaces: dict[str, Sequence[int]] = {
         "input": [spec.bytes.evaluate(sizes) for spec in inputs],
@@ -106,4 +109,10 @@ def traffic(program: Program, sizes: dict[str, int]) -> int:
         "slot": [max((e.evaluate(sizes) for e in slot.sizes), default=0) for slot in program.main.slots],
         "dims": [8] * len(program.dims),
     }
-    return sum(spaces[ref.space][ref.index] for step in program.main.steps for ref in step.buffers)
+    total = 0
+    for step in program.main.steps:
+        written = step.buffers[len(step.buffers) - step.written :] if step.written else ()
+        changed = [spaces["state"][ref.index] for ref in written if ref.space == "state"]
+        others = sum(spaces[ref.space][ref.index] for ref in step.buffers) - sum(changed)
+        total += others + sum(min(size, 2 * others) for size in changed)
+    return total

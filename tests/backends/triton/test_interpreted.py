@@ -80,6 +80,28 @@ def test_a_box_of_a_load_has_the_loads_fill(interpreter: InterpretedKernels, rng
     np.testing.assert_array_equal(found[0], [*given[16:], *[3.0] * 12])
 
 
+@pytest.mark.parametrize("mode", ["set", "add"])
+@pytest.mark.parametrize("along", [True, False])
+def test_updates_in_place_come_one_after_the_other(
+    mode: str, along: bool, interpreter: InterpretedKernels, rng: np.random.Generator
+) -> None:
+    b = KernelBuilder("changing", ["n"])
+    at, new = b.buffer(["n", 20] if along else ["n"], I64), b.buffer(["n", 20], F32)
+    memory = b.dense(b.updated([7, 20], F32))
+    (i,) = b.grid([20], [16])
+    with b.loop(0, "n", 1) as loop:
+        value = b.load(b.dense(new), [loop.at, i], [1, 16])
+        places = b.load(b.dense(at), [loop.at, i], [1, 16]) if along else b.load(b.dense(at), [loop.at], [1])
+        b.update(b.reshape(value, (16,)), b.reshape(places, (16,) if along else (1,)), memory, [i], 0, mode)
+    kernel = b.finish()
+    places_given = rng.integers(0, 7, (9, 20) if along else 9)
+    given = rng.standard_normal((9, 20)).astype(np.float32)
+    start = rng.standard_normal((7, 20)).astype(np.float32)
+    found, wanted = run_both(kernel, [places_given, given], [start.copy()], {"n": 9}, interpreter)
+    np.testing.assert_array_equal(found[0], wanted[0])
+    assert not np.array_equal(found[0], start)
+
+
 class Both:
     """Runs a module's launches by both interpreters and compares every result of each."""
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.ir.graph.single_op import apply, complaint, value
 from tilewright.errors import IRError
 from tilewright.ir.dtypes import F64, I64
-from tilewright.ir.graph.indexing import GatherOp, PutAlongOp, ScatterOp, TakeAlongOp
+from tilewright.ir.graph.indexing import GatherOp, PutAlongOp, ScatterOp, StateUpdateOp, TakeAlongOp
 
 shapes = st.lists(st.sampled_from([1, 2, 3, 5]), min_size=1, max_size=3)
 
@@ -68,13 +68,45 @@ def test_the_last_of_equal_indices_wins() -> None:
     assert apply(ScatterOp, x, twice, updates, mode="add").tolist() == [0, 11]
 
 
+@given(shapes, st.data(), st.sampled_from(["set", "add"]), st.booleans())
+def test_an_update_of_a_state_is_a_scatter_as_a_value(
+    shape: list[int], data: st.DataObject, mode: str, along: bool
+) -> None:
+    axis = data.draw(st.integers(0, len(shape) - 1))
+    x, n = torch.randn(shape), data.draw(st.integers(0, 4))
+    given_shape = [n if i == axis else size for i, size in enumerate(shape)]
+    indices = torch.randint(0, shape[axis], given_shape if along else [n])
+    updates, before = torch.randn(given_shape), x.clone()
+    kind = PutAlongOp if along else ScatterOp
+    found = apply(StateUpdateOp, x, indices, updates, axis=axis, mode=mode, along=along)
+    assert torch.equal(found, apply(kind, x, indices, updates, axis=axis, mode=mode))
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("along", [False, True])
+def test_an_update_of_a_state_moves_what_it_writes(along: bool) -> None:
+    operands = (value([8, 4096, 64]), value([8, "n", 64] if along else ["n"], I64), value([8, "n", 64]))
+    places = 8 * 64 if along else 1
+    for mode, reads in (("set", 1), ("add", 2)):
+        op = StateUpdateOp.make(*operands, axis=1, mode=mode, along=along)
+        cost = op.cost().at({"n": 3})
+        assert cost["write"] == 3 * 8 * 64 * 4
+        assert cost["read"] == reads * 3 * 8 * 64 * 4 + 3 * places * 8
+        assert cost["vector"] == (3 * 8 * 64 if mode == "add" else 0)
+
+
 @pytest.mark.parametrize("bad", [-1, 3])
 def test_an_index_outside_is_an_error_and_never_wraps(bad: int) -> None:
     x, indices = torch.randn(3), torch.tensor([0, bad])
     for kind, more in ((GatherOp, {}), (TakeAlongOp, {"axis": 0})):
         with pytest.raises(IRError, match="into an axis of 3"):
             apply(kind, x, indices, **more)
-    for kind, more in ((ScatterOp, {}), (PutAlongOp, {"axis": 0})):
+    for kind, more in (
+        (ScatterOp, {}),
+        (PutAlongOp, {"axis": 0}),
+        (StateUpdateOp, {}),
+        (StateUpdateOp, {"along": True}),
+    ):
         with pytest.raises(IRError, match="into an axis of 3"):
             apply(kind, x, indices, torch.zeros(2), **more)
 
@@ -85,5 +117,7 @@ def test_what_does_not_fit_is_named() -> None:
     assert "axis 2" in complaint(GatherOp, x, i, axis=2)
     assert "except along axis 1" in complaint(TakeAlongOp, x, value([3, 3], I64), axis=1)
     assert "updates of" in complaint(ScatterOp, x, value([4], I64), value([4, 4]))
+    assert "updates of" in complaint(StateUpdateOp, x, value([4], I64), value([4, 4]))
+    assert "except along axis 1" in complaint(StateUpdateOp, x, value([3, 3], I64), x, axis=1, along=True)
     assert "got f64" in complaint(PutAlongOp, x, i, value([2, 3], F64), axis=0)
     assert "'max' is not one of set, add" in complaint(ScatterOp, x, value([2], I64), x, mode="max")

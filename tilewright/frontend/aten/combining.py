@@ -1,4 +1,4 @@
-"""Operators that put tensors together: concatenation, stacking, padding, and writing into part of a tensor."""
+"""Operators that put tensors together: concatenation, stacking, padding."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from xdsl.ir import SSAValue
 from tilewright.frontend.builder import Builder, axis_of
 from tilewright.frontend.proving import at_most
 from tilewright.frontend.registry import Unsupported, lowers
-from tilewright.frontend.slicing import bound
-from tilewright.frontend.state_updates import state_of
 from tilewright.ir.dims import Expr, maximum
 from tilewright.ir.dtypes import I64
 from tilewright.ir.graph.base import tensor
-from tilewright.ir.graph.indexing import GatherOp, ScatterOp
+from tilewright.ir.graph.indexing import GatherOp
 from tilewright.ir.graph.shape import ConcatOp, PadOp
 
 
@@ -106,43 +104,6 @@ def _folded_back(c: Builder, places: SSAValue, size: Expr, mode: str) -> SSAValu
             return c.map("remainder", places, size, dtype=I64)
         case _:
             raise Unsupported(f"padding by {mode}")
-
-
-@lowers("aten.slice_scatter.default")
-def slice_scatter(
-    c: Builder, self: SSAValue, src: SSAValue, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
-) -> SSAValue:
-    axis = axis_of(dim, tensor(self).rank)
-    size = tensor(self).dims[axis]
-    first = bound(c.symbols, start, size, default=Expr.of(0), where=c.place)
-    if first.constant == 0 and tensor(src).dims[axis] == size:
-        return c.cast(src, tensor(self).dtype)
-    if step != 1 or state_of(self) is not None:
-        # as many places as there are updates, so that slices without an element need no case of their own
-        places = c.iota([tensor(src).dims[axis]], 0, start=first, step=step)
-        return c.emit(ScatterOp, self, places, c.cast(src, tensor(self).dtype), axis=axis, mode="set")
-    return _replaced(c, self, src, axis, first, first + tensor(src).dims[axis])
-
-
-@lowers("aten.select_scatter.default")
-def select_scatter(c: Builder, self: SSAValue, src: SSAValue, dim: int, index: Any) -> SSAValue:
-    axis = axis_of(dim, tensor(self).rank)
-    size = tensor(self).dims[axis]
-    at = Expr.of(index)
-    if at.constant is not None and at.constant < 0:
-        at = at + size
-    row = c.reshape(src, [Expr.of(1) if i == axis else d for i, d in enumerate(tensor(self).dims)])
-    if state_of(self) is not None:
-        place = c.iota([Expr.of(1)], 0, start=at)
-        return c.emit(ScatterOp, self, place, c.cast(row, tensor(self).dtype), axis=axis, mode="set")
-    return _replaced(c, self, row, axis, at, at + 1)
-
-
-def _replaced(c: Builder, x: SSAValue, part: SSAValue, axis: int, start: Expr, stop: Expr) -> SSAValue:
-    """x with start..stop of an axis replaced."""
-    part = c.cast(part, tensor(x).dtype)
-    parts = [c.slice(x, axis, 0, start), part, c.slice(x, axis, stop, tensor(x).dims[axis])]
-    return concat(c, parts, axis)
 
 
 @lowers("aten.copy.default")

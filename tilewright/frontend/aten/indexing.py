@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from xdsl.ir import SSAValue
@@ -159,33 +160,51 @@ def index_put(
     given = dict(_checked(indices))
     if not given:
         raise Unsupported("no index")
-    dims, dtype = tensor(self).dims, tensor(self).dtype
-    first, end = min(given), max(given) + 1
-    before, after = list(dims[:first]), list(dims[end:])
-    # from the first to the last axis with an index, every axis has one, so that x is addressed as it lies in memory
+    updates = c.cast(values, tensor(self).dtype)
+    picks, lead, rest = _picked(self, given)
+    if len(given) < max(given) + 1 - min(given):
+        # torch puts the axes of indices first where they are not side by side
+        updates = c.broadcast(updates, [*picks, *lead, *rest])
+        order, n = list(range(tensor(updates).rank)), len(picks)
+        end = n + len(lead)
+        updates = c.transpose(updates, [*order[n:end], *order[:n], *order[end:]])
+    else:
+        updates = c.broadcast(updates, [*lead, *picks, *rest])
+    return put_at(c, self, given, updates, "add" if accumulate else "set")
+
+
+def _picked(x: SSAValue, given: Mapping[int, SSAValue]) -> tuple[list[Expr], list[Expr], list[Expr]]:
+    """The dims of indices that stretch to each other, and those of x before the first indexed axis and after it."""
+    rank = max(tensor(at).rank for at in given.values())
+    picks = [Expr.of(1)] * rank
+    for at in given.values():
+        dims = tensor(at).dims
+        for i, size in enumerate(dims):
+            if size.constant != 1:
+                picks[rank - len(dims) + i] = size
+    dims, first = tensor(x).dims, min(given)
+    return picks, list(dims[:first]), [dims[a] for a in range(first, len(dims)) if a not in given]
+
+
+def put_at(c: Builder, x: SSAValue, given: Mapping[int, SSAValue], updates: SSAValue, mode: str) -> SSAValue:
+    """x with updates set or added at places along some axes.
+
+    given: integers by axis, which stretch to each other. updates: the dims of x before the first of these axes, those
+    of the indices, and then those of the other axes of x.
+    """
+    dims, first, end = tensor(x).dims, min(given), max(given) + 1
+    # from the first to the last axis with an index every axis has one, so that x is addressed as it lies in memory
     between = [axis for axis in range(first, end) if axis not in given]
-    columns = [dims[axis] for axis in between]
     placed = []
     for axis in range(first, end):
         if axis in given:
-            picked = given[axis]
-            placed.append(c.reshape(picked, [*tensor(picked).dims, *[1] * len(between)]))
+            placed.append(c.reshape(given[axis], [*tensor(given[axis]).dims, *[1] * len(between)]))
         else:
-            unit = [1] * (len(between) - 1 - between.index(axis))
-            placed.append(c.reshape(c.iota([dims[axis]], 0), [dims[axis], *unit]))
+            units = [1] * (len(between) - 1 - between.index(axis))
+            placed.append(c.reshape(c.iota([dims[axis]], 0), [dims[axis], *units]))
     at = _linear(c, placed, list(dims[first:end]))
-    picks = list(tensor(at).dims[: tensor(at).rank - len(between)])
-    values = c.cast(values, dtype)
-    if between:
-        # torch puts the axes of indices first where they are not side by side
-        updates = c.broadcast(values, [*picks, *before, *columns, *after])
-        lead = list(range(len(picks), len(picks) + first))
-        updates = c.transpose(updates, [*lead, *range(len(picks)), *range(len(picks) + first, tensor(updates).rank)])
-    else:
-        updates = c.broadcast(values, [*before, *picks, *after])
-    x = c.reshape(self, [*before, product(dims[first:end]), *after])
-    put = c.emit(ScatterOp, x, at, updates, axis=first, mode="add" if accumulate else "set")
-    return c.reshape(put, dims)
+    flat = c.reshape(x, [*dims[:first], product(dims[first:end]), *dims[end:]])
+    return c.reshape(c.emit(ScatterOp, flat, at, updates, axis=first, mode=mode), dims)
 
 
 def _masked_put(c: Builder, x: SSAValue, mask: SSAValue, values: SSAValue) -> SSAValue:

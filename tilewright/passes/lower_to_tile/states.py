@@ -90,7 +90,7 @@ class _Settling:
         for group in in_place:
             for use, alias in _reads(group.outs[0]):
                 if isinstance(use.operation, ReturnOp):
-                    self._copy_for([(use, alias)], group.outs[0], use.operation, "a result is a state")
+                    self._copy_for([(use, alias)], group.outs[0], use.operation, "it is returned")
         self._handed_over()
 
     def _handed_over(self) -> None:
@@ -159,7 +159,7 @@ class _Settling:
                 self._insert(shaped, before)
                 aliases[alias.type] = shaped.out
             use.operation.operands[use.index] = aliases[alias.type]
-        self.ctx.note("state", f"is copied: {why}")
+        self.ctx.note("state", f"copied, because {why}")
 
     def _insert(self, op: Operation, before: Operation) -> None:
         self.block.insert_op_before(op, before)
