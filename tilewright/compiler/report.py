@@ -28,7 +28,9 @@ class Row:
     """One kernel of the program, all its launches together. Figures are formulas, or numbers after `.at`.
 
     flops: issued, with the padding of partial tiles. read, write: bytes its loads and stores name. bound: bytes of its
-    launches' distinct operands and results. ratio: of what is moved to that. predicted, measured: seconds.
+    launches' distinct operands and results. ratio: of what is moved to that. moved: bytes that each level of the
+    machine's memory gives and takes, as modelled (`ir/tile/levels.py`). predicted: seconds by that model, of the unit
+    or level that is busy longest, and of the launches. measured: seconds. moved and predicted have no formulas.
     """
 
     kernel: str
@@ -39,6 +41,7 @@ class Row:
     write: int | Expr | None
     bound: int | Expr | None
     ratio: float | None
+    moved: Mapping[str, float] | None
     predicted: float | None
     measured: float | None
     where: str
@@ -105,6 +108,7 @@ class Report:
             counts = self.counts[chosen]
             figures = counts.at(formal) if sizes is not None else None
             source, times = figures or counts, launches[step.name]
+            work, seconds = counts.predicted(formal, self.machine) if figures else (None, None)
             rows.append(
                 Row(
                     kernel=chosen if sizes is not None else step.name,
@@ -115,10 +119,8 @@ class Report:
                     write=_times(source.write, times),
                     bound=_times(source.bound, times),
                     ratio=(figures.read + figures.write) / figures.bound if figures and figures.bound else None,
-                    predicted=times
-                    * self.machine.seconds(matrix=figures.matrix, vector=figures.vector, moved=figures.bound)
-                    if figures
-                    else None,
+                    moved={level: n * times for level, n in work.moved.items()} if work is not None else None,
+                    predicted=None if seconds is None else times * seconds,
                     measured=measured.get(step.name) if self.profile is not None else None,
                     where=(step.location or step.path).rsplit("/", 1)[-1],
                 )

@@ -21,7 +21,8 @@ WIDTH: Final = 118
 _MOST_KERNELS: Final = 20
 _MOST_REASONS: Final = 6
 _LEGEND: Final = (
-    "bound: operands and results, each byte once; ratio: moved / bound; predicted: least time by peak and bandwidth"
+    "bound: operands and results, each byte once; ratio: moved / bound; "
+    "predicted: by the machine's busiest unit or level"
 )
 
 
