@@ -33,7 +33,7 @@ SOURCES: Final = "sources"
 """The level under which an artifact keeps the kernels' sources, as JSON."""
 
 # What compiling noted and is the same wherever and whenever it ran: no times, no state of a cache.
-_FACTS: Final = ("model", "applied", "patterns", "refused", "notes", "pipeline", "options")
+_FACTS: Final = ("model", "applied", "patterns", "refused", "notes", "pipeline", "options", "choices")
 _TOOLCHAIN: Final = ("xdsl", "torch_mlir")
 
 

@@ -27,6 +27,7 @@ from tilewright.frontend.captured import Captured
 from tilewright.ir.dims import DimSpace
 from tilewright.ir.module import print_module
 from tilewright.ir.passing import Context, Instrument, Pass, run_pipeline
+from tilewright.runtime.canonical import key_of
 
 
 def generate(
@@ -60,7 +61,7 @@ def _generated(
     ctx = Context(
         machine=target.machine,
         dims=space,
-        options={"precision": options.precision, "determinism": target.order(options)},
+        options=target.told(options),
         read_weight=captured.weights.__getitem__,
     )
     texts = {"captured": text}
@@ -73,7 +74,7 @@ def _generated(
         runtime=runtime.result, watch=watch,
     )  # fmt: skip
     facts = {
-        **facts_of(ctx, watched.structured or {}), "pipeline": str(target.pipeline), "options": dict(ctx.options),
+        **facts_of(ctx, watched.structured or {}), "pipeline": str(target.pipeline), "options": ctx.options.to_dict(),
         "model": captured.source.model,
     }  # fmt: skip
     return code, facts
@@ -95,11 +96,22 @@ def facts_of(ctx: Context, structured: Mapping[str, int]) -> dict[str, Any]:
         "refused": [
             {"pass": r.pass_name, "op": r.op, "reason": r.reason, "where": r.where} for r in dict.fromkeys(ctx.refused)
         ],
+        "choices": _choices(ctx),
         "notes": [
             f"{count} {noted.what}{'s' if count > 1 else ''}: {noted.text}"
             for noted, count in Counter(ctx.noted).items()
         ],
     }
+
+
+def _choices(ctx: Context) -> list[dict[str, Any]]:
+    """What passes chose, equal choices once with how often they were made and where first."""
+    found: dict[str, dict[str, Any]] = {}
+    for choice in ctx.chosen:
+        told = choice.to_dict()
+        same = found.setdefault(key_of({**told, "where": None}), {**told, "times": 0})
+        same["times"] += 1
+    return list(found.values())
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ Four questions in the order of the data's way, each answered by running somethin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from tilewright.compiler.checking import distance
 from tilewright.compiler.intermediates import Exposed, kernel_results
 from tilewright.compiler.target import Target
 from tilewright.frontend.captured import Captured
+from tilewright.ir.choices import CompileOptions
 from tilewright.ir.dims import DimSpace
 from tilewright.ir.graph.base import GraphOp, Setting, tensor
 from tilewright.ir.graph.structure import GroupOp, YieldOp
@@ -64,11 +65,11 @@ class Case:
     tensors: Sequence[torch.Tensor]
     expected: Sequence[torch.Tensor]
     target: Target
-    options: Mapping[str, object]
+    options: CompileOptions
 
     def context(self, captured: Captured, limit: int | None = None) -> Context:
         """What the passes see, as in compile()."""
-        return Context(self.target.machine, DimSpace(captured.dims), dict(self.options), limit=limit)
+        return Context(self.target.machine, DimSpace(captured.dims), self.options, limit=limit)
 
 
 def first_difference(case: Case, tolerance: Callable[[torch.Tensor], float]) -> Difference | None:

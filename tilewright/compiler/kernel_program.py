@@ -70,7 +70,7 @@ def kernel_code(
 ) -> tuple[Code, dict[str, Any]]:
     """Code for a target, and the facts of its report."""
     space = DimSpace([Dim(name, 0) for name in spec.dims])
-    ctx = Context(machine=target.machine, dims=space, options={})
+    ctx = Context(machine=target.machine, dims=space)
     with watch.stage("passes"):
         text = print_module(module)
         PlaceLevels().run(module, ctx)
@@ -117,5 +117,5 @@ def kernel_sources(kernel: KernelOp, target: Target) -> Mapping[str, str]:
     """The kernel's generated source for a target, compiled by the target's own toolchain, by name."""
     module = new_module()
     module.body.block.add_op(kernel.clone())
-    PlaceLevels().run(module, Context(machine=target.machine, dims=DimSpace(()), options={}))
+    PlaceLevels().run(module, Context(machine=target.machine, dims=DimSpace(())))
     return build_kernels(kernels_of(module), target.backend, target.machine).sources

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from tilewright.compiler.options import Options
 from tilewright.errors import OptionError
 from tilewright.ir.backend import Backend, resolve_target
+from tilewright.ir.choices import CompileOptions
 from tilewright.ir.machine import Machine
 from tilewright.ir.passing import Pipeline
 from tilewright.passes.pipeline import PASSES, default_pipeline, materialising_pipeline
@@ -37,6 +38,10 @@ class Target:
     def order(self, options: Options) -> str:
         """The determinism in force: unless asked for, batch in this process and run on other devices."""
         return options.determinism or ("batch" if self.backend.device == "cpu" else "run")
+
+    def told(self, options: Options) -> CompileOptions:
+        """What passes are told of the options."""
+        return CompileOptions(options.precision, self.order(options), options.objective)
 
     @property
     def name(self) -> str:

@@ -26,6 +26,7 @@ from tilewright.ir.attributes import BARE_ATTRIBUTES, BareData
 from tilewright.ir.dims import Dim, DimKind, DimSpace
 from tilewright.ir.graph.dialect import GRAPH
 from tilewright.ir.graph.structure import FuncOp, StateReadOp, StateWriteOp, WeightOp
+from tilewright.ir.schedules import Schedule
 from tilewright.ir.types import TensorType
 
 DIMS: Final = "tw.dims"
@@ -72,7 +73,7 @@ def _parse_dim(parser: AttrParser) -> Dim:
     return Dim(found["name"], int(found["low"]), high, kind)
 
 
-TW: Final = Dialect("tw", [], [*BARE_ATTRIBUTES, DimSpaceAttr])
+TW: Final = Dialect("tw", [], [*BARE_ATTRIBUTES, DimSpaceAttr, Schedule])
 
 
 def dialects() -> list[Dialect]:

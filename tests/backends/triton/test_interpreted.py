@@ -22,6 +22,7 @@ from tilewright.compiler.target import pipeline_of
 from tilewright.errors import LoweringError
 from tilewright.frontend.capturing import capture
 from tilewright.ir.backend import kernels_of
+from tilewright.ir.choices import CompileOptions
 from tilewright.ir.dims import DimSpace
 from tilewright.ir.dtypes import BF16, F32, I8, I16, I32, I64, U8, DType
 from tilewright.ir.graph_interpreter import interpret
@@ -124,7 +125,7 @@ def test_what_is_not_printed_is_refused_by_name(case: Case) -> None:
 def lowered(model: torch.nn.Module, machine: Machine, example: dict[str, Any]) -> Any:
     """The captured model with its module lowered to kernels for a machine."""
     captured = capture(model, (), example, dict.fromkeys(("input_ids", "attention_mask"), dims()))
-    ctx = Context(machine=machine, dims=DimSpace(captured.dims), options={"precision": "model", "determinism": "run"})
+    ctx = Context(machine=machine, dims=DimSpace(captured.dims), options=CompileOptions(determinism="run"))
     run_pipeline(pipeline_of(Options()), captured.module, ctx)
     return captured
 
