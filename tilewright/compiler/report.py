@@ -21,6 +21,7 @@ from tilewright.runtime.resolve import footprint
 
 if TYPE_CHECKING:
     from tilewright.compiler.counting import KernelCounts
+    from tilewright.compiler.report_attention import AttentionRow
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,16 @@ class Report:
             )
         return rows
 
+    @cached_property
+    def attentions(self) -> list[AttentionRow]:
+        """What each kind of attention moves at each level, the least it could, and how its tiling was chosen; at the
+        report's sizes, or those that its screen shows."""
+        try:
+            from tilewright.compiler.report_attention import rows_of
+        except ImportError as fault:
+            raise _needs(fault) from fault
+        return rows_of(self.code, self.facts, self.machine, dict(self.shown.dims or {}))
+
     def to_dict(self) -> dict[str, Any]:
         """Everything on the screen as plain data."""
         program = self.code.program
@@ -136,6 +147,7 @@ class Report:
             "dims": [str(d) for d in program.dims],
             "at": None if self.sizes is None else dict(self.sizes),
             "kernels": [{name: _plain(value) for name, value in vars(row).items()} for row in self.rows],
+            "attention": [row.to_dict() for row in self.attentions],
             "patterns": dict(self.facts.get("patterns", {})),
             "applied": dict(self.facts.get("applied", {})),
             "refused": list(self.facts.get("refused", [])),
@@ -184,11 +196,14 @@ class Report:
     def save_html(self, path: str | Path) -> None:
         """Writes the report as one self-contained page. OptionError where the path cannot be written."""
         body = html.escape(str(self))
+        plots = "".join(row.plot(self.machine) for row in self.attentions)
+        details = html.escape("\n".join(row.details for row in self.attentions))
         data = html.escape(json.dumps(self.to_dict(), default=str))
         page = (
             f"<!doctype html><meta charset=utf-8><title>Tilewright report</title>"
             f"<style>body{{font:14px/1.4 system-ui;margin:2em}}pre{{overflow-x:auto}}</style>"
-            f"<h1>Tilewright report</h1><pre>{body}</pre><script type=application/json id=report>{data}</script>\n"
+            f"<h1>Tilewright report</h1><pre>{body}</pre><pre>{details}</pre>{plots}"
+            f"<script type=application/json id=report>{data}</script>\n"
         )
         try:
             Path(path).write_text(page, encoding="utf-8")

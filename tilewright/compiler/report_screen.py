@@ -52,6 +52,8 @@ def screen(report: Report) -> str:
         line(f"At {sizes}{why} (.at(...) for others), all launches together, reads and writes in bytes:")
     console.print(kernels(shown.rows))
     line(_LEGEND)
+    for attention in shown.attentions:
+        paragraph(attention.line)
     line("")
     for label, counts in (("patterns", data["patterns"]), ("applied", data["applied"])):
         if counts:

@@ -100,11 +100,11 @@ def _misses(accesses: list[_Access], sizes: list[int], level: Level) -> float:
     found = 0.0
     whole: defaultdict[int, float] = defaultdict(float)
     for access in accesses:
-        depth = next((n for n in range(len(access.path) + 1) if fits[access.path[:n]]), None)
-        if depth == 0:
+        kept = next((n for n in range(len(access.path) + 1) if fits[access.path[:n]]), None)
+        if kept == 0:
             whole[access.buffer] += access.inside(0)
-        elif depth is not None:
-            found += access.passed(depth)
+        elif kept is not None:
+            found += access.passed(kept)
         else:
             # one tile does not fit: nothing of it is there when it is named again
             found += access.bytes * prod(access.steps)

@@ -8,7 +8,7 @@ sums that determinism promises, is refused with its reason and its numbers.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Final
 
 from xdsl.dialects.builtin import ModuleOp
@@ -23,10 +23,10 @@ from tilewright.ir.graph.structure import FuncOp, GroupOp
 from tilewright.ir.machine import Level, Machine
 from tilewright.ir.passing import Context, Pass
 from tilewright.ir.schedules import ORDERS
-from tilewright.passes.attention_tiling.bounds import compulsory, lower_bound, regime
+from tilewright.passes.attention_tiling.bounds import bounds_of, compulsory
 from tilewright.passes.attention_tiling.sizes import Sizes
 from tilewright.passes.attention_tiling.tilings import Tiling
-from tilewright.passes.attention_tiling.variants import blocks_of
+from tilewright.passes.attention_tiling.variants import few_rows
 
 # the size that a dim without an upper bound is judged at
 OPEN: Final = 2048
@@ -102,10 +102,7 @@ class AttentionTiling(Pass):
             for heads in (self.heads,) if self.heads else sorted({1, largest.group}):
                 for splits in cuts:
                     for block in blocks:
-                        few = next(
-                            (rows for limit, rows in blocks_of(machine.rules, block) if sizes.queries <= (limit or 0)),
-                            None,
-                        )
+                        few = few_rows(machine.rules, block, sizes.queries)
                         yield Tiling(sizes, order, block, self.block_k or segment, heads, splits, few=few)
 
     def _complain(self, op: AttentionOp, tilings: list[Tiling], candidates: list[Candidate], machine: Machine) -> None:
@@ -201,22 +198,10 @@ def _countable(op: AttentionOp) -> bool:
 
 
 def _facts(sizes: Sizes, machine: Machine) -> dict[str, Any]:
-    """What no tiling changes: the sizes, and the lower bound of what passes each level that keeps data."""
-    keeping = [level for level in machine.levels[1:] if level.kind != "registers" and level.size is not None]
+    """What no tiling changes: the sizes, and the lower bounds."""
     return {
-        "attention": {
-            "batch": sizes.batch, "heads": sizes.heads, "key_heads": sizes.key_heads, "queries": sizes.queries,
-            "keys": sizes.keys, "features": sizes.features, "value_features": sizes.value_features,
-            "width": sizes.width, "mask": sizes.mask, "window": sizes.window, "shift": sizes.shift, "lse": sizes.lse,
-        },
+        "attention": asdict(sizes),
         "pairs": sizes.batch * sizes.heads * sizes.seen,
         "compulsory": compulsory(sizes),
-        "bounds": {
-            machine.way(level)[-2].name: {
-                "past": level.name,
-                "bytes": lower_bound(sizes, level.size or 0),
-                "regime": regime(sizes, level.size or 0),
-            }
-            for level in keeping
-        },
-    }  # fmt: skip
+        "bounds": bounds_of(sizes, machine),
+    }

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from math import sqrt
 
+from tilewright.ir.machine import Machine
 from tilewright.passes.attention_tiling.sizes import Sizes
 
 
@@ -40,3 +41,17 @@ def lower_bound(sizes: Sizes, room: int) -> float:
     square = sizes.features * sizes.value_features
     growing = pairs * square / words if regime(sizes, room) == "large" else pairs * sqrt(square) / sqrt(words)
     return max(compulsory(sizes), growing * sizes.width)
+
+
+def bounds_of(sizes: Sizes, machine: Machine) -> dict[str, dict[str, float | str]]:
+    """For each level that gives to one of known size: the least bytes it gives and takes, past which level, and by
+    which of the bounds."""
+    return {
+        machine.way(level)[-2].name: {
+            "past": level.name,
+            "bytes": lower_bound(sizes, level.size),
+            "regime": regime(sizes, level.size),
+        }
+        for level in machine.levels[1:]
+        if level.kind != "registers" and level.size is not None
+    }

@@ -17,10 +17,11 @@ import numpy as np
 
 from tilewright.ir.cost import Work
 from tilewright.ir.graph.reduction import SOFTMAX_FLOPS
-from tilewright.ir.machine import Level, Machine
+from tilewright.ir.machine import Level, Machine, TileRules
 from tilewright.ir.schedules import Schedule
 from tilewright.passes.attention_tiling.bounds import compulsory, lse_bytes
 from tilewright.passes.attention_tiling.sizes import Sizes, Visited
+from tilewright.passes.attention_tiling.variants import few_rows
 
 _STATE = 4  # bytes of a running sum, maximum or denominator: f32
 
@@ -85,14 +86,18 @@ class Tiling:
 
     @property
     def matrix(self) -> int:
-        """FLOPs of the two products, on whole tiles."""
-        padded = self.rows * self.block_k * int(self.visited.steps.sum()) * self.repeats
-        return 2 * padded * (self.sizes.features + self.sizes.value_features)
+        """FLOPs of the two products as kernels count them: on whole tiles."""
+        return self._products(self.rows * self.block_k * int(self.visited.steps.sum()) * self.repeats)
 
-    @property
-    def vector(self) -> int:
-        """FLOPs of the softmax, on whole tiles."""
-        return SOFTMAX_FLOPS * self.rows * self.block_k * int(self.visited.steps.sum()) * self.repeats
+    def _products(self, logits: int) -> int:
+        return 2 * logits * (self.sizes.features + self.sizes.value_features)
+
+    def logits(self, rules: TileRules) -> int:
+        """Logits that are computed: of whole tiles where every tile is printed whole, else without the rows and keys
+        past the end of an axis, which loops leave out."""
+        if rules.extent == "power-of-two":
+            return self.rows * self.block_k * int(self.visited.steps.sum()) * self.repeats
+        return int((self.visited.rows * self.visited.keys).sum()) * self.repeats
 
     # --- bytes --------------------------------------------------------------------------------------------------------
 
@@ -176,8 +181,8 @@ class Tiling:
                 yield tile, level.takes(tile.rows, tile.row)
 
     def work(self, machine: Machine) -> Work:
-        """FLOPs, and bytes by level: what is named comes from the last level that fills itself; what passes a level
-        beyond follows from how much of the attention it keeps."""
+        """FLOPs computed, and bytes by level: what is named comes from the last level that fills itself; what passes a
+        level beyond follows from how much of the attention it keeps."""
         moved: dict[str, float] = {}
         caches = machine.caches
         for level in caches:
@@ -189,7 +194,8 @@ class Tiling:
         if explicit is not None:
             moved[explicit.name] = self.named
         dtype = {2: "bf16", 4: "f32", 8: "f64"}[self.sizes.width]
-        return Work({("matrix", dtype): self.matrix, ("vector", "f32"): self.vector}, moved)
+        logits = self.logits(machine.rules)
+        return Work({("matrix", dtype): self._products(logits), ("vector", "f32"): SOFTMAX_FLOPS * logits}, moved)
 
     def passing(self, room: int) -> float:
         """Bytes that pass a cache of `room` bytes.
@@ -216,3 +222,14 @@ class Tiling:
         """Predicted time."""
         imbalance = machine.imbalance(self.programs)
         return self.launches * machine.launch + machine.seconds(self.work(machine), imbalance=imbalance)
+
+
+def scheduled(sizes: Sizes, schedule: Schedule, rules: TileRules) -> Tiling:
+    """The tiling that a group's schedule states, or the lowering's own where it states none."""
+    stated = schedule.to_dict()
+    block = schedule.number("block_q", rules.query_block)
+    return Tiling(
+        sizes, str(stated.get("order", "query-outer")), block, schedule.number("block_k", rules.key_segment),
+        schedule.number("heads", 1), schedule.number("splits", 1), schedule.number("stages", 1),
+        few_rows(rules, block, sizes.queries),
+    )  # fmt: skip
