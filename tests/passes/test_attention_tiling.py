@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from tilewright.backends.cpu.machines import MACHINES
 from tilewright.errors import CapacityError, PassOptionError
 from tilewright.ir.attributes import Int
 from tilewright.ir.backend import backends
-from tilewright.ir.choices import CompileOptions
+from tilewright.ir.choices import Candidate, CompileOptions, best
+from tilewright.ir.cost import Work
 from tilewright.ir.graph.attention import AttentionOp
 from tilewright.ir.graph.structure import GroupOp
 from tilewright.ir.machine import Level, Machine, Unit
@@ -154,6 +156,18 @@ def test_what_moves_grows_with_the_square_of_the_length_and_never_falls_below_th
             assert lower_bound(sizes, room) >= lower_bound(sizes, 2 * room) >= compulsory(sizes)
 
 
+def test_shares_of_cores_are_what_their_contiguous_tiles_visit(rng: np.random.Generator) -> None:
+    for _ in range(50):
+        sizes = drawn(rng)
+        tiling = Tiling(sizes, "query-outer", int(rng.integers(1, 30)), 8)
+        machine = replace(MACHINE, cores=int(rng.integers(1, 6)))
+        loads = np.tile(tiling.visited.rows * tiling.visited.keys, sizes.batch * sizes.heads)
+        ends = [len(loads) * core // machine.cores for core in range(machine.cores + 1)]
+        shares = [loads[a:b].sum() for a, b in pairwise(ends)]
+        expected = max(shares) * machine.cores / loads.sum() if loads.sum() else 1.0
+        assert tiling.imbalance(machine) == pytest.approx(expected)
+
+
 # --- the pass ---------------------------------------------------------------------------------------------------------
 
 
@@ -215,6 +229,24 @@ def test_the_choice_is_the_best_of_all_on_machines_of_every_kind(objective: str,
             least = min(np.prod(c.seconds) for c in open_)
             near = [c for c in open_ if np.prod(c.seconds) <= 1.01 ** len(c.seconds) * least]
             assert taken.io(machine) == min(c.io(machine) for c in near)
+
+
+def test_of_equal_times_the_one_is_taken_that_names_less() -> None:
+    def one(seconds: float, memory: float, near: float, refused: str | None = None) -> Candidate:
+        work = Work({}, {"memory": memory, "cache": near})
+        return Candidate(Schedule.of({"block_q": 1}), (work,), (seconds,), refused)
+
+    weighed = [one(1.005, 8, 30), one(1.0, 8, 40), one(1.2, 1, 1), one(0.1, 0, 0, "no"), one(1.009, 9, 20)]
+    assert best(weighed, MACHINE, "time")[0] == 0
+    assert best(weighed, MACHINE, "io")[0] == 2
+    assert best(weighed[2:4], MACHINE, "time") == (0, "the only one that can be taken")
+    assert best(weighed[3:4], MACHINE, "time") == (None, "no candidate can be taken")
+
+
+def test_every_size_of_a_range_counts_by_ratios() -> None:
+    work = (Work({}, {"memory": 1.0}),) * 2
+    long, even = (Candidate(Schedule.of({"block_q": n}), work, s) for n, s in ((1, (90.0, 4.0)), (2, (100.0, 2.0))))
+    assert best([long, even], MACHINE, "time")[0] == 1
 
 
 def test_options_are_taken_and_their_results_are_the_same_bits(rng: np.random.Generator) -> None:

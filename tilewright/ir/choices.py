@@ -60,9 +60,14 @@ class Candidate:
         """Seconds, their geometric mean over the sizes: each size counts by ratios, however long it takes."""
         return _mean(self.seconds)
 
-    def io(self, machine: Machine) -> tuple[float, ...]:
-        """Bytes at each level, main memory first, because what moves farthest counts first; geometric means, too."""
-        return tuple(_mean([w.moved.get(level.name, 0.0) for w in self.works]) for level in machine.levels)
+    def io(self, machine: Machine) -> tuple[float, float]:
+        """Bytes of main memory, and of the last level that moves any: those that loads and stores name. Geometric
+        means, too. Levels between are left out: what they move is modelled, and not what kernels count.
+        """
+        moving = [level.name for level in machine.levels if any(level.name in w.moved for w in self.works)]
+        ends = (moving[0], moving[-1]) if moving else ("", "")
+        far, near = (_mean([w.moved.get(name, 0.0) for w in self.works]) for name in ends)
+        return far, near
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,4 +136,4 @@ def best(candidates: Sequence[Candidate], machine: Machine, objective: str) -> t
 
 def _mean(values: Sequence[float]) -> float:
     """The geometric mean, where nothing counts as one."""
-    return prod(max(v, 1.0) if v == 0 else v for v in values) ** (1 / len(values))
+    return prod(v or 1.0 for v in values) ** (1 / len(values))

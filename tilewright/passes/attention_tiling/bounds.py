@@ -9,12 +9,14 @@ of pairs that the mask lets see each other, and d^2 is the product of the featur
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import sqrt
 
 from tilewright.ir.machine import Machine
 from tilewright.passes.attention_tiling.sizes import Sizes
 
 
+@lru_cache(64)
 def compulsory(sizes: Sizes) -> int:
     """Bytes of q, of the keys and values that any query may see, of the results, and of the log-sum-exp, once each."""
     keys = sizes.visited(1, 1).touched

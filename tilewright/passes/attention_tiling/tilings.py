@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -220,8 +221,22 @@ class Tiling:
 
     def seconds(self, machine: Machine) -> float:
         """Predicted time."""
-        imbalance = machine.imbalance(self.programs)
+        imbalance = self.imbalance(machine)
         return self.launches * machine.launch + machine.seconds(self.work(machine), imbalance=imbalance)
+
+    def imbalance(self, machine: Machine) -> float:
+        """The largest share of a core as a multiple of the mean share, where each takes a contiguous part of the
+        programs: head after head, and in each the tiles of queries in order, which masks make unequal."""
+        if self.order == "key-outer" or self.splits > 1:
+            return machine.imbalance(self.programs)
+        done = np.concatenate(([0], np.cumsum(self.visited.rows * self.visited.keys)))
+        tiles = len(self.visited.rows)
+        whole = int(done[-1]) * self.repeats
+        if not whole:
+            return 1.0
+        ends = [self.programs * core // machine.cores for core in range(machine.cores + 1)]
+        before = [int(done[-1]) * (end // tiles) + int(done[end % tiles]) for end in ends]
+        return max(b - a for a, b in pairwise(before)) * machine.cores / whole
 
 
 def scheduled(sizes: Sizes, schedule: Schedule, rules: TileRules) -> Tiling:
