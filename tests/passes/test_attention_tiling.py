@@ -305,6 +305,14 @@ def test_tiles_beyond_a_scratchpad_are_an_error_with_the_table_and_what_fits() -
     assert run_on(model(), ctx, AttentionTiling()).schedule.number("block_q", 0) <= 512
 
 
+def test_tiles_larger_than_the_machines_own_fit_a_programs_scratch() -> None:
+    machine = MACHINES["avx512"]()
+    ctx = context(machine)
+    assert run_on(model("none", size=512), ctx, AttentionTiling()).schedule.number("block_q", 0) <= 64
+    refused = [c for c in ctx.chosen[0].candidates if c.refused and "bytes of a program's own" in c.refused]
+    assert {c.schedule.number("block_q", 0) for c in refused} == {128, 256}
+
+
 def test_devices_weigh_tiles_by_the_memory_they_fill(seed: int) -> None:
     ctx = context(backends()["cuda"].machines["sm_90"](), determinism="run")
     assert run_on(model(size=64), ctx, AttentionTiling()).schedule.number("block_q", 0) >= 16

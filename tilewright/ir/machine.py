@@ -84,7 +84,8 @@ class TileRules:
     tiles. extent: "any", or "power-of-two" where the machine prints every tile as large as the next power of two, so
     that K is walked in steps of the chunk itself. dot_least: the fewest rows a dot multiplies; smaller variants of a
     kernel would do the same work. matrix: the unit that multiplies matrices whole, where there is one; its products
-    take tiles of 1, `matrix.rows` and twice as many rows. f32_only: functions of the scalar table that the machine does
+    take tiles of 1, `matrix.rows` and twice as many rows. scratch: bytes of private memory that a program may have
+    (None: no such limit). f32_only: functions of the scalar table that the machine does
     not compute in f64.
     """
 
@@ -100,6 +101,7 @@ class TileRules:
     extent: Literal["any", "power-of-two"] = "any"
     dot_least: int = 1
     f32_only: frozenset[str] = frozenset()
+    scratch: int | None = None
     matrix: MatrixUnit | None = None
 
 

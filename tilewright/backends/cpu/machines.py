@@ -11,13 +11,23 @@ from typing import Final
 from tilewright.backends.cpu.cpu_class import AVX2, AVX512, GENERIC, CpuClass
 from tilewright.backends.cpu.mlir import TARGETS
 from tilewright.backends.cpu.register_tiles import REGISTER_TILES
+from tilewright.backends.stack_scratch import STACK_SCRATCH
 from tilewright.ir.host_features import usable
 from tilewright.ir.loop_math import F32_ONLY
 from tilewright.ir.machine import Level, Machine, MatrixUnit, TileRules, Unit
 
 
 def _rules(cpu: CpuClass, panel: int) -> TileRules:
-    return TileRules(cpu.lanes, cpu.registers, REGISTER_TILES[cpu.name], panel, rows=1, columns=64, f32_only=F32_ONLY)
+    return TileRules(
+        cpu.lanes,
+        cpu.registers,
+        REGISTER_TILES[cpu.name],
+        panel,
+        rows=1,
+        columns=64,
+        f32_only=F32_ONLY,
+        scratch=STACK_SCRATCH,
+    )
 
 
 _AVX512_RULES: Final = _rules(AVX512, 64)

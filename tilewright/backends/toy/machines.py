@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from tilewright.backends.cpu.machines import cores
+from tilewright.backends.stack_scratch import STACK_SCRATCH
 from tilewright.ir.loop_math import F32_ONLY
 from tilewright.ir.machine import Level, Machine, TileRules, Unit
 
@@ -26,7 +27,14 @@ def _scalar() -> Machine:
             Level("registers", 16 * 4, 1e12, "registers"),
         ),
         rules=TileRules(
-            lanes=1, registers=16, dot=((1, 1, 4), (None, 2, 4)), panel=16, rows=1, columns=64, f32_only=F32_ONLY
+            lanes=1,
+            registers=16,
+            dot=((1, 1, 4), (None, 2, 4)),
+            panel=16,
+            rows=1,
+            columns=64,
+            f32_only=F32_ONLY,
+            scratch=STACK_SCRATCH,
         ),
         launch=2e-6,
     )

@@ -181,6 +181,14 @@ class Tiling:
             if level.kind != "explicit" or tile.name not in ("logits", "sums"):
                 yield tile, level.takes(tile.rows, tile.row)
 
+    @property
+    def scratch(self) -> int:
+        """Bytes of private memory that a program may need at most: its tiles in f32, the logits with their mask and
+        their weights."""
+        s = self.sizes
+        widths = 2 * s.value_features + s.features + 2 + 3 * self.block_k
+        return _STATE * (self.block_q * widths + self.block_k * (s.features + s.value_features))
+
     def work(self, machine: Machine) -> Work:
         """FLOPs computed, and bytes by level: what is named comes from the last level that fills itself; what passes a
         level beyond follows from how much of the attention it keeps."""
