@@ -75,6 +75,7 @@ def compile(
     - precision: "model", "f32" or "bf16": operands of matrix products are rounded to it; sums and the rest stay.
     - passes: a pipeline, or its text; tw.pipeline() is the default one to edit.
     - determinism: "free", "run" or "batch" (the default: a row's bits do not depend on batch, neighbours or threads).
+    - objective: "time" or "io": schedules are chosen by predicted time, or by the bytes they move.
     - expect: pattern counts that must hold: {"attention": 6}.
     - fallback: "error", the only one yet: an operator without a lowering is an error that names it.
     - check: "first" compares the first call with the original model and names the first op that differs.

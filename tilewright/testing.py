@@ -17,7 +17,7 @@ from tilewright.errors import NumericMismatchError
 from tilewright.ir.dtypes import DTYPES
 from tilewright.ir.equivalence import Sizes, compare, depth, draw_values, narrowest, outcome, size_list, unit_of, width
 from tilewright.ir.graph_interpreter import interpret
-from tilewright.ir.machine import Level, Machine, TileRules
+from tilewright.ir.machine import Level, Machine, TileRules, Unit
 from tilewright.ir.module import dim_space, parse_module, print_module
 from tilewright.ir.passing import Context, Pass, Pipeline, run_pipeline
 from tilewright.ir.tile_interpreter import tile_launcher
@@ -31,11 +31,17 @@ MACHINE = Machine(
     name="test",
     family="test",
     cores=2,
-    peak={("matrix", "f32"): 1e11, ("vector", "f32"): 3e10},
-    levels=(Level("memory", None, 1e10, shared=True), Level("cache", 1 << 20, 1e11), Level("registers", 2048, 1e12)),
+    units=(
+        Unit("matrix", {"f32": 1e11}, ("cache", "registers")),
+        Unit("vector", {"f32": 3e10}, ("cache", "registers")),
+    ),
+    levels=(
+        Level("memory", None, 1e10, shared=True),
+        Level("cache", 1 << 20, 1e11),
+        Level("registers", 2048, 1e12, "registers"),
+    ),
     rules=TileRules(lanes=16, registers=32, dot=((4, 4, 2), (None, 14, 2)), panel=32),
     launch=1e-6,
-    sync=1e-6,
 )
 
 

@@ -15,6 +15,7 @@ from tilewright.compiler.divergence import Case, Difference, first_difference
 from tilewright.compiler.options import Options
 from tilewright.compiler.target import Target
 from tilewright.frontend.capturing import capture
+from tilewright.ir.choices import CompileOptions
 from tilewright.ir.dims import Dim
 from tilewright.ir.passing import Context, Pass
 from tilewright.passes.pipeline import default_pipeline
@@ -62,7 +63,7 @@ def case(pipeline: Any = None, *, skew: float = 0.0) -> Case:
     with torch.inference_mode():
         expected = model(x) + skew
         model.seen.zero_()
-    return Case(again, [x], [expected], Target.of(options), {"precision": "model", "determinism": "batch"})
+    return Case(again, [x], [expected], Target.of(options), CompileOptions())
 
 
 def tolerance(wanted: torch.Tensor) -> float:

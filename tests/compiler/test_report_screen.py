@@ -34,7 +34,8 @@ def test_one_screen_with_every_kernel_and_their_sum(model: Any) -> None:
 def test_the_columns_are_explained_and_small_memory_is_not_zero(model: Any) -> None:
     lines = str(model.report.at(batch=1, tokens=1)).splitlines()
     assert (
-        "bound: operands and results, each byte once; ratio: moved / bound; predicted: least time by peak and bandwidth"
+        "bound: operands and results, each byte once; ratio: moved / bound; "
+        "predicted: by the machine's busiest unit or level"
     ) in lines
     assert re.search(r"memory: [1-9][0-9.]* KiB$", lines[1])
 

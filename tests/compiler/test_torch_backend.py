@@ -303,7 +303,7 @@ def test_an_operator_without_a_lowering_is_named() -> None:
         (
             {"zzz": 1},
             "no option 'zzz'\n  next: it has cache, determinism, expect, fallback, freeze_weights, memory_limit, "
-            "passes, precision, target, threads, verify_each\n",
+            "objective, passes, precision, target, threads, verify_each\n",
         ),
         ({"freeze_weights": 1}, "freeze_weights=1 is not True or False"),
         ({"fallback": "torch"}, "fallback='torch' is not available"),

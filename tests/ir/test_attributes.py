@@ -16,6 +16,7 @@ from xdsl.utils.exceptions import ParseError as XdslParseError
 from tilewright.ir.attributes import BareData, Bool, Dims, Float, Floats, Int, Ints, Numbers, Str, Strs
 from tilewright.ir.dims import Expr, parse_expr
 from tilewright.ir.module import new_context
+from tilewright.ir.schedules import Schedule
 
 CONTEXT = new_context()
 
@@ -30,6 +31,9 @@ attributes = st.one_of(
     st.lists(doubles).map(Floats.of),
     st.lists(st.one_of(st.integers(), doubles)).map(Numbers.of),
     st.lists(texts).map(Strs.of),
+    st.dictionaries(st.from_regex(r"[a-z][a-z_0-9]{0,8}", fullmatch=True), st.one_of(st.integers(), texts)).map(
+        Schedule.of
+    ),
     st.lists(st.sampled_from([Expr.of(3), Expr.of("tokens"), parse_expr("2*a - floordiv(b, 4)")])).map(Dims.of),
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -221,10 +222,9 @@ def test_the_checker_finds_every_seeded_fault(fault: Callable[[ModuleOp], None])
 
 def scratchpad(size: int) -> Machine:
     base = MACHINES["avx2"]()
-    near = Level("near", size, 1e11, explicit=True)
-    return Machine(
-        "scratch", "test", 1, base.peak, (base.memory, near), base.rules, launch=1e-6, sync=1e-6
-    )  # fmt: skip
+    near = Level("near", size, 1e11, "explicit")
+    units = tuple(replace(unit, reaches=("near",)) for unit in base.units)
+    return Machine("scratch", "test", 1, units, (base.memory, near), base.rules, launch=1e-6)
 
 
 def test_scratchpads_are_named_by_stages_and_caches_are_not(rng: np.random.Generator) -> None:

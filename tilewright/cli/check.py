@@ -157,7 +157,7 @@ def locate(model: Model, dims: Sequence[str] | None, options: Mapping[str, Any],
             tensors=case.tensors,
             expected=case.expected,
             target=target,
-            options={"precision": chosen.precision, "determinism": target.order(chosen)},
+            options=target.told(chosen),
         ),
         lambda wanted: tolerance(wanted, chosen.precision),
     )

@@ -25,6 +25,9 @@ Html = Annotated[Path | None, typer.Option(metavar="FILE", help="Also write it a
 CompileTime = Annotated[
     bool, typer.Option("--compile-time", help="Compile without the cache and print what took how long instead.")
 ]
+Attention = Annotated[
+    bool, typer.Option("--attention", help="Print how each attention was tiled and what else was weighed instead.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
 
 
@@ -42,6 +45,7 @@ def report(
     html: Html = None,
     as_json: Json = False,
     compile_time: CompileTime = False,
+    attention: Attention = False,
     dims: Dims = None,
     target: Target = "cpu",
     precision: Precision = "model",
@@ -71,6 +75,8 @@ def report(
     found = compiled.report.at(**sizes) if sizes else compiled.report
     if compile_time and not as_json:
         _show_times(found.to_dict())
+    elif attention and not as_json:
+        print("\n".join(row.details for row in found.attentions) or "no attention")
     else:
         print(json.dumps(found.to_dict(), default=str, indent=2) if as_json else str(found).rstrip())
     if html is not None:

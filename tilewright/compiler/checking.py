@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tilewright.errors import ExpectationError, NumericMismatchError, OptionError, Problem
+from tilewright.ir.choices import CompileOptions
 from tilewright.runtime.facts import Facts
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class FirstCall:
     model: Any
     capture: Callable[[], Captured]
     target: Target
-    options: Mapping[str, Any]
+    options: CompileOptions
 
     def __repr__(self) -> str:
         return "<the first call will be compared with the model>"
@@ -126,7 +127,7 @@ class FirstCall:
         return output, f"the first call agrees with the model: off by {worst:.3g}, rounding explains {bound:.3g}"
 
     def _bound(self, expected: Any) -> float:
-        return tolerance(expected, str(self.options["precision"]))
+        return tolerance(expected, self.options.precision)
 
 
 def tolerance(expected: Any, precision: str) -> float:

@@ -92,7 +92,7 @@ def code_factors(captured: Captured, text: str, target: Target, options: Options
         # passes that read values decide by them
         "values": content_key(captured.weights) if any(p.reads_weights for p in target.pipeline.passes) else None,
         "plugins": plugins_of(target.pipeline, target.backend),
-        "options": {**options.key(), "determinism": target.order(options)},
+        "options": {**target.told(options).to_dict(), "materialise": options.materialise},
         "toolchain": {**target.backend.toolchain(), "torch": version("torch"), "xdsl": version("xdsl")},
         "tilewright": sources_hash(),
     }

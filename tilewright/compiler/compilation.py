@@ -27,6 +27,7 @@ from tilewright.frontend.captured import Captured
 from tilewright.ir.dims import DimSpace
 from tilewright.ir.module import print_module
 from tilewright.ir.passing import Context, Instrument, Pass, run_pipeline
+from tilewright.runtime.canonical import key_of
 from tilewright.runtime.facts import Declined, Facts
 
 
@@ -61,7 +62,7 @@ def _generated(
     ctx = Context(
         machine=target.machine,
         dims=space,
-        options={"precision": options.precision, "determinism": target.order(options)},
+        options=target.told(options),
         read_weight=captured.weights.__getitem__,
     )
     texts = {"captured": text}
@@ -91,14 +92,26 @@ def facts_of(ctx: Context, structured: Mapping[str, int], model: str, target: Ta
         pipeline=str(target.pipeline),
         precision=options.precision,
         determinism=target.order(options),
+        objective=ctx.options.objective,
         applied=dict(sorted(Counter(a.pass_name for a in ctx.applied).items())),
         patterns=dict(sorted({**recognised, **structured}.items())),
         refused=tuple(Declined(r.pass_name, r.op, r.reason, r.where) for r in dict.fromkeys(ctx.refused)),
+        choices=tuple(_choices(ctx)),
         notes=tuple(
             f"{count} {noted.what}{'s' if count > 1 else ''}: {noted.text}"
             for noted, count in Counter(ctx.noted).items()
         ),
     )
+
+
+def _choices(ctx: Context) -> list[dict[str, Any]]:
+    """What passes chose, equal choices once with how often they were made and where first."""
+    found: dict[str, dict[str, Any]] = {}
+    for choice in ctx.chosen:
+        told = choice.to_dict()
+        same = found.setdefault(key_of({**told, "where": None}), {**told, "times": 0})
+        same["times"] += 1
+    return list(found.values())
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 from tilewright.compiler.code import Code
 from tilewright.ir.backend import kernels_of
+from tilewright.ir.cost import Work
 from tilewright.ir.dims import Expr
+from tilewright.ir.machine import Machine
 from tilewright.ir.module import parse_module
+from tilewright.ir.tile.levels import programs_of, work_of
 from tilewright.ir.tile.traffic import KernelTraffic, kernel_traffic
 
 
@@ -57,6 +60,15 @@ class KernelCounts:
         # rows picked by indices bound their table from above; what a kernel does move is a bound of its own
         bound = min(self.traffic.lower_bound.evaluate(dims), moved)
         return Figures(found["matrix"], found["vector"], found["read"], found["write"], bound)
+
+    def predicted(self, dims: Mapping[str, int], machine: Machine) -> tuple[Work, float]:
+        """What a launch asks of a machine, by the model of `ir/tile/levels.py`, and the seconds that takes it.
+
+        The launch itself counts, and equal programs are dealt out to the cores.
+        """
+        work = work_of(self.traffic, dims, machine)
+        imbalance = machine.imbalance(programs_of(self.traffic.kernel, dims))
+        return work, machine.launch + machine.seconds(work, imbalance=imbalance)
 
 
 def counts_of(code: Code) -> dict[str, KernelCounts]:

@@ -10,7 +10,7 @@ Four questions in the order of the data's way, each answered by running somethin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from tilewright.compiler.intermediates import Exposed, kernel_results
 from tilewright.compiler.pipelines import whole_pipeline
 from tilewright.compiler.target import Target
 from tilewright.frontend.captured import Captured
+from tilewright.ir.choices import CompileOptions
 from tilewright.ir.dims import DimSpace
 from tilewright.ir.graph.base import GraphOp, Setting, tensor
 from tilewright.ir.graph.structure import GroupOp, YieldOp
@@ -64,11 +65,11 @@ class Case:
     tensors: Sequence[torch.Tensor]
     expected: Sequence[torch.Tensor]
     target: Target
-    options: Mapping[str, object]
+    options: CompileOptions
 
     def context(self, captured: Captured, limit: int | None = None) -> Context:
         """What the passes see, as in compile()."""
-        return Context(self.target.machine, DimSpace(captured.dims), dict(self.options), limit=limit)
+        return Context(self.target.machine, DimSpace(captured.dims), self.options, limit=limit)
 
 
 def first_difference(case: Case, tolerance: Callable[[torch.Tensor], float]) -> Difference | None:
@@ -169,7 +170,7 @@ def _in_kernels(case: Case, pipeline: Pipeline, *, detail: bool) -> Difference |
 
 def _unfused(case: Case) -> Pipeline:
     """The case's own precision and backend, with every op a kernel."""
-    return whole_pipeline(case.target.backend, precision=str(case.options["precision"]), materialise=True)
+    return whole_pipeline(case.target.backend, precision=case.options.precision, materialise=True)
 
 
 def _group_fault(group: GroupOp, exposed: Exposed) -> tuple[float, float] | None:

@@ -22,6 +22,7 @@ from tilewright.errors import ArgumentError
 from tilewright.frontend.captured import Captured
 from tilewright.frontend.capturing import capture, load_program
 from tilewright.frontend.directories import open_directory
+from tilewright.ir.choices import CompileOptions
 from tilewright.ir.module import print_module
 from tilewright.runtime.native import NativeLibrary
 from tilewright.runtime.threads import ThreadPool
@@ -59,7 +60,7 @@ def compile_model(
         captured = captures()
     compiled = finish(captured, target, options, watch, notes)
     if options.check == "first" and compiled.executable is not None:
-        compiled.first_call = FirstCall(model, captures, target, compiled.facts.options)
+        compiled.first_call = FirstCall(model, captures, target, CompileOptions(**compiled.facts.options))
     return compiled
 
 

@@ -21,6 +21,7 @@ from tilewright.compiler.stopwatch import Stopwatch
 from tilewright.compiler.store import Store
 from tilewright.compiler.target import Target
 from tilewright.ir.backend import kernels_of
+from tilewright.ir.choices import CompileOptions
 from tilewright.ir.dims import Dim, DimSpace, Expr
 from tilewright.ir.graph.structure import FuncOp
 from tilewright.ir.module import new_module, print_module
@@ -75,7 +76,7 @@ def kernel_code(
         precision=options.precision,
         determinism=target.order(options),
     )
-    ctx = Context(machine=target.machine, dims=space, options=facts.options)
+    ctx = Context(machine=target.machine, dims=space, options=CompileOptions(**facts.options))
     with watch.stage("passes"):
         text = print_module(module)
         run_pipeline(kernel_pipeline(target.backend), module, ctx)
@@ -122,6 +123,6 @@ def kernel_sources(kernel: KernelOp, target: Target) -> Mapping[str, str]:
     """The kernel's generated source for a target, compiled by the target's own toolchain, by name."""
     module = new_module()
     module.body.block.add_op(kernel.clone())
-    ctx = Context(machine=target.machine, dims=DimSpace(()), options={})
+    ctx = Context(machine=target.machine, dims=DimSpace(()))
     run_pipeline(kernel_pipeline(target.backend), module, ctx)
     return build_kernels(kernels_of(module), target.backend, target.machine).sources

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import NoneType
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from tilewright.errors import OptionError
+from tilewright.ir.choices import OBJECTIVES
 from tilewright.ir.passing import Pipeline
 from tilewright.runtime.memory import parse_bytes
 
@@ -50,6 +51,7 @@ class Options:
     quantize: Any = None
     passes: Pipeline | str | None = None
     determinism: str | None = None
+    objective: Literal["time", "io"] = "time"
     expect: Mapping[str, int] | None = None
     fallback: str = "error"
     check: str | None = None
@@ -67,6 +69,7 @@ class Options:
             ("check", CHECKS),
             ("verify_each", (None, "numeric")),
             ("determinism", (None, *DETERMINISM)),
+            ("objective", OBJECTIVES),
         ):
             value = getattr(self, name)
             if isinstance(value, str) and (name, value) in _NOT_HERE:
@@ -125,10 +128,6 @@ class Options:
                 "memory_limit": parse_bytes(limit) if isinstance(limit, str) else limit,
             }
         )
-
-    def key(self) -> dict[str, Any]:
-        """The options that decide code, but for determinism, whose default is the target's."""
-        return {"precision": self.precision, "materialise": self.materialise}
 
 
 def _shown(value: Any) -> str:

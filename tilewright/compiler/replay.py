@@ -5,6 +5,7 @@ from __future__ import annotations
 from tilewright.compiler.code import Code
 from tilewright.errors import PassOptionError
 from tilewright.ir.backend import machine_of
+from tilewright.ir.choices import CompileOptions
 from tilewright.ir.module import dim_space, parse_module, print_module
 from tilewright.ir.passing import Context, Pipeline, run_pipeline
 from tilewright.passes.pipeline import parse_pipeline
@@ -27,6 +28,6 @@ def text_after(code: Code, facts: Facts, after: str) -> str:
         )
     module = parse_module(code.texts["captured"], "captured")
     _, machine = machine_of(code.program.target)
-    ctx = Context(machine=machine, dims=dim_space(module), options=facts.options)
+    ctx = Context(machine=machine, dims=dim_space(module), options=CompileOptions(**facts.options))
     run_pipeline(Pipeline(pipeline.passes[: places[which - 1] + 1]), module, ctx)
     return print_module(module)

@@ -22,6 +22,7 @@ from tilewright.runtime.resolve import footprint
 
 if TYPE_CHECKING:
     from tilewright.compiler.counting import KernelCounts
+    from tilewright.compiler.report_attention import AttentionRow
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,9 @@ class Row:
     """One kernel of the program, all its launches together. Figures are formulas, or numbers after `.at`.
 
     flops: issued, with the padding of partial tiles. read, write: bytes its loads and stores name. bound: bytes of its
-    launches' distinct operands and results. ratio: of what is moved to that. predicted, measured: seconds.
+    launches' distinct operands and results. ratio: of what is moved to that. moved: bytes that each level of the
+    machine's memory gives and takes, as modelled (`ir/tile/levels.py`). predicted: seconds by that model, of the unit
+    or level that is busy longest, and of the launches. measured: seconds. moved and predicted have no formulas.
     """
 
     kernel: str
@@ -40,6 +43,7 @@ class Row:
     write: int | Expr | None
     bound: int | Expr | None
     ratio: float | None
+    moved: Mapping[str, float] | None
     predicted: float | None
     measured: float | None
     where: str
@@ -106,6 +110,7 @@ class Report:
             counts = self.counts[chosen]
             figures = counts.at(formal) if sizes is not None else None
             source, times = figures or counts, launches[step.name]
+            work, seconds = counts.predicted(formal, self.machine) if figures else (None, None)
             rows.append(
                 Row(
                     kernel=chosen if sizes is not None else step.name,
@@ -116,15 +121,23 @@ class Report:
                     write=_times(source.write, times),
                     bound=_times(source.bound, times),
                     ratio=(figures.read + figures.write) / figures.bound if figures and figures.bound else None,
-                    predicted=times
-                    * self.machine.seconds(matrix=figures.matrix, vector=figures.vector, moved=figures.bound)
-                    if figures
-                    else None,
+                    moved={level: n * times for level, n in work.moved.items()} if work is not None else None,
+                    predicted=None if seconds is None else times * seconds,
                     measured=measured.get(step.name) if self.profile is not None else None,
                     where=(step.location or step.path).rsplit("/", 1)[-1],
                 )
             )
         return rows
+
+    @cached_property
+    def attentions(self) -> list[AttentionRow]:
+        """What each kind of attention moves at each level, the least it could, and how its tiling was chosen; at the
+        report's sizes, or those that its screen shows."""
+        try:
+            from tilewright.compiler.report_attention import rows_of
+        except ImportError as fault:
+            raise _needs(fault) from fault
+        return rows_of(self.code, self.facts, self.machine, dict(self.shown.dims or {}))
 
     def to_dict(self) -> dict[str, Any]:
         """Everything on the screen as plain data."""
@@ -135,6 +148,7 @@ class Report:
             "dims": [str(d) for d in program.dims],
             "at": None if self.sizes is None else dict(self.sizes),
             "kernels": [{name: _plain(value) for name, value in vars(row).items()} for row in self.rows],
+            "attention": [row.to_dict() for row in self.attentions],
             "patterns": dict(self.facts.patterns),
             "applied": dict(self.facts.applied),
             "pipeline": self.facts.pipeline,
@@ -184,11 +198,14 @@ class Report:
     def save_html(self, path: str | Path) -> None:
         """Writes the report as one self-contained page. OptionError where the path cannot be written."""
         body = html.escape(str(self))
+        plots = "".join(row.plot(self.machine) for row in self.attentions)
+        details = html.escape("\n".join(row.details for row in self.attentions))
         data = html.escape(json.dumps(self.to_dict(), default=str))
         page = (
             f"<!doctype html><meta charset=utf-8><title>Tilewright report</title>"
             f"<style>body{{font:14px/1.4 system-ui;margin:2em}}pre{{overflow-x:auto}}</style>"
-            f"<h1>Tilewright report</h1><pre>{body}</pre><script type=application/json id=report>{data}</script>\n"
+            f"<h1>Tilewright report</h1><pre>{body}</pre><pre>{details}</pre>{plots}"
+            f"<script type=application/json id=report>{data}</script>\n"
         )
         try:
             Path(path).write_text(page, encoding="utf-8")

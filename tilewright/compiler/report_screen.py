@@ -21,7 +21,8 @@ WIDTH: Final = 118
 _MOST_KERNELS: Final = 20
 _MOST_REASONS: Final = 6
 _LEGEND: Final = (
-    "bound: operands and results, each byte once; ratio: moved / bound; predicted: least time by peak and bandwidth"
+    "bound: operands and results, each byte once; ratio: moved / bound; "
+    "predicted: by the machine's busiest unit or level"
 )
 
 
@@ -51,6 +52,8 @@ def screen(report: Report) -> str:
         line(f"At {sizes}{why} (.at(...) for others), all launches together, reads and writes in bytes:")
     console.print(kernels(shown.rows))
     line(_LEGEND)
+    for attention in shown.attentions:
+        paragraph(attention.line)
     line("")
     for label, counts in (("patterns", data["patterns"]), ("applied", data["applied"])):
         if counts:

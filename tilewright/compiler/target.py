@@ -9,6 +9,7 @@ from tilewright.compiler.options import Options
 from tilewright.compiler.pipelines import pipeline_of
 from tilewright.errors import OptionError
 from tilewright.ir.backend import Backend, resolve_target
+from tilewright.ir.choices import CompileOptions
 from tilewright.ir.machine import Machine
 from tilewright.ir.passing import Pipeline
 
@@ -42,6 +43,10 @@ class Target:
     def runs_here(self) -> bool:
         """Whether this process runs what is compiled for it."""
         return self.backend.device.why_not_here() is None
+
+    def told(self, options: Options) -> CompileOptions:
+        """What passes are told of the options."""
+        return CompileOptions(options.precision, self.order(options), options.objective)
 
     @property
     def name(self) -> str:

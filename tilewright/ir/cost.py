@@ -9,6 +9,23 @@ from tilewright.ir.dims import Expr, ExprLike
 
 
 @dataclass(frozen=True, slots=True)
+class Work:
+    """What a kernel asks of a machine at given sizes, all cores together.
+
+    flops: by unit and dtype of the factors, {("matrix", "f32"): 2e9}. moved: bytes that a level gives to and takes from
+    what it feeds, by the level's name.
+    """
+
+    flops: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    moved: Mapping[str, float] = field(default_factory=dict)
+
+    def __add__(self, other: Work) -> Work:
+        flops = {key: self.flops.get(key, 0) + other.flops.get(key, 0) for key in {**self.flops, **other.flops}}
+        moved = {key: self.moved.get(key, 0) + other.moved.get(key, 0) for key in {**self.moved, **other.moved}}
+        return Work(flops, moved)
+
+
+@dataclass(frozen=True, slots=True)
 class Cost:
     """FLOPs per unit, and bytes read and written once each (the compulsory traffic of the op standing alone).
 

@@ -1,33 +1,59 @@
 """A machine as data: what passes may know about hardware, and all that they may know.
 
-A CPU's machine is a *class* (vector features, cache sizes, cores, bandwidth class), never a measurement: measured
-figures scale predicted times and must not decide code or cache keys, so that the same inputs give the same artifact
-anywhere.
+A CPU's machine is a *class* (vector features, cache sizes, cores, rates of a nominal clock), never a measurement.
+Passes choose by predicted times: what times are predicted from decides code and is part of the cache key, and the same
+inputs give the same artifact anywhere.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass
 from typing import Any, Literal
 
 from tilewright.errors import BackendManifestError
+from tilewright.ir.cost import Work
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What computes: a matrix unit, a vector unit; units work at the same time.
+
+    rates: FLOP/s of one core by dtype of the factors; a dtype that is not listed runs at the rate of f32. reaches: the
+    levels it takes operands from.
+    """
+
+    name: str
+    rates: Mapping[str, float]
+    reaches: tuple[str, ...]
+
+    def rate(self, dtype: str) -> float:
+        """FLOP/s of one core on factors of a dtype."""
+        return self.rates.get(dtype, self.rates["f32"])
 
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """One level of memory, from the largest (main memory) to the smallest (registers).
+    """One level of memory, from the largest (main memory) to the smallest.
 
-    size: bytes reachable by one core or unit (None: as much as the host has). bandwidth: bytes a second per core.
-    explicit: filled by named transfers (a scratchpad), not by a cache. alignment: bytes of a transfer's start.
+    size: bytes (None: as much as the host has). bandwidth: bytes a second between it and the levels and units that it
+    feeds. shared: whether all cores have one, whose size and bandwidth are the whole device's; otherwise each has its
+    own, and both figures are one core's (of main memory, the bandwidth). kind: "cached" fills itself, "explicit" is
+    filled by named transfers (a scratchpad), "registers" holds what a program computes with. alignment: bytes that a
+    row in it is padded to. source: the level it is filled from; None: the one before it.
     """
 
     name: str
     size: int | None
     bandwidth: float
-    explicit: bool = False
+    kind: Literal["cached", "explicit", "registers"] = "cached"
     alignment: int = 1
     shared: bool = False
+    source: str | None = None
+
+    def takes(self, rows: int, row: int) -> int:
+        """Bytes that rows of `row` bytes each take in it."""
+        return rows * (row + -row % self.alignment)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +84,10 @@ class TileRules:
     tiles. extent: "any", or "power-of-two" where the machine prints every tile as large as the next power of two, so
     that K is walked in steps of the chunk itself. dot_least: the fewest rows a dot multiplies; smaller variants of a
     kernel would do the same work. matrix: the unit that multiplies matrices whole, where there is one; its products
-    take tiles of 1, `matrix.rows` and twice as many rows. f32_only: functions of the scalar table that the machine does
-    not compute in f64. streaming: bytes of results from which a kernel that passes over its data once writes past the
-    caches; None where it never does.
+    take tiles of 1, `matrix.rows` and twice as many rows. scratch: bytes of private memory that a program may have
+    (None: no such limit). f32_only: functions of the scalar table that the machine does not compute in f64. streaming:
+    bytes of results from which a kernel that passes over its data once writes past the caches; None where it never
+    does.
     """
 
     lanes: int
@@ -74,8 +101,8 @@ class TileRules:
     columns: int = 64
     extent: Literal["any", "power-of-two"] = "any"
     dot_least: int = 1
-    native: frozenset[str] = frozenset()
     f32_only: frozenset[str] = frozenset()
+    scratch: int | None = None
     matrix: MatrixUnit | None = None
     streaming: int | None = None
 
@@ -84,21 +111,19 @@ class TileRules:
 class Machine:
     """Frozen facts about a target: units, levels, costs and tile rules.
 
-    peak: FLOP/s by unit and dtype of one core, {("matrix", "f32"): 1.2e11}. launch and sync: seconds a kernel start and
-    a barrier take. family: machines of one family share reduction orders, but for products on a matrix unit, which have
-    the unit's. features: what the code generator may assume.
+    levels: main memory first, each after the one it is filled from. launch: seconds that a kernel's start and the
+    barrier before it take. family: machines of one family share reduction orders, but for products on a matrix unit,
+    which have the unit's. features: what the code generator may assume.
     """
 
     name: str
     family: str
     cores: int
-    peak: Mapping[tuple[str, str], float]
+    units: tuple[Unit, ...]
     levels: tuple[Level, ...]
     rules: TileRules
     launch: float
-    sync: float
     features: tuple[str, ...] = ()
-    links: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         faults = []
@@ -106,9 +131,26 @@ class Machine:
             faults.append(f"cores: {self.cores} is not positive")
         if not self.levels:
             faults.append("levels: at least main memory must be described")
+        before: list[str] = []
         for level in self.levels:
+            at = f"levels[{level.name}]"
             if level.bandwidth <= 0:
-                faults.append(f"levels[{level.name}].bandwidth: {level.bandwidth} is not positive")
+                faults.append(f"{at}.bandwidth: {level.bandwidth} is not positive")
+            if level.size is None and before:
+                faults.append(f"{at}.size: only main memory may be as large as the host's")
+            if level.alignment < 1:
+                faults.append(f"{at}.alignment: {level.alignment} is not positive")
+            if level.name in before:
+                faults.append(f"{at}: two levels have this name")
+            if level.source is not None and level.source not in before:
+                faults.append(f"{at}.source: {level.source} is no level before it")
+            before.append(level.name)
+        for unit in self.units:
+            if "f32" not in unit.rates or min(unit.rates.values()) <= 0:
+                faults.append(f"units[{unit.name}].rates: one for f32 is needed, and all are positive")
+            faults += [f"units[{unit.name}].reaches: {name} is no level" for name in unit.reaches if name not in before]
+        if {unit.name for unit in self.units} != {"matrix", "vector"}:
+            faults.append("units: one called matrix and one called vector are needed")
         if self.rules.lanes < 1 or self.rules.panel % self.rules.lanes:
             faults.append(f"rules.panel: {self.rules.panel} is not a multiple of rules.lanes ({self.rules.lanes})")
         bounds = [limit for limit, _, _ in self.rules.dot]
@@ -124,29 +166,65 @@ class Machine:
         """Main memory."""
         return self.levels[0]
 
-    def level(self, name: str) -> Level:
-        """The level with that name."""
-        return next(level for level in self.levels if level.name == name)
+    def unit(self, name: str) -> Unit:
+        """The unit with that name."""
+        return next(unit for unit in self.units if unit.name == name)
+
+    def way(self, level: Level) -> tuple[Level, ...]:
+        """The levels that bytes pass from main memory to a level, both ends included."""
+        found = [level]
+        while found[-1] is not self.memory:
+            at = found[-1]
+            named = [other for other in self.levels if other.name == at.source]
+            found.append(named[0] if named else self.levels[self.levels.index(at) - 1])
+        return tuple(reversed(found))
+
+    @property
+    def caches(self) -> tuple[Level, ...]:
+        """The levels below main memory that fill themselves, in the order that bytes pass them."""
+        cached = [level for level in self.levels[1:] if level.kind == "cached"]
+        return tuple(level for level in self.way(cached[-1])[1:] if level.kind == "cached") if cached else ()
+
+    def nearest(self, unit: str, *, kind: Literal["cached", "explicit", "registers"]) -> Level | None:
+        """The last level of a kind on the way to a unit; None where it reaches none."""
+        reached = [level for level in self.levels if level.name in self.unit(unit).reaches and level.kind == kind]
+        return reached[-1] if reached else None
+
+    def blocking_level(self) -> Level | None:
+        """The level that a kernel's order is blocked for: of those that fill themselves the one with the most room for
+        a core. A core has all of its own, and a shared one holds one block for all cores, which walk it together.
+        """
+        return max(self.caches, key=lambda level: level.size or 0, default=None)
+
+    def seconds(self, work: Work, *, imbalance: float = 1.0) -> float:
+        """Predicted time of work spread over all cores: that of the unit or level that is busy longest.
+
+        imbalance: the largest share of a core, as a multiple of the mean share; 1 where it is not known.
+        """
+        busy: dict[str, float] = {}
+        for (unit, dtype), flops in work.flops.items():
+            busy[unit] = busy.get(unit, 0.0) + flops / (self.unit(unit).rate(dtype) * self.cores)
+        for level in self.levels:
+            moved = work.moved.get(level.name, 0.0)
+            busy[f"level {level.name}"] = moved / (level.bandwidth * (1 if level.shared else self.cores))
+        return max(busy.values()) * imbalance
+
+    def imbalance(self, programs: int) -> float:
+        """The largest share of a core when equal programs are dealt out, as a multiple of the mean share."""
+        return -(-programs // self.cores) * self.cores / programs if programs else 1.0
 
     def key(self) -> dict[str, Any]:
-        """The facts that decide code, for the cache key: nothing measured, nothing about speed."""
+        """The facts that decide code, for the cache key: of the class, nothing measured."""
         return {
             "name": self.name,
             "family": self.family,
             "features": list(self.features),
-            "levels": [[level.name, level.size, level.explicit, level.alignment] for level in self.levels],
+            "units": [[unit.name, dict(sorted(unit.rates.items())), list(unit.reaches)] for unit in self.units],
+            "levels": [list(astuple(level)) for level in self.levels],
             "rules": {name: _plain(getattr(self.rules, name)) for name in self.rules.__dataclass_fields__},
             "cores": self.cores,
+            "launch": self.launch,
         }
-
-    def seconds(self, *, matrix: float = 0.0, vector: float = 0.0, moved: float = 0.0, dtype: str = "f32") -> float:
-        """Predicted time of work spread over all cores: max of the compute floors and the memory floor."""
-        per_core = max(
-            matrix / self.peak.get(("matrix", dtype), self.peak["matrix", "f32"]) if matrix else 0.0,
-            vector / self.peak["vector", "f32"] if vector else 0.0,
-        )
-        bandwidth = self.memory.bandwidth if self.memory.shared else self.memory.bandwidth * self.cores
-        return max(per_core / self.cores, moved / bandwidth)
 
 
 def _plain(value: Any) -> Any:

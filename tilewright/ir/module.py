@@ -29,6 +29,7 @@ from tilewright.ir.dims import Dim, DimKind, DimSpace
 from tilewright.ir.entry_attributes import GuardsAttr, ReadsAttr
 from tilewright.ir.graph.dialect import GRAPH
 from tilewright.ir.graph.structure import FuncOp, StateReadOp, StateWriteOp, WeightOp
+from tilewright.ir.schedules import Schedule
 from tilewright.ir.tile.residence import Places
 from tilewright.ir.types import TensorType
 
@@ -76,7 +77,7 @@ def _parse_dim(parser: AttrParser) -> Dim:
     return Dim(found["name"], int(found["low"]), high, kind)
 
 
-TW: Final = Dialect("tw", [], [*BARE_ATTRIBUTES, Places, DimSpaceAttr, GuardsAttr, ReadsAttr])
+TW: Final = Dialect("tw", [], [*BARE_ATTRIBUTES, Places, DimSpaceAttr, GuardsAttr, ReadsAttr, Schedule])
 
 
 def dialects() -> list[Dialect]:

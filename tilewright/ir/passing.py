@@ -18,6 +18,7 @@ from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import Operation
 
 from tilewright.errors import ParseError, PassOptionError, PassOrderError
+from tilewright.ir.choices import Candidate, Choice, CompileOptions, best
 from tilewright.ir.dims import DimSpace, Expr, ExprLike
 from tilewright.ir.machine import Machine
 from tilewright.ir.operation import TwOperation
@@ -65,18 +66,19 @@ WeightReader: TypeAlias = Callable[[str], Any]
 class Context:
     """What a pass may ask and must tell.
 
-    options: compile options that passes read ("precision", "determinism"). limit: applications allowed
-    before `apply` starts to refuse, for bisecting a wrong rewrite (None: no limit).
+    options: of the compilation. limit: applications allowed before `apply` starts to refuse, for bisecting a wrong
+    rewrite (None: no limit).
     """
 
     machine: Machine
     dims: DimSpace
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: CompileOptions = field(default_factory=CompileOptions)
     read_weight: WeightReader | None = None
     limit: int | None = None
     applied: list[Applied] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
     noted: list[Noted] = field(default_factory=list)
+    chosen: list[Choice] = field(default_factory=list)
     weights_read: list[str] = field(default_factory=list)
     current: str = ""
 
@@ -109,6 +111,30 @@ class Context:
     def note(self, what: str, text: str) -> None:
         """Records what the user must know of one rewrite; equal texts become one line of the report, counted."""
         self.noted.append(Noted(self.current, what, text))
+
+    def choose(
+        self,
+        op: Operation,
+        candidates: Sequence[Candidate],
+        *,
+        sizes: Sequence[Mapping[str, int]],
+        objective: str | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> Candidate | None:
+        """The best candidate for an op by the objective, unless stated the compilation's; None where all are refused.
+
+        All of them go to the report with their figures, as do `facts`, which are the op's own. sizes: those that the
+        candidates were judged at, the largest first.
+        """
+        objective = objective or self.options.objective
+        found, why = best(candidates, self.machine, objective)
+        self.chosen.append(
+            Choice(
+                self.current, op.name, _where(op), objective, tuple(sizes), tuple(candidates), found, why,
+                dict(facts or {}),
+            )
+        )  # fmt: skip
+        return None if found is None else candidates[found]
 
     def apply(self, ops: Sequence[Operation], what: str, *, saves: ExprLike = 0) -> bool:
         """Records one rewrite of `ops` and says whether to do it: False once a bisect's limit is reached.

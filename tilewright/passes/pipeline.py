@@ -42,6 +42,9 @@ _DEFAULT: Final = (
     "dedupe-layers",
     # Groups, each of which becomes one kernel.
     "fuse",
+    # How each attention is tiled. After fuse, which makes the groups that carry schedules; before inline-layers, so
+    # that a layer's attention is weighed once.
+    "attention-tiling",
     # Calls become bodies again: from here on a program is one list of steps.
     "inline-layers",
     # Weights become panels, in @prepare. After fuse, because only a matmul's own group may read its weight so.
@@ -90,6 +93,7 @@ _OWN: Final = {
     "set-precision": "tilewright.passes.set_precision:SetPrecision",
     "dedupe-layers": "tilewright.passes.dedupe_layers:DedupeLayers",
     "fuse": "tilewright.passes.fuse:Fuse",
+    "attention-tiling": "tilewright.passes.attention_tiling:AttentionTiling",
     "materialise": "tilewright.passes.materialise:Materialise",
     "inline-layers": "tilewright.passes.inline_layers:InlineLayers",
     "plan-layout": "tilewright.passes.plan_layout:PlanLayout",

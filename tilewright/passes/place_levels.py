@@ -29,7 +29,7 @@ class PlaceLevels(Pass):
     requires: ClassVar[tuple[str, ...]] = ("lower-to-tile",)
 
     def run(self, module: ModuleOp, ctx: Context) -> None:
-        explicit = [level for level in ctx.machine.levels if level.explicit]
+        explicit = [level for level in ctx.machine.levels if level.kind == "explicit"]
         for kernel in [op for op in module.body.block.ops if isinstance(op, KernelOp)]:
             loads = [op for op in kernel.walk() if isinstance(op, LoadOp)]
             for level in explicit:

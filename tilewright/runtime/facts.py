@@ -38,18 +38,21 @@ class Declined:
 class Facts:
     """What compiling noted.
 
-    model: what was compiled. pipeline: the passes that ran, as text. precision, determinism: in force. applied:
-    rewrites by pass. patterns: by name, how often they were matched or came whole. refused: in order, each once. notes:
-    what the user must know, a line each.
+    model: what was compiled. pipeline: the passes that ran, as text. precision, determinism, objective: in force.
+    applied: rewrites by pass. patterns: by name, how often they were matched or came whole. refused: in order, each
+    once. choices: what passes chose between, as `Choice.to_dict` has it, with `times`. notes: what the user must know,
+    a line each.
     """
 
     model: str = ""
     pipeline: str = ""
     precision: str = "model"
     determinism: str = "batch"
+    objective: str = "time"
     applied: Mapping[str, int] = field(default_factory=dict)
     patterns: Mapping[str, int] = field(default_factory=dict)
     refused: tuple[Declined, ...] = ()
+    choices: tuple[Mapping[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -61,7 +64,7 @@ class Facts:
     @property
     def options(self) -> dict[str, str]:
         """What passes are told."""
-        return {"precision": self.precision, "determinism": self.determinism}
+        return {"precision": self.precision, "determinism": self.determinism, "objective": self.objective}
 
     def stored(self) -> Facts:
         """These facts without what one compilation added."""
@@ -75,9 +78,11 @@ class Facts:
             "pipeline": self.pipeline,
             "precision": self.precision,
             "determinism": self.determinism,
+            "objective": self.objective,
             "applied": dict(self.applied),
             "patterns": dict(self.patterns),
             "refused": [declined.to_json() for declined in self.refused],
+            "choices": [dict(choice) for choice in self.choices],
             "notes": list(self.notes),
         }
 
@@ -93,9 +98,11 @@ class Facts:
             pipeline=text(data["pipeline"]),
             precision=text(data["precision"]),
             determinism=text(data["determinism"]),
+            objective=text(data["objective"]),
             applied=table(data["applied"], number),
             patterns=table(data["patterns"], number),
             refused=tuple(Declined.from_json(declined) for declined in items(data["refused"])),
+            choices=tuple(dict(choice) for choice in items(data["choices"])),
             notes=tuple(text(note) for note in items(data["notes"])),
         )
 

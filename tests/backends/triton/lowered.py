@@ -11,6 +11,7 @@ from tilewright.backends.triton.machines import machines
 from tilewright.compiler.pipelines import whole_pipeline
 from tilewright.frontend.capturing import capture
 from tilewright.ir.backend import resolve_target
+from tilewright.ir.choices import CompileOptions
 from tilewright.ir.dims import DimSpace
 from tilewright.ir.machine import Machine
 from tilewright.ir.passing import Context, run_pipeline
@@ -22,6 +23,6 @@ def lowered(model: torch.nn.Module, machine: Machine, example: dict[str, Any]) -
     """The captured model with its module lowered to kernels for a machine."""
     declared = {name: dims() for name in ("input_ids", "attention_mask") if name in example}
     captured = capture(model, (), example, declared or {"x": (dims()[0], *example["x"].shape[1:])})
-    ctx = Context(machine=machine, dims=DimSpace(captured.dims), options={"precision": "model", "determinism": "run"})
+    ctx = Context(machine=machine, dims=DimSpace(captured.dims), options=CompileOptions(determinism="run"))
     run_pipeline(whole_pipeline(resolve_target("cuda")[0]), captured.module, ctx)
     return captured

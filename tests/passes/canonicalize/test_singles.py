@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.passes.graphs import Graph, ops_of
+from tilewright.ir.choices import CompileOptions
 from tilewright.ir.dims import Expr
 from tilewright.ir.dtypes import DTYPES
 from tilewright.ir.graph.structure import IotaOp
@@ -24,7 +25,7 @@ def test_a_product_over_one_term_is_elementwise(transposed: bool, seed: int) -> 
 def test_a_product_that_is_to_be_rounded_waits_for_it(seed: int) -> None:
     g = Graph("b: 0..4")
     module = g.done(g.matmul(g.input("a", ["b", 3, 1]), g.input("w", [1, 7])))
-    ctx = context(module, options={"precision": "bf16"})
+    ctx = context(module, options=CompileOptions(precision="bf16"))
     assert ops_of(ground(module, Canonicalize(), seed=seed, ctx=ctx)) == ["matmul"]
 
 

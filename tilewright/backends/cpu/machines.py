@@ -11,9 +11,10 @@ from tilewright.backends.cpu.cpu_class import AVX2, AVX512, GENERIC, CpuClass
 from tilewright.backends.cpu.register_tiles import REGISTER_TILES
 from tilewright.backends.host.cores import cores
 from tilewright.backends.host.mlir import TARGETS
+from tilewright.backends.stack_scratch import STACK_SCRATCH
 from tilewright.ir.host_features import usable
 from tilewright.ir.loop_math import F32_ONLY
-from tilewright.ir.machine import Level, Machine, MatrixUnit, TileRules
+from tilewright.ir.machine import Level, Machine, MatrixUnit, TileRules, Unit
 
 # About what a large last cache holds: a smaller result may still be there when the next kernel reads it.
 _STREAMING: Final = 32 << 20
@@ -21,9 +22,16 @@ _STREAMING: Final = 32 << 20
 
 def _rules(cpu: CpuClass, panel: int) -> TileRules:
     return TileRules(
-        cpu.lanes, cpu.registers, REGISTER_TILES[cpu.name], panel, rows=1, columns=64, f32_only=F32_ONLY,
+        cpu.lanes,
+        cpu.registers,
+        REGISTER_TILES[cpu.name],
+        panel,
+        rows=1,
+        columns=64,
+        f32_only=F32_ONLY,
+        scratch=STACK_SCRATCH,
         streaming=_STREAMING,
-    )  # fmt: skip
+    )
 
 
 _AVX512_RULES: Final = _rules(AVX512, 64)
@@ -36,13 +44,13 @@ _RULES: Final = {
     "avx512-bf16": _AVX512_RULES,
     "avx512-amx": replace(_AVX512_RULES, matrix=MatrixUnit("bf16", 16, 16, 32, 8)),
 }
-# FLOPs one core does in a cycle, by class and dtype; times a nominal clock they scale predicted times, nothing else.
+# FLOPs of products that one core does in a cycle, by class and dtype; with a nominal clock they give predicted times.
 _FLOPS_PER_CYCLE: Final = {
-    "generic": {"f32": 8, "bf16": 8},
-    "avx2": {"f32": 32, "bf16": 32},
-    "avx512": {"f32": 64, "bf16": 64},
-    "avx512-bf16": {"f32": 64, "bf16": 64},
-    "avx512-amx": {"f32": 64, "bf16": 1024},
+    "generic": {"f32": 8, "bf16": 8, "f64": 4},
+    "avx2": {"f32": 32, "bf16": 32, "f64": 16},
+    "avx512": {"f32": 64, "bf16": 64, "f64": 32},
+    "avx512-bf16": {"f32": 64, "bf16": 64, "f64": 32},
+    "avx512-amx": {"f32": 64, "bf16": 1024, "f64": 32},
 }
 _CLOCK: Final = 2.6e9
 
@@ -50,22 +58,22 @@ _CLOCK: Final = 2.6e9
 def _describe(name: str) -> Callable[[], Machine]:
     def build() -> Machine:
         rules = _RULES[name]
-        peak = {("matrix", dtype): flops * _CLOCK for dtype, flops in _FLOPS_PER_CYCLE[name].items()}
-        peak["vector", "f32"] = rules.lanes * 2 * _CLOCK
+        near = ("l1", "registers")
+        products = {dtype: flops * _CLOCK for dtype, flops in _FLOPS_PER_CYCLE[name].items()}
+        lanewise = {"f32": rules.lanes * 2 * _CLOCK, "f64": rules.lanes * _CLOCK}
         return Machine(
             name=name,
             family="cpu",
             cores=cores(),
-            peak=peak,
+            units=(Unit("matrix", products, near), Unit("vector", lanewise, near)),
             levels=(
                 Level("memory", None, 12e9, alignment=64),
                 Level("l2", 1 << 20, 80e9, alignment=64),
                 Level("l1", 32 << 10, 200e9, alignment=64),
-                Level("registers", rules.registers * rules.lanes * 4, 1e12),
+                Level("registers", rules.registers * rules.lanes * 4, 1e12, "registers"),
             ),
             rules=rules,
             launch=2e-6,
-            sync=2e-6,
             features=TARGETS[name].features,
         )
 

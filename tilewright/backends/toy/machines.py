@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Final
 
 from tilewright.backends.host.cores import cores
+from tilewright.backends.stack_scratch import STACK_SCRATCH
 from tilewright.ir.loop_math import F32_ONLY
-from tilewright.ir.machine import Level, Machine, TileRules
+from tilewright.ir.machine import Level, Machine, TileRules, Unit
 
 _CLOCK: Final = 2.6e9
 
@@ -19,17 +20,23 @@ def _scalar() -> Machine:
         name=SCALAR,
         family="toy",
         cores=cores(),
-        peak={("matrix", "f32"): 2 * _CLOCK, ("vector", "f32"): 2 * _CLOCK},
+        units=tuple(Unit(name, {"f32": 2 * _CLOCK}, ("cache", "registers")) for name in ("matrix", "vector")),
         levels=(
             Level("memory", None, 8e9, alignment=64),
             Level("cache", 32 << 10, 40e9, alignment=64),
-            Level("registers", 16 * 4, 1e12),
+            Level("registers", 16 * 4, 1e12, "registers"),
         ),
         rules=TileRules(
-            lanes=1, registers=16, dot=((1, 1, 4), (None, 2, 4)), panel=16, rows=1, columns=64, f32_only=F32_ONLY
+            lanes=1,
+            registers=16,
+            dot=((1, 1, 4), (None, 2, 4)),
+            panel=16,
+            rows=1,
+            columns=64,
+            f32_only=F32_ONLY,
+            scratch=STACK_SCRATCH,
         ),
         launch=2e-6,
-        sync=2e-6,
     )
 
 

@@ -50,7 +50,8 @@ def _compiled(printed: PrintedKernel, machine: Machine, path: str | None, where:
             Problem(f"Triton does not compile {what} for {machine.name}: {facts['error']}", where=where),
             step="report it with the kernel's source, or compile with target='cpu'",
         )
-    room = machine.level("shared").size or 0
+    shared = machine.nearest("matrix", kind="explicit")
+    room = (shared.size if shared is not None else None) or 0
     if facts["shared"] > room:
         raise CapacityError(
             Problem(f"{what} needs {facts['shared']} bytes of shared memory, {machine.name} has {room}", where=where),

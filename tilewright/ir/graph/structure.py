@@ -27,6 +27,7 @@ from tilewright.ir.dims import ExprLike
 from tilewright.ir.dtypes import I64, DType
 from tilewright.ir.graph.base import GraphOp, Setting, tensor
 from tilewright.ir.graph.externs import EXTERNS
+from tilewright.ir.schedules import Schedule
 from tilewright.ir.types import TensorType
 
 if TYPE_CHECKING:
@@ -139,13 +140,17 @@ class CallOp(GraphOp):
 
 @irdl_op_definition
 class GroupOp(GraphOp):
-    """Ops that become one kernel, of the skeleton `kind`; the region sees only its arguments."""
+    """Ops that become one kernel, of the skeleton `kind`; the region sees only its arguments.
+
+    schedule: the choices that its kernel is made by, as far as a pass has made any.
+    """
 
     name = "graph.group"
     args = var_operand_def(TensorType)
     outs = var_result_def(TensorType)
     kind = prop_def(Str)
     label = prop_def(Str, prop_name="name", default_value=Str(""))
+    schedule = prop_def(Schedule, default_value=Schedule(()))
     body = region_def("single_block")
     # it holds pure ops only, so it is one
     traits = traits_def(IsolatedFromAbove(), Pure())
@@ -167,6 +172,8 @@ class GroupOp(GraphOp):
         at = f"{self.name} {self.label.data!r}"
         if not isinstance(self.block.last_op, YieldOp):
             raise VerifyException(f"{at}: the last op must be graph.yield")
+        for fault in self.schedule.faults(self.kind.data):
+            raise VerifyException(f"{at}: {fault}")
         for what, outer, inner in (
             ("operands", self.args, self.block.args),
             ("results", self.outs, self.block.last_op.values),

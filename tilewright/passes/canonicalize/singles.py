@@ -37,7 +37,7 @@ def is_unit(dim: Expr) -> bool:
 def matmul_of_one_term(op: MatmulOp, site: Site) -> SSAValue | None:
     """A contraction over one element is a product that broadcasts. One whose operands are to be rounded waits."""
     _, _, _, k = op.sizes()
-    if not is_unit(k) or site.ctx.options.get("precision", "model") != "model":
+    if not is_unit(k) or site.ctx.options.precision != "model":
         return None
     row = op.b
     if op.transpose_b.data:

@@ -12,13 +12,15 @@ from xdsl.ir import BlockArgument, Operation, SSAValue
 
 from tilewright.ir.dims import DimSpace, Expr, floordiv, maximum, minimum
 from tilewright.ir.dtypes import F32, F64, I32
-from tilewright.ir.graph import attention, structure
+from tilewright.ir.graph import attention
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.structure import GroupOp
 from tilewright.ir.machine import Machine
 from tilewright.ir.tile.base import tile as tile_type
 from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.structure import KernelOp
+from tilewright.passes.attention_tiling.sizes import placed
+from tilewright.passes.attention_tiling.variants import blocks_of
 from tilewright.passes.lower_to_tile.access import UNIT, Axis, Space, map_group, unsupported
 from tilewright.passes.lower_to_tile.emit import Emitter
 from tilewright.passes.lower_to_tile.frame import Lowered, Variant, all_strides, begin
@@ -37,16 +39,24 @@ def refuses_attention(op: Operation) -> Refusal | None:
 
 
 def lower_attention(group: GroupOp, name: str, machine: Machine, dims: DimSpace) -> Lowered:
-    """Variants with 4, 16 and the machine's query block of rows, as far as the number of queries can reach them."""
+    """Variants with few and with the schedule's block of rows, as far as the number of queries can reach them.
+
+    Without a schedule the block is the machine's, and keys come in its segments.
+    """
     anchor = next(op for op in group.block.ops if isinstance(op, attention.AttentionOp))
     queries = tensor(anchor.q).dims[-2]
+    schedule = group.schedule
+    block_q = schedule.number("block_q", machine.rules.query_block)
+    segment = schedule.number("block_k", machine.rules.key_segment)
+    if schedule.to_dict().get("order", "query-outer") != "query-outer" or schedule.number("heads", 1) > 1:
+        step = "write attention-tiling{order=query-outer heads=1}"
+        raise unsupported(anchor, f"no kernel is made by the schedule {schedule.to_dict()}", step)
     low, high = dims.interval(queries)
     variants: list[Variant] = []
     previous = 0
-    few = [(n, n) for n in (4, 16) if machine.rules.dot_least <= n < machine.rules.query_block]
-    for limit, rows in (*few, (None, machine.rules.query_block)):
+    for limit, rows in blocks_of(machine.rules, block_q):
         if (low is None or limit is None or low <= limit) and (high is None or high > previous or not variants):
-            variants.append(Variant(_kernel(group, anchor, f"{name}_q{rows}", machine, rows), limit))
+            variants.append(Variant(_kernel(group, anchor, f"{name}_q{rows}", machine, (rows, segment)), limit))
         previous = limit or previous
     variants[-1] = Variant(variants[-1].kernel, None)
     return Lowered(tuple(variants), tuple(variants[0].kernel.dims.data), queries)
@@ -100,28 +110,14 @@ def _seed(space: Space, op: attention.AttentionOp, axes: _Axes) -> None:
         raise unsupported(op, "segments")
 
 
-def counts_from_zero(value: SSAValue | None) -> bool:
-    """True for positions that are 0, 1, 2, ... by construction."""
-    if value is None:
-        return False
-    match value.owner:
-        case structure.PositionsOp():
-            return True
-        case structure.IotaOp() as op:
-            return op.start.data[0] == Expr.of(0) and op.step.data == 1
-        case _:
-            return False
-
-
 def _key_range(op: attention.AttentionOp, rows: int, segment: int) -> tuple[Expr, Expr]:
     """First and one-past-last key a program of queries a0.. may see, the first on a segment border."""
     tq, tk = tensor(op.q).dims[-2], tensor(op.k).dims[-2]
-    implicit = op.q_positions is None and op.k_positions is None
-    explicit = counts_from_zero(op.q_positions) and counts_from_zero(op.k_positions)
-    if op.mask.data == "none" or not (implicit or explicit):
+    where = placed(op)
+    if op.mask.data == "none" or where is None:
         return Expr.of(0), tk
     # without positions the last query stands at the last key
-    shift = tk - tq if implicit else Expr.of(0)
+    shift = tk - tq if where == "end" else Expr.of(0)
     first = Expr.of("a0") + shift
     hi = minimum(tk, maximum(0, first + rows))
     if op.mask.data == "sliding":
@@ -132,7 +128,9 @@ def _key_range(op: attention.AttentionOp, rows: int, segment: int) -> tuple[Expr
     return Expr.of(0), hi
 
 
-def _kernel(group: GroupOp, op: attention.AttentionOp, name: str, machine: Machine, rows: int) -> KernelOp:
+def _kernel(group: GroupOp, op: attention.AttentionOp, name: str, machine: Machine, block: tuple[int, int]) -> KernelOp:
+    """block: rows of a tile of queries, and of keys."""
+    rows, segment = block
     axes = _Axes()
     space = map_group(group, op, lambda s: None if op.q in s.maps else _seed(s, op, axes))
     strides = all_strides(space, group)
@@ -149,7 +147,6 @@ def _kernel(group: GroupOp, op: attention.AttentionOp, name: str, machine: Machi
     features, value_features = walk.extents[e_at].constant, walk.extents[d_at].constant
     if features is None or value_features is None:
         raise unsupported(op, "head dims must be fixed numbers")
-    segment = machine.rules.key_segment
     if t_at is None:
         rows = 1
     b, buffers, outputs = begin(group, name)

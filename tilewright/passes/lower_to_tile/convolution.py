@@ -136,12 +136,13 @@ def _space(group: GroupOp, anchor: ConvolutionOp, packed: Panels | None) -> Spac
 def _order(
     machine: Machine, anchor: ConvolutionOp, walk: Walk, row: int, column: int, rows: int
 ) -> list[tuple[int, int]]:
-    """Blocks of image rows that half of the second-level cache holds meet every panel of filters before the next ones.
+    """Blocks of image rows that half of the blocking level holds meet every panel of filters before the next ones.
 
     Where whole images fit, several of them form a block, so that filters are streamed once for all.
     """
     x = tensor(anchor.x)
-    cache = next((level.size for level in machine.levels if level.name == "l2"), None) or 1 << 20
+    level = machine.blocking_level()
+    cache = (level.size if level is not None else None) or 1 << 20
     axes = list(range(row))
     inner = list(range(row + 1, column))
     line = product(x.dims[row:]).constant

@@ -187,8 +187,11 @@ def _order(
     if row is None:
         return [*outer, (column, 1)]
     k = walk.extents[-1].constant
-    cache = next((level.size for level in machine.levels if level.name == "l2"), None)
-    block = 16 if k is None or cache is None else max(1, cache // 2 // max(1, tile_rows * k * size))
+    level = machine.blocking_level()
+    if k is None or level is None or level.size is None:
+        block = 16
+    else:
+        block = max(1, level.size // 2 // max(1, tile_rows * k * size))
     return [*outer, (row, block), (column, 1), (row, 1)]
 
 

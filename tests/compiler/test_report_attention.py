@@ -1,0 +1,66 @@
+"""The report's section on attention: its figures are the kernels', at the report's sizes, beside the least."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tilewright
+from tests.compiler.models import compile_mlp, mlp
+
+
+class Attention(torch.nn.Module):
+    def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        both = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        return torch.nn.functional.scaled_dot_product_attention(both, k, v, is_causal=True, enable_gqa=True)
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    n = tilewright.Dim("n", 1, 300)
+    q, k = torch.randn(1, 4, 9, 16), torch.randn(1, 2, 9, 16)
+    return tilewright.compile(Attention().eval(), (q, k, k), dims={name: {2: n} for name in "qkv"})
+
+
+@pytest.mark.parametrize("n", [1, 7, 66, 300])
+def test_what_attention_is_said_to_name_is_what_its_kernels_count(model: Any, n: int) -> None:
+    report = model.report.at(n=n)
+    (row,) = report.attentions
+    kernels = [r for r in report.rows if "attention" in r.kernel]
+    assert row.times == 2 == sum(r.launches for r in kernels)
+    assert row.tiling.named * row.times == sum(r.read + r.write for r in kernels)
+    if n == 300:
+        # kernels count whole tiles as work, tilings what is computed: they come together where tiles are nearly full
+        assert row.seconds * row.times == pytest.approx(sum(r.predicted for r in kernels), rel=0.5)
+    assert all(ratio >= 0.999 for ratio in row.ratios.values())
+
+
+def test_the_screen_the_data_and_the_page_have_it(model: Any, tmp_path: Path) -> None:
+    report = model.report.at(n=66)
+    block = report.attentions[0].tiling.block_q
+    told = f"attention x2: 1 x 4 heads on 2, 66 by 66, 16 features, mask causal: query-outer {block} by 64"
+    assert told in " ".join(str(report).split())
+    (data,) = json.loads(json.dumps(report.to_dict()))["attention"]
+    assert data["schedule"] == {"order": "query-outer", "block_q": block, "block_k": 64}
+    assert data["choice"]["times"] == 2
+    assert data["sizes"]["keys"] == 66
+    details = report.attentions[0].details
+    assert max(map(len, details.splitlines()[1:])) <= 118
+    assert "no kernel walks key-outer yet" in details
+    assert details.count("\n*  query-outer") == 1
+    report.save_html(tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    svg = page[page.index("<svg") : page.index("</svg>") + len("</svg>")]
+    lines = xml.etree.ElementTree.fromstring(svg).findall("polyline")
+    assert len(lines) == 4
+
+
+def test_a_program_without_attention_has_no_section() -> None:
+    program = compile_mlp(mlp(3))
+    assert program.report.attentions == []
+    assert "attention" not in str(program.report)

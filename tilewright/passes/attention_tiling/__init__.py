@@ -1,0 +1,210 @@
+"""attention-tiling: how each attention is tiled, chosen by what the tilings move and how long that takes.
+
+Every loop order with every tile that the machine could hold is counted in closed form (`tilings.py`) at one set of
+sizes, and the report has them all beside the lower bound. What a machine cannot run, or what would change the order of
+sums that determinism promises, is refused with its reason and its numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, Final
+
+from xdsl.dialects.builtin import ModuleOp
+
+from tilewright.errors import CapacityError, PassOptionError, Problem
+from tilewright.ir.choices import OBJECTIVES, Candidate
+from tilewright.ir.dims import DimSpace
+from tilewright.ir.dtypes import F64
+from tilewright.ir.graph.attention import AttentionOp
+from tilewright.ir.graph.base import tensor
+from tilewright.ir.graph.structure import FuncOp, GroupOp
+from tilewright.ir.machine import Level, Machine
+from tilewright.ir.passing import Context, Pass
+from tilewright.ir.schedules import ORDERS
+from tilewright.passes.attention_tiling.bounds import bounds_of, compulsory
+from tilewright.passes.attention_tiling.sizes import Sizes
+from tilewright.passes.attention_tiling.tilings import Tiling
+from tilewright.passes.attention_tiling.variants import few_rows
+
+# the size that a dim without an upper bound is judged at
+OPEN: Final = 2048
+
+AUTO: Final = "auto"
+
+_BLOCKS: Final = (16, 32, 64, 128, 256)
+
+
+@dataclass(frozen=True)
+class AttentionTiling(Pass):
+    """Loop order and tiles of every attention, by predicted time or by bytes moved.
+
+    order, block_q, block_k, heads, splits: stated instead of chosen, where they are not "auto" or 0. objective: "time"
+    or "io", "auto" for the compilation's.
+    """
+
+    name: ClassVar[str] = "attention-tiling"
+    requires: ClassVar[tuple[str, ...]] = ("fuse|materialise",)
+    least: ClassVar[Mapping[str, int]] = {"block_q": 0, "block_k": 0, "heads": 0, "splits": 0}
+    order: str = AUTO
+    block_q: int = 0
+    block_k: int = 0
+    heads: int = 0
+    splits: int = 0
+    objective: str = AUTO
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for option, allowed in (("order", ORDERS), ("objective", OBJECTIVES)):
+            value = getattr(self, option)
+            if value != AUTO and value not in allowed:
+                raise PassOptionError(
+                    f"{self.name}: {option}={value} is not one of {', '.join(allowed)}",
+                    step=f"write {option}={allowed[0]}",
+                )
+
+    def run(self, module: ModuleOp, ctx: Context) -> None:
+        for function in [op for op in module.body.block.ops if isinstance(op, FuncOp)]:
+            for group in [op for op in function.block.ops if isinstance(op, GroupOp)]:
+                anchor = next((op for op in group.block.ops if isinstance(op, AttentionOp)), None)
+                if anchor is not None and group.kind.data == "attention" and _countable(anchor):
+                    self._choose(group, anchor, ctx)
+
+    def _choose(self, group: GroupOp, op: AttentionOp, ctx: Context) -> None:
+        dims = judged_at(op, ctx.dims)
+        sizes = [Sizes.of(op, chosen) for chosen in dims]
+        tilings = list(zip(*(self._tilings(s, sizes[0], ctx.machine) for s in sizes), strict=True))
+        candidates = [_candidate(at, ctx) for at in tilings]
+        chosen = ctx.choose(
+            op, candidates, sizes=dims, objective=None if self.objective == AUTO else self.objective,
+            facts=_facts(sizes[0], ctx.machine),
+        )  # fmt: skip
+        if chosen is not None:
+            told = ", ".join(f"{name} {value}" for name, value in chosen.schedule.data)
+            if ctx.apply([op], f"tiled: {told}"):
+                group.properties["schedule"] = chosen.schedule
+            return
+        self._complain(op, [at[0] for at in tilings], candidates, ctx.machine)
+        ctx.refuse(op, "no tiling that was counted has a kernel: it is tiled by the lowering's own rule")
+
+    @property
+    def _stated(self) -> bool:
+        return self.order != AUTO or any((self.block_q, self.block_k, self.heads, self.splits))
+
+    def _tilings(self, sizes: Sizes, largest: Sizes, machine: Machine) -> Iterator[Tiling]:
+        """Every order with every tile, the same for all sizes up to the largest; what is stated is taken as it is."""
+        segment = machine.rules.key_segment
+        own = {*_BLOCKS, machine.rules.query_block}
+        blocks = (self.block_q,) if self.block_q else sorted(n for n in own if n >= machine.rules.dot_least)
+        for order in ORDERS if self.order == AUTO else (self.order,):
+            cuts = (self.splits,) if self.splits else (max(2, machine.cores),) if order == "split-kv" else (1,)
+            for heads in (self.heads,) if self.heads else sorted({1, largest.group}):
+                for splits in cuts:
+                    for block in blocks:
+                        few = few_rows(machine.rules, block, sizes.queries)
+                        yield Tiling(sizes, order, block, self.block_k or segment, heads, splits, few=few)
+
+    def _complain(self, op: AttentionOp, tilings: list[Tiling], candidates: list[Candidate], machine: Machine) -> None:
+        """An error where what cannot be taken was asked for."""
+        if not self._stated:
+            return
+        level = holding(machine)
+        if level is not None and level.size is not None and all(needed(t, level) > level.size for t in tilings):
+            least = min(tilings, key=lambda t: needed(t, level))
+            rows = "\n".join(f"    {t.name}: {t.rows} rows of {t.row} bytes, {n} bytes" for t, n in least.near(level))
+            smaller = (replace(least, block_q=n) for n in range(least.block_q - 1, 0, -1))
+            fits = next((t.block_q for t in smaller if needed(t, level) <= level.size), None)
+            raise CapacityError(
+                Problem(
+                    f"tiles of {self} need {needed(least, level)} bytes; {level.name} holds {level.size}\n{rows}",
+                    op=op.name,
+                    where=op.loc,
+                ),
+                step=f"write block-q={fits} or less" if fits else f"write block-k={machine.rules.key_segment}",
+            )
+        reasons = list(dict.fromkeys(c.refused for c in candidates if c.refused is not None))
+        raise PassOptionError(
+            [Problem(f"{self}: {reason}", op=op.name, where=op.loc) for reason in reasons],
+            step="write attention-tiling without options to see what it chooses, and what from, in the report",
+        )
+
+
+def judged_at(op: AttentionOp, space: DimSpace) -> list[dict[str, int]]:
+    """The sizes that tilings are judged at: the largest that are declared, `OPEN` where there is no bound, then a
+    fourth and a sixteenth of them, as far as they are in range. One schedule serves the whole range."""
+    names = sorted({s for value in op.operands for d in tensor(value).dims for s in d.symbols})
+    bounds = {name: space.interval(name) for name in names}
+    found: list[dict[str, int]] = []
+    for part in (1, 4, 16):
+        sizes = {}
+        for name, (low, high) in bounds.items():
+            least = max(low or 0, 1)
+            sizes[name] = max((max(least, OPEN) if high is None else high) // part, least)
+        if sizes not in found:
+            found.append(sizes)
+    return found
+
+
+def _candidate(at: tuple[Tiling, ...], ctx: Context) -> Candidate:
+    """One tiling at each of the sizes."""
+    first = at[0]
+    return Candidate(
+        first.schedule,
+        tuple(t.work(ctx.machine) for t in at),
+        tuple(t.seconds(ctx.machine) for t in at),
+        refusal(first, ctx),
+        {"named": first.named, **first.streams},
+    )
+
+
+def refusal(tiling: Tiling, ctx: Context) -> str | None:
+    """Why a tiling cannot be taken; None where it can."""
+    machine, sizes = ctx.machine, tiling.sizes
+    if tiling.block_q < machine.rules.dot_least:
+        return f"products have {machine.rules.dot_least} rows at least"
+    if sizes.group % tiling.heads:
+        return f"{tiling.heads} heads do not divide the {sizes.group} of a key head"
+    level = holding(machine)
+    if level is not None and level.size is not None and needed(tiling, level) > level.size:
+        return f"its tiles need {needed(tiling, level)} bytes, {level.name} holds {level.size}"
+    room, own = machine.rules.scratch, machine.rules.query_block
+    if room is not None and tiling.block_q > own and tiling.scratch > room:
+        return f"its tiles need {tiling.scratch} bytes of a program's own, which has {room}"
+    batch = ctx.options.determinism in ("batch", "exact")
+    if batch and tiling.block_k != machine.rules.key_segment:
+        return f"determinism={ctx.options.determinism} adds keys in segments of {machine.rules.key_segment}"
+    if batch and tiling.order == "split-kv":
+        return f"determinism={ctx.options.determinism}: a merge of parts adds in another order than segments"
+    if tiling.order != "query-outer":
+        return f"no kernel walks {tiling.order} yet"
+    if tiling.heads > 1:
+        return "no kernel packs query heads into one tile yet"
+    return None
+
+
+def holding(machine: Machine) -> Level | None:
+    """The level that a program's tiles must fit: the last that is filled by name on the way to products. A cache need
+    not hold them; that it does not costs time."""
+    return machine.nearest("matrix", kind="explicit")
+
+
+def needed(tiling: Tiling, level: Level) -> int:
+    """Bytes that a program's tiles take in a level."""
+    return sum(size for _, size in tiling.near(level))
+
+
+def _countable(op: AttentionOp) -> bool:
+    """Whether the op's head dims are numbers and its dtype has a kernel; the lowering says so of others."""
+    q, v = tensor(op.q), tensor(op.v)
+    return q.dims[-1].constant is not None and v.dims[-1].constant is not None and q.dtype is not F64
+
+
+def _facts(sizes: Sizes, machine: Machine) -> dict[str, Any]:
+    """What no tiling changes: the sizes, and the lower bounds."""
+    return {
+        "attention": asdict(sizes),
+        "pairs": sizes.batch * sizes.heads * sizes.seen,
+        "compulsory": compulsory(sizes),
+        "bounds": bounds_of(sizes, machine),
+    }
