@@ -142,6 +142,7 @@ class Report:
             "seconds": dict(self.facts.get("seconds", {})),
             "seconds_by_part": {kind: dict(parts) for kind, parts in self.facts.get("parts", {}).items()},
             "cache": self.facts.get("cache"),
+            "capture": self.facts.get("capture"),
             "notes": list(self.facts.get("notes", [])),
             "checked": self.facts.get("checked"),
         }

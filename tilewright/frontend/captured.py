@@ -36,6 +36,7 @@ class Captured:
     states: buffers that forward writes to, with their initial values.
     guards: relations between dims the graph relies on. notes: what the user should know and would not see otherwise.
     externs: the functions behind `graph.extern`, by callee.
+    proved: whether the graph was proved to be the model's at every size it is used for; nothing was merely tried out.
     reads: dims whose value is an input's only element: the dim, and the number of @main's argument.
     """
 
@@ -51,3 +52,4 @@ class Captured:
     source: Source
     externs: Mapping[str, Callable[..., Any]]
     reads: tuple[tuple[str, int], ...] = ()
+    proved: bool = False

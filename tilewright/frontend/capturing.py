@@ -84,8 +84,8 @@ def _module(
         with preserved(model), huggingface.switched(model, dict(kwargs), []):
             yield
 
-    guards = tried(model, exported, captured, notes, like_export)
-    return replace(captured, guards=(*captured.guards, *guards), notes=tuple(notes))
+    guards, proved = tried(model, exported, captured, notes, like_export)
+    return replace(captured, guards=(*captured.guards, *guards), notes=tuple(notes), proved=proved)
 
 
 def _program(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tilewright.errors import IRError, KernelStoreError
+from tilewright.ir.scalars import SCALARS
 from tilewright.ir.tile.axes import Axis, Lanes, Memory, Reads, Site, Span
 from tilewright.ir.tile.base import Array
 
@@ -126,7 +127,7 @@ class View:
         self, axis: int, indices: Array, unknown: Array | None, values: Array, poison: Array | None,
         at: Sequence[int], mode: str, site: Site,
     ) -> int:  # fmt: skip
-        """Sets or adds lanes in elements that this program wrote; gives how many there are."""
+        """Sets or combines lanes in elements that this program wrote; gives how many there are."""
         memory, lanes = self.memory, self._looked_up(axis, indices, unknown, at, values.shape, site)
         if memory.writers is None:
             raise site.error(IRError, f"updates buffer {memory.number}, an input", "update an output")
@@ -134,7 +135,8 @@ class View:
         memory.check_read(memory.writers[offsets], site)
         given = values[lanes.inside]
         with np.errstate(all="ignore"):
-            memory.flat[offsets] = memory.flat[offsets] + given if mode == "add" else given
+            met = memory.flat[offsets]
+            memory.flat[offsets] = given if mode == "set" else SCALARS[mode].numpy(met, given)
         return int(offsets.size)
 
     def _gathered(self, lanes: Lanes, extents: Sequence[int], outside: Any, lost: Any, site: Site) -> Loaded:
