@@ -35,7 +35,9 @@ def compositions() -> dict[Any, Callable[..., Any]]:
     from torch._decomp import decomposition_table
 
     composite: Any = torch.export.default_decompositions()  # type: ignore[attr-defined]
-    found = {**dict(composite.items()), **decomposition_table}
+    # torch's references, the rest of that table, are made of its primitives, which nothing lowers
+    written = {op: f for op, f in decomposition_table.items() if f.__module__ == "torch._decomp.decompositions"}
+    found = {**written, **dict(composite.items())}
     return {op: function for op, function in found.items() if not _is_known(str(op))}
 
 

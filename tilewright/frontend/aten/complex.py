@@ -13,6 +13,7 @@ from typing import Any, Final
 from xdsl.ir import SSAValue
 
 from tilewright.frontend.aten.combining import concat
+from tilewright.frontend.aten.elementwise import magnitude
 from tilewright.frontend.builder import Builder
 from tilewright.frontend.registry import Unsupported, lowerings
 from tilewright.ir.graph.base import tensor
@@ -182,14 +183,7 @@ def exponential(c: Builder, self: Pair) -> Pair:
 
 @_parts("abs.default")
 def absolute(c: Builder, self: Pair) -> SSAValue:
-    """The root of the sum of squares, of parts divided by the larger one: their squares may overflow."""
-    sizes = [c.map("abs", part) for part in (self.real, self.imaginary)]
-    large, small = c.map("max", *sizes), c.map("min", *sizes)
-    dtype = tensor(large).dtype
-    safe = c.select(c.map("eq", large, 0.0, dtype=dtype), 1.0, large, dtype)
-    share = c.map("div", small, safe, dtype=dtype)
-    root = c.map("sqrt", c.map("add", c.map("mul", share, share, dtype=dtype), 1.0, dtype=dtype), dtype=dtype)
-    return c.select(c.map("isinf", large, dtype=dtype), large, c.map("mul", large, root, dtype=dtype), dtype)
+    return magnitude(c, self.real, self.imaginary)
 
 
 @_parts("to.dtype", "to.device", "to.dtype_layout", "to.other", "_to_copy.default", "type_as.default")
