@@ -21,8 +21,10 @@ COMPILED = {
 }
 
 
-@pytest.mark.parametrize("table", [t if t in ("folded", "complex", "algebra") else pytest.param(t, marks=pytest.mark.slow)
-                                   for t in COMPILED])  # fmt: skip
+FAST = ("folded", "complex", "algebra")
+
+
+@pytest.mark.parametrize("table", [t if t in FAST else pytest.param(t, marks=pytest.mark.slow) for t in COMPILED])
 def test_compiled_operators_equal_eager_in_double(table: str, rng: np.random.Generator) -> None:
     model = Many({name: TABLES[table][name] for name in COMPILED[table]}).eval()
     dims = {"inputs.0": {0: tw.Dim("n", 1, 16)}}

@@ -53,7 +53,7 @@ ALGEBRA: Table = {
     "cdist_far": lambda x: torch.cdist(x[:, 0], x[:, 1], p=float("inf")),
     "cross": lambda x: torch.linalg.cross(x[..., :3], x[..., 3:6]),
     "cross_old": lambda x: torch.cross(x[..., :3, :], x[..., 3:6, :], dim=2),
-    "frobenius": lambda x: torch.linalg.matrix_norm(x),
+    "frobenius": torch.linalg.matrix_norm,
     "columns": lambda x: torch.linalg.matrix_norm(x[0], ord=1),
     "rows": lambda x: torch.linalg.matrix_norm(x[0], ord=float("inf"), keepdim=True),
     "vector": lambda x: torch.linalg.vector_norm(x, ord=3, dim=(1, 2)),
@@ -72,7 +72,7 @@ MOVED: Table = {
     "diag_embed": lambda x: torch.diag_embed(x[:, 0, 0], offset=1, dim1=0, dim2=2),
     "rot90": lambda x: torch.rot90(x, 1, (2, 3)),
     "rot270": lambda x: torch.rot90(x, 3, (1, 2)),
-    "fliplr": lambda x: torch.fliplr(x),
+    "fliplr": torch.fliplr,
     "roll": lambda x: torch.roll(x, (3, -2), (0, 3)),
     "swapaxes": lambda x: x.swapaxes(0, 3),
     "movedim": lambda x: x.movedim((0, 1), (2, 0)),
@@ -99,8 +99,8 @@ POINTWISE: Table = {
     "hypot": lambda x: torch.hypot(x, x + 1),
     "heaviside": lambda x: torch.heaviside(x, x * 2),
     "hardshrink": lambda x: functional.hardshrink(x, 0.3),
-    "softshrink": lambda x: functional.softshrink(x),
-    "tanhshrink": lambda x: functional.tanhshrink(x),
+    "softshrink": functional.softshrink,
+    "tanhshrink": functional.tanhshrink,
     "bucketize": lambda x: torch.bucketize(x, torch.tensor([-1.0, 0.0, 0.5, 2.0])),
     "frac": lambda x: torch.frac(x * 3),
     "deg2rad": torch.deg2rad,
@@ -125,7 +125,8 @@ FOLDED: Table = {
 }  # fmt: skip
 COMPLEX: Table = {
     "rotated": lambda x: torch.view_as_real(
-        torch.view_as_complex(x[..., :6].contiguous().view(*x.shape[:-1], 3, 2)) * torch.polar(torch.ones_like(x), x)[..., :3]
+        torch.view_as_complex(x[..., :6].contiguous().view(*x.shape[:-1], 3, 2))
+        * torch.polar(torch.ones_like(x), x)[..., :3]
     ).flatten(-2),
     "arithmetic": lambda x: torch.view_as_real((torch.complex(x, x + 1) * 2 - 1.5).conj() + torch.complex(x, x)),
     "absolute": lambda x: torch.complex(x * 1e25, x).abs(),
@@ -159,8 +160,9 @@ def _exact(model: torch.nn.Module, x: torch.Tensor, like: object) -> object:
 
     with torch.no_grad():
         narrow, wide = pytree.tree_flatten(model(x)), pytree.tree_flatten(model(x.double()))
-    chosen = [
-        w.to(a.dtype) if a.is_floating_point() and a.shape == w.shape and torch.allclose(a.double(), w, 1e-3, 1e-3) else a
-        for a, w in zip(narrow[0], wide[0], strict=True)
-    ]
+
+    def near(a: torch.Tensor, w: torch.Tensor) -> bool:
+        return a.is_floating_point() and a.shape == w.shape and torch.allclose(a.double(), w, 1e-3, 1e-3)
+
+    chosen = [w.to(a.dtype) if near(a, w) else a for a, w in zip(narrow[0], wide[0], strict=True)]
     return pytree.tree_unflatten(chosen, narrow[1])

@@ -69,9 +69,7 @@ def agrees(model: torch.nn.Module, rng: np.random.Generator) -> None:
             assert_same(run(captured, x), model(x))
 
 
-def test_layers_that_differ_in_their_weights_alone_are_traced_once(
-    traced: list[str], rng: np.random.Generator
-) -> None:
+def test_layers_that_differ_in_their_weights_alone_are_traced_once(traced: list[str], rng: np.random.Generator) -> None:
     agrees(Stack(lambda layer, x: x), rng)
     assert len(traced) >= LAYERS - 1
 

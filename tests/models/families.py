@@ -211,8 +211,8 @@ FAMILIES = [
     Family(
         "llama-4", "Llama4ForCausalLM", "Llama4TextConfig",
         GROUPED | EAGER_EXPERTS | {
-            "intermediate_size_mlp": INNER, "num_local_experts": 4, "num_experts_per_tok": 1, "interleave_moe_layer_step": 2,
-            "attention_chunk_size": 8, "no_rope_layers": [1, 0],
+            "intermediate_size_mlp": INNER, "num_local_experts": 4, "num_experts_per_tok": 1,
+            "interleave_moe_layer_step": 2, "attention_chunk_size": 8, "no_rope_layers": [1, 0],
         },
         decoder, TEXT,
     ),
@@ -236,7 +236,9 @@ FAMILIES = [
         "falcon", "FalconForCausalLM", "FalconConfig",
         SMALL | {"ffn_hidden_size": INNER, "new_decoder_architecture": False, "multi_query": True}, decoder, TEXT,
     ),
-    Family("cohere", "CohereForCausalLM", "CohereConfig", GROUPED | {"hidden_size": 64, "use_qk_norm": True}, decoder, TEXT),
+    Family(
+        "cohere", "CohereForCausalLM", "CohereConfig", GROUPED | {"hidden_size": 64, "use_qk_norm": True}, decoder, TEXT
+    ),
     Family("olmo-2", "Olmo2ForCausalLM", "Olmo2Config", SMALL | {"num_key_value_heads": 2}, decoder, TEXT),
     Family(
         "granite", "GraniteForCausalLM", "GraniteConfig",

@@ -48,8 +48,8 @@ def concrete(
     Its placeholders are the model's parameters and buffers, then the tensors among the example's leaves; its output is
     the leaves of the model's output. places: nodes keep the stack they were called from, which takes half as long
     again. exporting: what the model is told when it asks whether it is being exported or compiled. noticed: receives
-    what it asks and changes. every_layer: layers that are alike are traced one by one, instead of once. Raises whatever the model raises at these sizes, and what tracing without numbers cannot
-    follow. The model is left as it was.
+    what it asks and changes. every_layer: layers that are alike are traced one by one, instead of once. Raises whatever
+    the model raises at these sizes, and what tracing without numbers cannot follow. The model is left as it was.
     """
     from torch.func import functional_call
     from torch.fx.experimental.proxy_tensor import make_fx

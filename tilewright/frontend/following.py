@@ -55,9 +55,7 @@ def departure(
     held = list(held_by(model).values())
     own = {_identity(value) for value in held}
     try:
-        trace: Any = concrete(
-            model, at, places=False, exporting=exporting, noticed=noticed, every_layer=every_layer
-        )
+        trace: Any = concrete(model, at, places=False, exporting=exporting, noticed=noticed, every_layer=every_layer)
     except Exception as fault:  # noqa: BLE001 (whatever a model raises: it does not run at this size)
         return Departure(type(fault).__name__, None, runs=False)
     numbers = Numbering()

@@ -45,7 +45,7 @@ class Identity:
 def identify(
     model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], dims: Mapping[str, Any] | None, fallback: str
 ) -> Identity:
-    """The factors of `capturing.capture` with these arguments. Never raises for what capture would refuse: it says it."""
+    """The factors of `capturing.capture` with these arguments. What capture would refuse has none."""
     import torch
 
     if not isinstance(model, torch.nn.Module) or not huggingface.is_transformers(model):
@@ -139,7 +139,7 @@ def _require_no_global_hooks() -> None:
 
 
 def _tensors(model: torch.nn.Module) -> dict[str, Any]:
-    """Each parameter and buffer: its type, how it lies in memory, what it shares it with, and small buffers' contents."""
+    """Each parameter and buffer: its type, how it lies in memory, what it shares it with; small buffers' contents."""
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     transient = {
         f"{path}.{name}".lstrip(".")

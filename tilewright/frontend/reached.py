@@ -298,7 +298,9 @@ def _is_implied(name: str, held: Any) -> bool:
 
 
 def _is_typing(found: Any) -> bool:
-    return type(found).__module__ in ("typing", "typing_extensions") or isinstance(found, (typing.TypeVar, types.UnionType))
+    if type(found).__module__ in ("typing", "typing_extensions"):
+        return True
+    return isinstance(found, (typing.TypeVar, types.UnionType))
 
 
 def _slots(base: type) -> tuple[str, ...]:

@@ -122,9 +122,7 @@ def _different(a: Any, b: Any) -> set[tuple[str, str]] | None:
             return None
         mine, theirs = _attributes(one), _attributes(other)
         names = mine.keys() | theirs.keys()
-        found |= {
-            (path, n) for n in names if n not in mine or n not in theirs or not _alike(mine[n], theirs[n])
-        }
+        found |= {(path, n) for n in names if n not in mine or n not in theirs or not _alike(mine[n], theirs[n])}
         for table in ("_parameters", "_buffers"):
             if getattr(one, table).keys() != getattr(other, table).keys():
                 return None
@@ -174,7 +172,7 @@ def _telling(path: str, name: str, read: set[tuple[str, str]]) -> property:
     return property(get, put)
 
 
-# --- one call of a layer --------------------------------------------------------------------------------------------------
+# --- one call of a layer ----------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -250,7 +248,7 @@ def _same_number(a: Any, b: Any) -> bool:
     return _alike(a, b) if isinstance(a, _PLAIN) else a is b and isinstance(a, (torch.dtype, torch.device))
 
 
-# --- from one call to the others ------------------------------------------------------------------------------------------
+# --- from one call to the others --------------------------------------------------------------------------------------
 
 
 class _Copied(NamedTuple):

@@ -1,4 +1,4 @@
-"""Complex tensors as pairs of real ones: the IR has no complex numbers, and rotary embeddings are often written in them.
+"""Complex tensors as pairs of real ones: the IR has no complex numbers, and rotary embeddings are written in them.
 
 A pair lives only between operators; what a graph takes and gives stays real. Operators that move elements work on both
 parts alike, with the lowering that they have for real tensors.
@@ -203,4 +203,3 @@ def _plain(value: Any) -> Any:
             raise Unsupported("a complex number as a constant")
         return value.real
     return value
-

@@ -141,7 +141,8 @@ def take_along_dim(c: Builder, x: SSAValue, index: SSAValue, dim: int | None) ->
     common = [d if d.constant != 1 else e for d, e in zip(tensor(x).dims, tensor(index).dims, strict=True)]
     sides = []
     for value in (x, index):
-        dims = [own if i == axis else shared for i, (own, shared) in enumerate(zip(tensor(value).dims, common, strict=True))]
+        pairs = enumerate(zip(tensor(value).dims, common, strict=True))
+        dims = [own if i == axis else shared for i, (own, shared) in pairs]
         sides.append(c.broadcast(value, dims))
     return c.emit(TakeAlongOp, sides[0], wrapped(c, sides[1], tensor(x).dims[axis]), axis=axis)
 

@@ -33,18 +33,14 @@ def erfc(c: Builder, self: SSAValue) -> SSAValue:
     size = c.map("abs", x, dtype=dtype)
     # beyond, the value is 0 in every dtype, and infinities would meet each other
     size = c.select(c.map("lt", size, 30.0, dtype=dtype), size, 30.0, dtype)
-    t = c.map(
-        "div", c.map("sub", size, _CENTRE, dtype=dtype), c.map("add", size, _CENTRE, dtype=dtype), dtype=dtype
-    )
+    t = c.map("div", c.map("sub", size, _CENTRE, dtype=dtype), c.map("add", size, _CENTRE, dtype=dtype), dtype=dtype)
     found = c.full(_TAIL[-1], tensor(x).dims, dtype)
     for coefficient in reversed(_TAIL[:-1]):
         found = c.map("add", c.map("mul", found, t, dtype=dtype), coefficient, dtype=dtype)
     found = c.map("div", found, c.map("add", c.map("mul", size, 2.0, dtype=dtype), 1.0, dtype=dtype), dtype=dtype)
     # x^2 as the exact square of x's first digits and the rest: an error of x^2 is one of the same size in exp(-x^2)
     first = c.cast(c.cast(size, F32 if dtype == F64 else BF16), dtype)
-    rest = c.map(
-        "mul", c.map("sub", size, first, dtype=dtype), c.map("add", size, first, dtype=dtype), dtype=dtype
-    )
+    rest = c.map("mul", c.map("sub", size, first, dtype=dtype), c.map("add", size, first, dtype=dtype), dtype=dtype)
     for part in (c.map("mul", first, first, dtype=dtype), rest):
         found = c.map("mul", found, c.map("exp", c.map("neg", part, dtype=dtype), dtype=dtype), dtype=dtype)
     found = c.select(c.map("lt", x, 0, dtype=dtype), c.map("sub", 2.0, found, dtype=dtype), found, dtype)

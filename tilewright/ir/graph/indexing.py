@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 MODES = ("set", "add", "mul", "max", "min")
-"""What happens to an element that an update meets: it is replaced, or becomes this function of itself and the update."""
+"""What happens to an element that an update meets: it is replaced, or becomes this function of both."""
 
 
 class IndexingOp(GraphOp):

@@ -66,8 +66,9 @@ class LookupOp(TileOp):
 
 @irdl_op_definition
 class UpdateOp(TileOp):
-    """Sets a tile's lanes in elements that this program has stored, along `axis` at places given by integers, or combines
-    both by the function that `mode` names.
+    """Sets a tile's lanes in elements that this program has stored, along `axis` at places given by integers.
+
+    Or combines both, by the function that `mode` names.
 
     The only op that writes an element again. Lanes of one update are distinct elements; lanes outside the other axes
     are dropped.

@@ -1,4 +1,4 @@
-"""Changes of what was stored before: elements set again, or combined with something, at places that tiles of integers name.
+"""Changes of what was stored before: elements set again, or combined, at places that tiles of integers name.
 
 An update at a place outside its axis is left out.
 """
