@@ -205,8 +205,5 @@ def _switches() -> dict[str, Any]:
         "inference": torch.is_inference_mode_enabled(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "products": torch.get_float32_matmul_precision(),
-        "attention": [
-            torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.mem_efficient_sdp_enabled(),
-            torch.backends.cuda.math_sdp_enabled(),
-        ],
-    }  # fmt: skip
+        "attention": [getattr(torch._C, f"_get_{kind}_sdp_enabled")() for kind in ("flash", "mem_efficient", "math")],
+    }

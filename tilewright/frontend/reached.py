@@ -100,7 +100,8 @@ class Reached:
             raise UnprovedError(f"{place} is a tensor that is neither a parameter nor a buffer")
         if isinstance(found, type):
             return self.kind(found)
-        if callable(found) and (of := _function_of(found)) is not None:
+        of = _function_of(found)
+        if of is not None:
             return self.function(of)
         if isinstance(found, functools.partial):
             parts = (found.func, found.args, found.keywords)

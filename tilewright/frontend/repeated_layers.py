@@ -48,11 +48,13 @@ def repeating(model: torch.nn.Module) -> Iterator[None]:
                 return original(tracer, module, forward, args, kwargs)
             call = _Call.of(tracer, layer, args, kwargs)
             known = traced.setdefault(id(stack), [])
-            for template in known if call is not None else ():
+            if call is None:
+                return original(tracer, module, forward, args, kwargs)
+            for template in known:
                 copied = template.copied(call)
                 if copied is not None:
                     return copied.out
-            if call is None or len(known) == _MOST_TEMPLATES:
+            if len(known) == _MOST_TEMPLATES:
                 return original(tracer, module, forward, args, kwargs)
             with _reads(layer, _differing(layer, stack)) as read:
                 out, made = _recorded(call, lambda: original(tracer, module, forward, args, kwargs))
@@ -221,8 +223,8 @@ class _Call:
                 return None
             if there.setdefault(node, their_node) is not their_node or back.setdefault(their_node, node) is not node:
                 return None
-        for place, (a, b) in enumerate(zip(self.leaves, other.leaves, strict=True)):
-            if f"#{place}" not in self.tensors and not _same_number(a, b):
+        for number, (a, b) in enumerate(zip(self.leaves, other.leaves, strict=True)):
+            if f"#{number}" not in self.tensors and not _same_number(a, b):
                 return None
         return there
 

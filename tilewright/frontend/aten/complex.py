@@ -128,12 +128,12 @@ def complex_(c: Builder, real: SSAValue, imag: SSAValue) -> Pair:
 
 
 @_parts("real.default")
-def real(c: Builder, self: Pair) -> SSAValue:
+def real(c: Builder, self: Pair) -> Any:
     return self.real
 
 
 @_parts("imag.default")
-def imag(c: Builder, self: Pair) -> SSAValue:
+def imag(c: Builder, self: Pair) -> Any:
     return self.imaginary
 
 
@@ -177,7 +177,7 @@ def divide(c: Builder, self: Any, other: Any) -> Pair:
 
 
 @_parts("exp.default")
-def exponential(c: Builder, self: Pair) -> Pair:
+def exponential(c: Builder, self: Pair) -> Any:
     return polar(c, c.map("exp", self.real), self.imaginary)
 
 
