@@ -34,7 +34,7 @@ def compositions() -> dict[Any, Callable[..., Any]]:
     import torch
     from torch._decomp import decomposition_table
 
-    composite: Any = torch.export.default_decompositions()  # type: ignore[attr-defined]
+    composite: Any = torch.export.default_decompositions()
     # torch's references, the rest of that table, are made of its primitives, which nothing lowers
     written = {op: f for op, f in decomposition_table.items() if f.__module__ == "torch._decomp.decompositions"}
     found = {**written, **dict(composite.items())}

@@ -157,7 +157,7 @@ def _tensors(model: torch.nn.Module) -> dict[str, Any]:
         if name not in parameters:
             told += " transient" if name in transient else ""
             if value.nbytes <= _SMALL_BYTES or name in transient:
-                content = value.contiguous().reshape(-1).view(_bytes()).numpy() if value.numel() else b""
+                content: Any = value.contiguous().reshape(-1).view(_bytes()).numpy() if value.numel() else b""
                 told += f" {hashlib.sha256(content).hexdigest()}"
         found[name] = told
     return found
@@ -196,7 +196,8 @@ def _switches() -> dict[str, Any]:
     from torch.overrides import _get_current_function_mode_stack
     from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-    if _get_current_function_mode_stack() or _get_current_dispatch_mode_stack():
+    seeing: Any = _get_current_function_mode_stack
+    if seeing() or _get_current_dispatch_mode_stack():
         raise UnprovedError("a mode of torch is on that sees every operator")
     return {
         "dtype": str(torch.get_default_dtype()),

@@ -107,7 +107,7 @@ class Reached:
             parts = (found.func, found.args, found.keywords)
             return ["partial", *(self.value(part, place) for part in parts)]
         if isinstance(found, types.MethodType):
-            return ["method", self.function(found.__func__), self.value(found.__self__, place)]
+            return ["method", self.value(found.__func__, place), self.value(found.__self__, place)]
         if isinstance(found, types.ModuleType):
             self._module(found)
             return ["module", found.__name__]
