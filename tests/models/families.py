@@ -208,5 +208,45 @@ FAMILIES = [
         },
         decoder, TEXT, roundings=40,
     ),
+    Family(
+        "llama-4", "Llama4ForCausalLM", "Llama4TextConfig",
+        GROUPED | EAGER_EXPERTS | {
+            "intermediate_size_mlp": INNER, "num_local_experts": 4, "num_experts_per_tok": 1,
+            "interleave_moe_layer_step": 2, "attention_chunk_size": 8, "no_rope_layers": [1, 0],
+        },
+        decoder, TEXT,
+    ),
+    Family("deepseek-v2", "DeepseekV2ForCausalLM", "DeepseekV2Config", DEEPSEEK | {"head_dim": 8}, decoder, TEXT),
+    Family(
+        "gpt-oss", "GptOssForCausalLM", "GptOssConfig",
+        GROUPED | EAGER_EXPERTS | {
+            "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 6, "rope_scaling": None,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+        decoder, TEXT,
+    ),
+    Family("qwen2", "Qwen2ForCausalLM", "Qwen2Config", GROUPED, decoder, TEXT),
+    Family("mistral", "MistralForCausalLM", "MistralConfig", GROUPED | {"sliding_window": 6}, decoder, TEXT),
+    Family(
+        "stablelm", "StableLmForCausalLM", "StableLmConfig",
+        SMALL | {"num_key_value_heads": 2, "partial_rotary_factor": 0.5, "hidden_size": 64, "qk_layernorm": True},
+        decoder, TEXT,
+    ),
+    Family(
+        "falcon", "FalconForCausalLM", "FalconConfig",
+        SMALL | {"ffn_hidden_size": INNER, "new_decoder_architecture": False, "multi_query": True}, decoder, TEXT,
+    ),
+    Family(
+        "cohere", "CohereForCausalLM", "CohereConfig", GROUPED | {"hidden_size": 64, "use_qk_norm": True}, decoder, TEXT
+    ),
+    Family("olmo-2", "Olmo2ForCausalLM", "Olmo2Config", SMALL | {"num_key_value_heads": 2}, decoder, TEXT),
+    Family(
+        "granite", "GraniteForCausalLM", "GraniteConfig",
+        SMALL | {"num_key_value_heads": 2, "embedding_multiplier": 3.0, "residual_multiplier": 0.5}, decoder, TEXT,
+    ),
+    Family(
+        "smollm-3", "SmolLM3ForCausalLM", "SmolLM3Config",
+        SMALL | {"num_key_value_heads": 2, "no_rope_layer_interval": 2}, decoder, TEXT,
+    ),
 ]  # fmt: skip
 NAMED = {family.name: family for family in FAMILIES}

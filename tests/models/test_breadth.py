@@ -13,9 +13,12 @@ import torch
 
 from tests.models.families import FAMILIES, NAMED, Call, Family
 
-ROUTED = ("qwen3-moe", "mixtral", "deepseek-v3", "minimax")
+ROUTED = ("qwen3-moe", "mixtral", "deepseek-v3", "minimax", "llama-4", "deepseek-v2", "gpt-oss")
 # near relatives of a family that every run covers
-RELATIVES = ("roberta", "t5-gated", "phi-3", "qwen3", "minimax")
+RELATIVES = (
+    "roberta", "t5-gated", "phi-3", "qwen3", "minimax", "deepseek-v2", "qwen2", "mistral", "falcon", "cohere", "olmo-2",
+    "granite", "smollm-3",
+)  # fmt: skip
 
 
 def bound(family: Family, wanted: torch.Tensor) -> float:

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from tilewright.compiler.options import Options
+from tilewright.compiler.taken import Taken
 from tilewright.compiler.target import Target
 from tilewright.errors import PassOptionError
-from tilewright.frontend.captured import Captured
 from tilewright.ir.backend import Backend
 from tilewright.ir.passing import Pipeline
-from tilewright.runtime.canonical import key_of
 from tilewright.runtime.weights import content_key
 
 
@@ -71,26 +70,16 @@ def _source_hash(own: Path, root: str) -> str:
     return digest.hexdigest()
 
 
-def code_factors(captured: Captured, text: str, target: Target, options: Options) -> dict[str, Any]:
-    """Everything that decides the program and its objects: graph, dims, machine, pipeline, options, toolchain.
-
-    text: of the captured module.
-    """
+def code_factors(taken: Taken, target: Target, options: Options) -> dict[str, Any]:
+    """Everything that decides the program and its objects: graph, dims, machine, pipeline, options, toolchain."""
     return {
         "kind": "code",
-        "graph": hashlib.sha256(text.encode()).hexdigest(),
-        "signature": key_of(captured.signature.to_json()),
-        "guards": [str(g) for g in captured.guards],
-        "reads": [[read.dim, read.argument] for read in captured.reads],
-        "aliases": dict(sorted(captured.aliases.items())),
-        "transient": sorted(captured.transient),
-        "names": key_of(sorted({*captured.weights, *captured.states})),
-        "dims": [[d.name, d.min, d.max, d.kind] for d in captured.dims],
+        **taken.factors,
         "machine": target.machine.key(),
         "backend": target.backend.name,
         "pipeline": str(target.pipeline),
         # passes that read values decide by them
-        "values": content_key(captured.weights) if any(p.reads_weights for p in target.pipeline.passes) else None,
+        "values": content_key(taken.weights) if any(p.reads_weights for p in target.pipeline.passes) else None,
         "plugins": plugins_of(target.pipeline, target.backend),
         "options": {**target.told(options).to_dict(), "materialise": options.materialise},
         "toolchain": {**target.backend.toolchain(), "torch": version("torch"), "xdsl": version("xdsl")},

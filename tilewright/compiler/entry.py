@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tilewright.compiler.checking import FirstCall, check_expected, check_names
+from tilewright.compiler.code import Code
 from tilewright.compiler.code_key import code_factors
 from tilewright.compiler.compilation import generate
 from tilewright.compiler.compiled import Compiled
@@ -16,6 +17,7 @@ from tilewright.compiler.linking import ready
 from tilewright.compiler.options import Options
 from tilewright.compiler.stopwatch import Progress, Stopwatch
 from tilewright.compiler.store import Store
+from tilewright.compiler.taken import Memory, Taken
 from tilewright.compiler.target import Target
 from tilewright.compiler.verify_each import NumericCheck
 from tilewright.errors import ArgumentError
@@ -24,6 +26,7 @@ from tilewright.frontend.capturing import capture, load_program
 from tilewright.frontend.directories import open_directory
 from tilewright.ir.choices import CompileOptions
 from tilewright.ir.module import print_module
+from tilewright.runtime.facts import Facts
 from tilewright.runtime.native import NativeLibrary
 from tilewright.runtime.threads import ThreadPool
 from tilewright.runtime.weights import WeightSet
@@ -56,41 +59,86 @@ def compile_model(
     def captures() -> Captured:
         return capture(model, args, dict(kwargs or {}), dims, fallback=options.fallback)
 
-    with watch.stage("capture"):
-        captured = captures()
-    compiled = finish(captured, target, options, watch, notes)
+    compiled = _compiled(captures, (model, args, dict(kwargs or {}), dims), target, options, watch, notes)
     if options.check == "first" and compiled.executable is not None:
         compiled.first_call = FirstCall(model, captures, target, CompileOptions(**compiled.facts.options))
     return compiled
 
 
-def finish(
-    captured: Captured, target: Target, options: Options, watch: Stopwatch, notes: Sequence[str] = ()
+def _compiled(
+    captures: Callable[[], Captured],
+    given: tuple[Any, Any, Any, Any],
+    target: Target,
+    options: Options,
+    watch: Stopwatch,
+    notes: Sequence[str],
 ) -> Compiled:
-    """A captured model to a callable: code from the cache or generated, weights packed or mapped."""
-    store = Store.of(options)
+    """Code for what was captured before, where the key of the model proves that it is the same; else it is captured."""
+    with watch.stage("identity"):
+        # what is found in the cache has run no pass that could be verified
+        store = Store(None) if options.verify_each == "numeric" else Store.of(options)
+        memory = Memory.of(store, *given, fallback=options.fallback)
+    if memory.taken is not None:
+        with watch.stage("key"):
+            found = store.code_if_there(code_factors(memory.taken, target, options))
+        if found is not None:
+            return _linked(*found, "hit", memory.taken, options, target, store, watch, notes)
+    with watch.stage("capture"):
+        captured = captures()
+    return finish(captured, target, options, watch, notes, memory)
+
+
+def finish(
+    captured: Captured,
+    target: Target,
+    options: Options,
+    watch: Stopwatch,
+    notes: Sequence[str] = (),
+    memory: Memory | None = None,
+) -> Compiled:
+    """A captured model to a callable: code from the cache or generated, weights packed or mapped.
+
+    memory: where the capture is kept, if it is.
+    """
+    store = memory.store if memory is not None else Store.of(options)
     with watch.stage("key"):
         text = print_module(captured.module)
-        factors = code_factors(captured, text, target, options)
+        taken = Taken.of(captured, text, f"made ({memory.why})" if memory is not None and memory.why else "made")
+        factors = code_factors(taken, target, options)
+        if memory is not None:
+            memory.keep(captured, taken)
     if options.verify_each == "numeric":
-        # what is found in the cache has run no pass that could be verified
         (code, facts), origin = generate(captured, text, target, options, watch, (NumericCheck(),)), "off (verify_each)"
     else:
         code, facts, origin = store.code(factors, lambda: generate(captured, text, target, options, watch))
+    return _linked(code, facts, origin, taken, options, target, store, watch, notes)
+
+
+def _linked(
+    code: Code,
+    facts: Facts,
+    origin: str,
+    taken: Taken,
+    options: Options,
+    target: Target,
+    store: Store,
+    watch: Stopwatch,
+    notes: Sequence[str],
+) -> Compiled:
     check_expected(options.expect, facts)
     # the graph is the code's key: what its capture noted is not, and another model may have the same graph
-    told = replace(facts, model=captured.source.model, notes=(*notes, *captured.notes, *facts.notes))
+    told = replace(facts, model=taken.model, notes=(*notes, *taken.notes, *facts.notes))
 
     def hold(library: NativeLibrary, pool: ThreadPool) -> WeightSet:
         with watch.stage("weights"):
-            tensors = {**captured.weights, **captured.states}
+            tensors = {**taken.weights, **taken.states}
             wanted = {spec.name for spec in code.program.weights}
             chosen = {n: t for n, t in tensors.items() if n in wanted}
-            return store.weights(code, library, pool, chosen, model=captured.source.model)
+            return store.weights(code, library, pool, chosen, model=taken.model)
 
     return ready(
-        code, told, hold, watch, origin=origin, here=target.runs_here, threads=options.threads,
-        memory_limit=options.memory_limit, host=captured.externs,
+        code, told, hold, watch, origin=origin, capture=taken.origin, here=target.runs_here, threads=options.threads,
+        memory_limit=options.memory_limit, host=taken.externs,
     )  # fmt: skip
 
 

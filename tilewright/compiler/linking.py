@@ -34,6 +34,7 @@ def ready(
     watch: Stopwatch,
     *,
     origin: str = "",
+    capture: str = "",
     here: bool = True,
     threads: int | None = None,
     memory_limit: int | None = None,
@@ -42,7 +43,8 @@ def ready(
 ) -> Compiled:
     """The code as a callable. facts: for its report, to which what the stopwatch has is added.
 
-    origin: where the code came from: a cache, an artifact, or why it was made. here: this process can run it; otherwise
+    origin: where the code came from: a cache, an artifact, or why it was made. capture: where the graph came from.
+    here: this process can run it; otherwise
     it is there to be read. See Executable for the other options.
     Raises CpuFeatureError where this CPU lacks what the code uses, ToolchainError where it does not link.
     """
@@ -57,4 +59,6 @@ def ready(
         loaded = Executable(
             code.program, library, weights, pool, threads=threads, memory_limit=memory_limit, host=host, cleared=cleared
         )
-    return Compiled(code, loaded, Account.of(facts, cache=origin, seconds=watch.seconds, parts=watch.parts))
+    return Compiled(
+        code, loaded, Account.of(facts, cache=origin, capture=capture, seconds=watch.seconds, parts=watch.parts)
+    )

@@ -158,6 +158,7 @@ class Report:
             "seconds": dict(self.facts.seconds),
             "seconds_by_part": {kind: dict(parts) for kind, parts in self.facts.parts.items()},
             "cache": self.facts.cache,
+            "capture": self.facts.capture,
             "notes": list(self.facts.notes),
             "checked": self.facts.checked,
         }

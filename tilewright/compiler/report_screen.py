@@ -44,7 +44,7 @@ def screen(report: Report) -> str:
         f"{sum(row.launches for row in shown.rows)} launches of {len(shown.rows)} kernels; "
         f"fallbacks: {', '.join(data['fallbacks']) or 'none'}; memory: {bytes_text(data['memory']['bytes'])}"
     )
-    paragraph(f"cache: {data['cache'] or 'off'}")
+    paragraph(f"cache: {data['cache'] or 'off'}" + (f"; capture: {data['capture']}" if data["capture"] else ""))
     line("")
     if shown.dims:
         sizes = ", ".join(f"{n}={v}" for n, v in shown.dims.items())

@@ -26,7 +26,7 @@ from tilewright.runtime.threads import ThreadPool
 from tilewright.runtime.weights import Source, WeightSet, content_key
 
 _PROGRAM, _FACTS, _OBJECTS, _SOURCES, _TEXTS = "program.json", "facts.json", "objects.bin", "sources.json", "texts.json"
-_PACKED = "packed.safetensors"
+_PACKED, _CAPTURE = "packed.safetensors", "capture.json"
 
 
 @dataclass
@@ -84,6 +84,33 @@ class Store:
         if fresh:
             return *fresh[0], f"miss ({miss})" if miss is not None else "miss (the entry was damaged)"
         return *read_code(entry), "hit"
+
+    def code_if_there(self, factors: Mapping[str, Any]) -> tuple[Code, Facts] | None:
+        """Code that was made before."""
+        entry = None if self.cache is None else self.cache.get(factors)
+        return None if entry is None else read_code(entry)
+
+    def capture(self, factors: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:
+        """What was kept of a capture, and otherwise why there is nothing."""
+        if self.cache is None:
+            return None, "nothing is kept"
+        entry = self.cache.get(factors)
+        if entry is None:
+            return None, str(self.cache.explain_miss(factors) or "the entry was damaged")
+        return json.loads((entry.folder / _CAPTURE).read_text(encoding="utf-8")), ""
+
+    def keep_capture(self, factors: Mapping[str, Any], kept: Mapping[str, Any]) -> None:
+        """Keeps plain data about a capture."""
+
+        def fill(folder: Path) -> None:
+            (folder / _CAPTURE).write_text(canonical_json(kept), encoding="utf-8")
+            (folder / NOTE).write_text(str(kept.get("model", "")), encoding="utf-8")
+
+        if self.cache is not None:
+            try:
+                self.cache.get_or_build(factors, fill)
+            except CacheError as fault:
+                self._give_up(fault)
 
     def weights(
         self, code: Code, library: NativeLibrary, pool: ThreadPool, source: Source, *, model: str = ""

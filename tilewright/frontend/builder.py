@@ -67,12 +67,17 @@ class Builder:
         """The type of a traced tensor."""
         return self.type_in(self.symbols, fake)
 
+    def part_of(self, fake: Any) -> TensorType:
+        """The type of either part of a complex traced tensor, and of a real one that of itself."""
+        return self.type_in(self.symbols, fake, fake.dtype.to_real() if fake.dtype.is_complex else None)
+
     @staticmethod
-    def type_in(symbols: Symbols, fake: Any) -> TensorType:
-        """The type of a traced tensor whose sizes are these symbols'."""
-        dtype = from_torch_name(str(fake.dtype))
+    def type_in(symbols: Symbols, fake: Any, torch_dtype: Any = None) -> TensorType:
+        """The type of a traced tensor whose sizes are these symbols'. torch_dtype: another than its own."""
+        named = str(torch_dtype or fake.dtype)
+        dtype = from_torch_name(named)
         if dtype is None:
-            raise Unsupported(f"the dtype {str(fake.dtype).removeprefix('torch.')}")
+            raise Unsupported(f"the dtype {named.removeprefix('torch.')}")
         try:
             return TensorType.of(symbols.dims(fake.shape), dtype)
         except UnknownSizeError as unknown:
@@ -82,7 +87,14 @@ class Builder:
     def result(self) -> TensorType:
         """The type torch computed for the node's (first) result."""
         value = self.node.meta["val"]
-        return self.type_of(value[0] if isinstance(value, (tuple, list)) else value)
+        return self.part_of(value[0] if isinstance(value, (tuple, list)) else value)
+
+    @property
+    def is_complex(self) -> bool:
+        """Whether the node's (first) result is complex; `result` is the type of its parts then."""
+        value = self.node.meta["val"]
+        listed = value if isinstance(value, (tuple, list)) else [value]
+        return any(v.dtype.is_complex for v in listed if hasattr(v, "dtype"))
 
     def common_dtype(self, *operands: Any) -> DType:
         """The dtype in which torch computes a comparison of these arguments of the node (nodes or numbers)."""

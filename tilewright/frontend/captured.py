@@ -38,6 +38,7 @@ class Captured:
     states: buffers that forward writes to, with their initial values.
     notes: what the user should know and would not see otherwise.
     externs: the functions behind `graph.extern`, by callee.
+    proved: whether the graph was proved to be the model's at every size it is used for; nothing was merely tried out.
     """
 
     module: ModuleOp
@@ -50,6 +51,7 @@ class Captured:
     notes: tuple[str, ...]
     source: Source
     externs: Mapping[str, Callable[..., Any]]
+    proved: bool = False
 
     @property
     def guards(self) -> tuple[Guard, ...]:

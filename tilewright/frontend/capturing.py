@@ -85,8 +85,9 @@ def _module(
         with preserved(model), huggingface.switched(model, dict(kwargs), []):
             yield
 
-    require(captured.module, tried(model, exported, captured, notes, like_export))
-    return replace(captured, notes=tuple(notes))
+    guards, proved = tried(model, exported, captured, notes, like_export)
+    require(captured.module, guards)
+    return replace(captured, notes=tuple(notes), proved=proved)
 
 
 def _program(

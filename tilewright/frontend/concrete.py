@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,6 +18,7 @@ from tilewright.frontend.lean_tracing import WholeStack, lean_nodes
 from tilewright.frontend.locations import line_of_frame
 from tilewright.frontend.preserving import preserved
 from tilewright.frontend.quiet import quiet
+from tilewright.frontend.repeated_layers import repeating
 
 if TYPE_CHECKING:
     import torch
@@ -34,15 +35,21 @@ class Noticed:
 
 
 def concrete(
-    model: torch.nn.Module, example: Example, *, places: bool, exporting: bool = True, noticed: Noticed | None = None
+    model: torch.nn.Module,
+    example: Example,
+    *,
+    places: bool,
+    exporting: bool = True,
+    noticed: Noticed | None = None,
+    every_layer: bool = True,
 ) -> torch.fx.GraphModule:
     """The operators that a call with this example runs, above their decompositions, as torch.export sees them.
 
     Its placeholders are the model's parameters and buffers, then the tensors among the example's leaves; its output is
     the leaves of the model's output. places: nodes keep the stack they were called from, which takes half as long
     again. exporting: what the model is told when it asks whether it is being exported or compiled. noticed: receives
-    what it asks and changes. Raises whatever the model raises at these sizes, and what tracing without numbers cannot
-    follow. The model is left as it was.
+    what it asks and changes. every_layer: layers that are alike are traced one by one, instead of once. Raises whatever
+    the model raises at these sizes, and what tracing without numbers cannot follow. The model is left as it was.
     """
     from torch.func import functional_call
     from torch.fx.experimental.proxy_tensor import make_fx
@@ -67,7 +74,8 @@ def concrete(
         run, tracing_mode="fake", pre_dispatch=True, _allow_non_fake_inputs=True, record_stack_traces=places
     )
     noticed = Noticed() if noticed is None else noticed
-    with preserved(model, noticed.changed), quiet(), _told(exporting, noticed.asked), lean_nodes(WholeStack):
+    once = nullcontext() if every_layer else repeating(model)
+    with preserved(model, noticed.changed), quiet(), _told(exporting, noticed.asked), lean_nodes(WholeStack), once:
         return traced(list(held.values()), tensors)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tilewright.errors import CaptureError, SpecialisationError, TilewrightError
 from tilewright.frontend.conversions import explained, recorded
-from tilewright.frontend.custom_ops import decompositions
+from tilewright.frontend.decomposing import table_for
 from tilewright.frontend.examples import Example
 from tilewright.frontend.export_faults import capture_error, with_partners
 from tilewright.frontend.generic_sizes import generic_sizes
@@ -17,6 +17,7 @@ from tilewright.frontend.keywords import with_named_keywords
 from tilewright.frontend.lean_tracing import lean_tracing
 from tilewright.frontend.program_guards import carried_facts
 from tilewright.frontend.quiet import quiet
+from tilewright.frontend.repeated_layers import repeating
 from tilewright.frontend.sizing import export_sizes, raised_sizes, sizes_of
 from tilewright.frontend.slicing import name_slices
 from tilewright.frontend.symbols import Symbols, admitted, require_admitted
@@ -90,7 +91,7 @@ def _attempt(model: torch.nn.Module, example: Example, own: Mapping[str, int]) -
             shapes[leaf.value] = dynamic
     with generic_sizes(zero=any(dim.min == 0 for dim in example.dims)) as asked, recorded() as conversions:
         try:
-            with quiet(), torch.no_grad(), lean_tracing():
+            with quiet(), torch.no_grad(), lean_tracing(), repeating(model):
                 spec = shapes.dynamic_shapes(model, args, kwargs) if example.dims else None
                 program = torch.export.export(model, args, kwargs, dynamic_shapes=spec, strict=False)
         except TilewrightError:
@@ -163,13 +164,17 @@ def _admits(dim: Dim, size: int) -> bool:
 
 
 def functional(program: ExportedProgram, example: Example) -> ExportedProgram:
-    """The program without in-place ops and without operators that are registered by what they are made of.
+    """The program without in-place ops and without operators that only what they are made of says.
 
     Programs that have none are left as they are: decomposing costs seconds. A table without composite ops (linear,
     attention, norms) keeps them whole.
     """
+    import torch
+
     nodes = [node for module in program.graph_module.modules() for node in _nodes(module)]
-    table = decompositions({node.target for node in nodes if node.op == "call_function"})
+    # neither the exporter's assertions nor its questions for sizes are operators that are lowered
+    given = [node for node in nodes if node.users and isinstance(node.meta.get("val"), (torch.Tensor, tuple, list))]
+    table = table_for({node.target for node in given if node.op == "call_function"})
     if not table and not any(_is_impure(node) for node in nodes):
         return program
     try:

@@ -40,11 +40,13 @@ def departure(
     *,
     exporting: bool = True,
     noticed: Noticed | None = None,
+    every_layer: bool = True,
 ) -> Departure | None:
     """How the model departs from the graph at these sizes of the dims; None where the two are proved to be one.
 
     program: as exported, before any decomposition, from an example of these arguments in any sizes. exporting: what the
-    model is told when it asks whether it is being exported. noticed: receives what it asks and changes. The proof
+    model is told when it asks whether it is being exported. noticed: receives what it asks and changes. every_layer:
+    see `concrete`; False where a trace of every layer showed already that the model is its graph. The proof
     compares the model's trace at the sizes with the graph in which the sizes stand for its symbols: the same operators
     on the same operands with the same constants. It covers every value of the tensors, because a model that decides by
     values is not exported at all.
@@ -53,7 +55,7 @@ def departure(
     held = list(held_by(model).values())
     own = {_identity(value) for value in held}
     try:
-        trace: Any = concrete(model, at, places=False, exporting=exporting, noticed=noticed)
+        trace: Any = concrete(model, at, places=False, exporting=exporting, noticed=noticed, every_layer=every_layer)
     except Exception as fault:  # noqa: BLE001 (whatever a model raises: it does not run at this size)
         return Departure(type(fault).__name__, None, runs=False)
     numbers = Numbering()

@@ -87,6 +87,31 @@ def _note(text: str) -> None:
         notes.append(text)
 
 
+def is_transformers(model: torch.nn.Module) -> bool:
+    """Whether a model has parts of transformers."""
+    return bool(_pretrained(model))
+
+
+def configs(model: torch.nn.Module) -> list[Any]:
+    """The configs of a model's transformers parts, each once."""
+    return _configs(_pretrained(model))
+
+
+def registered() -> dict[str, dict[str, Any]]:
+    """What transformers' registries hold, ours included: functions by implementation, for attention, masks, experts."""
+    _register()
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    tables: dict[str, Any] = {
+        "attention": ALL_ATTENTION_FUNCTIONS,
+        "masks": ALL_MASK_ATTENTION_FUNCTIONS,
+        "experts": ALL_EXPERTS_FUNCTIONS,
+    }
+    return {name: {key: table[key] for key in sorted(table)} for name, table in tables.items()}
+
+
 def _pretrained(model: torch.nn.Module) -> list[Any]:
     # a model cannot be a transformers model if nobody has imported transformers
     library = sys.modules.get("transformers.modeling_utils")

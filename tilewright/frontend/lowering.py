@@ -10,6 +10,7 @@ from typing import Any, Final
 from xdsl.ir import Block, Operation, SSAValue
 
 from tilewright.errors import IRError, Problem, UnsupportedOpError
+from tilewright.frontend.aten.complex import Pair, has_pair, in_parts
 from tilewright.frontend.builder import Builder, Weak
 from tilewright.frontend.custom_ops import Launches, registered
 from tilewright.frontend.externs import Externs
@@ -125,13 +126,14 @@ class GraphLowering:
     def _operator(self, node: Any) -> Any:
         name = str(node.target)
         self.operators[name] += 1
-        lower = lowerings().get(name)
         args = self.value(list(node.args))
         kwargs = {key: self.value(argument) for key, argument in node.kwargs.items()}
         if any(self.values.get(n) is REFUSED for n in node.all_input_nodes):
             # an operand was refused already; this node is not at fault
             return REFUSED
-        reason = "no lowering"
+        is_complex = has_pair([*args, *kwargs.values()]) or self.builder.is_complex
+        lower = in_parts(name) if is_complex else lowerings().get(name)
+        reason = "no lowering for complex numbers" if is_complex else "no lowering"
         if lower is not None:
             try:
                 return self._fitted(node, lower(self.builder, *args, **kwargs))
@@ -157,12 +159,15 @@ class GraphLowering:
     def _fitted(self, node: Any, made: Any) -> Any:
         """The results in the types torch computed."""
         val = node.meta["val"]
-        if isinstance(made, SSAValue):
-            return self.builder.fit(made, self.builder.type_of(val)) if hasattr(val, "shape") else made
-        return tuple(
-            self.builder.fit(value, self.builder.type_of(fake)) if isinstance(value, SSAValue) else value
-            for value, fake in zip(made, val, strict=True)
-        )
+        if isinstance(made, tuple):
+            return tuple(self._fit(value, fake) for value, fake in zip(made, val, strict=True))
+        return self._fit(made, val)
+
+    def _fit(self, value: Any, fake: Any) -> Any:
+        if isinstance(value, Pair):
+            return Pair(self._fit(value.real, fake), self._fit(value.imaginary, fake))
+        fits = isinstance(value, SSAValue) and hasattr(fake, "shape")
+        return self.builder.fit(value, self.builder.part_of(fake)) if fits else value
 
     def _refuse(self, node: Any, reason: str, *, at: Any = None) -> Any:
         self._problems.setdefault((str(node.target), reason), []).append(_place(node if at is None else at))

@@ -17,6 +17,7 @@ _Lowering = TypeVar("_Lowering", bound=Lowering)
 _LOWERINGS: Final[dict[str, Lowering]] = {}
 _FAMILIES: Final = (
     "elementwise",
+    "special",
     "activations",
     "comparison",
     "shape",

@@ -43,9 +43,10 @@ def tried(
     captured: Captured,
     notes: list[str],
     like_export: Callable[[], Any],
-) -> tuple[Guard, ...]:
+) -> tuple[tuple[Guard, ...], bool]:
     """The guards for what neither proof nor trial confirmed; SpecialisationError where a range says it, or where the
     graph is wrong at the example's own sizes; CaptureError where it is another one in an eager run or a second call.
+    And whether all of it was proved, and nothing decided by numbers that a run gave.
 
     notes: receives a line for each of the sizes that were tried and not proved. like_export: gives a context in which
     the model runs as it was exported.
@@ -58,17 +59,21 @@ def tried(
     if exported.layout_asked:
         broken += trial.layouts()
     notes += dict.fromkeys(trial.notes)
-    return settled(broken, exported.symbols.space, exported.own, doubts=False).guards
+    return settled(broken, exported.symbols.space, exported.own, doubts=False).guards, trial.proved
 
 
 class _Trial:
-    """One model against its capture, at as many sizes as it takes. notes: what was found right by trial only."""
+    """One model against its capture, at as many sizes as it takes. notes: what was found right by trial only.
+
+    proved: whether no run of the model had a say.
+    """
 
     def __init__(
         self, model: torch.nn.Module, exported: Exported, captured: Captured, like_export: Callable[[], Any]
     ) -> None:
         self.model, self.exported, self.captured, self.like_export = model, exported, captured, like_export
         self.notes: list[str] = []
+        self.proved = True
         self.noticed = Noticed()
         self._departures: dict[tuple[int, ...], Departure | None] = {}
         dims, own = exported.example.dims, exported.own
@@ -81,6 +86,8 @@ class _Trial:
         """SpecialisationError unless the graph computes what the model does at the example's own sizes."""
         own = self.exported.own
         found = self._departure(own)
+        if found is not None and not found.runs:
+            self.proved = False
         if found is None or not found.runs:
             return
         tried = self._try(own)
@@ -121,6 +128,7 @@ class _Trial:
         """CaptureError where a second call computes something else than the first, because of changed attributes."""
         if not self.noticed.changed:
             return
+        self.proved = False
         example = drawn(self.exported.example.resized(self.exported.own), 1.0, 0)
         names = ", ".join(self.noticed.changed)
         try:
@@ -194,11 +202,18 @@ class _Trial:
             exported = self.exported
             with self.like_export():
                 self._departures[key] = departure(
-                    self.model, exported.traced, exported.example, sizes, noticed=self.noticed
+                    self.model,
+                    exported.traced,
+                    exported.example,
+                    sizes,
+                    noticed=self.noticed,
+                    # the example's sizes come first, with every layer: whatever stands between layers is known then
+                    every_layer=not self._departures,
                 )
         return self._departures[key]
 
     def _try(self, sizes: Mapping[str, int]) -> _Found:
+        self.proved = False
         return _agrees(self.model, self.exported, self.captured, sizes)
 
     def _note(self, sizes: Mapping[str, int], names: list[str], found: Departure) -> None:

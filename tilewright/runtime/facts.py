@@ -111,11 +111,12 @@ class Facts:
 class Account(Facts):
     """Facts, and how this program came to be in this process.
 
-    cache: "hit", or why not, or the artifact. seconds: by stage. parts: seconds of a kind's parts by name. checked:
+    cache: "hit", or why not, or the artifact. capture: whether the graph was made, and why, or remembered. seconds: by stage. parts: seconds of a kind's parts by name. checked:
     what the comparison of the first call said, once there was one.
     """
 
     cache: str = ""
+    capture: str = ""
     seconds: Mapping[str, float] = field(default_factory=dict)
     parts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     checked: str | None = None
@@ -126,9 +127,10 @@ class Account(Facts):
         facts: Facts,
         *,
         cache: str = "",
+        capture: str = "",
         seconds: Mapping[str, float] | None = None,
         parts: Mapping[str, Mapping[str, float]] | None = None,
     ) -> Self:
         """The account of a program that was made so."""
         given = {f.name: getattr(facts, f.name) for f in fields(Facts)}
-        return cls(**given, cache=cache, seconds=dict(seconds or {}), parts=dict(parts or {}))
+        return cls(**given, cache=cache, capture=capture, seconds=dict(seconds or {}), parts=dict(parts or {}))

@@ -253,6 +253,21 @@ def logaddexp(c: Builder, self: SSAValue, other: SSAValue) -> SSAValue:
     return c.select(same, doubled, c.map("add", large, grown), c.result.dtype)
 
 
+@lowers("aten.hypot.default")
+def hypot(c: Builder, self: SSAValue, other: SSAValue) -> SSAValue:
+    return magnitude(c, self, other)
+
+
+def magnitude(c: Builder, a: SSAValue, b: SSAValue) -> SSAValue:
+    """The root of the sum of squares, of sides divided by the larger one: their squares may overflow."""
+    dtype = c.result.dtype
+    sizes = [c.map("abs", side) for side in (a, b)]
+    large, small = c.map("max", *sizes), c.map("min", *sizes)
+    share = c.map("div", small, c.select(c.map("eq", large, 0.0, dtype=dtype), 1.0, large, dtype))
+    root = c.map("sqrt", c.map("add", c.map("mul", share, share), 1.0))
+    return c.select(c.map("isinf", large, dtype=dtype), large, c.map("mul", large, root), dtype)
+
+
 @lowers("aten.nan_to_num.default")
 def nan_to_num(
     c: Builder, self: SSAValue, nan: float | None = None, posinf: float | None = None, neginf: float | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,10 +12,11 @@ from tilewright.frontend.aten.combining import concat
 from tilewright.frontend.builder import Builder, axis_of
 from tilewright.frontend.registry import Unsupported, lowers
 from tilewright.ir.dims import Expr, product
-from tilewright.ir.dtypes import I1, I64
+from tilewright.ir.dtypes import I1, I64, DType
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.elementwise import CastOp
 from tilewright.ir.graph.indexing import GatherOp, PutAlongOp, ScatterOp, TakeAlongOp
+from tilewright.ir.graph.reduction import CumulativeOp
 from tilewright.ir.graph.shape import BroadcastOp, ReshapeOp, SliceOp, TransposeOp
 from tilewright.ir.graph.structure import ConstantOp, IotaOp, PositionsOp
 
@@ -115,9 +117,9 @@ def _places(axes: list[int], index_rank: int, rank: int) -> list[int]:
 
 
 @lowers("aten.gather.default", "aten.take_along_dim.default")
-def gather(c: Builder, self: SSAValue, dim: int, index: SSAValue, **_: Any) -> SSAValue:
+def gather(c: Builder, self: SSAValue, dim: Any, index: Any = None, **_: Any) -> SSAValue:
     if isinstance(dim, SSAValue):
-        raise Unsupported("take_along_dim with broadcasting")
+        return take_along_dim(c, self, dim, index)
     if not tensor(self).rank:
         return self
     axis = axis_of(dim, tensor(self).rank)
@@ -128,6 +130,22 @@ def gather(c: Builder, self: SSAValue, dim: int, index: SSAValue, **_: Any) -> S
     if number is not None:
         return c.full(number, tensor(index).dims, tensor(self).dtype)
     return c.emit(TakeAlongOp, self, index, axis=axis)
+
+
+def take_along_dim(c: Builder, x: SSAValue, index: SSAValue, dim: int | None) -> SSAValue:
+    """As gather, with axes of 1 stretched to the other's, and without an axis over all elements in a row."""
+    if dim is None:
+        flat = c.reshape(x, [tensor(x).elements])
+        at = c.reshape(index, [tensor(index).elements])
+        return c.emit(TakeAlongOp, flat, wrapped(c, at, tensor(x).elements), axis=0)
+    axis = axis_of(dim, tensor(x).rank)
+    common = [d if d.constant != 1 else e for d, e in zip(tensor(x).dims, tensor(index).dims, strict=True)]
+    sides = []
+    for value in (x, index):
+        pairs = enumerate(zip(tensor(value).dims, common, strict=True))
+        dims = [own if i == axis else shared for i, (own, shared) in pairs]
+        sides.append(c.broadcast(value, dims))
+    return c.emit(TakeAlongOp, sides[0], wrapped(c, sides[1], tensor(x).dims[axis]), axis=axis)
 
 
 @lowers("aten.scatter.src", "aten.scatter.value", "aten.scatter_add.default")
@@ -149,6 +167,83 @@ def put(c: Builder, x: SSAValue, index: SSAValue, updates: SSAValue, axis: int, 
             inside = put(c, c.slice(x, other, 0, size), index, updates, axis, mode)
             return concat(c, [inside, c.slice(x, other, size, whole)], other)
     return c.emit(PutAlongOp, x, index, updates, axis=axis, mode=mode)
+
+
+_MODES = {"sum": "add", "mean": "add", "prod": "mul", "amax": "max", "amin": "min"}
+
+
+@lowers("aten.scatter_reduce.two")
+def scatter_reduce(
+    c: Builder, self: SSAValue, dim: int, index: SSAValue, src: SSAValue, reduce: str, *, include_self: bool = True
+) -> SSAValue:
+    axis = axis_of(dim, tensor(self).rank)
+    if not tensor(self).rank:
+        one = [c.reshape(value, [1]) for value in (self, index, src)]
+        return c.reshape(_combined(c, one[0], one[1], one[2], 0, reduce, include_self), [])
+    for other, size in enumerate(tensor(index).dims):
+        src = c.slice(src, other, 0, size)
+    return _combined(c, self, index, src, axis, reduce, include_self)
+
+
+@lowers("aten.index_reduce.default")
+def index_reduce(
+    c: Builder, self: SSAValue, dim: int, index: SSAValue, source: SSAValue, reduce: str, *, include_self: bool = True
+) -> SSAValue:
+    dims = tensor(source).dims
+    axis = axis_of(dim, tensor(self).rank)
+    places = c.reshape(index, [tensor(index).elements if i == axis else 1 for i in range(len(dims))])
+    return _combined(c, self, c.broadcast(places, dims), source, axis, reduce, include_self)
+
+
+def _combined(
+    c: Builder, x: SSAValue, index: SSAValue, updates: SSAValue, axis: int, reduce: str, include_self: bool
+) -> SSAValue:
+    """Updates folded into the elements of x that they meet; without include_self those start anew."""
+    dtype, at = tensor(x).dtype, tensor(index).dims
+    if dtype == I1:
+        raise Unsupported(f"booleans folded by {reduce}")
+    updates = c.cast(updates, dtype)
+    if not include_self:
+        x = put(c, x, index, c.full(_identity(c, reduce, dtype), at, dtype), axis, "set")
+    found = put(c, x, index, updates, axis, _MODES[reduce])
+    if reduce != "mean":
+        return found
+    ones, start = c.full(1, at, dtype), c.full(1 if include_self else 0, tensor(x).dims, dtype)
+    count = c.map("max", put(c, start, index, ones, axis, "add"), 1, dtype=dtype)
+    return c.map("div" if dtype.is_float else "floordiv", found, count, dtype=dtype)
+
+
+def _identity(c: Builder, reduce: str, dtype: DType) -> float | int:
+    """What a fold starts from."""
+    if reduce in ("sum", "mean"):
+        return 0
+    if reduce == "prod":
+        return 1
+    largest = reduce == "amin"
+    if dtype.is_float:
+        return math.inf if largest else -math.inf
+    low = -(1 << (dtype.bits - 1)) if dtype.kind == "int" else 0
+    return low + (1 << dtype.bits) - 1 if largest else low
+
+
+@lowers("aten.masked_scatter.default")
+def masked_scatter(c: Builder, self: SSAValue, mask: SSAValue, source: SSAValue) -> SSAValue:
+    """The k-th place where the mask holds takes the k-th element: its number is a running sum of the mask."""
+    dims, dtype = c.result.dims, tensor(self).dtype
+    mask, x = c.broadcast(mask, dims), c.broadcast(self, dims)
+    flat = c.reshape(c.cast(mask, I64), [tensor(mask).elements])
+    number = c.map("sub", c.emit(CumulativeOp, flat, fn="sum", axis=0), flat, dtype=I64)
+    last = tensor(source).elements - 1
+    # places that the mask leaves out read some element
+    number = c.map("max", c.map("min", number, last, dtype=I64), 0, dtype=I64)
+    taken = c.emit(GatherOp, c.reshape(source, [tensor(source).elements]), number, axis=0)
+    return c.select(mask, c.reshape(taken, dims), x, dtype)
+
+
+@lowers("aten.take.default")
+def take(c: Builder, self: SSAValue, index: SSAValue) -> SSAValue:
+    flat = c.reshape(self, [tensor(self).elements])
+    return rows(c, flat, wrapped(c, index, tensor(self).elements), 0)
 
 
 @lowers("aten.index_put.default", "aten._unsafe_index_put.default")

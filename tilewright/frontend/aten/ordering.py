@@ -7,11 +7,13 @@ from typing import Any
 from xdsl.ir import SSAValue
 
 from tilewright.frontend.aten.combining import concat
+from tilewright.frontend.aten.reduction import wide
 from tilewright.frontend.builder import Builder, axis_of
 from tilewright.frontend.registry import Unsupported, lowers
 from tilewright.ir.dims import Expr
 from tilewright.ir.dtypes import I1, I64
 from tilewright.ir.graph.base import tensor
+from tilewright.ir.graph.recurrence import ScanOp
 from tilewright.ir.graph.reduction import CumulativeOp, SoftmaxOp, SortOp, TopkOp
 
 
@@ -145,6 +147,26 @@ def _running_extreme(c: Builder, x: SSAValue, dim: int, *, largest: bool) -> tup
         here = c.map("or", here, c.map("isnan", source, dtype=dtype), dtype=I1)
     places = c.select(here, c.iota(tensor(x).dims, axis), 0, I64)
     return best if largest else reversed_order(c, best), c.emit(CumulativeOp, places, fn="max", axis=axis)
+
+
+@lowers("aten.logcumsumexp.default")
+def logcumsumexp(c: Builder, self: SSAValue, dim: int) -> SSAValue:
+    """log of S[t] = S[t-1] exp(m[t-1] - m[t]) + exp(x[t] - m[t]), plus m[t], the largest element so far."""
+    x = wide(c, self)
+    dtype, dims = tensor(x).dtype, tensor(x).dims
+    if not dims:
+        return self
+    axis = axis_of(dim, len(dims))
+    most = c.emit(CumulativeOp, x, fn="max", axis=axis)
+    before = concat(c, [c.slice(most, axis, 0, 1), c.slice(most, axis, 0, dims[axis] - 1)], axis)
+
+    def shrunk(value: SSAValue) -> SSAValue:
+        # infinities that are equal have no difference
+        apart = c.map("exp", c.map("sub", value, most, dtype=dtype), dtype=dtype)
+        return c.select(c.map("eq", value, most, dtype=dtype), 1.0, apart, dtype)
+
+    total = c.emit(ScanOp, shrunk(before), shrunk(x), axis=axis)
+    return c.cast(c.map("add", c.map("log", total, dtype=dtype), most, dtype=dtype), c.result.dtype)
 
 
 @lowers("aten.searchsorted.Tensor")

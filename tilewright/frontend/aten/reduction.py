@@ -196,6 +196,15 @@ def _norm(c: Builder, x: SSAValue, order: float, dim: Any, keepdim: bool) -> SSA
     return c.cast(found, c.result.dtype)
 
 
+@lowers("aten.cdist.default", "aten._cdist_forward.default", "aten._euclidean_dist.default")
+def cdist(c: Builder, x1: SSAValue, x2: SSAValue, p: float = 2.0, compute_mode: int | None = None) -> SSAValue:
+    """x1 [..., M, K], x2 [..., N, K] -> [..., M, N]: the norm of every difference, nothing of which is stored."""
+    rank = tensor(x1).rank
+    rows = c.reshape(x1, [*tensor(x1).dims[:-1], 1, tensor(x1).dims[-1]])
+    columns = c.reshape(x2, [*tensor(x2).dims[:-2], 1, *tensor(x2).dims[-2:]])
+    return _norm(c, c.map("sub", rows, columns), p, [rank], False)
+
+
 @lowers("aten.logsumexp.default")
 def logsumexp(c: Builder, self: SSAValue, dim: Any, keepdim: bool = False) -> SSAValue:
     x = wide(c, c.cast(self, c.result.dtype))

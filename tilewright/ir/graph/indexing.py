@@ -13,12 +13,14 @@ from tilewright.ir.attributes import Bool, Int, Str
 from tilewright.ir.cost import Cost
 from tilewright.ir.dims import Expr
 from tilewright.ir.graph.base import GraphOp, tensor
+from tilewright.ir.scalars import SCALARS
 from tilewright.ir.types import TensorType
 
 if TYPE_CHECKING:
     import torch
 
-MODES = ("set", "add")
+MODES = ("set", "add", "mul", "max", "min")
+"""What happens to an element that an update meets: it is replaced, or becomes this function of both."""
 
 
 class IndexingOp(GraphOp):
@@ -90,7 +92,10 @@ class TakeAlongOp(IndexingOp):
 
 @irdl_op_definition
 class ScatterOp(IndexingOp):
-    """x with slices written or added at indices along an axis, as gather reads; of equal indices the last wins."""
+    """x with slices written at indices along an axis, or combined with what is there; updates come in order.
+
+    Indices are as gather reads them; of equal ones the last that is set wins.
+    """
 
     name = "graph.scatter"
     x = operand_def(TensorType)
@@ -108,8 +113,8 @@ class ScatterOp(IndexingOp):
         return _slices_put(self, x, indices, updates)
 
     def cost(self) -> Cost:
-        added = tensor(self.updates).elements if self.mode.data == "add" else Expr.of(0)
-        return self.compulsory(vector=added)
+        worked = Expr.of(0) if self.mode.data == "set" else tensor(self.updates).elements
+        return self.compulsory(vector=worked)
 
 
 @irdl_op_definition
@@ -150,7 +155,10 @@ class StateUpdateOp(IndexingOp):
 
 @irdl_op_definition
 class PutAlongOp(IndexingOp):
-    """x with one element per index written or added along an axis, as take_along reads; the last of equals wins."""
+    """x with one element per index written along an axis, or combined with what is there; updates come in order.
+
+    Indices are as take_along reads them; of equal ones the last that is set wins.
+    """
 
     name = "graph.put_along"
     x = operand_def(TensorType)
@@ -168,8 +176,8 @@ class PutAlongOp(IndexingOp):
         return _elements_put(self, x, indices, updates)
 
     def cost(self) -> Cost:
-        added = tensor(self.updates).elements if self.mode.data == "add" else Expr.of(0)
-        return self.compulsory(vector=added)
+        worked = Expr.of(0) if self.mode.data == "set" else tensor(self.updates).elements
+        return self.compulsory(vector=worked)
 
 
 def _slices_fit(op: ScatterOp | StateUpdateOp, into: SSAValue, indices: SSAValue, updates: SSAValue) -> TensorType:
@@ -186,15 +194,13 @@ def _slices_fit(op: ScatterOp | StateUpdateOp, into: SSAValue, indices: SSAValue
 def _slices_put(
     op: ScatterOp | StateUpdateOp, x: torch.Tensor, indices: torch.Tensor, updates: torch.Tensor
 ) -> torch.Tensor:
-    """x with one slice after the other set or added."""
+    """x with one slice after the other set or combined."""
     axis, out = op.axis.data, x.clone()
     flat = op.check_range(indices, x.shape[axis]).reshape(-1)
     slices = updates.reshape(*x.shape[:axis], flat.numel(), *x.shape[axis + 1 :])
     for i, place in enumerate(flat.tolist()):
-        if op.mode.data == "set":
-            out.select(axis, place).copy_(slices.select(axis, i))
-        else:
-            out.select(axis, place).add_(slices.select(axis, i))
+        met, new = out.select(axis, place), slices.select(axis, i)
+        met.copy_(new if op.mode.data == "set" else SCALARS[op.mode.data].torch(met, new))
     return out
 
 
@@ -211,13 +217,15 @@ def _elements_fit(op: PutAlongOp | StateUpdateOp, into: SSAValue, indices: SSAVa
 def _elements_put(
     op: PutAlongOp | StateUpdateOp, x: torch.Tensor, indices: torch.Tensor, updates: torch.Tensor
 ) -> torch.Tensor:
-    """x with one element an index set or added."""
+    """x with one element an index set or combined."""
     axis, out = op.axis.data, x.clone()
     places = op.check_range(indices, x.shape[axis])
     for i in range(places.shape[axis]):
         # one index per lane at a time, so that what wins among equals is defined
         at, new = places.narrow(axis, i, 1), updates.narrow(axis, i, 1)
-        out = out.scatter(axis, at, new) if op.mode.data == "set" else out.scatter_add(axis, at, new)
+        if op.mode.data != "set":
+            new = SCALARS[op.mode.data].torch(out.gather(axis, at), new)
+        out = out.scatter(axis, at, new)
     return out
 
 

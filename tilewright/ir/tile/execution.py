@@ -272,7 +272,7 @@ class Execution:
         source, indices, target = self._slot(op.source), self._slot(op.indices), self._slot(op.target)
         at, axis, mode, site, moved = self._all(op.at), op.axis.data, op.mode.data, self._site, self._moved
         quantities = [self._counted(op, "write", op.target)]
-        if mode == "add":
+        if mode != "set":
             quantities.append(self._counted(op, "read", op.target))
         self._executed[op] = 0
 

@@ -19,7 +19,7 @@ from tilewright.ir.tile.base import TileOp, check_axis, tile, view
 from tilewright.ir.tile.memory import POISON, VALUE, ViewOp, ViewWindowOp
 from tilewright.ir.types import IndexType, TileType, ViewType
 
-MODES = ("set", "add")
+MODES = ("set", "add", "mul", "max", "min")
 
 
 def check_places(op: TileOp, memory: SSAValue, indices: SSAValue, at: Sequence[SSAValue], axis: int) -> None:
@@ -66,7 +66,9 @@ class LookupOp(TileOp):
 
 @irdl_op_definition
 class UpdateOp(TileOp):
-    """Sets or adds a tile's lanes in elements that this program has stored, along `axis` at places given by integers.
+    """Sets a tile's lanes in elements that this program has stored, along `axis` at places given by integers.
+
+    Or combines both, by the function that `mode` names.
 
     The only op that writes an element again, or that changes one which was there before the launch: in an output that
     its kernel changes in place, the element need not have been stored. Lanes of one update are distinct elements; lanes
@@ -98,7 +100,7 @@ class UpdateOp(TileOp):
         elements = 1
         for n in tile(self.source).extents:
             elements *= n
-        return Cost.of(vector=elements if self.mode.data == "add" else 0)
+        return Cost.of(vector=0 if self.mode.data == "set" else elements)
 
 
 PLACES: list[type[Any]] = [LookupOp, UpdateOp]

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tilewright.errors import IRError, KernelStoreError
+from tilewright.ir.scalars import SCALARS
 from tilewright.ir.tile.axes import Axis, Lanes, Memory, Reads, Site, Span
 from tilewright.ir.tile.base import Array
 
@@ -126,7 +127,7 @@ class View:
         self, axis: int, indices: Array, unknown: Array | None, values: Array, poison: Array | None,
         at: Sequence[int], mode: str, site: Site,
     ) -> int:  # fmt: skip
-        """Sets or adds lanes in elements that this program wrote, or of an output changed in place that no other
+        """Sets or combines lanes in elements that this program wrote, or of an output changed in place that no other
         program wrote; gives how many there are.
         """
         memory, lanes = self.memory, self._looked_up(axis, indices, unknown, at, values.shape, site)
@@ -136,7 +137,8 @@ class View:
         memory.check_update(memory.writers, offsets, site)
         given = values[lanes.inside]
         with np.errstate(all="ignore"):
-            memory.flat[offsets] = memory.flat[offsets] + given if mode == "add" else given
+            met = memory.flat[offsets]
+            memory.flat[offsets] = given if mode == "set" else SCALARS[mode].numpy(met, given)
         return int(offsets.size)
 
     def _gathered(self, lanes: Lanes, extents: Sequence[int], outside: Any, lost: Any, site: Site) -> Loaded:

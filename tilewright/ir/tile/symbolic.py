@@ -142,7 +142,7 @@ class SymbolicWalk:
             case UpdateOp():
                 around = _without(self._views[op.target], op.axis.data)
                 self._region(op, "write", around, op.at, tile(op.source).extents)
-                if op.mode.data == "add":
+                if op.mode.data != "set":
                     self._region(op, "read", around, op.at, tile(op.source).extents)
                 self._work(op)
             case SortLineOp() | TopkLineOp():

@@ -69,7 +69,7 @@ def quantities(kernel: KernelOp) -> tuple[Quantity, ...]:
 
 
 def _updates(op: UpdateOp) -> list[Kind]:
-    return ["write", "read"] if op.mode.data == "add" else ["write"]
+    return ["write"] if op.mode.data == "set" else ["write", "read"]
 
 
 def _work(op: TileOp) -> list[tuple[Kind, int]]:

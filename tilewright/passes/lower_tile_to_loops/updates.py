@@ -1,4 +1,4 @@
-"""Changes of what was stored before: elements set or added again at places that tiles of integers name.
+"""Changes of what was stored before: elements set again, or combined, at places that tiles of integers name.
 
 An update at a place outside its axis is left out.
 """
@@ -19,7 +19,7 @@ from tilewright.passes.lower_tile_to_loops.views import all_of
 
 
 def update(cx: Lowering, op: UpdateOp) -> None:
-    """Sets or adds the lanes of a tile, one vector after the other."""
+    """Sets or combines the lanes of a tile, one vector after the other."""
     with spilled(cx, [op.source, op.indices], vectors_only=True):
         sweep(cx, Space.of(tile(op.source).extents, cx.lanes), lambda site: _change(cx, op, site))
 
@@ -32,8 +32,8 @@ def _change(cx: Lowering, op: UpdateOp, site: Site) -> None:
     if site.mask is not None:
         mask = site.mask if mask is None else b.and_(mask, site.mask)
     value = lanes_at(cx, op.source, site)
-    if op.mode.data == "add":
-        value = apply(b, "add", [read(b, place, site.lanes, mask, None), value])
+    if op.mode.data != "set":
+        value = apply(b, op.mode.data, [read(b, place, site.lanes, mask, None), value])
     if place.spread is not None:
         b.scatter(value, place.memory, place.offset, place.spread, mask=mask)
     else:

@@ -1,4 +1,4 @@
-"""Scatters: the result starts as a copy, and updates are set or added one after the other, in the order of the indices.
+"""Scatters: the result starts as a copy, and updates are set or combined one by one, in the order of the indices.
 
 Programs share out what the indices do not choose: other axes, in columns narrow enough to give every thread some.
 """

@@ -1,0 +1,210 @@
+"""All that decides what a capture of a transformers model finds, by name: equal factors give equal captures.
+
+A capture takes seconds, and most are the same as one that was made before. What is listed here is the model (classes,
+attributes, configs, names and shapes of its tensors, contents of its small buffers), the code that its forward can
+reach (`reached`), the example, the declared dims, what is registered with transformers, and torch's switches. Where
+something cannot be told by what it is made of (a hook, a method of one instance, a tensor as an attribute), nothing is
+said, and the model is captured.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Final
+
+from tilewright.errors import TilewrightError
+from tilewright.frontend import huggingface, inspection
+from tilewright.frontend.declaring import declare
+from tilewright.frontend.examples import Example, bind
+from tilewright.frontend.preserving import preserved
+from tilewright.frontend.quiet import quiet
+from tilewright.frontend.reached import Reached, UnprovedError, source_files
+from tilewright.ir.dims import Dim
+
+if TYPE_CHECKING:
+    import torch
+
+# Contents of buffers up to this size count; of larger ones where a capture may write their numbers into the graph.
+_SMALL_BYTES: Final = 1 << 20
+_ENVIRONMENT: Final = ("TRANSFORMERS_", "USE_")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """factors: by name, or None where they do not tell all; unproved then says what is in the way."""
+
+    factors: Mapping[str, Any] | None
+    unproved: str = ""
+
+
+def identify(
+    model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], dims: Mapping[str, Any] | None, fallback: str
+) -> Identity:
+    """The factors of `capturing.capture` with these arguments. What capture would refuse has none."""
+    import torch
+
+    if not isinstance(model, torch.nn.Module) or not huggingface.is_transformers(model):
+        return Identity(None, "the model is not one of transformers")
+    try:
+        inspection.require_module(model)
+        inspection.require_evaluation(model)
+        inspection.require_no_hooks(model)
+        inspection.require_no_autocast()
+        with preserved(model), quiet():
+            example = declare(bind(model.forward, args, kwargs), dims)
+            return Identity(_factors(model, example, fallback))
+    except UnprovedError as fault:
+        return Identity(None, str(fault))
+    except TilewrightError:
+        return Identity(None, "the model cannot be captured as it is")
+
+
+def tensors_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The parameters and buffers of a model under all their names."""
+    return {
+        name: value.detach()
+        for name, value in (
+            *model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)
+        )
+    }  # fmt: skip
+
+
+def _factors(model: torch.nn.Module, example: Example, fallback: str) -> dict[str, Any]:
+    kinds = {base for module in model.modules() for base in type(module).__mro__ if base is not object}
+    roots = {kind.__module__.partition(".")[0] for kind in kinds} - {"torch", "builtins", "typing"}
+    reached = Reached({*roots, "transformers"})
+    registered = huggingface.registered()
+    plain = {
+        "kind": "capture",
+        "fallback": fallback,
+        "model": type(model).__module__ + "." + type(model).__qualname__,
+        "modules": _modules(model, reached),
+        "configs": [reached.value(vars(config), "the config") for config in huggingface.configs(model)],
+        "tensors": _tensors(model),
+        "example": _example(example),
+        "registered": {name: reached.value(table, name) for name, table in sorted(registered.items())},
+        "sources": source_files(kinds),
+        "torch": _switches(),
+        "environment": {n: v for n, v in sorted(os.environ.items()) if n.startswith(_ENVIRONMENT)},
+        "versions": {**{name: version(name) for name in ("torch", "transformers")}, "python": sys.version},
+    }
+    return plain | {"code": reached.settle()}
+
+
+def _modules(model: torch.nn.Module, reached: Reached) -> dict[str, Any]:
+    """Each module by its path: its class, and its attributes besides parameters, buffers and modules."""
+    import torch
+
+    _require_no_global_hooks()
+    usual = vars(torch.nn.Module())
+    configs = {id(config): i for i, config in enumerate(huggingface.configs(model))}
+    paths = {id(module): path for path, module in model.named_modules()}
+    found: dict[str, Any] = {}
+    for path, module in model.named_modules():
+        place = path or "the model"
+        attributes = {}
+        for name, held in sorted(vars(module).items()):
+            if name in usual:
+                if isinstance(held, dict) and held and name not in ("_parameters", "_buffers", "_modules"):
+                    raise UnprovedError(f"{place} has {name.strip('_').replace('_', ' ')}")
+                continue
+            if callable(held) and callable(getattr(type(module), name, None)):
+                raise UnprovedError(f"{place}.{name} is a method of this instance alone")
+            if id(held) in configs:
+                attributes[name] = f"config {configs[id(held)]}"
+            elif isinstance(held, torch.nn.Module) and id(held) in paths:
+                attributes[name] = f"module {paths[id(held)]}"
+            else:
+                attributes[name] = repr(reached.value(held, f"{place}.{name}"))
+        reached.kind(type(module))
+        children = ", ".join(f"{name}: {paths.get(id(c))}" for name, c in module._modules.items())
+        found[path] = {
+            "class": f"{type(module).__module__}.{type(module).__qualname__}", "training": module.training,
+            "children": children, **{f".{name}": value for name, value in attributes.items()},
+        }  # fmt: skip
+    return found
+
+
+def _require_no_global_hooks() -> None:
+    from torch.nn.modules import module
+
+    for name, held in vars(module).items():
+        if name.startswith("_global_") and name.endswith("_hooks") and held:
+            raise UnprovedError("torch has hooks for all modules")
+
+
+def _tensors(model: torch.nn.Module) -> dict[str, Any]:
+    """Each parameter and buffer: its type, how it lies in memory, what it shares it with; small buffers' contents."""
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    transient = {
+        f"{path}.{name}".lstrip(".")
+        for path, module in model.named_modules(remove_duplicate=False)
+        for name in module._non_persistent_buffers_set
+    }
+    first: dict[Any, str] = {}
+    found: dict[str, Any] = {}
+    for name, value in tensors_of(model).items():
+        if type(value).__name__ != "Tensor":
+            raise UnprovedError(f"{name} is a {type(value).__qualname__}")
+        told = f"{value.dtype} {list(value.shape)} {list(value.stride())} {value.device} {value.is_conj()}"
+        memory = (value.untyped_storage().data_ptr(), value.storage_offset(), tuple(value.shape), tuple(value.stride()))
+        told += f" as {first.setdefault(memory if value.numel() else name, name)}"
+        if name not in parameters:
+            told += " transient" if name in transient else ""
+            if value.nbytes <= _SMALL_BYTES or name in transient:
+                content: Any = value.contiguous().reshape(-1).view(_bytes()).numpy() if value.numel() else b""
+                told += f" {hashlib.sha256(content).hexdigest()}"
+        found[name] = told
+    return found
+
+
+def _bytes() -> Any:
+    import torch
+
+    return torch.uint8
+
+
+def _example(example: Example) -> dict[str, Any]:
+    """The arguments as a capture takes them: names, types, declared axes; numbers that are no tensors by value."""
+    leaves = {}
+    for leaf in example.leaves:
+        if leaf.is_tensor:
+            value = leaf.value
+            axes = [None if dim is None else _dim(dim) for dim in leaf.axes]
+            leaves[leaf.name] = f"{value.dtype} {list(value.shape)} {list(value.stride())} {value.requires_grad} {axes}"
+        else:
+            leaves[leaf.name] = repr(leaf.value)
+    return {
+        "arguments": [[e.name, e.keyword, str(e.tree.to_json())] for e in example.entries],
+        "leaves": leaves,
+        "dims": [_dim(dim) for dim in example.dims],
+    }
+
+
+def _dim(dim: Dim) -> list[Any]:
+    return [dim.name, dim.min, dim.max, str(dim.kind)]
+
+
+def _switches() -> dict[str, Any]:
+    """What torch is told for the whole process or thread and that a model may ask it for."""
+    import torch
+    from torch.overrides import _get_current_function_mode_stack
+    from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+    seeing: Any = _get_current_function_mode_stack
+    if seeing() or _get_current_dispatch_mode_stack():
+        raise UnprovedError("a mode of torch is on that sees every operator")
+    return {
+        "dtype": str(torch.get_default_dtype()),
+        "device": str(torch.get_default_device()),
+        "gradients": torch.is_grad_enabled(),
+        "inference": torch.is_inference_mode_enabled(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "products": torch.get_float32_matmul_precision(),
+        "attention": [getattr(torch._C, f"_get_{kind}_sdp_enabled")() for kind in ("flash", "mem_efficient", "math")],
+    }
