@@ -86,4 +86,4 @@ def test_what_does_not_fit_is_named() -> None:
     assert "except along axis 1" in complaint(TakeAlongOp, x, value([3, 3], I64), axis=1)
     assert "updates of" in complaint(ScatterOp, x, value([4], I64), value([4, 4]))
     assert "got f64" in complaint(PutAlongOp, x, i, value([2, 3], F64), axis=0)
-    assert "'max' is not one of set, add" in complaint(ScatterOp, x, value([2], I64), x, mode="max")
+    assert "'mean' is not one of set, add" in complaint(ScatterOp, x, value([2], I64), x, mode="mean")
