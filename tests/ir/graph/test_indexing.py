@@ -120,4 +120,4 @@ def test_what_does_not_fit_is_named() -> None:
     assert "updates of" in complaint(StateUpdateOp, x, value([4], I64), value([4, 4]))
     assert "except along axis 1" in complaint(StateUpdateOp, x, value([3, 3], I64), x, axis=1, along=True)
     assert "got f64" in complaint(PutAlongOp, x, i, value([2, 3], F64), axis=0)
-    assert "'max' is not one of set, add" in complaint(ScatterOp, x, value([2], I64), x, mode="max")
+    assert "'mean' is not one of set, add" in complaint(ScatterOp, x, value([2], I64), x, mode="mean")
