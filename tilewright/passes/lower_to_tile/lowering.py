@@ -29,6 +29,7 @@ from tilewright.passes.lower_to_tile.joining import lower_concat
 from tilewright.passes.lower_to_tile.matmul import lower_matmul
 from tilewright.passes.lower_to_tile.ordering import lower_ordering
 from tilewright.passes.lower_to_tile.packing import lower_pack
+from tilewright.passes.lower_to_tile.paged import lower_paged_attention
 from tilewright.passes.lower_to_tile.pointwise import lower_map
 from tilewright.passes.lower_to_tile.pooling import lower_pool
 from tilewright.passes.lower_to_tile.reductions import lower_reduction
@@ -156,6 +157,8 @@ def lower_group(group: GroupOp, name: str, ctx: Context) -> Lowered:
             return lower_slots(group, name)
         case "attention":
             return lower_attention(group, name, machine, ctx.dims)
+        case "paged_attention":
+            return lower_paged_attention(group, name, machine, ctx.dims)
         case "convolution":
             return lower_convolution(group, name, machine)
         case "pool":
