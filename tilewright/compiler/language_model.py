@@ -1,6 +1,6 @@
 """compile_lm(): from a causal model to a program that generates step by step, its keys and values in pages.
 
-model --capture--> ids [batch, tokens] -> logits --canonicalize, recognize--> --kv_cache.step_of--> step --finish--> program
+    model --capture--> ids to logits --canonicalize, recognize--> --kv_cache.step_of--> step --finish--> program
 """
 
 from __future__ import annotations
