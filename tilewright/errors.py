@@ -209,6 +209,12 @@ class PoisonError(TilewrightError):
     code, title = "TW025", "out-of-bounds value was used"
 
 
+class StepError(TilewrightError):
+    """A model that cannot be run token by token, with every op that stands in the way."""
+
+    code, title = "TW037", "cannot generate step by step"
+
+
 class KernelStoreError(TilewrightError):
     """A kernel writes an element twice, leaves one unwritten, or reads an output that it has not written itself."""
 

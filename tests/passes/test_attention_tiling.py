@@ -30,7 +30,7 @@ from tilewright.passes.attention_tiling import AttentionTiling
 from tilewright.passes.attention_tiling.bounds import compulsory, lower_bound, regime
 from tilewright.passes.attention_tiling.sizes import Sizes
 from tilewright.passes.attention_tiling.tilings import Tiling
-from tilewright.passes.lower_to_tile.lowering import lower_group
+from tilewright.passes.lower_to_tile.skeletons import lower_group
 from tilewright.passes.pipeline import PASSES
 from tilewright.testing import MACHINE, ground, run, transform
 

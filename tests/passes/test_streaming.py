@@ -23,7 +23,7 @@ from tilewright.ir.passing import Context
 from tilewright.ir.types import TensorType
 from tilewright.passes.lower_tile_to_loops import lower_kernel
 from tilewright.passes.lower_to_tile.frame import Lowered
-from tilewright.passes.lower_to_tile.lowering import lower_group
+from tilewright.passes.lower_to_tile.skeletons import lower_group
 
 LEAST = 4096
 

@@ -111,8 +111,9 @@ class Facts:
 class Account(Facts):
     """Facts, and how this program came to be in this process.
 
-    cache: "hit", or why not, or the artifact. capture: whether the graph was made, and why, or remembered. seconds: by stage. parts: seconds of a kind's parts by name. checked:
-    what the comparison of the first call said, once there was one.
+    cache: "hit", or why not, or the artifact. capture: whether the graph was made, and why, or remembered. seconds: by
+    stage. parts: seconds of a kind's parts by name. checked: what the comparison of the first call said, once there was
+    one.
     """
 
     cache: str = ""

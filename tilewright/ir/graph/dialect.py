@@ -12,6 +12,7 @@ from tilewright.ir.graph.contraction import CONTRACTION
 from tilewright.ir.graph.elementwise import ELEMENTWISE
 from tilewright.ir.graph.experts import EXPERTS
 from tilewright.ir.graph.indexing import INDEXING
+from tilewright.ir.graph.paging import PAGING
 from tilewright.ir.graph.quantization import QUANTIZATION
 from tilewright.ir.graph.recurrence import RECURRENCE
 from tilewright.ir.graph.reduction import REDUCTION
@@ -30,6 +31,7 @@ GRAPH_OPS: Final[list[type[GraphOp]]] = [
     *WINDOWS,
     *REDUCTION,
     *ATTENTION,
+    *PAGING,
     *EXPERTS,
     *RECURRENCE,
     *ROUTING,

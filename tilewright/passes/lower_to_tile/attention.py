@@ -14,6 +14,7 @@ from tilewright.ir.dims import DimSpace, Expr, floordiv, maximum, minimum
 from tilewright.ir.dtypes import F32, F64, I32
 from tilewright.ir.graph import attention
 from tilewright.ir.graph.base import tensor
+from tilewright.ir.graph.paging import PagedAttentionOp
 from tilewright.ir.graph.structure import GroupOp
 from tilewright.ir.machine import Machine
 from tilewright.ir.tile.base import tile as tile_type
@@ -33,7 +34,7 @@ MINUS_INFINITY = float("-inf")
 
 def refuses_attention(op: Operation) -> Refusal | None:
     """f64."""
-    if isinstance(op, attention.AttentionOp) and tensor(op.q).dtype is F64:
+    if isinstance(op, (attention.AttentionOp, PagedAttentionOp)) and tensor(op.q).dtype is F64:
         return Refusal("attention in f64: its exponentials are expanded for f32", "cast q, k and v to f32")
     return None
 

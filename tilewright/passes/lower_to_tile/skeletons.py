@@ -16,6 +16,7 @@ from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.contraction import MatmulOp
 from tilewright.ir.graph.elementwise import CastOp, MapOp
 from tilewright.ir.graph.indexing import GatherOp, PutAlongOp, ScatterOp, StateUpdateOp, TakeAlongOp
+from tilewright.ir.graph.paging import PagedAttentionOp
 from tilewright.ir.graph.recurrence import ScanOp
 from tilewright.ir.graph.reduction import CumulativeOp, NormOp, ReduceOp, SoftmaxOp, SortOp, TopkOp
 from tilewright.ir.graph.routing import GroupedMatmulOp, RouteOp, SlotsOp
@@ -33,6 +34,7 @@ from tilewright.passes.lower_to_tile.joining import lower_concat
 from tilewright.passes.lower_to_tile.matmul import lower_matmul, refuses_matmul
 from tilewright.passes.lower_to_tile.ordering import lower_ordering
 from tilewright.passes.lower_to_tile.packing import lower_pack
+from tilewright.passes.lower_to_tile.paged import lower_paged_attention
 from tilewright.passes.lower_to_tile.pointwise import lower_map
 from tilewright.passes.lower_to_tile.pooling import lower_pool, refuses_pool
 from tilewright.passes.lower_to_tile.reductions import lower_reduction
@@ -85,6 +87,11 @@ SKELETONS: Final = (
         "attention", "a block of queries stays on chip while keys and values stream past", (AttentionOp,),
         lambda group, name, ctx: lower_attention(group, name, ctx.machine, ctx.dims),
         refuses=refuses_attention, traits=frozenset({"rereads", "turned"}),
+    ),
+    Skeleton(
+        "paged-attention", "one request's tokens and one key head, keys and values from pages", (PagedAttentionOp,),
+        lambda group, name, ctx: lower_paged_attention(group, name, ctx.machine, ctx.dims),
+        refuses=refuses_attention, traits=frozenset({"rereads"}),
     ),
     Skeleton(
         "row-reduction", "whole rows on chip: norms, softmax, reductions of the last axis",

@@ -1,0 +1,167 @@
+"""Paged attention: tokens of several requests see the keys of their own, wherever pages lie, bit for bit alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.backends.cpu.native_kernel import host_classes
+from tests.passes.lower_tile_to_loops.running import interpreted, native
+from tests.passes.lower_to_tile.groups import group, reference, run_lowered
+from tilewright.backends.cpu.machines import MACHINES
+from tilewright.ir.dims import Dim, DimSpace
+from tilewright.ir.dtypes import BF16, F32, I32, I64, DType
+from tilewright.ir.graph.paging import PagedAttentionOp
+from tilewright.ir.graph.structure import GroupOp
+from tilewright.ir.passing import Context
+from tilewright.ir.types import TensorType
+from tilewright.passes.lower_to_tile.frame import Lowered
+from tilewright.passes.lower_to_tile.skeletons import lower_group
+
+SPACE = DimSpace([Dim("t", 0, 512), Dim("r", 0, 64), Dim("m", 1, 64)])
+
+
+@dataclass
+class Shape:
+    """What is fixed about an attention: heads, key heads, features of keys and of values, page, rows of the cache."""
+
+    heads: int = 4
+    shared: int = 2
+    size: int = 16
+    wide: int = 16
+    page: int = 16
+    pages: int = 40
+    dtype: DType = F32
+    sinks: bool = False
+
+    def group(self, **stated: Any) -> GroupOp:
+        """One paged attention alone."""
+        types = [
+            TensorType.of(("t", self.heads, self.size), self.dtype),
+            TensorType.of((self.pages * self.page, self.shared, self.size), self.dtype),
+            TensorType.of((self.pages * self.page, self.shared, self.wide), self.dtype),
+            TensorType.of(("t",), I64),
+            TensorType.of(("r + 1",), I32),
+            TensorType.of(("r", "m"), I32),
+            *([TensorType.of((self.heads,), F32)] if self.sinks else []),
+        ]
+        given = {"page": self.page, "scale": 0.3, **stated}
+        return group("paged-attention", types, lambda g, *xs: [g.add(PagedAttentionOp.make(*xs, **given))])
+
+    def draw(self, requests: list[tuple[int, int]], rng: np.random.Generator) -> tuple[list[Any], dict[str, int]]:
+        """Operands for requests of (tokens before this step, tokens in it); unused rows of the cache hold NaN."""
+        tokens = sum(new for _, new in requests)
+        most = max([1, *(-(-(old + new) // self.page) for old, new in requests)])
+        free = list(rng.permutation(self.pages))
+        table = np.full((len(requests), most), self.pages - 1, np.int32)
+        keys = rng.standard_normal((self.pages * self.page, self.shared, self.size)).astype(np.float32)
+        values = rng.standard_normal((self.pages * self.page, self.shared, self.wide)).astype(np.float32)
+        used = np.zeros(self.pages * self.page, bool)
+        for r, (old, new) in enumerate(requests):
+            for p in range(-(-(old + new) // self.page)):
+                table[r, p] = free.pop()
+            at = np.arange(old + new)
+            used[table[r, at // self.page] * self.page + at % self.page] = True
+        keys[~used], values[~used] = np.nan, np.nan
+        kind = torch.bfloat16 if self.dtype is BF16 else torch.float32
+        operands = [
+            torch.from_numpy(rng.standard_normal((tokens, self.heads, self.size)).astype(np.float32)).to(kind),
+            torch.from_numpy(keys).to(kind),
+            torch.from_numpy(values).to(kind),
+            torch.from_numpy(np.concatenate([np.arange(old, old + new) for old, new in [(0, 0), *requests]])),
+            torch.from_numpy(np.cumsum([0, *(new for _, new in requests)]).astype(np.int32)),
+            torch.from_numpy(table),
+            *([torch.from_numpy(rng.standard_normal(self.heads).astype(np.float32))] if self.sinks else []),
+        ]
+        return operands, {"t": tokens, "r": len(requests), "m": most}
+
+
+def lowered(made: GroupOp, machine: str = "avx512") -> Lowered:
+    return lower_group(made, "kernel", Context(MACHINES[machine](), SPACE))
+
+
+STEPS = [
+    [(0, 1)],
+    [(3, 1), (70, 1), (0, 1)],
+    [(0, 19)],
+    [(5, 9), (0, 0), (90, 1), (63, 2), (64, 3)],
+]
+WAYS = [
+    {},
+    {"mask": "sliding", "window": 7},
+    {"mask": "chunked", "window": 24},
+    {"softcap": 5.0},
+]
+
+
+SHAPES = [Shape(shared=1), Shape(heads=3, shared=1, size=5, wide=7, page=3, pages=90), Shape(sinks=True, heads=2)]
+# every step and every way with every shape once, not all with all
+CASES = [(step, WAYS[(i + n) % len(WAYS)], shape) for i, step in enumerate(STEPS) for n, shape in enumerate(SHAPES)]
+
+
+@pytest.mark.parametrize(("step", "way", "shape"), CASES, ids=str)
+def test_every_variant_computes_what_the_op_says(
+    step: list[tuple[int, int]], way: dict[str, Any], shape: Shape, rng: np.random.Generator
+) -> None:
+    made = shape.group(**way)
+    operands, sizes = shape.draw(step, rng)
+    (want,) = reference(made, operands, sizes)
+    found = lowered(made)
+    assert len(found.variants) == 2
+    for variant in range(2):
+        (got,) = run_lowered(made, found, variant, operands, sizes)
+        torch.testing.assert_close(torch.from_numpy(got).double(), want.double(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("cpu", host_classes())
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+def test_the_machine_computes_what_the_interpreter_does(cpu: str, dtype: DType, rng: np.random.Generator) -> None:
+    shape = Shape(heads=2, shared=1, dtype=dtype, sinks=True)
+    made = shape.group(mask="sliding", window=50)
+    operands, sizes = shape.draw(STEPS[-1], rng)
+    arrays = [
+        (x.float().numpy().astype(dtype.numpy()) if x.dtype is torch.bfloat16 else x.numpy()).reshape(-1)
+        for x in operands
+    ]
+    for variant in lowered(made, cpu).variants:
+        (want,) = interpreted(variant.kernel, arrays, sizes, cpu)
+        for threads in (1, 3):
+            (got,) = native(variant.kernel, arrays, sizes, cpu, nthreads=threads)
+            np.testing.assert_array_equal(got.view(np.uint8), want.view(np.uint8))
+
+
+def test_a_tokens_bits_depend_on_its_own_request_alone(rng: np.random.Generator) -> None:
+    shape = Shape(size=24, wide=40)
+    made = shape.group()
+    requests = [(5, 20), (90, 1), (63, 2)]
+    operands, sizes = shape.draw(requests, rng)
+    (many, several), cpu = lowered(made).variants[::-1], host_classes()[-1]
+
+    def run(kernel: Any, given: list[torch.Tensor], dims: dict[str, int]) -> np.ndarray[Any, Any]:
+        (got,) = native(kernel, [x.numpy().reshape(-1) for x in given], dims, cpu)
+        return got.reshape(dims["t"], shape.heads, shape.wide)
+
+    together = run(many.kernel, operands, sizes)
+    np.testing.assert_array_equal(run(several.kernel, operands, sizes), together)
+    q, k, v, positions, offsets, table = operands
+    for r, (first, last) in enumerate(pairwise(offsets.tolist())):
+        for t in range(first, last):
+            # alone, one token at a time
+            one = torch.tensor([0, 1], dtype=torch.int32)
+            alone = [q[t : t + 1], k, v, positions[t : t + 1], one, table[r : r + 1]]
+            got = run(several.kernel, alone, {"t": 1, "r": 1, "m": sizes["m"]})
+            np.testing.assert_array_equal(got[0], together[t])
+
+
+def test_heads_and_pages_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(Exception, match="21 rows are no whole number of pages of 4"):
+        Shape(page=7, pages=3).group(page=4)
+    with pytest.raises(Exception, match="not a fixed multiple"):
+        Shape(heads=3, shared=2).group()
+    with pytest.raises(Exception, match="with window 0"):
+        Shape().group(mask="sliding")

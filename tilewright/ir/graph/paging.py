@@ -1,0 +1,130 @@
+"""Attention over keys and values that lie in pages: what a step of generation does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from xdsl.irdl import irdl_op_definition, operand_def, opt_operand_def, prop_def, result_def, traits_def
+from xdsl.traits import Pure
+
+from tilewright.ir.attributes import Float, Int, Str
+from tilewright.ir.cost import Cost
+from tilewright.ir.dims import Expr
+from tilewright.ir.graph.base import GraphOp, at_least_f32, tensor
+from tilewright.ir.graph.reduction import SOFTMAX_FLOPS
+from tilewright.ir.scalars import SCALARS
+from tilewright.ir.types import TensorType
+
+if TYPE_CHECKING:
+    import torch
+
+PAGED_MASKS = ("causal", "sliding", "chunked")
+
+
+@irdl_op_definition
+class PagedAttentionOp(GraphOp):
+    """graph.attention of several requests at once, whose tokens follow each other along one axis.
+
+    q [T, H, D]: request r's tokens are offsets[r]..offsets[r+1]-1, offsets [R+1] rising from 0 to T. positions [T]: of
+    each token in its request, rising within it. k [S, Hkv, D] and v [S, Hkv, Dv]: rows in pages of `page` rows; the key
+    at position p of request r is row table[r, p // page] * page + p % page, table [R, M]. A token sees the keys of its
+    request up to its own position, and of those what mask and window leave (see graph.attention); rows that no token
+    sees are not read. scale, softcap, sinks [H]: as in graph.attention. The softmax runs in f32 or wider; results
+    [T, H, Dv] have q's dtype. Integers are i32 or i64.
+    """
+
+    name = "graph.paged_attention"
+    q = operand_def(TensorType)
+    k = operand_def(TensorType)
+    v = operand_def(TensorType)
+    positions = operand_def(TensorType)
+    offsets = operand_def(TensorType)
+    table = operand_def(TensorType)
+    sinks = opt_operand_def(TensorType)
+    out = result_def(TensorType)
+    page = prop_def(Int)
+    scale = prop_def(Float)
+    mask = prop_def(Str, default_value=Str("causal"))
+    window = prop_def(Int, default_value=Int(0))
+    softcap = prop_def(Float, default_value=Float(0.0))
+    traits = traits_def(Pure())
+
+    def infer(self) -> Sequence[TensorType]:
+        q, k, v = tensor(self.q), tensor(self.k), tensor(self.v)
+        mask = self.check_choice("mask", self.mask.data, PAGED_MASKS)
+        if (mask != "causal") != (self.window.data > 0):
+            raise self.malformed(f"mask {mask!r} with window {self.window.data}")
+        if not (q.rank == k.rank == v.rank == 3 and q.dtype == k.dtype == v.dtype and q.dtype.is_float):
+            raise self.malformed(
+                f"q [T, H, D], k [S, Hkv, D], v [S, Hkv, Dv] must be floats of one dtype: {q}, {k}, {v}"
+            )
+        if q.dims[2] != k.dims[2] or k.dims[:2] != v.dims[:2]:
+            raise self.malformed(f"q [T, H, D], k [S, Hkv, D] and v [S, Hkv, Dv] do not fit: {q}, {k}, {v}")
+        heads, groups = q.dims[1].constant, k.dims[1].constant
+        if not heads or not groups or heads % groups:
+            raise self.malformed(f"{q.dims[1]} query heads are not a fixed multiple of {k.dims[1]} key heads")
+        if self.page.data < 1 or k.dims[0] % self.page.data != Expr.of(0):
+            raise self.malformed(f"{k.dims[0]} rows are no whole number of pages of {self.page.data}")
+        table = tensor(self.table)
+        rows = {"positions": q.dims[:1], "offsets": (table.dims[0] + 1,), "table": table.dims}
+        for what, dims in rows.items():
+            given = tensor(getattr(self, what))
+            if not given.dtype.is_integer or given.dims != dims or given.rank != (2 if what == "table" else 1):
+                raise self.malformed(
+                    f"{what} must be integers, positions [T], offsets [R+1], table [R, M], got {given}"
+                )
+        if self.sinks is not None and (tensor(self.sinks).dims != q.dims[1:2] or not tensor(self.sinks).dtype.is_float):
+            raise self.malformed(f"sinks must be floats [{q.dims[1]}], got {tensor(self.sinks)}")
+        return [TensorType.of((*q.dims[:2], v.dims[2]), q.dtype)]
+
+    @property
+    def group(self) -> int:
+        """Query heads per key head."""
+        return (tensor(self.q).dims[1].constant or 1) // (tensor(self.k).dims[1].constant or 1)
+
+    def reference(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        positions: torch.Tensor,
+        offsets: torch.Tensor,
+        table: torch.Tensor,
+        sinks: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        import torch
+
+        out = q.new_zeros((*q.shape[:2], v.shape[2]))
+        for r in range(table.shape[0]):
+            for t in range(int(offsets[r]), int(offsets[r + 1])):
+                at = int(positions[t])
+                keys = torch.tensor([s for s in range(at + 1) if self.sees(at, s)], dtype=torch.int64, device=q.device)
+                rows = table[r].long()[keys // self.page.data] * self.page.data + keys % self.page.data
+                near, held = (at_least_f32(x[rows]).repeat_interleave(self.group, 1).transpose(0, 1) for x in (k, v))
+                logits = (near @ at_least_f32(q[t])[:, :, None])[..., 0] * self.scale.data
+                if self.softcap.data:
+                    logits = self.softcap.data * (logits / self.softcap.data).tanh()
+                if sinks is not None:
+                    logits = torch.cat([logits, sinks[:, None].to(logits.dtype)], 1)
+                weights = logits.softmax(-1)[:, : len(keys)]
+                out[t] = (weights[:, None] @ held)[:, 0].to(q.dtype)
+        return out
+
+    def sees(self, query: int, key: int) -> bool:
+        """Whether a token at one position sees a key at another."""
+        if self.mask.data == "sliding":
+            return key <= query < key + self.window.data
+        if self.mask.data == "chunked":
+            return key <= query and key // self.window.data == query // self.window.data
+        return key <= query
+
+    def cost(self) -> Cost:
+        """The work of every token against as many keys as its request's pages hold."""
+        q, v, table = tensor(self.q), tensor(self.v), tensor(self.table)
+        logits = q.dims[0] * q.dims[1] * table.dims[1] * self.page.data
+        per_logit = SOFTMAX_FLOPS + 1 + (SCALARS["tanh"].flops + 2 if self.softcap.data else 0)
+        return self.compulsory(matrix=logits * (q.dims[2] + v.dims[2]) * 2, vector=logits * per_logit)
+
+
+PAGING = [PagedAttentionOp]

@@ -1,0 +1,5 @@
+"""The step of a causal model: prefill, decode and everything between as one program over a flat axis of tokens."""
+
+from tilewright.passes.kv_cache.layout import PagedLayout as PagedLayout
+from tilewright.passes.kv_cache.step import Step as Step
+from tilewright.passes.kv_cache.step import step_of as step_of

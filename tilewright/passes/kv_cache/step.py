@@ -1,0 +1,249 @@
+"""From a model over whole sequences to a step over tokens of several requests, whose keys and values stay.
+
+    ids [batch, tokens] -> logits [batch, tokens, V]
+    ids, positions, slots [tokens], offsets [requests+1], table [requests, pages], wanted [wanted] -> logits [wanted, V]
+
+The batch becomes one and the tokens' axis flat: outside attention every op must treat tokens one by one (`token_wise`),
+so it does not matter whose they are. Attention's keys and values go to rows of a state (`slots`), and its queries read
+them through `table` (`graph.paged_attention`). What no later token needs, the head above all, runs on the wanted rows
+alone. A model that cannot be taken apart so is refused with every op that stands in the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from xdsl.dialects.builtin import ModuleOp
+from xdsl.ir import Operation, SSAValue
+
+from tilewright.errors import Problem, StepError
+from tilewright.ir.attributes import Dims
+from tilewright.ir.dims import Dim, Expr
+from tilewright.ir.dtypes import I32, I64
+from tilewright.ir.graph.attention import AttentionOp
+from tilewright.ir.graph.base import tensor
+from tilewright.ir.graph.indexing import GatherOp, StateUpdateOp
+from tilewright.ir.graph.paging import PagedAttentionOp
+from tilewright.ir.graph.shape import ReshapeOp, TransposeOp
+from tilewright.ir.graph.structure import FuncOp, PositionsOp, ReturnOp, StateReadOp, StateWriteOp
+from tilewright.ir.module import functions, new_module
+from tilewright.ir.operation import TwOperation
+from tilewright.ir.types import TensorType
+from tilewright.passes.kv_cache.layout import PagedLayout
+from tilewright.passes.kv_cache.token_wise import Tokens
+
+TOKENS, REQUESTS, PAGES, WANTED = "tokens", "requests", "pages", "wanted"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step as a module, its arguments' types by name, the states it needs, and the number of logits a token has."""
+
+    module: ModuleOp
+    arguments: dict[str, TensorType]
+    states: dict[str, TensorType]
+    vocabulary: int
+    dims: tuple[Dim, ...]
+
+
+def step_of(module: ModuleOp, layout: PagedLayout) -> Step:
+    """The step of a causal model: @main takes ids [batch, tokens] alone and gives logits [batch, tokens, V].
+
+    The module is to be canonical, with attention recognised; it is not changed. StepError with all that is in the way.
+    """
+    main = functions(module)["main"]
+    return _Stepper(main, layout).run()
+
+
+class _Stepper:
+    """Writes the step's @main beside the model's."""
+
+    def __init__(self, main: FuncOp, layout: PagedLayout) -> None:
+        self.main, self.layout = main, layout
+        (self.ids,) = self._only(main.block.args, "argument", main)
+        batch, tokens = (tuple(d.symbols) for d in self._rank(self.ids, 2))
+        if len(batch) != 1 or len(tokens) != 1:
+            raise StepError(f"ids are {tensor(self.ids)}", step="declare both axes as dims")
+        self.batch, self.old = batch[0], tokens[0]
+        self.tokens = Tokens(TOKENS)
+        self.values: dict[SSAValue, SSAValue] = {}
+        self.picked: dict[SSAValue, SSAValue] = {}
+        self.states: dict[str, TensorType] = {}
+        self.problems: list[Problem] = []
+        most = Dim(PAGES, 1, layout.most_pages)
+        step, requests = Dim(TOKENS, 1, layout.most_step), Dim(REQUESTS, 1, layout.most_requests)
+        self.dims = (step, requests, most, Dim(WANTED, 0, layout.most_step))
+        self.arguments = {
+            "ids": TensorType.of((TOKENS,), tensor(self.ids).dtype),
+            "positions": TensorType.of((TOKENS,), I64),
+            "slots": TensorType.of((TOKENS,), I64),
+            "offsets": TensorType.of((Expr.of(REQUESTS) + 1,), I32),
+            "table": TensorType.of((REQUESTS, PAGES), I32),
+            "wanted": TensorType.of((WANTED,), I64),
+        }
+        self.made = FuncOp.begin("main", self.arguments)
+        self.given = dict(zip(self.arguments, self.made.block.args, strict=True))
+
+    def _only(self, values: Any, what: str, op: TwOperation) -> tuple[SSAValue]:
+        if len(values) != 1:
+            raise StepError(
+                f"the model has {len(values)} {what}s", step="give a model of ids alone that returns logits"
+            )
+        return (values[0],)
+
+    def _rank(self, value: SSAValue, rank: int) -> tuple[Expr, ...]:
+        if tensor(value).rank != rank:
+            raise StepError(f"ids are {tensor(value)}, not [batch, tokens]", step="give a model of ids [batch, tokens]")
+        return tensor(value).dims
+
+    def run(self) -> Step:
+        """The step; StepError where an op mixes tokens."""
+        last = self.main.block.last_op
+        assert isinstance(last, ReturnOp)  # verified: a function ends in its results
+        (logits,) = self._only(last.values, "result", self.main)
+        self.values[self.ids] = self._add(ReshapeOp.make(self.given["ids"], dims=[1, TOKENS]))
+        full = self._needed_by_later_tokens()
+        for op in self.main.block.ops:
+            if isinstance(op, ReturnOp):
+                break
+            if isinstance(op, AttentionOp):
+                self._attend(op)
+            elif isinstance(op, PositionsOp):
+                self.values[op.out] = self.given["positions"]
+            else:
+                self._copy(op, whole=op in full)
+        if self.problems:
+            raise StepError(
+                self.problems, step="use a model whose layers outside attention work on each token by itself"
+            )
+        out = self._wanted(logits)
+        vocabulary = tensor(out).dims[-1].constant
+        if tensor(out).rank != 3 or vocabulary is None:
+            raise StepError(
+                f"the model returns {tensor(logits)}, not logits [batch, tokens, V]", step="return its logits"
+            )
+        result = self._add(ReshapeOp.make(out, dims=[WANTED, vocabulary]))
+        for name, value in self._last_versions.items():
+            self.made.block.add_op(StateWriteOp.make(value, name=name))
+        self.made.finish([result], ["logits"])
+        module = new_module(self.dims)
+        module.body.block.add_op(self.made)
+        return Step(module, self.arguments, self.states, vocabulary, self.dims)
+
+    _last_versions: dict[str, SSAValue]
+
+    def _needed_by_later_tokens(self) -> set[Operation]:
+        """The ops whose results some attention takes: every token's are needed. The rest runs on wanted rows."""
+        self._last_versions = {}
+        found: set[Operation] = set()
+        for op in reversed(list(self.main.block.ops)):
+            if isinstance(op, AttentionOp) or any(use.operation in found for r in op.results for use in r.uses):
+                found.add(op)
+        return found
+
+    def _copy(self, op: Operation, *, whole: bool) -> None:
+        """The same op on flat tokens; on the wanted ones where the rest need not be known."""
+        dim = TOKENS if whole else WANTED
+        made = self._clone(op, [self.values[v] if whole else self._wanted(v) for v in op.operands], dim)
+        fault = Tokens(dim).fault(made)
+        if fault is not None:
+            self.problems.append(Problem(fault, op=op.name, where=op.loc if isinstance(op, TwOperation) else None))
+        self.made.block.add_op(made)
+        (self.values if whole else self.picked).update(zip(op.results, made.results, strict=True))
+
+    def _clone(self, op: Operation, operands: list[SSAValue], dim: str) -> Operation:
+        """The op on other operands, its types and sizes with one sequence of `dim` tokens."""
+        sizes: dict[str, Expr] = {self.batch: Expr.of(1), self.old: Expr.of(dim)}
+        made = op.clone(dict(zip(op.operands, operands, strict=True)))
+        for name, attribute in op.properties.items():
+            if isinstance(attribute, Dims):
+                made.properties[name] = Dims(tuple(e.substitute(sizes) for e in attribute.data))
+        for old, new in zip(op.results, made.results, strict=True):
+            kind = tensor(old)
+            new._type = TensorType.of([d.substitute(sizes) for d in kind.dims], kind.dtype)
+        return made
+
+    def _wanted(self, value: SSAValue) -> SSAValue:
+        """A value's wanted rows; what is the same for all tokens as it is."""
+        found = self.picked.get(value)
+        if found is None:
+            whole = self.values[value]
+            axis = self.tokens.axis(whole)
+            found = whole if axis is None else self._add(GatherOp.make(whole, self.given["wanted"], axis=axis))
+            self.picked[value] = found
+        return found
+
+    def _attend(self, op: AttentionOp) -> None:
+        for fault in _unfit(op):
+            self.problems.append(Problem(fault, op=op.name, where=op.loc))
+        if self.problems:
+            # what follows is looked at nevertheless, so that all problems come at once
+            kind = tensor(op.out)
+            sizes = {self.batch: Expr.of(1), self.old: Expr.of(TOKENS)}
+            flat = TensorType.of([d.substitute(sizes) for d in kind.dims], kind.dtype)
+            self.values[op.out] = self._add(StateReadOp.make(name="refused", result_types=[flat], like=op))
+            return
+        number = len(self.states) // 2
+        q, k, v = (self._by_token(x, op) for x in (op.q, op.k, op.v))
+        keys = self._kept(f"cache.{number}.keys", k, op)
+        values = self._kept(f"cache.{number}.values", v, op)
+        sinks = [] if op.sinks is None else [self.values[op.sinks]]
+        given = [self.given[name] for name in ("positions", "offsets", "table")]
+        out = self._add(
+            PagedAttentionOp.make(
+                q,
+                keys,
+                values,
+                *given,
+                *sinks,
+                page=self.layout.page,
+                scale=op.scale.data,
+                mask=op.mask.data,
+                window=op.window.data,
+                softcap=op.softcap.data,
+                like=op,
+            )
+        )
+        turned = self._add(TransposeOp.make(out, permutation=[1, 0, 2], like=op))
+        self.values[op.out] = self._add(ReshapeOp.make(turned, dims=[1, *tensor(turned).dims], like=op))
+
+    def _by_token(self, value: SSAValue, op: AttentionOp) -> SSAValue:
+        """[1, heads, tokens, features] as [tokens, heads, features]."""
+        whole = self.values[value]
+        flat = self._add(ReshapeOp.make(whole, dims=list(tensor(whole).dims[1:]), like=op))
+        return self._add(TransposeOp.make(flat, permutation=[1, 0, 2], like=op))
+
+    def _kept(self, name: str, rows: SSAValue, op: AttentionOp) -> SSAValue:
+        """The state with this step's rows put into it."""
+        kind = tensor(rows)
+        self.states[name] = TensorType.of((self.layout.rows, *kind.dims[1:]), kind.dtype)
+        before = self._add(StateReadOp.make(name=name, result_types=[self.states[name]], like=op))
+        after = self._add(StateUpdateOp.make(before, self.given["slots"], rows, axis=0, like=op))
+        self._last_versions[name] = after
+        return after
+
+    def _add(self, op: TwOperation) -> SSAValue:
+        self.made.block.add_op(op)
+        return op.results[0]
+
+
+def _unfit(op: AttentionOp) -> Iterator[str]:
+    """Why an attention cannot go on from step to step."""
+    q, k = tensor(op.q), tensor(op.k)
+    if op.mask.data == "none":
+        yield "tokens see later ones"
+    if q.rank != 4:
+        yield f"q is {q}, not [batch, heads, tokens, features]"
+    if q.dims[-2] != k.dims[-2]:
+        yield f"queries and keys are of different sequences ({q.dims[-2]} and {k.dims[-2]})"
+    for name in ("bias", "valid", "segments"):
+        if getattr(op, name) is not None:
+            yield f"its {name} relates tokens to tokens"
+    if op.lse.data:
+        yield "its logarithms of sums are read"
+    for name in ("q_positions", "k_positions"):
+        value = getattr(op, name)
+        if value is not None and not isinstance(value.owner, PositionsOp):
+            yield f"its {name.replace('_', ' ')} are not those that tokens have by themselves"
