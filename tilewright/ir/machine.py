@@ -76,6 +76,7 @@ class TileRules:
     native: frozenset[str] = frozenset()
     f32_only: frozenset[str] = frozenset()
     matrix: MatrixUnit | None = None
+    matrix_band: int = 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,7 @@ def lower_matmul(group: GroupOp, name: str, machine: Machine, dims: DimSpace) ->
     previous = 0
     packed = panels_of(anchor.b)
     unit = unit_for(machine, anchor) if packed is not None and packed.pairs > 1 else None
-    for limit, tile_rows in row_tiles(machine.rules, unit):
+    for limit, tile_rows in row_tiles(machine.rules, unit, tall=isinstance(anchor.a, BlockArgument)):
         if (low is None or limit is None or low <= limit) and (high is None or high > previous or not variants):
             variants.append(Variant(_kernel(group, anchor, f"{name}_r{tile_rows}", machine, tile_rows), limit))
         previous = limit or previous

@@ -41,8 +41,11 @@ def steps_of(k: int, unit: MatrixUnit, rules: TileRules) -> tuple[int, int]:
     return step, chunks * step
 
 
-def row_tiles(rules: TileRules, unit: MatrixUnit | None) -> list[tuple[int | None, int]]:
-    """(most rows, rows of a tile) of a product's variants, ascending."""
+def row_tiles(rules: TileRules, unit: MatrixUnit | None, *, tall: bool = False) -> list[tuple[int | None, int]]:
+    """(most rows, rows of a tile) of a product's variants, ascending.
+
+    tall: many rows are read where they lie, so that several pairs of registers share what the first-level cache holds.
+    """
     if unit is None:
         return [(limit, rows) for limit, rows, _ in rules.dot]
-    return [(1, 1), (unit.rows, unit.rows), (None, 2 * unit.rows)]
+    return [(1, 1), (unit.rows, unit.rows), (None, (rules.matrix_band if tall else 2) * unit.rows)]
