@@ -58,8 +58,8 @@ class TileRules:
     tiles. extent: "any", or "power-of-two" where the machine prints every tile as large as the next power of two, so
     that K is walked in steps of the chunk itself. dot_least: the fewest rows a dot multiplies; smaller variants of a
     kernel would do the same work. matrix: the unit that multiplies matrices whole, where there is one; its products
-    take tiles of 1, `matrix.rows` and twice as many rows. f32_only: functions of the scalar table that the machine does
-    not compute in f64.
+    take tiles of 1, `matrix.rows` and two or four times as many rows. f32_only: functions of the scalar table that the
+    machine does not compute in f64.
     """
 
     lanes: int
@@ -76,7 +76,6 @@ class TileRules:
     native: frozenset[str] = frozenset()
     f32_only: frozenset[str] = frozenset()
     matrix: MatrixUnit | None = None
-    matrix_band: int = 4
 
 
 @dataclass(frozen=True, slots=True)

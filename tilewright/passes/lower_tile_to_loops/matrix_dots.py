@@ -2,7 +2,8 @@
 
 The right-hand side is read as it was packed, in pairs of k, or packed here (`pair_packing`). The left one is read where
 it lies when its rows are bf16 in memory and none of them reaches past the end; otherwise it is copied to scratch first,
-zeros beyond the end. Which of the two happens, and which block an element falls into, changes nothing about its sum.
+zeros beyond the end, a band of two registers' height at a time. Which of the two happens, and which block an element
+falls into, changes nothing about its sum.
 """
 
 from __future__ import annotations
@@ -217,7 +218,15 @@ class _MatrixDot:
         return found + ([(Starts(self.cx, whole * size * scale), rest)] if rest else [])
 
     def block(
-        self, left: _Rows, row: Position, top: Position, height: int, at: Position, width: int, first: Value, last: Value
+        self,
+        left: _Rows,
+        row: Position,
+        top: Position,
+        height: int,
+        at: Position,
+        width: int,
+        first: Value,
+        last: Value,
     ) -> None:
         """One block of sums: cleared or loaded, added to over steps of k, stored."""
         b, unit, right = self.cx.b, self.unit, self.right

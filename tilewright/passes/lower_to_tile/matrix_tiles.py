@@ -48,4 +48,4 @@ def row_tiles(rules: TileRules, unit: MatrixUnit | None, *, tall: bool = False) 
     """
     if unit is None:
         return [(limit, rows) for limit, rows, _ in rules.dot]
-    return [(1, 1), (unit.rows, unit.rows), (None, (rules.matrix_band if tall else 2) * unit.rows)]
+    return [(1, 1), (unit.rows, unit.rows), (None, (4 if tall else 2) * unit.rows)]
