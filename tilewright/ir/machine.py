@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 from tilewright.errors import BackendManifestError
 
+_FIRST_LEVEL = 32 << 10  # bytes, where a machine does not tell
+
 
 @dataclass(frozen=True, slots=True)
 class Level:
@@ -125,6 +127,13 @@ class Machine:
     def level(self, name: str) -> Level:
         """The level with that name."""
         return next(level for level in self.levels if level.name == name)
+
+    def resident_depth(self, unit: MatrixUnit) -> int:
+        """The k, whole steps of a matrix unit, whose pairs for two registers of columns take half of the first-level
+        cache.
+        """
+        cache = next((level.size for level in self.levels if level.name == "l1"), None) or _FIRST_LEVEL
+        return max(1, cache // 2 // (2 * unit.columns * unit.depth * 2)) * unit.depth
 
     def key(self) -> dict[str, Any]:
         """The facts that decide code, for the cache key: nothing measured, nothing about speed."""

@@ -38,7 +38,6 @@ from tilewright.passes.lower_tile_to_loops.views import AffineView, all_of
 _SUMS = (0, 1, 2, 3)
 _LEFT = (4, 5)
 _RIGHT = (6, 7)
-_FIRST_LEVEL = 32 << 10  # bytes, where a machine does not tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,25 +168,22 @@ class _MatrixDot:
     def cover(self, left: _Rows, end: Position, steps: Value) -> None:
         """Covers the rows below `end` with blocks, as far as anyone looks.
 
-        Where several bands read the same pairs, k comes in blocks whose pairs stay in the first-level cache. Sums wait
-        in scratch from one block of k to the next, which changes none of their bits.
+        Where several bands read the same pairs and the first-level cache does not hold all of them, k comes in blocks
+        whose pairs take half of it. Sums wait in scratch from one block of k to the next, which changes none of their
+        bits.
         """
         b = self.cx.b
-        turn = self.resident() if self.rows > self.band and not limits_of_k(self.cx, self.op) else None
+        several = self.rows > self.band and not limits_of_k(self.cx, self.op)
+        turn = self.cx.machine.resident_depth(self.unit) // self.unit.depth
         whole = -(-self.depth // self.unit.depth)
         with ExitStack() as around:
             first, last = b.index(0), steps
-            if turn is not None and turn < whole:
+            if several and 2 * turn < whole:
                 first = around.enter_context(b.loop(0, steps, turn, name="kb")).index
                 last = b.min(b.add(first, turn), steps)
             for column, width in self.strips():
                 with column as at, Starts.over(self.cx, 0, end, self.band) as top:
                     self.cover_band(left, top, top, at, width, first, last)
-
-    def resident(self) -> int:
-        """Steps of k whose pairs, as wide as a block, take half of the first-level cache."""
-        cache = next((level.size for level in self.cx.machine.levels if level.name == "l1"), None) or _FIRST_LEVEL
-        return max(1, cache // 2 // (2 * self.unit.columns * self.unit.depth * BF16.bytes))
 
     def strips(self) -> list[tuple[Starts, int]]:
         """Blocks of columns: where they start, and their registers."""

@@ -27,7 +27,7 @@ from tilewright.passes.lower_to_tile.access import UNIT, Axis, Space, map_group,
 from tilewright.passes.lower_to_tile.emit import Emitter
 from tilewright.passes.lower_to_tile.frame import Lowered, Variant, all_strides, begin
 from tilewright.passes.lower_to_tile.layout import Walk, merge_axes
-from tilewright.passes.lower_to_tile.matrix_tiles import row_tiles, steps_of, unit_for
+from tilewright.passes.lower_to_tile.matrix_tiles import is_deep, row_tiles, steps_of, unit_for
 from tilewright.passes.lower_to_tile.pointwise import axes_apart
 
 DYNAMIC_K = 64  # a K known only at run time is walked in steps of this
@@ -68,7 +68,7 @@ def lower_matmul(group: GroupOp, name: str, machine: Machine, dims: DimSpace) ->
     previous = 0
     packed = panels_of(anchor.b)
     unit = unit_for(machine, anchor) if packed is not None and packed.pairs > 1 else None
-    for limit, tile_rows in row_tiles(machine.rules, unit, tall=isinstance(anchor.a, BlockArgument)):
+    for limit, tile_rows in row_tiles(machine.rules, unit, tall=unit is not None and is_deep(machine, anchor, unit)):
         if (low is None or limit is None or low <= limit) and (high is None or high > previous or not variants):
             variants.append(Variant(_kernel(group, anchor, f"{name}_r{tile_rows}", machine, tile_rows), limit))
         previous = limit or previous
