@@ -39,7 +39,6 @@ _FLOPS_PER_CYCLE: Final = {
     "avx512-amx": {"f32": 64, "bf16": 1024},
 }
 _CLOCK: Final = 2.6e9
-_SECOND_LEVEL: Final = {"avx512-amx": 2 << 20}  # bytes; every core that has the matrix unit has as much
 
 
 def _describe(name: str) -> Callable[[], Machine]:
@@ -54,7 +53,7 @@ def _describe(name: str) -> Callable[[], Machine]:
             peak=peak,
             levels=(
                 Level("memory", None, 12e9, alignment=64),
-                Level("l2", _SECOND_LEVEL.get(name, 1 << 20), 80e9, alignment=64),
+                Level("l2", 1 << 20, 80e9, alignment=64),
                 Level("l1", 32 << 10, 200e9, alignment=64),
                 Level("registers", rules.registers * rules.lanes * 4, 1e12),
             ),

@@ -154,7 +154,8 @@ def _kernel(group: GroupOp, anchor: contraction.MatmulOp, name: str, machine: Ma
     if row is not None:
         extent[row] = tile_rows
     grid = list(range(k_at))
-    loops = _order(machine, walk, grid, row, column, tile_rows, tensor(anchor.a).dtype.bytes)
+    on_unit = packed is not None and packed.pairs > 1 and unit_for(machine, anchor) is not None
+    loops = _order(machine, walk, grid, row, column, tile_rows, tensor(anchor.a).dtype.bytes, on_unit=on_unit)
     at = dict(zip(grid, b.grid([walk.extents[i] for i in grid], [extent[i] for i in grid], loops), strict=True))
     at[k_at] = b.index(0)
     wide = Emitter(b, space, walk, buffers, strides, at, row, column, extent)
@@ -172,15 +173,32 @@ def _kernel(group: GroupOp, anchor: contraction.MatmulOp, name: str, machine: Ma
 
 
 def _order(
-    machine: Machine, walk: Walk, grid: list[int], row: int | None, column: int, tile_rows: int, size: int
+    machine: Machine,
+    walk: Walk,
+    grid: list[int],
+    row: int | None,
+    column: int,
+    tile_rows: int,
+    size: int,
+    *,
+    on_unit: bool,
 ) -> list[tuple[int, int]]:
-    """Outer axes, then blocks of rows, then panels, then the rows of a block."""
+    """Outer axes, then blocks of rows, then panels, then the rows of a block.
+
+    A block takes half of the second-level cache. On a matrix unit, which products from memory keep waiting, it takes
+    all of it where the weight comes from there for every block: where it is larger than twice that cache.
+    """
     outer = [(i, 1) for i in grid if i not in (row, column)]
     if row is None:
         return [*outer, (column, 1)]
     k = walk.extents[-1].constant
     cache = next((level.size for level in machine.levels if level.name == "l2"), None)
-    block = 16 if k is None or cache is None else max(1, cache // 2 // max(1, tile_rows * k * size))
+    n = walk.extents[column].constant
+    if k is None or cache is None:
+        block = 16
+    else:
+        whole = on_unit and (n is None or k * n * size > 2 * cache)
+        block = max(1, (cache if whole else cache // 2) // max(1, tile_rows * k * size))
     return [*outer, (row, block), (column, 1), (row, 1)]
 
 
