@@ -31,6 +31,8 @@ class Unit:
         """FLOP/s of one core on factors of a dtype."""
         return self.rates.get(dtype, self.rates["f32"])
 
+_FIRST_LEVEL = 32 << 10  # bytes, where a machine does not tell
+
 
 @dataclass(frozen=True, slots=True)
 class Level:
@@ -84,10 +86,10 @@ class TileRules:
     tiles. extent: "any", or "power-of-two" where the machine prints every tile as large as the next power of two, so
     that K is walked in steps of the chunk itself. dot_least: the fewest rows a dot multiplies; smaller variants of a
     kernel would do the same work. matrix: the unit that multiplies matrices whole, where there is one; its products
-    take tiles of 1, `matrix.rows` and twice as many rows. scratch: bytes of private memory that a program may have
-    (None: no such limit). f32_only: functions of the scalar table that the machine does not compute in f64. streaming:
-    bytes of results from which a kernel that passes over its data once writes past the caches; None where it never
-    does.
+    take tiles of 1, `matrix.rows` and two or four times as many rows. scratch: bytes of private memory that a program
+    may have (None: no such limit). f32_only: functions of the scalar table that the machine does not compute in f64.
+    streaming: bytes of results from which a kernel that passes over its data once writes past the caches; None where it
+    never does.
     """
 
     lanes: int
@@ -212,6 +214,13 @@ class Machine:
     def imbalance(self, programs: int) -> float:
         """The largest share of a core when equal programs are dealt out, as a multiple of the mean share."""
         return -(-programs // self.cores) * self.cores / programs if programs else 1.0
+
+    def resident_depth(self, unit: MatrixUnit) -> int:
+        """The k, whole steps of a matrix unit, whose pairs for two registers of columns take half of the first-level
+        cache.
+        """
+        cache = self.caches[-1].size if self.caches and self.caches[-1].size else _FIRST_LEVEL
+        return max(1, cache // 2 // (2 * unit.columns * unit.depth * 2)) * unit.depth
 
     def key(self) -> dict[str, Any]:
         """The facts that decide code, for the cache key: of the class, nothing measured."""

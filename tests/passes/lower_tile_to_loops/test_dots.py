@@ -149,15 +149,23 @@ def packed_pairs(depth: int, columns: int, rows: int, *, chunk: int, computed: b
     x, w = b.buffer(["m", depth], BF16), b.buffer([panels, depth // 2, 64, 2], BF16)
     y = b.output(["m", columns], F32)
     i, p = b.grid(["m", panels], [rows, 1])
-    with b.loop(0, depth, chunk, [b.constant(0.0, (rows, 64))]) as loop:
-        left = b.load(b.dense(x), [i, loop.at], [rows, chunk])
+
+    def part(at: SSAValue, total: SSAValue) -> SSAValue:
+        left = b.load(b.dense(x), [i, at], [rows, chunk])
         if computed:
             left = b.cast(b.map("neg", b.cast(left, F32)), BF16)
-        half = b.index(Expr.of("a0") // 2, loop.at)
+        half = b.index(Expr.of("a0") // 2, at)
         loaded = b.reshape(b.load(b.dense(w), [p, half, 0, 0], [1, chunk // 2, 64, 2]), (chunk // 2, 64, 2))
-        right = b.reshape(b.transpose(loaded, (0, 2, 1)), (chunk, 64))
-        loop.give(b.dot(left, right, loop.carried[0]))
-    b.store(loop.out[0], b.dense(y), [i, b.index(Expr.of("a0") * 64, p)])
+        return b.dot(left, b.reshape(b.transpose(loaded, (0, 2, 1)), (chunk, 64)), total)
+
+    total = b.constant(0.0, (rows, 64))
+    if chunk == depth:
+        total = part(b.index(0), total)
+    else:
+        with b.loop(0, depth, chunk, [total]) as loop:
+            loop.give(part(loop.at, loop.carried[0]))
+        total = loop.out[0]
+    b.store(total, b.dense(y), [i, b.index(Expr.of("a0") * 64, p)])
     return b.finish()
 
 
@@ -191,6 +199,27 @@ def test_a_row_has_the_same_bits_in_tiles_of_any_height(columns: int, rows: int,
         run_kernel(lower_kernel(kernel, machine("avx512-amx")), [*given, got], {"m": 13})
         found.append(got)
     same(found[0], found[1], 0.0, "tall and low")
+
+
+@pytest.mark.parametrize(("depth", "m"), [(544, 0), (544, 31), (544, 64), (1088, 101)])
+def test_blocks_of_k_over_tall_tiles_keep_a_rows_bits(depth: int, m: int, rng: np.random.Generator) -> None:
+    tall, low = (packed_pairs(depth, 64, n, chunk=544, computed=False) for n in (64, 1))
+    lowered = lower_kernel(tall, machine("avx512-amx"))
+    assert any(isinstance(op, For) and op.body.args[0].hint == "kb" for op in every(lowered))
+    given = inputs(tall, {"m": m}, rng)
+    found = []
+    for kernel in (tall, low):
+        (got,) = outputs(kernel, {"m": m})
+        run_kernel(lower_kernel(kernel, machine("avx512-amx")), [*given, got], {"m": m}, nthreads=2)
+        found.append(got)
+    same(found[0], found[1], 0.0, "tall and low")
+    x, w = (a.astype(np.float64) for a in given)
+    pairs = w.reshape(depth // 2, 64, 2).transpose(0, 2, 1).reshape(depth, 64)
+    same(found[0].reshape(m, 64), x.reshape(m, depth) @ pairs, 1e-4, "reference")
+    check_counts(tall, {"m": m}, given, "avx512-amx")
+    if "avx512-amx" in host_classes():
+        (run,) = native(tall, given, {"m": m}, "avx512-amx", nthreads=2)
+        same(run, found[0], 0.0, "native and interpreted")
 
 
 @pytest.mark.parametrize("turned", [False, True])

@@ -38,10 +38,23 @@ own; 2x4.
 *bf16.* vdpbf16ps on the same core: 6x4, 8x3, 14x2 and 4x4 all 97-101, at any unroll: the instruction issues every
 second cycle there, and f32 is faster. On Zen 4, 177-234. The emulation for avx512 without it: 109-122.
 
-*Matrix unit.* tdpbf16ps on registers of 16 by 16 sums, one core, GFLOP/s: 2570 from packed tiles in the first-level
-cache, 2030 from rows 768 bytes apart and panels of 64 columns there; whole kernels of 32x64 tiles 1000-1300 at 656 and
-4096 rows of 384x384, 384x1536 and 1536x384. Tiles of 64 and 128 rows, K in chunks of 96 to 384, panels of 32 columns
-and other orders of the grid were no faster. vdpbf16ps is not used.
+*Matrix unit.* tdpbf16ps on registers of 16 by 16 sums, one core, GFLOP/s: 2570-3300 from packed tiles in the
+first-level cache, 2030 from rows 768 bytes apart and panels of 64 columns there. What bounds whole products is how fast
+registers are filled: a block of 2 by 2 of them loads 4 KiB for 65536 FLOPs. In C, GFLOP/s in CPU time, best of 15
+interleaved rounds on a busy machine, 512x1024x4096, weights from main memory:
+
+    tile rows   rows that meet a panel   k in blocks of   GFLOP/s
+    32          256                      1024              970
+    32          512                      1024             1150
+    64          512                      256              1270
+    128         512                      256              1200
+    128         512                      512              1340 (panels in two halves of 32 columns)
+
+So a panel from memory meets as many rows as the second-level cache holds (where weights stay in that cache, half as
+many were 4% faster), and k is blocked so that its pairs stay in the
+first-level one while the bands of a tall tile use them. With K of 3072 all of these gave 600-800: rows fill the
+second-level cache, and weights come from main memory every 128 rows. Asking for the next panel ahead gave 10% in C and
+nothing in whole models. vdpbf16ps is not used.
 
 All inner loops were read as assembly: no spills, panel and broadcast addresses are displacements from two registers.
 """

@@ -2,18 +2,20 @@
 
 The right-hand side is read as it was packed, in pairs of k, or packed here (`pair_packing`). The left one is read where
 it lies when its rows are bf16 in memory and none of them reaches past the end; otherwise it is copied to scratch first,
-zeros beyond the end. Which of the two happens, and which block an element falls into, changes nothing about its sum.
+zeros beyond the end, a band of two registers' height at a time. Which of the two happens, and which block an element
+falls into, changes nothing about its sum.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from math import gcd
 
 from xdsl.ir import SSAValue
 
 from tilewright.ir.dims import Expr
-from tilewright.ir.dtypes import BF16, F32
+from tilewright.ir.dtypes import BF16, F32, I1
 from tilewright.ir.loops import MatrixRegister, Memory, Value
 from tilewright.ir.machine import MatrixUnit
 from tilewright.ir.tile.base import tile
@@ -28,7 +30,7 @@ from tilewright.passes.lower_tile_to_loops.materialise import fill, static_axes
 from tilewright.passes.lower_tile_to_loops.operands import unit_axis, unit_reshape
 from tilewright.passes.lower_tile_to_loops.pair_packing import pack
 from tilewright.passes.lower_tile_to_loops.pairs import Paired, paired
-from tilewright.passes.lower_tile_to_loops.sites import Position
+from tilewright.passes.lower_tile_to_loops.sites import Coord, Position, Site, known
 from tilewright.passes.lower_tile_to_loops.storage import ScratchTile
 from tilewright.passes.lower_tile_to_loops.sweeps import Space, Starts, sweep
 from tilewright.passes.lower_tile_to_loops.views import AffineView, all_of
@@ -83,6 +85,7 @@ class _MatrixDot:
         self.rows, self.columns = tile(op.out).extents
         self.depth = tile(op.a).extents[1]
         self.height = cx.b.matrix[_SUMS[0]].rows
+        self.band = 2 * self.height if self.rows % (2 * self.height) == 0 else self.rows
         home = destination(cx, op.out, op.acc)
         if not isinstance(home, ScratchTile):
             raise cx.unsupported(op, "the matrix unit's sums were placed in vector registers")
@@ -93,29 +96,36 @@ class _MatrixDot:
             fill(cx, home, op.acc)
 
     def run(self) -> None:
-        """Emits the whole result, from rows in memory where they lie well."""
-        cx = self.cx
+        """Emits the whole result: rows that lie well in memory from there, the rest band by band from a copy."""
+        cx, b = self.cx, self.cx.b
         cx.sweep += 1
         held = cx.tiles.get(self.op.a)
         found = _in_memory(cx, self.op.a) if held is None else None
+        end: Value | int = self.rows
+        live = cx.live(self.op.out).get(0)
+        if live is not None:
+            end = b.max(b.min(live.value, self.rows), 0)
         if isinstance(held, ScratchTile) and held.dtype is BF16:
-            self.cover(_scratch_rows(cx, held))
+            rows = _scratch_rows(cx, held)
+            self.cover(rows, end, self.steps(rows, self.rows))
         elif found is None:
-            self.cover_copy()
+            self.copies(0, end)
         else:
-            rows, inside = found
-            with cx.b.either(inside) as sides:
-                with sides.then() as taken:
-                    if taken:
-                        self.cover(rows)
-                with sides.otherwise() as taken:
-                    if taken:
-                        self.cover_copy()
+            rows, inside, above = found
+            near: Value | int = self.rows
+            if above is not None:
+                near = b.max(b.min(above, self.rows), 0)
+                near = b.mul(b.floordiv(near, self.band), self.band)
+            if inside is not None:
+                near = b.select(inside, b.index(near), b.index(0))
+            self.cover(rows, near, b.index(-(-self.depth // self.unit.depth)))
+            if not isinstance(near, int):
+                self.copies(near, end)
         cx.tiles[self.op.out] = self.home
         if self.copied is not None:
             cx.drop(self.copied)
 
-    def steps(self, left: _Rows) -> Value:
+    def steps(self, left: _Rows, rows: int) -> Value:
         """Steps of k, as far as the left side is not known to be 0; its rows are cleared up to the last step's end."""
         b, depth = self.cx.b, self.unit.depth
         end = b.index(self.depth)
@@ -127,31 +137,69 @@ class _MatrixDot:
             # whoever filled the rows wrote whole vectors up to the limit, and no more
             first = b.mul(b.ceildiv(end, LANES), LANES)
             zero = b.const(0, BF16, LANES)
-            with b.loop(first, b.mul(steps, depth), LANES) as column, b.loop(0, self.rows) as row:
+            with b.loop(first, b.mul(steps, depth), LANES) as column, b.loop(0, rows) as row:
                 b.store(zero, left.memory, b.add(left.offset, b.add(b.mul(row.index, left.stride), column.index)))
         return steps
 
-    def cover_copy(self) -> None:
-        """The result from a copy of the rows."""
+    def copies(self, start: Position, end: Position) -> None:
+        """Rows from `start` on, a multiple of the band, from a copy of one band after the other."""
         cx, a = self.cx, self.op.a
-        with cx.temporary(tile(a).extents, BF16) as copy:
-            space = Space.of(copy.extents, cx.lanes, static_axes(cx, a))
-            sweep(cx, space, lambda site: copy.write(cx.b, site, lanes_at(cx, a, site)))
-            self.cover(_scratch_rows(cx, copy))
+        static = static_axes(cx, a)
+        bands = [Starts.over(cx, start, end, self.band)]
+        if 0 in static:
+            bands = [Starts(cx, top) for top in range(0, self.rows, self.band)]
+        for band in bands:
+            with band as top, cx.temporary((self.band, self.depth), BF16) as copy:
+                space = Space.of(copy.extents, cx.lanes, static)
+                sweep(cx, space, lambda site: copy.write(cx.b, site, lanes_at(cx, a, self.below(site, top))))
+                left = _scratch_rows(cx, copy)
+                steps = self.steps(left, self.band)
+                for column, width in self.strips():
+                    with column as at:
+                        self.cover_band(left, 0, top, at, width, cx.b.index(0), steps)
 
-    def cover(self, left: _Rows) -> None:
-        """Covers the result with blocks, as far as anyone looks."""
-        steps = self.steps(left)
+    def below(self, site: Site, top: Position) -> Site:
+        """The site moved down by `top` rows."""
+        row, column = site.coords
+        if isinstance(top, int) and isinstance(row.at, int):
+            return replace(site, coords=(known(row.at + top, row.step), column))
+        return replace(site, coords=(Coord(self.cx.b.add(self.cx.b.index(row.at), top), row.step), column))
+
+    def cover(self, left: _Rows, end: Position, steps: Value) -> None:
+        """Covers the rows below `end` with blocks, as far as anyone looks.
+
+        Where several bands read the same pairs and the first-level cache does not hold all of them, k comes in blocks
+        whose pairs take half of it. Sums wait in scratch from one block of k to the next, which changes none of their
+        bits.
+        """
+        b = self.cx.b
+        several = self.rows > self.band and not limits_of_k(self.cx, self.op)
+        turn = self.cx.machine.resident_depth(self.unit) // self.unit.depth
+        whole = -(-self.depth // self.unit.depth)
+        with ExitStack() as around:
+            first, last = b.index(0), steps
+            if several and 2 * turn < whole:
+                first = around.enter_context(b.loop(0, steps, turn, name="kb")).index
+                last = b.min(b.add(first, turn), steps)
+            for column, width in self.strips():
+                with column as at, Starts.over(self.cx, 0, end, self.band) as top:
+                    self.cover_band(left, top, top, at, width, first, last)
+
+    def strips(self) -> list[tuple[Starts, int]]:
+        """Blocks of columns: where they start, and their registers."""
         live = self.cx.live(self.op.out).get(1)
-        down, across = self.rows // self.height, self.columns // self.unit.columns
-        tall, wide = (2, 2) if down > 1 else (1, 4)
-        if live is not None and across % 2 == 0:
-            wide = 2
-        for column, width in self.parts(across, wide, self.unit.columns, live):
-            with column as at:
-                for row, height in self.parts(down, tall, self.height):
-                    with row as top:
-                        self.block(left, top, height, at, width, steps)
+        across = self.columns // self.unit.columns
+        wide = 2 if self.band > self.height or (live is not None and across % 2 == 0) else 4
+        return self.parts(across, wide, self.unit.columns, live)
+
+    def cover_band(
+        self, left: _Rows, row: Position, top: Position, at: Position, width: int, first: Value, last: Value
+    ) -> None:
+        """The blocks of one band and strip: rows from `row` on of the left side, from `top` on of the result."""
+        down = self.band // self.height
+        for part, height in self.parts(down, 2 if down > 1 else 1, self.height):
+            with part as by:
+                self.block(left, _plus(self.cx, row, by), _plus(self.cx, top, by), height, at, width, first, last)
 
     def parts(self, count: int, size: int, scale: int, live: Index | None = None) -> list[tuple[Starts, int]]:
         """Blocks of `size` of `count` registers of `scale` elements, then one block of what is left.
@@ -165,24 +213,36 @@ class _MatrixDot:
         found = [(Starts.over(self.cx, 0, end, size * scale), size)] if whole else []
         return found + ([(Starts(self.cx, whole * size * scale), rest)] if rest else [])
 
-    def block(self, left: _Rows, top: Position, height: int, at: Position, width: int, steps: Value) -> None:
-        """One block of sums: cleared or loaded, added to over k, stored."""
+    def block(
+        self,
+        left: _Rows,
+        row: Position,
+        top: Position,
+        height: int,
+        at: Position,
+        width: int,
+        first: Value,
+        last: Value,
+    ) -> None:
+        """One block of sums: cleared or loaded, added to over steps of k, stored."""
         b, unit, right = self.cx.b, self.unit, self.right
         stride = b.index(self.home.strides[0])
         places: list[tuple[int, Value]] = []
         for i in range(height):
-            row = b.mul(b.add(b.index(top), i * self.height), stride)
+            down = b.mul(b.add(b.index(top), i * self.height), stride)
             for j in range(width):
-                places.append((_SUMS[i * width + j], b.add(row, b.add(b.index(at), j * unit.columns))))
-        for number, place in places:
-            if self.from_zero:
-                b.matrix_zero(number)
-            else:
-                b.matrix_load(number, self.home.memory, place, stride)
-        first = b.add(left.offset, b.mul(b.index(top), left.stride))
+                places.append((_SUMS[i * width + j], b.add(down, b.add(b.index(at), j * unit.columns))))
+        with b.either(b.compare("eq", first, 0) if self.from_zero else b.const(0, I1)) as sides:
+            with sides.then() as taken:
+                for number, _ in places if taken else ():
+                    b.matrix_zero(number)
+            with sides.otherwise() as taken:
+                for number, place in places if taken else ():
+                    b.matrix_load(number, self.home.memory, place, stride)
+        start = b.add(left.offset, b.mul(b.index(row), left.stride))
         panel = b.add(right.offset, b.mul(b.index(at), 2))
-        with b.loop(0, steps, name="k") as k:
-            along = b.add(first, b.mul(k.index, unit.depth))
+        with b.loop(first, last, name="k") as k:
+            along = b.add(start, b.mul(k.index, unit.depth))
             for i in range(height):
                 b.matrix_load(_LEFT[i], left.memory, b.add(along, b.mul(left.stride, i * self.height)), left.stride)
             below = b.add(panel, b.mul(k.index, b.mul(right.stride, unit.depth // 2)))
@@ -195,10 +255,16 @@ class _MatrixDot:
             b.matrix_store(number, self.home.memory, place, stride)
 
 
+def _plus(cx: Lowering, start: Position, by: Position) -> Position:
+    if isinstance(start, int) and isinstance(by, int):
+        return start + by
+    return cx.b.add(cx.b.index(start), by)
+
+
 def _packed(cx: Lowering, op: DotOp, load: LoadOp) -> _Rows:
     """The rows of pairs; they are read without masks, so the region must be proved to lie inside its view."""
-    rows, inside = _region(cx, load, tile(load.out).extents, row=-3, column=-1)
-    if inside is not None:
+    rows, inside, above = _region(cx, load, tile(load.out).extents, row=-3, column=-1)
+    if inside is not None or above is not None:
         raise cx.unsupported(op, "the packed right-hand side is not proved to cover the region that is read of it")
     return rows
 
@@ -207,8 +273,8 @@ def _scratch_rows(cx: Lowering, held: ScratchTile) -> _Rows:
     return _Rows(held.memory, cx.b.index(0), cx.b.index(held.strides[0]))
 
 
-def _in_memory(cx: Lowering, value: SSAValue) -> tuple[_Rows, Value | None] | None:
-    """Where a tile's rows lie in memory as bf16 with their elements side by side, and the condition that all do."""
+def _in_memory(cx: Lowering, value: SSAValue) -> tuple[_Rows, Value | None, Value | None] | None:
+    """Where a tile's rows lie in memory as bf16 with their elements side by side; see `_region`."""
     source, axes = value, [0, 1]
     while True:
         op = source.owner
@@ -234,17 +300,26 @@ def _in_memory(cx: Lowering, value: SSAValue) -> tuple[_Rows, Value | None] | No
 
 def _region(
     cx: Lowering, op: LoadOp, extents: tuple[int, ...], row: int | None, column: int
-) -> tuple[_Rows, Value | None]:
-    """A loaded region as rows, and the condition that it lies inside its view; None where that is proved."""
+) -> tuple[_Rows, Value | None, Value | None]:
+    """A loaded region as rows, the condition that each row that starts inside its view lies in it, and how many do.
+
+    None: proved for the one, all of them for the other.
+    """
     b, view, conditions = cx.b, cx.views[op.source], []
     assert isinstance(view, AffineView)  # asked by the callers; packed operands are plain views of a buffer
-    offset = b.expr(view.offset)
-    for at, extent, step, count in zip(op.at, view.extents, view.strides, extents, strict=True):
+    offset, above = b.expr(view.offset), None
+    rows = None if row is None else row % len(extents)
+    for axis, (at, extent, step, count) in enumerate(zip(op.at, view.extents, view.strides, extents, strict=True)):
         start = cx.indices[at]
         offset = b.add(offset, b.mul(start.value, b.expr(step)))
         if not cx.facts.at_least(start.expr, 0):
             conditions.append(b.compare("ge", start.value, 0))
-        if not cx.facts.at_least(extent.expr - start.expr, count):
-            conditions.append(b.compare("ge", b.sub(extent.value, start.value), count))
+        if cx.facts.at_least(extent.expr - start.expr, count):
+            continue
+        left = b.sub(extent.value, start.value)
+        if axis == rows:
+            above = left
+        else:
+            conditions.append(b.compare("ge", left, count))
     stride = b.index(0) if row is None else b.expr(view.strides[row])
-    return _Rows(view.memory, offset, stride), all_of(b, conditions, 1)
+    return _Rows(view.memory, offset, stride), all_of(b, conditions, 1), above

@@ -27,7 +27,7 @@ from tilewright.passes.lower_to_tile.access import UNIT, Axis, Space, map_group,
 from tilewright.passes.lower_to_tile.emit import Emitter
 from tilewright.passes.lower_to_tile.frame import Lowered, Variant, all_strides, begin
 from tilewright.passes.lower_to_tile.layout import Walk, merge_axes
-from tilewright.passes.lower_to_tile.matrix_tiles import row_tiles, steps_of, unit_for
+from tilewright.passes.lower_to_tile.matrix_tiles import is_deep, row_tiles, steps_of, unit_for
 from tilewright.passes.lower_to_tile.pointwise import axes_apart
 from tilewright.passes.lower_to_tile.skeleton import Refusal
 
@@ -76,7 +76,7 @@ def lower_matmul(group: GroupOp, name: str, machine: Machine, dims: DimSpace) ->
     previous = 0
     packed = panels_of(anchor.b)
     unit = unit_for(machine, anchor) if packed is not None and packed.pairs > 1 else None
-    for limit, tile_rows in row_tiles(machine.rules, unit):
+    for limit, tile_rows in row_tiles(machine.rules, unit, tall=unit is not None and is_deep(machine, anchor, unit)):
         if (low is None or limit is None or low <= limit) and (high is None or high > previous or not variants):
             variants.append(Variant(_kernel(group, anchor, f"{name}_r{tile_rows}", machine, tile_rows), limit))
         previous = limit or previous
@@ -162,7 +162,8 @@ def _kernel(group: GroupOp, anchor: contraction.MatmulOp, name: str, machine: Ma
     if row is not None:
         extent[row] = tile_rows
     grid = list(range(k_at))
-    loops = _order(machine, walk, grid, row, column, tile_rows, tensor(anchor.a).dtype.bytes)
+    on_unit = packed is not None and packed.pairs > 1 and unit_for(machine, anchor) is not None
+    loops = _order(machine, walk, grid, row, column, tile_rows, tensor(anchor.a).dtype.bytes, on_unit=on_unit)
     at = dict(zip(grid, b.grid([walk.extents[i] for i in grid], [extent[i] for i in grid], loops), strict=True))
     at[k_at] = b.index(0)
     wide = Emitter(b, space, walk, buffers, strides, at, row, column, extent)
@@ -180,9 +181,21 @@ def _kernel(group: GroupOp, anchor: contraction.MatmulOp, name: str, machine: Ma
 
 
 def _order(
-    machine: Machine, walk: Walk, grid: list[int], row: int | None, column: int, tile_rows: int, size: int
+    machine: Machine,
+    walk: Walk,
+    grid: list[int],
+    row: int | None,
+    column: int,
+    tile_rows: int,
+    size: int,
+    *,
+    on_unit: bool,
 ) -> list[tuple[int, int]]:
-    """Outer axes, then blocks of rows, then panels, then the rows of a block."""
+    """Outer axes, then blocks of rows, then panels, then the rows of a block.
+
+    A block takes half of the second-level cache. On a matrix unit, which products from memory keep waiting, it takes
+    all of it where the weight comes from there for every block: where it is larger than twice that cache.
+    """
     outer = [(i, 1) for i in grid if i not in (row, column)]
     if row is None:
         return [*outer, (column, 1)]
@@ -191,7 +204,9 @@ def _order(
     if k is None or level is None or level.size is None:
         block = 16
     else:
-        block = max(1, level.size // 2 // max(1, tile_rows * k * size))
+        n = walk.extents[column].constant
+        whole = on_unit and (n is None or k * n * size > 2 * level.size)
+        block = max(1, (level.size if whole else level.size // 2) // max(1, tile_rows * k * size))
     return [*outer, (row, block), (column, 1), (row, 1)]
 
 

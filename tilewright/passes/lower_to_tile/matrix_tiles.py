@@ -34,6 +34,15 @@ def multiplies_attention(machine: Machine, op: AttentionOp, dtype: DType) -> boo
     return not (features % unit.depth or values % unit.columns or machine.rules.key_segment % unit.depth)
 
 
+def is_deep(machine: Machine, op: MatmulOp, unit: MatrixUnit) -> bool:
+    """Whether a product's rows lie in memory, and its K is more than the first-level cache holds pairs of.
+
+    Then the bands of a tall tile share blocks of k; else a low tile's rows stay in that cache while pairs stream.
+    """
+    k = op.sizes()[-1].constant
+    return k is not None and isinstance(op.a, BlockArgument) and k > 2 * machine.resident_depth(unit)
+
+
 def steps_of(k: int, unit: MatrixUnit, rules: TileRules) -> tuple[int, int]:
     """The k of one chunk, a multiple of the unit's depth, and K as it is packed: whole chunks, zeros beyond K."""
     chunks = -(-k // rules.reduction_chunk)
@@ -41,8 +50,11 @@ def steps_of(k: int, unit: MatrixUnit, rules: TileRules) -> tuple[int, int]:
     return step, chunks * step
 
 
-def row_tiles(rules: TileRules, unit: MatrixUnit | None) -> list[tuple[int | None, int]]:
-    """(most rows, rows of a tile) of a product's variants, ascending."""
+def row_tiles(rules: TileRules, unit: MatrixUnit | None, *, tall: bool = False) -> list[tuple[int | None, int]]:
+    """(most rows, rows of a tile) of a product's variants, ascending.
+
+    tall: see `is_deep`.
+    """
     if unit is None:
         return [(limit, rows) for limit, rows, _ in rules.dot]
-    return [(1, 1), (unit.rows, unit.rows), (None, 2 * unit.rows)]
+    return [(1, 1), (unit.rows, unit.rows), (None, (4 if tall else 2) * unit.rows)]
