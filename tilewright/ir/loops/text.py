@@ -71,7 +71,7 @@ class _Printer:
                         yield f"{indent}}} else {{"
                         yield from self.block(op.otherwise, indent + "  ")
                     yield f"{indent}}}"
-                case ops.Store() | ops.Scatter() | MatrixZero() | MatrixLoad() | MatrixStore() | MatrixDot():
+                case ops.Store() | ops.Scatter() | ops.Prefetch() | MatrixZero() | MatrixLoad() | MatrixStore() | MatrixDot():
                     yield f"{indent}{self.call(op)}"
                 case _:
                     yield f"{indent}{self.name(op)} = {self.call(op)} : {op.type}"
@@ -97,6 +97,9 @@ class _Printer:
                 return f"gather {place}{self.masking(op.mask, op.fill)}"
             case ops.Store():
                 return f"store {self.name(op.value)}, {op.memory.name}[{self.name(op.offset)}]{self.masking(op.mask)}"
+            case ops.Prefetch():
+                how = f"{'write' if op.write else 'read'} {'near' if op.near else 'far'}"
+                return f"prefetch {how} {op.memory.name}[{self.name(op.offset)}]"
             case MatrixZero(register):
                 return f"matrix {register} = 0"
             case MatrixLoad():

@@ -22,6 +22,7 @@ from tilewright.passes.lower_tile_to_loops.destinations import destination
 from tilewright.passes.lower_tile_to_loops.elementwise import lanes_at
 from tilewright.passes.lower_tile_to_loops.indices import Index
 from tilewright.passes.lower_tile_to_loops.materialise import static_axes
+from tilewright.passes.lower_tile_to_loops.prefetching import Share, ask_for_epilogue, share, stream_after
 from tilewright.passes.lower_tile_to_loops.sites import Coord, Position, Site, known
 from tilewright.passes.lower_tile_to_loops.storage import RegisterTile, ScratchTile, Storage
 from tilewright.passes.lower_tile_to_loops.sweeps import Space, Starts, sweep
@@ -77,12 +78,18 @@ class Blocks:
         columns = None if 1 in static or self.columns % self.lanes else live.get(1)
         vectors = -(-self.columns // self.lanes)
         height, width = register_block(self.cx, self.rows, self.columns)
+        stream = stream_after(self.cx, self.op) if isinstance(self.op, DotOp) else None
+        live_rows = self.cx.b.index(self.rows) if rows is None else self.cx.b.min(rows.value, self.rows)
         for strip, wide in _ranges(self.cx, vectors, width, self.lanes, columns, looped=1 not in static):
             tall = height if wide == width else register_block(self.cx, self.rows, wide * self.lanes)[0]
             with strip as at:
                 for band, high in _ranges(self.cx, self.rows, tall, 1, rows, looped=0 not in static):
                     with band as top:
-                        self.block(Block(top, high, at, wide))
+                        block = Block(top, high, at, wide)
+                        part = None
+                        if stream is not None and wide == vectors:
+                            part = share(self.cx, stream, tile(self.op.a).extents[1], top, high, live_rows)
+                        self.block(block, part)
 
     def sites(self, block: Block) -> list[Site]:
         """The sites of a block's vectors, row by row."""
@@ -95,15 +102,17 @@ class Blocks:
                 found.append(Site(coords, self.lanes, mask))
         return found
 
-    def block(self, block: Block) -> None:
+    def block(self, block: Block, share: Share | None = None) -> None:
         """One block: its accumulators start from acc, run over k, and are written."""
         cx, sites = self.cx, self.sites(block)
+        if isinstance(self.op, DotOp):
+            ask_for_epilogue(cx, self.op, sites)
         limits = limits_of_k(cx, self.op)
         end = cx.b.index(tile(self.op.a).extents[1])
         for limit in limits:
             end = cx.b.max(cx.b.min(limit.value, end), 0)
         starts = [lanes_at(cx, self.op.acc, site) for site in sites]
-        sums = self.products(block, sites, starts, cx.b.index(0), end, tuple(limit.expr for limit in limits))
+        sums = self.products(block, sites, starts, cx.b.index(0), end, tuple(limit.expr for limit in limits), share)
         for site, value in zip(sites, sums, strict=True):
             self.home.write(cx.b, site, value)
 
@@ -115,10 +124,13 @@ class Blocks:
         first: Value,
         end: Value,
         below: tuple[Expr, ...] = (),
+        share: Share | None = None,
     ) -> Sequence[Value]:
         """The products of k in first..end added to the starts, one after the other."""
         with self.cx.b.loop(first, end, 1, starts, unroll=UNROLLED_K, name="k") as loop:
             k = Coord(loop.index, below=below)
+            if share is not None:
+                share.ask(self.cx, loop.index)
             right = [self.right(Site((k, s.coords[1]), s.lanes, s.mask)) for s in sites[: block.vectors]]
             sums: list[Value] = []
             for row in range(block.rows):

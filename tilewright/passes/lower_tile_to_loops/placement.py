@@ -25,7 +25,7 @@ from tilewright.ir.tile.structure import ForOp, IfOp, KernelOp, YieldOp
 from tilewright.ir.types import TileType
 from tilewright.passes.lower_tile_to_loops.elementwise import INLINE
 from tilewright.passes.lower_tile_to_loops.observed import Observed
-from tilewright.passes.lower_tile_to_loops.operands import is_direct, unit_reshape
+from tilewright.passes.lower_tile_to_loops.operands import is_direct, joins_rows, unit_reshape
 from tilewright.passes.lower_tile_to_loops.pairs import paired
 from tilewright.passes.lower_tile_to_loops.sites import lane_axis
 from tilewright.passes.lower_tile_to_loops.transposes import turns_lanes
@@ -167,7 +167,10 @@ class _Placer:
             return True  # a store might come between the load and its evaluation
         # rows picked by indices lie apart, and finding each anew for every element costs more than a copy
         apart = not is_direct(value) or (isinstance(op, LoadOp) and _picked(op))
-        if apart and any(_needs_memory(use.operation, use.index, self.rules) for use in value.uses):
+        # a dot's left rows are found once a block, not once a step
+        joined = joins_rows(value)
+        needed = [use for use in value.uses if _needs_memory(use.operation, use.index, self.rules)]
+        if apart and any(not (joined and use.index == 0 and isinstance(use.operation, compute.DotOp)) for use in needed):
             return True
         if isinstance(op, compute.TransposeOp) and turns_lanes(op, self.rules.lanes):
             return True

@@ -8,7 +8,9 @@ channels, whatever the register tile.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 
 from xdsl.ir import BlockArgument, SSAValue
 
@@ -22,11 +24,13 @@ from tilewright.ir.machine import Machine
 from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.memory import ViewOp
 from tilewright.passes.lower_to_tile.access import UNIT, Space, map_group, unsupported
+from tilewright.passes.lower_to_tile.cache_tiles import window_block, window_run
 from tilewright.passes.lower_to_tile.depthwise import lower_depthwise
 from tilewright.passes.lower_to_tile.emit import Emitter
 from tilewright.passes.lower_to_tile.frame import Lowered, Variant, all_strides, begin
-from tilewright.passes.lower_to_tile.layout import Walk
+from tilewright.passes.lower_to_tile.layout import Strides, Walk, merge_axes
 from tilewright.passes.lower_to_tile.matmul import Panels, panels_of
+from tilewright.passes.lower_to_tile.pointwise import axes_apart
 from tilewright.passes.lower_to_tile.position_tiles import position_tile
 from tilewright.passes.lower_to_tile.taps import NUMBER, Tap, fold_taps, window_steps
 
@@ -41,6 +45,23 @@ class Runs:
     loops: tuple[int, ...]
     spread: tuple[Expr, ...]
     length: int
+
+    def cut(self, stretch: int) -> Runs:
+        """The same walk in shorter runs, which divide these."""
+        return Runs((*self.loops, self.length // stretch), (*self.spread, Expr.of(stretch)), stretch)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Whole rows of an image: how many, the positions of each, and the stretch of a run that they meet at once."""
+
+    lines: int
+    width: int
+    stretch: int
+
+    @property
+    def positions(self) -> int:
+        return self.lines * self.width
 
 
 def lower_convolution(group: GroupOp, name: str, machine: Machine) -> Lowered:
@@ -66,9 +87,10 @@ def _runs(anchor: ConvolutionOp) -> Runs:
     windows = [w.constant or 0 for w in anchor.windows]
     depth = anchor.depth.constant or 0
     _, spread = window_steps(anchor)
-    if anchor.groups.data == 1 and (anchor.dilation.data[-1] == 1 or windows[-1] == 1):
+    length = window_run(anchor)
+    if anchor.groups.data == 1 and length == windows[-1] * depth:
         # the taps along the last axis are part of the run
-        return Runs(tuple(windows[:-1]), tuple(spread[:-1]), windows[-1] * depth)
+        return Runs(tuple(windows[:-1]), tuple(spread[:-1]), length)
     return Runs(tuple(windows), tuple(spread), depth)
 
 
@@ -86,9 +108,21 @@ def _lower(group: GroupOp, anchor: ConvolutionOp, name: str, machine: Machine) -
         filters = filters[1:] if members[-1] is not filters else ()
     walk = Walk([*(space.size(m) for m in members), space.size(filters)], [*members, filters])
     column, row = len(members), spatial
+    block = _block(group, anchor, machine, packed, space, walk, strides)
+    if block is not None:
+        # image rows of a block follow one another in every buffer: one axis of positions
+        walk = Walk(
+            [*walk.extents[: row - 1], walk.extents[row - 1] * walk.extents[row], walk.extents[column]],
+            [*walk.members[: row - 1], (*walk.members[row - 1], *walk.members[row]), walk.members[column]],
+        )
+        column, row = column - 1, row - 1
     b, buffers, outputs = begin(group, name)
-    rows, vectors = position_tile(machine, walk.extents[row].constant, walk.extents[column].constant or 1)
+    wanted = walk.extents[row].constant, walk.extents[column].constant or 1
+    rows, vectors = position_tile(machine, *wanted, packed.columns if packed is not None else None)
     width = packed.columns if packed is not None else vectors * machine.rules.lanes
+    runs = _runs(anchor)
+    if block is not None:
+        rows, runs = block.positions, runs.cut(block.stretch)
     tiles = [1] * len(walk.extents)
     tiles[row], tiles[column] = rows, width
     at = b.grid(walk.extents, tiles, _order(machine, anchor, walk, row, column, rows))
@@ -96,13 +130,37 @@ def _lower(group: GroupOp, anchor: ConvolutionOp, name: str, machine: Machine) -
     single = not filters
     places = dict(enumerate(at))
     e = Emitter(b, space, walk, buffers, strides, places, row, column, {**extent, column: 1 if single else width})
-    total = _sum(b, anchor, packed, buffers, at, rows, width)
+    if block is not None:
+        line = b.index(Expr.of("a0") // block.width, at[row])
+        at = [*at[:row], line, b.index(0), *at[row + 1 :]]
+    total = _sum(b, anchor, packed, buffers, at, runs, (1, rows) if block is None else (block.lines, block.width), width)
     if single:
         total = b.slice(total, [0, 0], [rows, 1])
     e.set(anchor.out, b.cast(total, tensor(anchor.out).dtype))
     for value, output in zip(group.yielded, outputs, strict=True):
         e.store(value, output, e.tile(value))
     return Lowered((Variant(b.finish()),), b.dims, Expr.of(0))
+
+
+def _block(
+    group: GroupOp,
+    anchor: ConvolutionOp,
+    machine: Machine,
+    packed: Panels | None,
+    space: Space,
+    walk: Walk,
+    strides: Mapping[SSAValue, Strides],
+) -> Block | None:
+    """The block of positions that a program takes where filters come from far; None where rows cannot be joined."""
+    found = window_block(machine, anchor)
+    if found is None or packed is None or packed.columns != machine.rules.panel:
+        return None
+    axes = [m for members in walk.members[-3:-1] for m in members]
+    if len(axes) != 2 or axes_apart(space, group) & set(axes):
+        return None
+    if len(merge_axes(space, axes, strides).members) != 1:
+        return None
+    return Block(found[0], tensor(anchor.out).dims[-2].constant or 1, found[1])
 
 
 def _space(group: GroupOp, anchor: ConvolutionOp, packed: Panels | None) -> Space:
@@ -157,25 +215,26 @@ def _sum(
     packed: Panels | None,
     buffers: dict[SSAValue, SSAValue],
     at: list[SSAValue],
-    rows: int,
+    runs: Runs,
+    places: tuple[int, int],
     width: int,
 ) -> SSAValue:
-    """The register tile's sum over the window and its channels."""
+    """The tile's sum over the window and its channels, for positions of (image rows, positions along each)."""
     kind = F64 if tensor(anchor.out).dtype == F64 else F32
-    runs = _runs(anchor)
+    rows = prod(places)
     start = b.constant(0.0, (rows, width), kind)
     if not runs.length:
         return start
 
     def part(tap: Tap, acc: SSAValue) -> SSAValue:
-        a = _left(b, anchor, runs, buffers[anchor.x], at, tap, rows)
+        a = _left(b, anchor, runs, buffers[anchor.x], at, tap, places)
         return b.dot(a, _right(b, anchor, packed, runs, buffers, at, tap, width), acc)
 
     return fold_taps(b, runs.loops, start, part)
 
 
 def _left(
-    b: KernelBuilder, anchor: ConvolutionOp, runs: Runs, image: SSAValue, at: list[SSAValue], tap: Tap, rows: int
+    b: KernelBuilder, anchor: ConvolutionOp, runs: Runs, image: SSAValue, at: list[SSAValue], tap: Tap, places: tuple[int, int]
 ) -> SSAValue:
     """The [positions, run] tile of the image under one tap of the looped axes."""
     out, spatial = tensor(anchor.out), len(anchor.windows)
@@ -191,9 +250,10 @@ def _left(
         extents.append(Expr.of(anchor.groups.data))
         steps.append(anchor.depth)
         where.append(at[spatial + 1])
-    tile = [1] * spatial + [rows] + [1] * (len(extents) - spatial - 1)
+    lines, along = places
+    tile = [*[1] * (spatial - 1), lines, along, *[1] * (len(extents) - spatial - 1)]
     view = b.view(image, [*extents, runs.length], [*steps, 1])
-    return b.reshape(b.load(view, [*where, 0], [*tile, runs.length]), (rows, runs.length))
+    return b.reshape(b.load(view, [*where, 0], [*tile, runs.length]), (lines * along, runs.length))
 
 
 def _right(
