@@ -120,8 +120,8 @@ def scatter(
     e.line(f"llvm.intr.masked.scatter {value}, {pointers}, {on} {{alignment = {dtype.bytes} : i32}} : {types}")
 
 
-def prefetch(e: Emitter, base: str, dtype: DType, offset: str, *, write: bool, near: bool) -> None:
+def prefetch(e: Emitter, base: str, dtype: DType, offset: str, *, near: bool) -> None:
     """A request for a cache line, to the first level or the second."""
     pointer = element_pointer(e, base, dtype, offset)
-    how = f"rw = {int(write)} : i32, hint = {3 if near else 2} : i32, cache = 1 : i32"
+    how = f"rw = 0 : i32, hint = {3 if near else 2} : i32, cache = 1 : i32"
     e.line(f'"llvm.intr.prefetch"({pointer}) <{{{how}}}> : (!llvm.ptr) -> ()')

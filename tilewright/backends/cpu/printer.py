@@ -238,7 +238,7 @@ class _KernelPrinter(Operands):
 
     def prefetch(self, op: Prefetch) -> None:
         place, dtype = self.base(op.memory), op.memory.dtype
-        memory.prefetch(self.e, place, dtype, self.name(op.offset), write=op.write, near=op.near)
+        memory.prefetch(self.e, place, dtype, self.name(op.offset), near=op.near)
 
     def matrix_zero(self, op: MatrixZero) -> None:
         matrix.zero(self.e, op.register)

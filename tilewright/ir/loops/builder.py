@@ -140,9 +140,9 @@ class LoopBuilder(Arithmetic):
         mask, _ = self._masked(mask, None, memory.dtype, lanes)
         self._append(Scatter(value, memory, self.index(offset), indices, mask))
 
-    def prefetch(self, memory: Memory, offset: Operand, *, write: bool = False, near: bool = True) -> None:
+    def prefetch(self, memory: Memory, offset: Operand, *, near: bool = True) -> None:
         """Asks for memory[offset] to be brought near; the place may lie outside."""
-        self._append(Prefetch(memory, self.index(offset), write, near))
+        self._append(Prefetch(memory, self.index(offset), near))
 
     def _strided(self, stride: Operand, lanes: int) -> Value | None:
         """The lane offsets of a strided access; None for contiguous ones."""

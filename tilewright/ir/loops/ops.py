@@ -184,7 +184,7 @@ class Scatter:
 
 @dataclass(slots=True, eq=False)
 class Prefetch:
-    """Asks for the memory around `memory[offset]` to be brought near, for reading or writing soon.
+    """Asks for the memory around `memory[offset]` to be brought near, to be read soon.
 
     A request about time, never about results: the place may lie outside the memory, and nothing is read or counted.
     near: into the level next to the registers; else only as far as the last level that a core has to itself.
@@ -192,7 +192,6 @@ class Prefetch:
 
     memory: Memory
     offset: Value
-    write: bool = False
     near: bool = True
 
 

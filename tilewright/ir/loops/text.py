@@ -98,8 +98,7 @@ class _Printer:
             case ops.Store():
                 return f"store {self.name(op.value)}, {op.memory.name}[{self.name(op.offset)}]{self.masking(op.mask)}"
             case ops.Prefetch():
-                how = f"{'write' if op.write else 'read'} {'near' if op.near else 'far'}"
-                return f"prefetch {how} {op.memory.name}[{self.name(op.offset)}]"
+                return f"prefetch {'near' if op.near else 'far'} {op.memory.name}[{self.name(op.offset)}]"
             case MatrixZero(register):
                 return f"matrix {register} = 0"
             case MatrixLoad():

@@ -2,8 +2,8 @@
 
 Weights in panels lie one chunk of k after the other, and one panel after the other, so what follows a tile of the
 right-hand side in memory is what the next dot multiplies by. Every band of rows asks for its share of that, spread over
-its steps of k: the memory's time passes under multiply-adds. The loads and stores that the finished sums meet are asked
-for when a block of sums begins.
+its steps of k: the memory's time passes under multiply-adds. The loads that the finished sums meet are asked for
+when a block of sums begins.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tilewright.ir.loops import BufferArg, Value
 from tilewright.ir.tile import compute
 from tilewright.ir.tile.base import tile
 from tilewright.ir.tile.compute import DotOp
-from tilewright.ir.tile.memory import LoadOp, StageOp, StoreOp, ViewOp
+from tilewright.ir.tile.memory import LoadOp, StageOp, ViewOp
 from tilewright.ir.tile.structure import ExprOp, ForOp, YieldOp
 from tilewright.ir.types import BufferType, TileType
 from tilewright.passes.lower_tile_to_loops.context import Lowering
@@ -84,16 +84,18 @@ def share(cx: Lowering, stream: Stream, depth: int, top: Position, height: int, 
 
 
 def ask_for_epilogue(cx: Lowering, op: DotOp, sites: Sequence[Site]) -> None:
-    """Requests for the lines of a block's sites in the tiles that meet the finished sums one to one."""
+    """Requests for the lines of a block's sites in the loaded tiles that meet the finished sums one to one.
+
+    What is stored is not asked for: stores wait in a queue of their own, and asking gained nothing.
+    """
     sizes = tile(op.out).extents
-    for access in dict.fromkeys(_meeting(op.out)):
-        value, source = (access.source, access.target) if isinstance(access, StoreOp) else (access.out, access.source)
-        extents = tile(value).extents
+    for load in dict.fromkeys(_meeting(op.out)):
+        extents = tile(load.out).extents
         if [n for n in extents if n != 1] != [n for n in sizes if n != 1]:
             continue
-        a_line = max(1, _LINE // tile(value).dtype.bytes)
-        with _reachable(cx, [source, *access.at]) as known:
-            view = cx.views.get(source)
+        a_line = max(1, _LINE // tile(load.out).dtype.bytes)
+        with _reachable(cx, [load.source, *load.at]) as known:
+            view = cx.views.get(load.source)
             if not known or not isinstance(view, AffineView):
                 continue
             for site in sites:
@@ -101,7 +103,7 @@ def ask_for_epilogue(cx: Lowering, op: DotOp, sites: Sequence[Site]) -> None:
                     continue  # the line was asked for with the vector before
                 moving = [c.at for c, n in zip(site.coords, sizes, strict=True) if n != 1]
                 places = [0 if n == 1 else moving.pop(0) for n in extents]
-                cx.b.prefetch(view.root, _element(cx, view, access.at, places), write=isinstance(access, StoreOp))
+                cx.b.prefetch(view.root, _element(cx, view, load.at, places))
 
 
 def _element(cx: Lowering, view: AffineView, origins: Sequence[SSAValue], places: Sequence[Position]) -> Value:
@@ -123,13 +125,11 @@ def _loaded(value: SSAValue) -> LoadOp | None:
     return op if isinstance(op, LoadOp) else None
 
 
-def _meeting(value: SSAValue) -> Iterator[LoadOp | StoreOp]:
-    """The loads and stores that elementwise ops and the ends of loops lead to from a dot's result."""
+def _meeting(value: SSAValue) -> Iterator[LoadOp]:
+    """The loads that elementwise ops join with a dot's result, behind the ends of loops, too."""
     for use in value.uses:
         op = use.operation
-        if isinstance(op, StoreOp):
-            yield op
-        elif isinstance(op, YieldOp):
+        if isinstance(op, YieldOp):
             loop = op.parent_op()
             if isinstance(loop, ForOp):
                 yield from _meeting(loop.results[use.index])

@@ -125,7 +125,7 @@ def _lower(group: GroupOp, anchor: ConvolutionOp, name: str, machine: Machine) -
         rows, runs = block.positions, runs.cut(block.stretch)
     tiles = [1] * len(walk.extents)
     tiles[row], tiles[column] = rows, width
-    at = b.grid(walk.extents, tiles, _order(machine, anchor, walk, row, column, rows))
+    at = b.grid(walk.extents, tiles, _order(machine, anchor, walk, row, column, block))
     extent = dict(enumerate(tiles))
     single = not filters
     places = dict(enumerate(at))
@@ -184,7 +184,7 @@ def _space(group: GroupOp, anchor: ConvolutionOp, packed: Panels | None) -> Spac
 
 
 def _order(
-    machine: Machine, anchor: ConvolutionOp, walk: Walk, row: int, column: int, rows: int
+    machine: Machine, anchor: ConvolutionOp, walk: Walk, row: int, column: int, block: Block | None
 ) -> list[tuple[int, int]]:
     """Blocks of image rows that half of the second-level cache holds meet every panel of filters before the next ones.
 
@@ -193,20 +193,22 @@ def _order(
     x = tensor(anchor.x)
     cache = next((level.size for level in machine.levels if level.name == "l2"), None) or 1 << 20
     axes = list(range(row))
-    inner = list(range(row + 1, column))
-    line = product(x.dims[row:]).constant
+    inner = [(i, 1) for i in range(row + 1, column)]
     size = x.dtype.bytes
-    if line is None or not axes:
-        return [(i, 1) for i in [*axes, *inner]] + [(column, 1), (row, 1)]
+    line = product(x.dims[-2:]).constant
     image = product(x.dims[1:]).constant
+    if line is None or not axes:
+        return [*[(i, 1) for i in axes], *inner, (column, 1), (row, 1)]
     if image is not None and image * size * 2 <= cache // 2:
-        block = max(1, cache // 2 // (image * size))
+        count = max(1, cache // 2 // (image * size))
         rest = [(i, 1) for i in axes[1:]]
-        return [(0, block), *[(i, 1) for i in inner], (column, 1), (0, 1), *rest, (row, 1)]
-    last = axes[-1]
-    step = anchor.strides.data[last - 1] if last else 1
-    block = max(1, cache // 2 // max(1, line * step * size))
-    return [*[(i, 1) for i in axes[:-1]], (last, block), *[(i, 1) for i in inner], (column, 1), (last, 1), (row, 1)]
+        return [(0, count), *inner, (column, 1), (0, 1), *rest, (row, 1)]
+    # lines of the image that one step along the axis takes
+    last = axes[-1] if block is None else row
+    step = anchor.strides.data[-2] * block.lines if block is not None else anchor.strides.data[last - 1] if last else 1
+    count = max(1, cache // 2 // max(1, line * step * size))
+    rest = [(row, 1)] if last != row else []
+    return [*[(i, 1) for i in axes if i != last], (last, count), *inner, (column, 1), (last, 1), *rest]
 
 
 def _sum(
