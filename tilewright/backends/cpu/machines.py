@@ -17,7 +17,8 @@ from tilewright.ir.machine import Level, Machine, MatrixUnit, TileRules
 
 
 def _rules(cpu: CpuClass, panel: int) -> TileRules:
-    return TileRules(cpu.lanes, cpu.registers, REGISTER_TILES[cpu.name], panel, block=96, rows=1, columns=64, f32_only=F32_ONLY)
+    tiles = REGISTER_TILES[cpu.name]
+    return TileRules(cpu.lanes, cpu.registers, tiles, panel, block=96, rows=1, columns=64, f32_only=F32_ONLY)
 
 
 _AVX512_RULES: Final = _rules(AVX512, 64)

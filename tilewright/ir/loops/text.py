@@ -71,7 +71,9 @@ class _Printer:
                         yield f"{indent}}} else {{"
                         yield from self.block(op.otherwise, indent + "  ")
                     yield f"{indent}}}"
-                case ops.Store() | ops.Scatter() | ops.Prefetch() | MatrixZero() | MatrixLoad() | MatrixStore() | MatrixDot():
+                case ops.Store() | ops.Scatter() | ops.Prefetch():
+                    yield f"{indent}{self.call(op)}"
+                case MatrixZero() | MatrixLoad() | MatrixStore() | MatrixDot():
                     yield f"{indent}{self.call(op)}"
                 case _:
                     yield f"{indent}{self.name(op)} = {self.call(op)} : {op.type}"

@@ -36,12 +36,13 @@ Reader = Callable[[Site], Value]
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A block of the result: its first row and column, how many rows and vectors it has, and where the columns end."""
+    """A block of the result: its first row and column, how many rows and vectors it has, and what it asks for ahead."""
 
     row: Position
     rows: int
     column: Position
     vectors: int
+    share: Share | None = None
 
 
 def lower_dot(cx: Lowering, op: DotOp) -> None:
@@ -79,17 +80,16 @@ class Blocks:
         vectors = -(-self.columns // self.lanes)
         height, width = register_block(self.cx, self.rows, self.columns)
         stream = stream_after(self.cx, self.op) if isinstance(self.op, DotOp) else None
-        live_rows = self.cx.b.index(self.rows) if rows is None else self.cx.b.min(rows.value, self.rows)
+        passing = self.cx.b.index(self.rows) if rows is None else self.cx.b.min(rows.value, self.rows)
         for strip, wide in _ranges(self.cx, vectors, width, self.lanes, columns, looped=1 not in static):
             tall = height if wide == width else register_block(self.cx, self.rows, wide * self.lanes)[0]
             with strip as at:
                 for band, high in _ranges(self.cx, self.rows, tall, 1, rows, looped=0 not in static):
                     with band as top:
-                        block = Block(top, high, at, wide)
                         part = None
                         if stream is not None and wide == vectors:
-                            part = share(self.cx, stream, tile(self.op.a).extents[1], top, high, live_rows)
-                        self.block(block, part)
+                            part = share(self.cx, stream, tile(self.op.a).extents[1], top, high, passing)
+                        self.block(Block(top, high, at, wide, part))
 
     def sites(self, block: Block) -> list[Site]:
         """The sites of a block's vectors, row by row."""
@@ -102,7 +102,7 @@ class Blocks:
                 found.append(Site(coords, self.lanes, mask))
         return found
 
-    def block(self, block: Block, share: Share | None = None) -> None:
+    def block(self, block: Block) -> None:
         """One block: its accumulators start from acc, run over k, and are written."""
         cx, sites = self.cx, self.sites(block)
         if isinstance(self.op, DotOp):
@@ -112,7 +112,7 @@ class Blocks:
         for limit in limits:
             end = cx.b.max(cx.b.min(limit.value, end), 0)
         starts = [lanes_at(cx, self.op.acc, site) for site in sites]
-        sums = self.products(block, sites, starts, cx.b.index(0), end, tuple(limit.expr for limit in limits), share)
+        sums = self.products(block, sites, starts, cx.b.index(0), end, tuple(limit.expr for limit in limits))
         for site, value in zip(sites, sums, strict=True):
             self.home.write(cx.b, site, value)
 
@@ -124,13 +124,12 @@ class Blocks:
         first: Value,
         end: Value,
         below: tuple[Expr, ...] = (),
-        share: Share | None = None,
     ) -> Sequence[Value]:
         """The products of k in first..end added to the starts, one after the other."""
         with self.cx.b.loop(first, end, 1, starts, unroll=UNROLLED_K, name="k") as loop:
             k = Coord(loop.index, below=below)
-            if share is not None:
-                share.ask(self.cx, loop.index)
+            if block.share is not None:
+                block.share.ask(self.cx, loop.index)
             right = [self.right(Site((k, s.coords[1]), s.lanes, s.mask)) for s in sites[: block.vectors]]
             sums: list[Value] = []
             for row in range(block.rows):

@@ -33,8 +33,9 @@ def joins_rows(value: SSAValue) -> bool:
     division each, and nothing more.
     """
     op = value.owner
-    kept = isinstance(op, compute.ReshapeOp) and tile(op.source).extents[-1:] == tile(op.out).extents[-1:]
-    return kept and is_direct(op.source)
+    if not isinstance(op, compute.ReshapeOp) or tile(op.source).extents[-1:] != tile(op.out).extents[-1:]:
+        return False
+    return is_direct(op.source)
 
 
 def unit_reshape(op: compute.ReshapeOp) -> bool:

@@ -169,9 +169,10 @@ class _Placer:
         apart = not is_direct(value) or (isinstance(op, LoadOp) and _picked(op))
         # a dot's left rows are found once a block, not once a step
         joined = joins_rows(value)
-        needed = [use for use in value.uses if _needs_memory(use.operation, use.index, self.rules)]
-        if apart and any(not (joined and use.index == 0 and isinstance(use.operation, compute.DotOp)) for use in needed):
-            return True
+        for use in value.uses if apart else ():
+            left = use.index == 0 and isinstance(use.operation, compute.DotOp)
+            if _needs_memory(use.operation, use.index, self.rules) and not (joined and left):
+                return True
         if isinstance(op, compute.TransposeOp) and turns_lanes(op, self.rules.lanes):
             return True
         cost = self.cost(value, set())

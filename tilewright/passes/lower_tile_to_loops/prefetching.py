@@ -155,5 +155,5 @@ def _reachable(cx: Lowering, values: Sequence[SSAValue]) -> Iterator[bool]:
             return False
         return lower_index_op(cx, op)
 
-    yield all([reach(v) for v in values])
+    yield all(reach(v) for v in values)
     cx.indices, cx.views = before

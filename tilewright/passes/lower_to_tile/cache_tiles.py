@@ -26,10 +26,11 @@ def block_of(machine: Machine, rows: Expr, depth: int, columns: int, size: int) 
     None where the register tile alone does as well: weights that stay in the cache anyway, sums in several chunks, and
     machines that hold no blocks.
     """
-    if not machine.rules.block or depth > machine.rules.reduction_chunk or not _streams(machine, depth * columns * size):
+    most = machine.rules.block
+    if not most or depth > machine.rules.reduction_chunk or not _streams(machine, depth * columns * size):
         return None
     stretch = _stretch(machine, depth, size)
-    return None if stretch is None else (_rows(machine.rules.block, rows), stretch)
+    return None if stretch is None else (_rows(most, rows), stretch)
 
 
 def window_block(machine: Machine, op: ConvolutionOp) -> tuple[int, int] | None:
@@ -45,7 +46,7 @@ def window_block(machine: Machine, op: ConvolutionOp) -> tuple[int, int] | None:
         return None
     size = tensor(op.w).dtype.bytes
     lines = max((n for n in range(1, height + 1) if height % n == 0 and n * width <= _tallest(most)), default=0)
-    if lines < height and lines * width < most // _SPREAD or not _streams(machine, depth * filters * size):
+    if (lines < height and lines * width < most // _SPREAD) or not _streams(machine, depth * filters * size):
         return None
     if machine.rules.panel > -(-filters // machine.rules.lanes) * machine.rules.lanes:
         return None

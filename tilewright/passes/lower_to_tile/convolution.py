@@ -133,7 +133,8 @@ def _lower(group: GroupOp, anchor: ConvolutionOp, name: str, machine: Machine) -
     if block is not None:
         line = b.index(Expr.of("a0") // block.width, at[row])
         at = [*at[:row], line, b.index(0), *at[row + 1 :]]
-    total = _sum(b, anchor, packed, buffers, at, runs, (1, rows) if block is None else (block.lines, block.width), width)
+    across = (1, rows) if block is None else (block.lines, block.width)
+    total = _sum(b, anchor, packed, buffers, at, runs, across, width)
     if single:
         total = b.slice(total, [0, 0], [rows, 1])
     e.set(anchor.out, b.cast(total, tensor(anchor.out).dtype))
@@ -205,7 +206,9 @@ def _order(
         return [(0, count), *inner, (column, 1), (0, 1), *rest, (row, 1)]
     # lines of the image that one step along the axis takes
     last = axes[-1] if block is None else row
-    step = anchor.strides.data[-2] * block.lines if block is not None else anchor.strides.data[last - 1] if last else 1
+    step = anchor.strides.data[last - 1] if last else 1
+    if block is not None:
+        step = anchor.strides.data[-2] * block.lines
     count = max(1, cache // 2 // max(1, line * step * size))
     rest = [(row, 1)] if last != row else []
     return [*[(i, 1) for i in axes if i != last], (last, count), *inner, (column, 1), (last, 1), *rest]
@@ -236,7 +239,13 @@ def _sum(
 
 
 def _left(
-    b: KernelBuilder, anchor: ConvolutionOp, runs: Runs, image: SSAValue, at: list[SSAValue], tap: Tap, places: tuple[int, int]
+    b: KernelBuilder,
+    anchor: ConvolutionOp,
+    runs: Runs,
+    image: SSAValue,
+    at: list[SSAValue],
+    tap: Tap,
+    places: tuple[int, int],
 ) -> SSAValue:
     """The [positions, run] tile of the image under one tap of the looped axes."""
     out, spatial = tensor(anchor.out), len(anchor.windows)

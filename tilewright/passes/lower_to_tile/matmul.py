@@ -88,7 +88,8 @@ def _block(
     if packed is None or not k or tensor(anchor.b).rank != 2 or not isinstance(anchor.a, BlockArgument):
         return None
     argument = tensor(packed.argument)
-    return block_of(machine, rows, k, argument.dims[0].constant * packed.columns, argument.dtype.bytes)
+    panels = argument.dims[0].constant or 1
+    return block_of(machine, rows, k, panels * packed.columns, argument.dtype.bytes)
 
 
 @dataclass(slots=True)
