@@ -13,9 +13,7 @@ _LATENCY = 8  # independent multiply-adds that keep two units busy
 _BESIDE = 2  # vectors of channels beside each other, where every channel has a window of its own
 
 
-def position_tile(
-    machine: Machine, positions: int | None, filters: int, columns: int | None = None
-) -> tuple[int, int]:
+def position_tile(machine: Machine, positions: int | None, filters: int, columns: int | None = None) -> tuple[int, int]:
     """(positions, vectors of filters) held in registers, for image rows of that many positions (None: any number).
 
     columns: of the panels that the filters lie in already.
