@@ -30,7 +30,7 @@ def block_of(machine: Machine, rows: Expr, depth: int, columns: int, size: int) 
     if not most or depth > machine.rules.reduction_chunk or not _streams(machine, depth * columns * size):
         return None
     stretch = _stretch(machine, depth, size)
-    return None if stretch is None else (_rows(most, rows), stretch)
+    return None if stretch is None else (_rows(most, rows, machine.rules.dot[-1][1]), stretch)
 
 
 def window_block(machine: Machine, op: ConvolutionOp) -> tuple[int, int] | None:
@@ -81,9 +81,14 @@ def _tallest(most: int) -> int:
     return most + most // _MORE
 
 
-def _rows(most: int, rows: Expr) -> int:
-    """Rows of a block: the machine's, or some that divide a number of rows that comes in multiples of a constant."""
+def _rows(most: int, rows: Expr, band: int) -> int:
+    """Rows of a block: the machine's, or some that divide a number of rows that comes in multiples of a constant.
+
+    band: rows of the register tile.
+    """
     unit = gcd(*(coefficient for _, coefficient in rows.terms))
     if unit < most // _SPREAD:
         return most
-    return min(range(most // _SPREAD, _tallest(most) + 1), key=lambda h: (-(-unit // h) * h, -h))
+    # rows beyond whole register tiles run one by one, which keeps half of the units waiting
+    heights = range(most // _SPREAD, _tallest(most) + 1)
+    return min(heights, key=lambda h: (-(-unit // h) * (h + h % band), -h))

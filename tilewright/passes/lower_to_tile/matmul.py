@@ -80,9 +80,7 @@ def lower_matmul(group: GroupOp, name: str, machine: Machine, dims: DimSpace) ->
     return Lowered(tuple(variants), tuple(variants[0].kernel.dims.data), rows)
 
 
-def _block(
-    anchor: contraction.MatmulOp, packed: Panels | None, rows: Expr, machine: Machine
-) -> tuple[int, int] | None:
+def _block(anchor: contraction.MatmulOp, packed: Panels | None, rows: Expr, machine: Machine) -> tuple[int, int] | None:
     """Rows and k of the blocks of a product of two matrices in memory, the right one in panels; None for none."""
     k = anchor.sizes()[3].constant
     if packed is None or not k or tensor(anchor.b).rank != 2 or not isinstance(anchor.a, BlockArgument):
