@@ -269,3 +269,24 @@ def test_a_kernel_reads_as_text() -> None:
         "  }",
         "}",
     ]
+
+
+def test_what_is_asked_for_ahead_is_neither_read_nor_bounded() -> None:
+    b = LoopBuilder("ahead")
+    memory, out = b.buffer("x", F32), b.buffer("y", F32, writable=True)
+    b.prefetch(memory, 1 << 40)
+    b.prefetch(memory, -1, near=False)
+    b.store(b.load(memory, 0), out, 0)
+    kernel = b.finish()
+    verify_kernel(kernel)
+    held = [np.float32([3.0]), np.float32([0.0])]
+    traffic = run_kernel(kernel, held, {})
+    assert held[1][0] == 3.0
+    assert sum(traffic.loaded.values()) == 1
+
+
+def test_memory_asked_for_ahead_belongs_to_the_kernel() -> None:
+    b = LoopBuilder("stranger")
+    b.prefetch(BufferArg("elsewhere", F32, False), 0)
+    with pytest.raises(IRError, match="no memory of this kernel"):
+        verify_kernel(b.finish())

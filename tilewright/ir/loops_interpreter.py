@@ -117,6 +117,8 @@ class _Thread:
                     self.write(op, self.integer(op.offset) + np.arange(op.value.type.lanes))
                 case ops.Scatter():
                     self.write(op, self.integer(op.offset) + self.get(op.indices).astype(np.int64))
+                case ops.Prefetch():
+                    pass
                 case MatrixZero() | MatrixLoad() | MatrixStore() | MatrixDot():
                     self.on_matrix(op)
                 case _:

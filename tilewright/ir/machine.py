@@ -31,6 +31,7 @@ class Unit:
         """FLOP/s of one core on factors of a dtype."""
         return self.rates.get(dtype, self.rates["f32"])
 
+
 _FIRST_LEVEL = 32 << 10  # bytes, where a machine does not tell
 
 
@@ -81,7 +82,9 @@ class TileRules:
     lanes: f32 elements of one vector. registers: vectors a program may hold. dot:
     (rows, vectors) register tiles by the number of rows a kernel has, ascending: ((4, 4, 2), (16, 8, 2), (None, 14, 2))
     reads "up to 4 rows: 4 by 2 vectors; up to 16: 8 by 2; more: 14 by 2". panel: columns of a packed matrix operand.
-    reduction_chunk: k elements accumulated before a chunk's sum joins the total. key_segment: keys of one attention
+    reduction_chunk: k elements accumulated before a chunk's sum joins the total. block: rows that a stretch of a panel
+    meets while the next one comes from memory, sums kept in the cache between stretches (0: the register tile's rows
+    meet all of k at once). key_segment: keys of one attention
     segment. query_block: query rows of one attention program. rows, columns: extents of elementwise and row-reduction
     tiles. extent: "any", or "power-of-two" where the machine prints every tile as large as the next power of two, so
     that K is walked in steps of the chunk itself. dot_least: the fewest rows a dot multiplies; smaller variants of a
@@ -97,6 +100,7 @@ class TileRules:
     dot: tuple[tuple[int | None, int, int], ...]
     panel: int
     reduction_chunk: int = 4096
+    block: int = 0
     key_segment: int = 64
     query_block: int = 64
     rows: int = 1

@@ -22,6 +22,7 @@ from tilewright.ir.graph.shape import PadOp, ReshapeOp, SliceOp, TransposeOp
 from tilewright.ir.graph.structure import FuncOp, GroupOp, PackedOp, WeightOp, YieldOp
 from tilewright.ir.graph.windows import ConvolutionOp
 from tilewright.ir.passing import Context, Pass
+from tilewright.passes.lower_to_tile.cache_tiles import window_block
 from tilewright.passes.lower_to_tile.matrix_tiles import steps_of, unit_for
 from tilewright.passes.lower_to_tile.position_tiles import position_tile
 from tilewright.passes.lower_to_tile.skeletons import kinds
@@ -104,7 +105,8 @@ class PlanLayout(Pass):
             ctx.refuse(op, f"the filters {tensor(op.w)} are not of fixed size")
             return
         rows = tensor(op.out).dims[-2].constant
-        columns = self.panel or min(most, position_tile(ctx.machine, rows, count)[1] * ctx.machine.rules.lanes)
+        narrow = min(most, position_tile(ctx.machine, rows, count)[1] * ctx.machine.rules.lanes)
+        columns = self.panel or (most if window_block(ctx.machine, op) is not None else narrow)
         if not ctx.apply([op], f"panels of {columns} filters", saves=0):
             return
         argument, source = weight

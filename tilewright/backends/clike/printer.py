@@ -31,6 +31,7 @@ from tilewright.ir.loops import (
     Load,
     LoopKernel,
     Memory,
+    Prefetch,
     Reduce,
     Scatter,
     Scratch,
@@ -354,6 +355,7 @@ _PRINT: Final[dict[type, Callable[[CLike, Any], None]]] = {
     Gather: CLike.load,
     Store: CLike.store,
     Scatter: CLike.store,
+    Prefetch: lambda p, op: None,  # C has no word for it
     For: CLike.loop,
     If: CLike.branch,
 }

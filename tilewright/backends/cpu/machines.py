@@ -26,6 +26,7 @@ def _rules(cpu: CpuClass, panel: int) -> TileRules:
         cpu.registers,
         REGISTER_TILES[cpu.name],
         panel,
+        block=96,
         rows=1,
         columns=64,
         f32_only=F32_ONLY,

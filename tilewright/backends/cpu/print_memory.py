@@ -126,3 +126,10 @@ def scatter(
     on = e.constant(1, I1, lanes) if mask is None else mask
     types = f"{_memory_text(dtype, lanes)}, {type_text(vec(I1, lanes))} into vector<{lanes}x!llvm.ptr>"
     e.line(f"llvm.intr.masked.scatter {value}, {pointers}, {on} {{alignment = {dtype.bytes} : i32}} : {types}")
+
+
+def prefetch(e: Emitter, base: str, dtype: DType, offset: str, *, near: bool) -> None:
+    """A request for a cache line, to the first level or the second."""
+    pointer = element_pointer(e, base, dtype, offset)
+    how = f"rw = 0 : i32, hint = {3 if near else 2} : i32, cache = 1 : i32"
+    e.line(f'"llvm.intr.prefetch"({pointer}) <{{{how}}}> : (!llvm.ptr) -> ()')

@@ -46,6 +46,7 @@ from tilewright.ir.loops import (
     MatrixLoad,
     MatrixStore,
     MatrixZero,
+    Prefetch,
     Reduce,
     Scatter,
     Select,
@@ -244,6 +245,10 @@ class _KernelPrinter(Operands):
         value, mask = self.name(op.value), self.optional(op.mask)
         memory.scatter(self.e, op.value.type, value, place, offset, indices, op.indices.type, mask)
 
+    def prefetch(self, op: Prefetch) -> None:
+        place, dtype = self.base(op.memory), op.memory.dtype
+        memory.prefetch(self.e, place, dtype, self.name(op.offset), near=op.near)
+
     def matrix_zero(self, op: MatrixZero) -> None:
         matrix.zero(self.e, op.register)
 
@@ -271,6 +276,7 @@ _PRINT: Final[dict[type, Callable[[_KernelPrinter, Any], None]]] = {
     Gather: _KernelPrinter.gather,
     Store: _KernelPrinter.store,
     Scatter: _KernelPrinter.scatter,
+    Prefetch: _KernelPrinter.prefetch,
     MatrixZero: _KernelPrinter.matrix_zero,
     MatrixLoad: _KernelPrinter.matrix_move,
     MatrixStore: _KernelPrinter.matrix_move,

@@ -30,9 +30,11 @@ smaller one here; 1x384x384 is bound by the cache, not by arithmetic.
 
 What follows. *avx512*: few wide rows beat many narrow ones (6x4 over 14x2 by 10%), and unrolling K four times gives
 6x4 another 3-7%. 8x3 is as fast, but 48 columns divide few widths; 4x4 is as fast up to 16 rows and wastes less on
-small counts. On Zen 4 6x4 gave 105 of 115. Software prefetch of the panel changed nothing that could be told from
-noise, nor did blocks of rows over panels that fit the second-level cache. *avx2*: 16 registers hold 6x2 or 4x3; 4x3 is
-up to 5% faster, and its 24 columns fit badly. *generic*: products and sums are separate and need a register of their
+small counts. On Zen 4 6x4 gave 105 of 115. Panels that the second-level
+cache keeps gain nothing from prefetch or blocks of rows; weights from memory do: 49 rows x 512..2048 93-98 to 131-147,
+196 x 256..1024 152 to 171-181, with the next stretch asked for ahead (`TileRules.block`).
+*avx2*: 16 registers hold 6x2 or 4x3; 4x3 is up to 5% faster, and its 24 columns fit badly.
+*generic*: products and sums are separate and need a register of their
 own; 2x4.
 
 *bf16.* vdpbf16ps on the same core: 6x4, 8x3, 14x2 and 4x4 all 97-101, at any unroll: the instruction issues every

@@ -22,7 +22,7 @@ from tilewright.ir.loops.kernel import LoopKernel
 from tilewright.ir.loops.matrix import MatrixDot, MatrixLoad, MatrixRegister, MatrixStore, MatrixZero
 from tilewright.ir.loops.memory import BufferArg, Memory, Scratch
 from tilewright.ir.loops.operands import Operand
-from tilewright.ir.loops.ops import Block, For, Gather, If, Load, Op, Scatter, Store
+from tilewright.ir.loops.ops import Block, For, Gather, If, Load, Op, Prefetch, Scatter, Store
 from tilewright.ir.loops.values import BOOL, INDEX, Argument, Const, DimValue, Result, ThreadCount, ThreadId, Value, vec
 
 
@@ -146,6 +146,10 @@ class LoopBuilder(Arithmetic):
             return
         mask, _ = self._masked(mask, None, memory.dtype, lanes)
         self._append(Scatter(value, memory, self.index(offset), indices, mask))
+
+    def prefetch(self, memory: Memory, offset: Operand, *, near: bool = True) -> None:
+        """Asks for memory[offset] to be brought near; the place may lie outside."""
+        self._append(Prefetch(memory, self.index(offset), near))
 
     def _strided(self, stride: Operand, lanes: int) -> Value | None:
         """The lane offsets of a strided access; None for contiguous ones."""

@@ -187,6 +187,19 @@ class Scatter:
 
 
 @dataclass(slots=True, eq=False)
+class Prefetch:
+    """Asks for the memory around `memory[offset]` to be brought near, to be read soon.
+
+    A request about time, never about results: the place may lie outside the memory, and nothing is read or counted.
+    near: into the level next to the registers; else only as far as the last level that a core has to itself.
+    """
+
+    memory: Memory
+    offset: Value
+    near: bool = True
+
+
+@dataclass(slots=True, eq=False)
 class Block:
     """Statements in order, the block's arguments, and the values it hands to the op it belongs to."""
 
@@ -225,7 +238,7 @@ class If:
 
 Op: TypeAlias = (
     Unary | Binary | Fma | Compare | Select | Cast | Bitcast | Broadcast | Shuffle | Extract | Reduce
-    | Load | Gather | Store | Scatter | For | If | MatrixZero | MatrixLoad | MatrixStore | MatrixDot
+    | Load | Gather | Store | Scatter | Prefetch | For | If | MatrixZero | MatrixLoad | MatrixStore | MatrixDot
 )  # fmt: skip
 
 
@@ -250,6 +263,8 @@ def operands(op: Value | Op) -> tuple[Value, ...]:
             return (op.lo, op.hi, op.step, *op.inits)
         case If():
             return (op.condition,)
+        case Prefetch():
+            return (op.offset,)
         case MatrixLoad() | MatrixStore():
             return (op.offset, op.stride)
         case _:

@@ -71,7 +71,9 @@ class _Printer:
                         yield f"{indent}}} else {{"
                         yield from self.block(op.otherwise, indent + "  ")
                     yield f"{indent}}}"
-                case ops.Store() | ops.Scatter() | MatrixZero() | MatrixLoad() | MatrixStore() | MatrixDot():
+                case ops.Store() | ops.Scatter() | ops.Prefetch():
+                    yield f"{indent}{self.call(op)}"
+                case MatrixZero() | MatrixLoad() | MatrixStore() | MatrixDot():
                     yield f"{indent}{self.call(op)}"
                 case _:
                     yield f"{indent}{self.name(op)} = {self.call(op)} : {op.type}"
@@ -98,6 +100,8 @@ class _Printer:
             case ops.Store():
                 how = "stream" if op.streaming else "store"
                 return f"{how} {self.name(op.value)}, {op.memory.name}[{self.name(op.offset)}]{self.masking(op.mask)}"
+            case ops.Prefetch():
+                return f"prefetch {'near' if op.near else 'far'} {op.memory.name}[{self.name(op.offset)}]"
             case MatrixZero(register):
                 return f"matrix {register} = 0"
             case MatrixLoad():

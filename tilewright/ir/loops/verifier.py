@@ -128,6 +128,10 @@ class _Checker:
                 self.reduce(op)
             case ops.Load() | ops.Gather() | ops.Store() | ops.Scatter():
                 self.access(op)
+            case ops.Prefetch():
+                if op.memory not in self.memories:
+                    self.fault(f"{op.memory.name!r} is no memory of this kernel", op)
+                self.same(op, "the offset", op.offset.type, INDEX)
             case MatrixZero() | MatrixLoad() | MatrixStore() | MatrixDot():
                 self.matrix(op)
             case ops.For():

@@ -22,6 +22,7 @@ from tilewright.passes.lower_tile_to_loops.destinations import destination
 from tilewright.passes.lower_tile_to_loops.elementwise import lanes_at
 from tilewright.passes.lower_tile_to_loops.indices import Index
 from tilewright.passes.lower_tile_to_loops.materialise import static_axes
+from tilewright.passes.lower_tile_to_loops.prefetching import Share, ask_for_epilogue, share, stream_after
 from tilewright.passes.lower_tile_to_loops.sites import Coord, Position, Site, known
 from tilewright.passes.lower_tile_to_loops.storage import RegisterTile, ScratchTile, Storage
 from tilewright.passes.lower_tile_to_loops.sweeps import Space, Starts, sweep
@@ -35,12 +36,13 @@ Reader = Callable[[Site], Value]
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A block of the result: its first row and column, how many rows and vectors it has, and where the columns end."""
+    """A block of the result: its first row and column, how many rows and vectors it has, and what it asks for ahead."""
 
     row: Position
     rows: int
     column: Position
     vectors: int
+    share: Share | None = None
 
 
 def lower_dot(cx: Lowering, op: DotOp) -> None:
@@ -77,12 +79,17 @@ class Blocks:
         columns = None if 1 in static or self.columns % self.lanes else live.get(1)
         vectors = -(-self.columns // self.lanes)
         height, width = register_block(self.cx, self.rows, self.columns)
+        stream = stream_after(self.cx, self.op) if isinstance(self.op, DotOp) else None
+        passing = self.cx.b.index(self.rows) if rows is None else self.cx.b.min(rows.value, self.rows)
         for strip, wide in _ranges(self.cx, vectors, width, self.lanes, columns, looped=1 not in static):
             tall = height if wide == width else register_block(self.cx, self.rows, wide * self.lanes)[0]
             with strip as at:
                 for band, high in _ranges(self.cx, self.rows, tall, 1, rows, looped=0 not in static):
                     with band as top:
-                        self.block(Block(top, high, at, wide))
+                        part = None
+                        if stream is not None and wide == vectors:
+                            part = share(self.cx, stream, tile(self.op.a).extents[1], top, high, passing)
+                        self.block(Block(top, high, at, wide, part))
 
     def sites(self, block: Block) -> list[Site]:
         """The sites of a block's vectors, row by row."""
@@ -98,6 +105,8 @@ class Blocks:
     def block(self, block: Block) -> None:
         """One block: its accumulators start from acc, run over k, and are written."""
         cx, sites = self.cx, self.sites(block)
+        if isinstance(self.op, DotOp):
+            ask_for_epilogue(cx, self.op, sites)
         limits = limits_of_k(cx, self.op)
         end = cx.b.index(tile(self.op.a).extents[1])
         for limit in limits:
@@ -119,6 +128,8 @@ class Blocks:
         """The products of k in first..end added to the starts, one after the other."""
         with self.cx.b.loop(first, end, 1, starts, unroll=UNROLLED_K, name="k") as loop:
             k = Coord(loop.index, below=below)
+            if block.share is not None:
+                block.share.ask(self.cx, loop.index)
             right = [self.right(Site((k, s.coords[1]), s.lanes, s.mask)) for s in sites[: block.vectors]]
             sums: list[Value] = []
             for row in range(block.rows):

@@ -28,6 +28,16 @@ def is_direct(value: SSAValue) -> bool:
     return isinstance(leaf(value), (LoadOp, compute.ConstantOp))
 
 
+def joins_rows(value: SSAValue) -> bool:
+    """Whether a tile is a direct one whose outer axes are joined, its last one kept: rows at places that need a
+    division each, and nothing more.
+    """
+    op = value.owner
+    if not isinstance(op, compute.ReshapeOp) or tile(op.source).extents[-1:] != tile(op.out).extents[-1:]:
+        return False
+    return is_direct(op.source)
+
+
 def unit_reshape(op: compute.ReshapeOp) -> bool:
     """Whether a reshape only adds or drops axes of extent 1."""
     return [n for n in tile(op.source).extents if n != 1] == [n for n in tile(op.out).extents if n != 1]

@@ -25,7 +25,7 @@ from tilewright.ir.tile.structure import ForOp, IfOp, KernelOp, YieldOp
 from tilewright.ir.types import TileType
 from tilewright.passes.lower_tile_to_loops.elementwise import INLINE
 from tilewright.passes.lower_tile_to_loops.observed import Observed
-from tilewright.passes.lower_tile_to_loops.operands import is_direct, unit_reshape
+from tilewright.passes.lower_tile_to_loops.operands import is_direct, joins_rows, unit_reshape
 from tilewright.passes.lower_tile_to_loops.pairs import paired
 from tilewright.passes.lower_tile_to_loops.sites import lane_axis
 from tilewright.passes.lower_tile_to_loops.transposes import turns_lanes
@@ -167,8 +167,12 @@ class _Placer:
             return True  # a store might come between the load and its evaluation
         # rows picked by indices lie apart, and finding each anew for every element costs more than a copy
         apart = not is_direct(value) or (isinstance(op, LoadOp) and _picked(op))
-        if apart and any(_needs_memory(use.operation, use.index, self.rules) for use in value.uses):
-            return True
+        # a dot's left rows are found once a block, not once a step
+        joined = joins_rows(value)
+        for use in value.uses if apart else ():
+            left = use.index == 0 and isinstance(use.operation, compute.DotOp)
+            if _needs_memory(use.operation, use.index, self.rules) and not (joined and left):
+                return True
         if isinstance(op, compute.TransposeOp) and turns_lanes(op, self.rules.lanes):
             return True
         cost = self.cost(value, set())

@@ -8,7 +8,9 @@ channels, whatever the register tile.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 
 from xdsl.ir import BlockArgument, Operation, SSAValue
 
@@ -22,11 +24,13 @@ from tilewright.ir.machine import Machine
 from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.memory import ViewOp
 from tilewright.passes.lower_to_tile.access import UNIT, Space, map_group, unsupported
+from tilewright.passes.lower_to_tile.cache_tiles import window_block, window_run
 from tilewright.passes.lower_to_tile.depthwise import lower_depthwise
 from tilewright.passes.lower_to_tile.emit import Emitter
 from tilewright.passes.lower_to_tile.frame import Lowered, Variant, all_strides, begin
-from tilewright.passes.lower_to_tile.layout import Walk
+from tilewright.passes.lower_to_tile.layout import Strides, Walk, merge_axes
 from tilewright.passes.lower_to_tile.matmul import Panels, panels_of
+from tilewright.passes.lower_to_tile.pointwise import axes_apart
 from tilewright.passes.lower_to_tile.position_tiles import position_tile
 from tilewright.passes.lower_to_tile.skeleton import Refusal
 from tilewright.passes.lower_to_tile.taps import NUMBER, Tap, fold_taps, window_steps
@@ -42,6 +46,23 @@ class Runs:
     loops: tuple[int, ...]
     spread: tuple[Expr, ...]
     length: int
+
+    def cut(self, stretch: int) -> Runs:
+        """The same walk in shorter runs, which divide these."""
+        return Runs((*self.loops, self.length // stretch), (*self.spread, Expr.of(stretch)), stretch)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Whole rows of an image: how many, the positions of each, and the stretch of a run that they meet at once."""
+
+    lines: int
+    width: int
+    stretch: int
+
+    @property
+    def positions(self) -> int:
+        return self.lines * self.width
 
 
 def refuses_convolution(op: Operation) -> Refusal | None:
@@ -74,9 +95,10 @@ def _runs(anchor: ConvolutionOp) -> Runs:
     windows = [w.constant or 0 for w in anchor.windows]
     depth = anchor.depth.constant or 0
     _, spread = window_steps(anchor)
-    if anchor.groups.data == 1 and (anchor.dilation.data[-1] == 1 or windows[-1] == 1):
+    length = window_run(anchor)
+    if anchor.groups.data == 1 and length == windows[-1] * depth:
         # the taps along the last axis are part of the run
-        return Runs(tuple(windows[:-1]), tuple(spread[:-1]), windows[-1] * depth)
+        return Runs(tuple(windows[:-1]), tuple(spread[:-1]), length)
     return Runs(tuple(windows), tuple(spread), depth)
 
 
@@ -94,23 +116,60 @@ def _lower(group: GroupOp, anchor: ConvolutionOp, name: str, machine: Machine) -
         filters = filters[1:] if members[-1] is not filters else ()
     walk = Walk([*(space.size(m) for m in members), space.size(filters)], [*members, filters])
     column, row = len(members), spatial
+    block = _block(group, anchor, machine, packed, space, walk, strides)
+    if block is not None:
+        # image rows of a block follow one another in every buffer: one axis of positions
+        walk = Walk(
+            [*walk.extents[: row - 1], walk.extents[row - 1] * walk.extents[row], walk.extents[column]],
+            [*walk.members[: row - 1], (*walk.members[row - 1], *walk.members[row]), walk.members[column]],
+        )
+        column, row = column - 1, row - 1
     b, buffers, outputs = begin(group, name)
-    rows, vectors = position_tile(machine, walk.extents[row].constant, walk.extents[column].constant or 1)
+    wanted = walk.extents[row].constant, walk.extents[column].constant or 1
+    rows, vectors = position_tile(machine, *wanted, packed.columns if packed is not None else None)
     width = packed.columns if packed is not None else vectors * machine.rules.lanes
+    runs = _runs(anchor)
+    if block is not None:
+        rows, runs = block.positions, runs.cut(block.stretch)
     tiles = [1] * len(walk.extents)
     tiles[row], tiles[column] = rows, width
-    at = b.grid(walk.extents, tiles, _order(machine, anchor, walk, row, column, rows))
+    at = b.grid(walk.extents, tiles, _order(machine, anchor, walk, row, column, block))
     extent = dict(enumerate(tiles))
     single = not filters
     places = dict(enumerate(at))
     e = Emitter(b, space, walk, buffers, strides, places, row, column, {**extent, column: 1 if single else width})
-    total = _sum(b, anchor, packed, buffers, at, rows, width)
+    if block is not None:
+        line = b.index(Expr.of("a0") // block.width, at[row])
+        at = [*at[:row], line, b.index(0), *at[row + 1 :]]
+    across = (1, rows) if block is None else (block.lines, block.width)
+    total = _sum(b, anchor, packed, buffers, at, runs, across, width)
     if single:
         total = b.slice(total, [0, 0], [rows, 1])
     e.set(anchor.out, b.cast(total, tensor(anchor.out).dtype))
     for value, output in zip(group.yielded, outputs, strict=True):
         e.store(value, output, e.tile(value))
     return Lowered((Variant(b.finish()),), b.dims, Expr.of(0))
+
+
+def _block(
+    group: GroupOp,
+    anchor: ConvolutionOp,
+    machine: Machine,
+    packed: Panels | None,
+    space: Space,
+    walk: Walk,
+    strides: Mapping[SSAValue, Strides],
+) -> Block | None:
+    """The block of positions that a program takes where filters come from far; None where rows cannot be joined."""
+    found = window_block(machine, anchor)
+    if found is None or packed is None or packed.columns != machine.rules.panel:
+        return None
+    axes = [m for members in walk.members[-3:-1] for m in members]
+    if len(axes) != 2 or axes_apart(space, group) & set(axes):
+        return None
+    if len(merge_axes(space, axes, strides).members) != 1:
+        return None
+    return Block(found[0], tensor(anchor.out).dims[-2].constant or 1, found[1])
 
 
 def _space(group: GroupOp, anchor: ConvolutionOp, packed: Panels | None) -> Space:
@@ -134,7 +193,7 @@ def _space(group: GroupOp, anchor: ConvolutionOp, packed: Panels | None) -> Spac
 
 
 def _order(
-    machine: Machine, anchor: ConvolutionOp, walk: Walk, row: int, column: int, rows: int
+    machine: Machine, anchor: ConvolutionOp, walk: Walk, row: int, column: int, block: Block | None
 ) -> list[tuple[int, int]]:
     """Blocks of image rows that half of the blocking level holds meet every panel of filters before the next ones.
 
@@ -144,20 +203,24 @@ def _order(
     level = machine.blocking_level()
     cache = (level.size if level is not None else None) or 1 << 20
     axes = list(range(row))
-    inner = list(range(row + 1, column))
-    line = product(x.dims[row:]).constant
+    inner = [(i, 1) for i in range(row + 1, column)]
     size = x.dtype.bytes
-    if line is None or not axes:
-        return [(i, 1) for i in [*axes, *inner]] + [(column, 1), (row, 1)]
+    line = product(x.dims[-2:]).constant
     image = product(x.dims[1:]).constant
+    if line is None or not axes:
+        return [*[(i, 1) for i in axes], *inner, (column, 1), (row, 1)]
     if image is not None and image * size * 2 <= cache // 2:
-        block = max(1, cache // 2 // (image * size))
+        count = max(1, cache // 2 // (image * size))
         rest = [(i, 1) for i in axes[1:]]
-        return [(0, block), *[(i, 1) for i in inner], (column, 1), (0, 1), *rest, (row, 1)]
-    last = axes[-1]
+        return [(0, count), *inner, (column, 1), (0, 1), *rest, (row, 1)]
+    # lines of the image that one step along the axis takes
+    last = axes[-1] if block is None else row
     step = anchor.strides.data[last - 1] if last else 1
-    block = max(1, cache // 2 // max(1, line * step * size))
-    return [*[(i, 1) for i in axes[:-1]], (last, block), *[(i, 1) for i in inner], (column, 1), (last, 1), (row, 1)]
+    if block is not None:
+        step = anchor.strides.data[-2] * block.lines
+    count = max(1, cache // 2 // max(1, line * step * size))
+    rest = [(row, 1)] if last != row else []
+    return [*[(i, 1) for i in axes if i != last], (last, count), *inner, (column, 1), (last, 1), *rest]
 
 
 def _sum(
@@ -166,25 +229,32 @@ def _sum(
     packed: Panels | None,
     buffers: dict[SSAValue, SSAValue],
     at: list[SSAValue],
-    rows: int,
+    runs: Runs,
+    places: tuple[int, int],
     width: int,
 ) -> SSAValue:
-    """The register tile's sum over the window and its channels."""
+    """The tile's sum over the window and its channels, for positions of (image rows, positions along each)."""
     kind = F64 if tensor(anchor.out).dtype == F64 else F32
-    runs = _runs(anchor)
+    rows = prod(places)
     start = b.constant(0.0, (rows, width), kind)
     if not runs.length:
         return start
 
     def part(tap: Tap, acc: SSAValue) -> SSAValue:
-        a = _left(b, anchor, runs, buffers[anchor.x], at, tap, rows)
+        a = _left(b, anchor, runs, buffers[anchor.x], at, tap, places)
         return b.dot(a, _right(b, anchor, packed, runs, buffers, at, tap, width), acc)
 
     return fold_taps(b, runs.loops, start, part)
 
 
 def _left(
-    b: KernelBuilder, anchor: ConvolutionOp, runs: Runs, image: SSAValue, at: list[SSAValue], tap: Tap, rows: int
+    b: KernelBuilder,
+    anchor: ConvolutionOp,
+    runs: Runs,
+    image: SSAValue,
+    at: list[SSAValue],
+    tap: Tap,
+    places: tuple[int, int],
 ) -> SSAValue:
     """The [positions, run] tile of the image under one tap of the looped axes."""
     out, spatial = tensor(anchor.out), len(anchor.windows)
@@ -200,9 +270,10 @@ def _left(
         extents.append(Expr.of(anchor.groups.data))
         steps.append(anchor.depth)
         where.append(at[spatial + 1])
-    tile = [1] * spatial + [rows] + [1] * (len(extents) - spatial - 1)
+    lines, along = places
+    tile = [*[1] * (spatial - 1), lines, along, *[1] * (len(extents) - spatial - 1)]
     view = b.view(image, [*extents, runs.length], [*steps, 1])
-    return b.reshape(b.load(view, [*where, 0], [*tile, runs.length]), (rows, runs.length))
+    return b.reshape(b.load(view, [*where, 0], [*tile, runs.length]), (lines * along, runs.length))
 
 
 def _right(

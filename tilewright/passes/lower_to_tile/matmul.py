@@ -2,7 +2,8 @@
 
 A weight comes in panels (plan-layout): [panels, K, columns], or [panels, K/2, columns, 2] for a matrix unit. Cache
 blocking is the grid's order: a block of rows that fits the second-level cache meets every panel before the next block
-starts. Variants differ in the rows of the register tile; all of them add k in the same order. A group may hold several
+starts. Many rows take a panel in stretches of k (`cache_tiles.py`), so that weights are on their way while others are
+multiplied by. Variants differ in the rows of a tile; all of them add k in the same order. A group may hold several
 matmuls of one left-hand side (gate and up): each sums in registers of its own, one after the other, before the
 epilogue.
 """
@@ -24,6 +25,7 @@ from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.memory import ViewOp
 from tilewright.ir.tile.structure import KernelOp
 from tilewright.passes.lower_to_tile.access import UNIT, Axis, Space, map_group, unsupported
+from tilewright.passes.lower_to_tile.cache_tiles import block_of
 from tilewright.passes.lower_to_tile.emit import Emitter
 from tilewright.passes.lower_to_tile.frame import Lowered, Variant, all_strides, begin
 from tilewright.passes.lower_to_tile.layout import Walk, merge_axes
@@ -78,10 +80,22 @@ def lower_matmul(group: GroupOp, name: str, machine: Machine, dims: DimSpace) ->
     unit = unit_for(machine, anchor) if packed is not None and packed.pairs > 1 else None
     for limit, tile_rows in row_tiles(machine.rules, unit, tall=unit is not None and is_deep(machine, anchor, unit)):
         if (low is None or limit is None or low <= limit) and (high is None or high > previous or not variants):
-            variants.append(Variant(_kernel(group, anchor, f"{name}_r{tile_rows}", machine, tile_rows), limit))
+            block = _block(anchor, packed, rows, machine) if limit is None and unit is None else None
+            height, stretch = block or (tile_rows, None)
+            variants.append(Variant(_kernel(group, anchor, f"{name}_r{tile_rows}", machine, height, stretch), limit))
         previous = limit or previous
     variants[-1] = Variant(variants[-1].kernel, None)
     return Lowered(tuple(variants), tuple(variants[0].kernel.dims.data), rows)
+
+
+def _block(anchor: contraction.MatmulOp, packed: Panels | None, rows: Expr, machine: Machine) -> tuple[int, int] | None:
+    """Rows and k of the blocks of a product of two matrices in memory, the right one in panels; None for none."""
+    k = anchor.sizes()[3].constant
+    if packed is None or not k or tensor(anchor.b).rank != 2 or not isinstance(anchor.a, BlockArgument):
+        return None
+    argument = tensor(packed.argument)
+    panels = argument.dims[0].constant or 1
+    return block_of(machine, rows, k, panels * packed.columns, argument.dtype.bytes)
 
 
 @dataclass(slots=True)
@@ -132,7 +146,9 @@ def _row_count(group: GroupOp, anchor: contraction.MatmulOp) -> Expr:
     return product((*lead, m)) if tensor(anchor.b).rank == 2 else m
 
 
-def _kernel(group: GroupOp, anchor: contraction.MatmulOp, name: str, machine: Machine, tile_rows: int) -> KernelOp:
+def _kernel(
+    group: GroupOp, anchor: contraction.MatmulOp, name: str, machine: Machine, tile_rows: int, stretch: int | None
+) -> KernelOp:
     anchors = [op for op in group.block.ops if isinstance(op, contraction.MatmulOp)]
     packed = panels_of(anchor.b)
     axes = _Axes()
@@ -171,7 +187,7 @@ def _kernel(group: GroupOp, anchor: contraction.MatmulOp, name: str, machine: Ma
     single = not walk.members[column]
     result = Emitter(b, space, walk, buffers, strides, at, row, column, {**extent, column: 1 if single else width})
     for op in anchors:
-        total = _accumulate(wide, op, panels_of(op.b), k_at, machine)
+        total = _accumulate(wide, op, panels_of(op.b), k_at, machine, stretch)
         if single:
             total = b.slice(total, [0, 0], [tile_rows if row is not None else 1, 1])
         result.set(op.out, b.cast(total, tensor(op.out).dtype))
@@ -227,9 +243,12 @@ def chunk_of(k: int, rules: TileRules, *, whole: bool) -> int:
 
 
 def _accumulate(
-    e: Emitter, anchor: contraction.MatmulOp, packed: Panels | None, k_at: int, machine: Machine
+    e: Emitter, anchor: contraction.MatmulOp, packed: Panels | None, k_at: int, machine: Machine, stretch: int | None
 ) -> SSAValue:
-    """The register tile's sum over K: chunks of k in order, each accumulated from zero and then added to the total."""
+    """The tile's sum over K: chunks of k in order, each accumulated from zero and then added to the total.
+
+    stretch: k that a block of rows takes at once, in one chunk, each stretch going on with the sums of the one before.
+    """
     b: KernelBuilder = e.b
     rows = e.extent[e.row] if e.row is not None else 1
     columns = e.extent[e.column]
@@ -243,6 +262,8 @@ def _accumulate(
     step = DYNAMIC_K if k is None else chunk_of(k, machine.rules, whole=not in_memory)
     if k is not None and unit is not None:
         step, k = steps_of(k, unit, machine.rules)
+    if stretch is not None:
+        step = stretch
     # a step that does not divide K reaches past its end, where both operands count as zero
     ragged = k is None or k % step != 0 or k != e.walk.extents[k_at].constant
 
@@ -258,7 +279,7 @@ def _accumulate(
     with b.loop(0, e.walk.extents[k_at], step, [zero]) as loop:
         e.at[k_at] = loop.at
         with e.scope():
-            if k is None:
+            if k is None or stretch is not None:
                 loop.give(part(loop.carried[0]))
             else:
                 loop.give(b.map("add", loop.carried[0], part(b.constant(0.0, (rows, columns), kind))))

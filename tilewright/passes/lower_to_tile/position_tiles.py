@@ -13,8 +13,11 @@ _LATENCY = 8  # independent multiply-adds that keep two units busy
 _BESIDE = 2  # vectors of channels beside each other, where every channel has a window of its own
 
 
-def position_tile(machine: Machine, positions: int | None, filters: int) -> tuple[int, int]:
-    """(positions, vectors of filters) held in registers, for image rows of that many positions (None: any number)."""
+def position_tile(machine: Machine, positions: int | None, filters: int, columns: int | None = None) -> tuple[int, int]:
+    """(positions, vectors of filters) held in registers, for image rows of that many positions (None: any number).
+
+    columns: of the panels that the filters lie in already.
+    """
     lanes, registers = machine.rules.lanes, machine.rules.registers
     _, rows, vectors = machine.rules.dot[-1]
     needed = -(-filters // lanes)
@@ -25,6 +28,9 @@ def position_tile(machine: Machine, positions: int | None, filters: int) -> tupl
     heights = {
         v: min(positions, max(1, (registers - v - 1 - min(v, 2)) // v)) for v in range(1, min(vectors, needed) + 1)
     }
+    if columns is not None:
+        vectors = needed = columns // lanes
+        heights = {vectors: min(positions, max(1, (registers - vectors - 1 - min(vectors, 2)) // vectors))}
     choices = [(h, v) for v, most in heights.items() for h in range(1, most + 1)]
     return max(choices, key=lambda c: (round(_rate(c, positions, needed), 3), c[1], -c[0]))
 
