@@ -45,7 +45,7 @@ def doubled(width: int) -> GroupOp:
 
 def soft(width: int) -> GroupOp:
     x = TensorType.of(("t", width), F32)
-    return group("softmax", [x], lambda g, x: [g.add(SoftmaxOp.make(x, axis=1))])
+    return group("row-reduction", [x], lambda g, x: [g.add(SoftmaxOp.make(x, axis=1))])
 
 
 def aligned(size: int) -> NDArray[np.float32]:
