@@ -1,9 +1,8 @@
 """The attention skeleton: a block of queries stays on chip while key and value blocks stream past (query-outer).
 
-State per query row: running maximum m, denominator l, unnormalised output o. Keys come in absolute segments of a fixed
-size, merged left to right, so a row's bits do not depend on how many queries share the program. Key blocks that a
-causal, sliding or chunked mask makes empty for the whole program are not visited, where positions are known to count
-from zero.
+Keys come in absolute segments of a fixed size, merged left to right (`online_softmax.py`), so that a row's bits do not
+depend on how many queries share the program. Key blocks that a causal, sliding or chunked mask makes empty for the
+whole program are not visited, where positions are known to count from zero.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from tilewright.ir.graph.paging import PagedAttentionOp
 from tilewright.ir.graph.structure import GroupOp
 from tilewright.ir.machine import Machine
 from tilewright.ir.tile.base import tile as tile_type
-from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.structure import KernelOp
 from tilewright.passes.attention_tiling.sizes import placed
 from tilewright.passes.attention_tiling.variants import blocks_of
@@ -26,10 +24,8 @@ from tilewright.passes.lower_to_tile.access import UNIT, Axis, Space, map_group,
 from tilewright.passes.lower_to_tile.emit import Emitter
 from tilewright.passes.lower_to_tile.frame import Lowered, Variant, all_strides, begin
 from tilewright.passes.lower_to_tile.layout import merge_axes
-from tilewright.passes.lower_to_tile.matrix_tiles import multiplies_attention
+from tilewright.passes.lower_to_tile.online_softmax import OnlineSoftmax
 from tilewright.passes.lower_to_tile.skeleton import Refusal
-
-MINUS_INFINITY = float("-inf")
 
 
 def refuses_attention(op: Operation) -> Refusal | None:
@@ -164,70 +160,31 @@ def _kernel(group: GroupOp, op: attention.AttentionOp, name: str, machine: Machi
         return Emitter(b, space, walk, buffers, strides, at, row, column, extent)
 
     queries, result = emitter(t_at, e_at), emitter(t_at, d_at)
-    q = b.broadcast(b.cast(queries.tile(op.q), F32), (rows, features))
-    narrow = tensor(op.q).dtype
-    scale = b.constant(op.scale.data, (1, 1))
-    scaled = b.cast(b.map("mul", q, scale), narrow) if narrow == F32 else b.cast(q, narrow)
-
-    on_unit = multiplies_attention(machine, op, narrow)
+    softmax = OnlineSoftmax.of(b, op, machine, (rows, segment), (features, value_features))
+    scaled = softmax.queries(queries.tile(op.q))
     logits_at = emitter(t_at, s_at)
-    if op.sinks is None:
-        m0, l0 = b.constant(MINUS_INFINITY, (rows, 1)), b.constant(0.0, (rows, 1))
-    else:
-        m0 = b.broadcast(b.cast(logits_at.tile(op.sinks), F32), (rows, 1))
-        l0 = b.constant(1.0, (rows, 1))
+    sinks = None if op.sinks is None else logits_at.tile(op.sinks)
     lo, hi = _key_range(op, rows, segment)
     first = [at[t_at]] if t_at is not None else [b.index(0)]
-    carries = [m0, l0, b.constant(0.0, (rows, value_features))]
-    with b.loop(b.index(lo, *first), b.index(hi, *first), segment, carries) as loop:
+    with b.loop(b.index(lo, *first), b.index(hi, *first), segment, softmax.start(sinks)) as loop:
         at[s_at] = loop.at
         keys, values, logits_at = emitter(s_at, e_at), emitter(s_at, d_at), emitter(t_at, s_at)
-        k = _keys_or_values(keys, op.k, (segment, features))
-        turned = _pairs_of_features(b, k) if on_unit else b.transpose(k, (1, 0))
-        logits = b.dot(scaled, turned, b.constant(0.0, (rows, segment)))
-        if narrow != F32:
-            logits = b.map("mul", logits, scale)
-        seen, per_key = _visible(op, logits_at, walk.extents[s_at], segment, rows)
-        logits = _bounded(op, logits_at, logits)
-        if seen is not None:
-            logits = b.map("select", b.broadcast(seen, (rows, segment)), logits, b.constant(MINUS_INFINITY, (1, 1)))
-        m, total, o = loop.carried
-        top = b.map("max", m, b.reduce("max", logits, 1))
-        # where nothing is visible yet the shift would be -inf - -inf
-        shift = b.map("select", b.map("eq", top, b.constant(MINUS_INFINITY, (1, 1))), b.constant(0.0, (1, 1)), top)
-        p = b.map("exp", b.map("sub", logits, shift))
-        fade = b.map("exp", b.map("sub", m, shift))
+        logits = softmax.logits(scaled, _keys_or_values(keys, op.k, (segment, features)))
+        seen, per_key = _visible(softmax, op, logits_at, walk.extents[s_at])
+        if op.bias is not None:
+            bias = logits_at.load(op.bias, 0.0) if isinstance(op.bias, BlockArgument) else logits_at.tile(op.bias)
+            logits = b.map("add", logits, b.cast(bias, F32))
         v = _keys_or_values(values, op.v, (segment, value_features))
         if per_key is not None:
             # a key that no query may see contributes nothing, not even 0 * NaN
             v = b.map("select", b.reshape(per_key, (segment, 1)), v, b.constant(0.0, (1, 1), tile_type(v).dtype))
-        if on_unit:
-            v = _pairs_of_keys(b, v)
-        mixed = b.dot(b.cast(p, tile_type(v).dtype), v, b.map("mul", o, fade))
-        loop.give(top, b.map("add", b.map("mul", total, fade), b.reduce("sum", p, 1)), mixed)
-    m, total, o = loop.out
-    empty = b.map("eq", total, b.constant(0.0, (1, 1)))
-    normal = b.map("select", empty, b.constant(0.0, (1, 1)), b.map("div", o, total))
-    result.set(op.out, b.cast(normal, narrow))
+        loop.give(*softmax.step(loop.carried, logits, seen, v))
+    result.set(op.out, softmax.result(loop.out))
     if op.lse_out is not None:
-        result.set(op.lse_out, b.map("add", m, b.map("log", total)))
+        result.set(op.lse_out, softmax.log_sum_exp(loop.out))
     for value, output in zip(group.yielded, outputs, strict=True):
         result.store(value, output, result.tile(value))
     return b.finish()
-
-
-def _pairs_of_features(b: KernelBuilder, k: SSAValue) -> SSAValue:
-    """k [keys, features] as [features, keys], by way of pairs of features, as a matrix unit takes them."""
-    keys, features = tile_type(k).extents
-    pairs = b.transpose(b.reshape(k, (keys, features // 2, 2)), (1, 0, 2))
-    return b.reshape(b.transpose(pairs, (0, 2, 1)), (features, keys))
-
-
-def _pairs_of_keys(b: KernelBuilder, v: SSAValue) -> SSAValue:
-    """v [keys, features] as it is, by way of pairs of keys."""
-    keys, features = tile_type(v).extents
-    pairs = b.transpose(b.reshape(v, (keys // 2, 2, features)), (0, 2, 1))
-    return b.reshape(b.transpose(pairs, (0, 2, 1)), (keys, features))
 
 
 def _keys_or_values(e: Emitter, value: SSAValue, extents: tuple[int, int]) -> SSAValue:
@@ -242,23 +199,11 @@ def _keys_or_values(e: Emitter, value: SSAValue, extents: tuple[int, int]) -> SS
     return e.b.broadcast(e.load(source, 0.0), extents)
 
 
-def _bounded(op: attention.AttentionOp, e: Emitter, logits: SSAValue) -> SSAValue:
-    """Softcap, then bias."""
-    b = e.b
-    if op.softcap.data:
-        cap = b.constant(op.softcap.data, (1, 1))
-        logits = b.map("mul", cap, b.map("tanh", b.map("div", logits, cap)))
-    if op.bias is not None:
-        bias = e.load(op.bias, 0.0) if isinstance(op.bias, BlockArgument) else e.tile(op.bias)
-        logits = b.map("add", logits, b.cast(bias, F32))
-    return logits
-
-
 def _visible(
-    op: attention.AttentionOp, e: Emitter, keys: Expr, segment: int, rows: int
+    softmax: OnlineSoftmax, op: attention.AttentionOp, e: Emitter, keys: Expr
 ) -> tuple[SSAValue | None, SSAValue | None]:
     """Which (query, key) pairs of the block count, and which keys count for any query; None where all do."""
-    b = e.b
+    b, segment = e.b, softmax.segment
     key_index = b.coordinates(e.at[e.column], 1, (1, segment))
     seen: SSAValue | None = None
     per_key: SSAValue | None = None
@@ -278,19 +223,12 @@ def _visible(
         if op.q_positions is not None:
             q_at = b.cast(e.tile(op.q_positions), I32)
         elif e.row is not None:
-            q_at = b.map("add", b.coordinates(e.at[e.row], 0, (rows, 1)), b.splat(keys - tq, (1, 1)))
+            q_at = b.map("add", b.coordinates(e.at[e.row], 0, (softmax.rows, 1)), b.splat(keys - tq, (1, 1)))
         else:
             q_at = b.splat(keys - tq, (1, 1))
         k_at = key_index
         if op.k_positions is not None:
-            k_at = b.cast(
-                e.load(op.k_positions, 0.0) if isinstance(op.k_positions, BlockArgument) else e.tile(op.k_positions),
-                I32,
-            )
-        seen = both(seen, b.map("le", k_at, q_at))
-        if op.mask.data == "sliding":
-            seen = both(seen, b.map("lt", b.map("sub", q_at, k_at), b.splat(op.window.data, (1, 1))))
-        if op.mask.data == "chunked":
-            width = b.splat(op.window.data, (1, 1))
-            seen = both(seen, b.map("eq", b.map("floordiv", q_at, width), b.map("floordiv", k_at, width)))
+            given = op.k_positions
+            k_at = b.cast(e.load(given, 0.0) if isinstance(given, BlockArgument) else e.tile(given), I32)
+        seen = both(seen, softmax.visible(q_at, k_at))
     return seen, per_key

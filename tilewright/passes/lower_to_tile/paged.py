@@ -10,7 +10,7 @@ from __future__ import annotations
 from xdsl.ir import BlockArgument, SSAValue
 
 from tilewright.ir.dims import DimSpace, Expr, floordiv, maximum, minimum
-from tilewright.ir.dtypes import F32, I32
+from tilewright.ir.dtypes import I32
 from tilewright.ir.graph import paging
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.structure import GroupOp
@@ -19,8 +19,8 @@ from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.memory import ViewPagesOp, ViewSegmentOp
 from tilewright.ir.tile.structure import KernelOp
 from tilewright.passes.lower_to_tile.access import unsupported
-from tilewright.passes.lower_to_tile.attention import MINUS_INFINITY
 from tilewright.passes.lower_to_tile.frame import Lowered, Variant, begin
+from tilewright.passes.lower_to_tile.online_softmax import OnlineSoftmax
 
 
 def lower_paged_attention(group: GroupOp, name: str, machine: Machine, dims: DimSpace) -> Lowered:
@@ -47,7 +47,7 @@ def _kernel(group: GroupOp, op: paging.PagedAttentionOp, name: str, machine: Mac
     size, value_size = features.constant, wide.constant
     if size is None or value_size is None:
         raise unsupported(op, "head dims must be fixed numbers")
-    rows, segment, narrow = tokens * each, machine.rules.key_segment, tensor(op.q).dtype
+    rows, segment = tokens * each, machine.rules.key_segment
     head, request = b.grid([shared, requests], [1, 1])
     offsets = b.view(buffers[op.offsets], [requests + 1], [1])
     begins, ends = b.scalar(offsets, [request]), b.scalar(offsets, [b.index(Expr.of("a0") + 1, request)])
@@ -71,40 +71,25 @@ def _kernel(group: GroupOp, op: paging.PagedAttentionOp, name: str, machine: Mac
         found: SSAValue = b.add(ViewPagesOp.make(view, table, length, page=page, extent=[most * page]))
         return found
 
-    scale = b.constant(op.scale.data, (1, 1))
+    softmax = OnlineSoftmax.of(b, op, machine, (rows, segment), (size, value_size))
+    sinks = None if op.sinks is None else _sinks(b, op, buffers[op.sinks], rows, head)
     with b.loop(0, count, tokens) as block:
         loaded = b.load(queries, [block.at, head, 0, 0], [tokens, 1, each, size], 0.0)
-        q = b.cast(b.reshape(loaded, (rows, size)), F32)
-        scaled = b.cast(b.map("mul", q, scale), narrow) if narrow == F32 else b.cast(q, narrow)
+        scaled = softmax.queries(b.reshape(loaded, (rows, size)))
         at = b.reshape(b.cast(b.load(places, [block.at], [tokens], 0.0), I32), (tokens, 1))
         q_at = b.reshape(b.broadcast(at, (tokens, each)), (rows, 1))
         first = b.scalar(positions, [b.index(Expr.of("a0") + "a1", begins, block.at)])
         last_token = b.index(minimum(Expr.of("a1") + tokens, "a2") - 1 + "a0", begins, block.at, count)
         end = b.index(Expr.of("a0") + 1, b.scalar(positions, [last_token]))
         keys, values = pages(buffers[op.k], features, end), pages(buffers[op.v], wide, end)
-        with b.loop(
-            _first_key(b, op, first, segment), end, segment, _start(b, op, buffers, rows, value_size, head)
-        ) as loop:
+        with b.loop(_first_key(b, op, first, segment), end, segment, softmax.start(sinks)) as loop:
             k = b.reshape(b.load(keys, [loop.at, head, 0], [segment, 1, size], 0.0), (segment, size))
-            logits = b.dot(scaled, b.transpose(k, (1, 0)), b.constant(0.0, (rows, segment)))
-            if narrow != F32:
-                logits = b.map("mul", logits, scale)
-            if op.softcap.data:
-                cap = b.constant(op.softcap.data, (1, 1))
-                logits = b.map("mul", cap, b.map("tanh", b.map("div", logits, cap)))
-            seen = b.broadcast(_visible(b, op, q_at, b.coordinates(loop.at, 1, (1, segment))), (rows, segment))
-            logits = b.map("select", seen, logits, b.constant(MINUS_INFINITY, (1, 1)))
-            m, sums, o = loop.carried
-            top = b.map("max", m, b.reduce("max", logits, 1))
-            # where nothing is visible yet the shift would be -inf - -inf
-            shift = b.map("select", b.map("eq", top, b.constant(MINUS_INFINITY, (1, 1))), b.constant(0.0, (1, 1)), top)
-            p, fade = b.map("exp", b.map("sub", logits, shift)), b.map("exp", b.map("sub", m, shift))
+            logits = softmax.logits(scaled, k)
+            seen = softmax.visible(q_at, b.coordinates(loop.at, 1, (1, segment)))
             v = b.reshape(b.load(values, [loop.at, head, 0], [segment, 1, value_size], 0.0), (segment, value_size))
-            mixed = b.dot(b.cast(p, narrow), v, b.map("mul", o, fade))
-            loop.give(top, b.map("add", b.map("mul", sums, fade), b.reduce("sum", p, 1)), mixed)
-        _, sums, o = loop.out
-        normal = b.cast(b.map("div", o, sums), narrow)
-        b.store(b.reshape(normal, (tokens, 1, each, value_size)), results, [block.at, head, 0, 0])
+            loop.give(*softmax.step(loop.carried, logits, seen, v))
+        result = b.reshape(softmax.result(loop.out), (tokens, 1, each, value_size))
+        b.store(result, results, [block.at, head, 0, 0])
     return b.finish()
 
 
@@ -124,33 +109,8 @@ def _first_key(b: KernelBuilder, op: paging.PagedAttentionOp, first: SSAValue, s
             return b.index(0)
 
 
-def _start(
-    b: KernelBuilder,
-    op: paging.PagedAttentionOp,
-    buffers: dict[SSAValue, SSAValue],
-    rows: int,
-    wide: int,
-    head: SSAValue,
-) -> list[SSAValue]:
-    """The maximum, the denominator and the sum before the first key: a sink is a logit that carries no value."""
-    zero = b.constant(0.0, (rows, wide))
-    if op.sinks is None:
-        return [b.constant(MINUS_INFINITY, (rows, 1)), b.constant(0.0, (rows, 1)), zero]
+def _sinks(b: KernelBuilder, op: paging.PagedAttentionOp, buffer: SSAValue, rows: int, head: SSAValue) -> SSAValue:
+    """The sinks of a tile's rows, [rows, 1]."""
     each = op.group
-    sinks = b.view(buffers[op.sinks], [tensor(op.k).dims[1], each], [each, 1])
-    row = b.cast(b.load(sinks, [head, 0], [1, each]), F32)
-    tile = b.reshape(b.broadcast(row, (rows // each, each)), (rows, 1))
-    return [tile, b.constant(1.0, (rows, 1)), zero]
-
-
-def _visible(b: KernelBuilder, op: paging.PagedAttentionOp, q_at: SSAValue, k_at: SSAValue) -> SSAValue:
-    """Which (row, key) pairs count."""
-    seen = b.map("le", k_at, q_at)
-    width = b.splat(op.window.data, (1, 1))
-    match op.mask.data:
-        case "sliding":
-            return b.map("and", seen, b.map("lt", b.map("sub", q_at, k_at), width))
-        case "chunked":
-            return b.map("and", seen, b.map("eq", b.map("floordiv", q_at, width), b.map("floordiv", k_at, width)))
-        case _:
-            return seen
+    row = b.load(b.view(buffer, [tensor(op.k).dims[1], each], [each, 1]), [head, 0], [1, each])
+    return b.reshape(b.broadcast(row, (rows // each, each)), (rows, 1))

@@ -1,0 +1,146 @@
+"""The loop of every attention kernel: segments of keys stream past a tile of queries.
+
+State per row of queries: the running maximum m, the denominator l, the unnormalised output o. One segment's step has
+the same ops whatever brought its queries, keys and values, so that a token has the same bits in every kernel that
+attends, as long as the segments begin at the same keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from xdsl.ir import SSAValue
+
+from tilewright.ir.dtypes import F32, DType
+from tilewright.ir.graph.attention import AttentionOp
+from tilewright.ir.graph.base import tensor
+from tilewright.ir.graph.paging import PagedAttentionOp
+from tilewright.ir.machine import Machine
+from tilewright.ir.tile.base import tile as tile_type
+from tilewright.ir.tile.builder import KernelBuilder
+from tilewright.passes.lower_to_tile.matrix_tiles import multiplies_attention
+
+MINUS_INFINITY = float("-inf")
+
+
+@dataclass(frozen=True)
+class OnlineSoftmax:
+    """An attention's softmax over segments of keys for a tile of `rows` queries.
+
+    segment: keys of a step. features, value_features: of a row of k and of v. on_unit: whether a matrix unit takes
+    both products, and keys and values in pairs.
+    """
+
+    b: KernelBuilder
+    op: AttentionOp | PagedAttentionOp
+    rows: int
+    segment: int
+    features: int
+    value_features: int
+    on_unit: bool
+
+    @staticmethod
+    def of(
+        b: KernelBuilder,
+        op: AttentionOp | PagedAttentionOp,
+        machine: Machine,
+        block: tuple[int, int],
+        features: tuple[int, int],
+    ) -> OnlineSoftmax:
+        """block: rows of a tile of queries, and of keys. features: of keys, and of values."""
+        return OnlineSoftmax(b, op, *block, *features, multiplies_attention(machine, op, tensor(op.q).dtype))
+
+    @property
+    def dtype(self) -> DType:
+        """That of the factors of both products."""
+        return tensor(self.op.q).dtype
+
+    def queries(self, q: SSAValue) -> SSAValue:
+        """The left side of all logits from q [rows, features]: scaled where that costs no bits, in f32."""
+        b = self.b
+        wide = b.broadcast(b.cast(q, F32), (self.rows, self.features))
+        return b.map("mul", wide, self._scale()) if self.dtype is F32 else b.cast(wide, self.dtype)
+
+    def start(self, sinks: SSAValue | None) -> list[SSAValue]:
+        """m, l and o before the first key; a sink is a logit that carries no value. sinks: [rows, 1] or [1, 1]."""
+        b = self.b
+        if sinks is None:
+            m, total = b.constant(MINUS_INFINITY, (self.rows, 1)), b.constant(0.0, (self.rows, 1))
+        else:
+            m, total = b.broadcast(b.cast(sinks, F32), (self.rows, 1)), b.constant(1.0, (self.rows, 1))
+        return [m, total, b.constant(0.0, (self.rows, self.value_features))]
+
+    def logits(self, queries: SSAValue, k: SSAValue) -> SSAValue:
+        """Scaled and capped logits of a segment, from `queries()` and k [segment, features]."""
+        b, cap = self.b, self.op.softcap.data
+        turned = _pairs_of_features(b, k) if self.on_unit else b.transpose(k, (1, 0))
+        logits = b.dot(queries, turned, b.constant(0.0, (self.rows, self.segment)))
+        if self.dtype is not F32:
+            logits = b.map("mul", logits, self._scale())
+        if cap:
+            capped = b.map("tanh", b.map("div", logits, b.constant(cap, (1, 1))))
+            logits = b.map("mul", b.constant(cap, (1, 1)), capped)
+        return logits
+
+    def visible(self, q_at: SSAValue, k_at: SSAValue) -> SSAValue:
+        """Which pairs the mask, not "none", leaves; positions as i32, q_at [rows, 1], k_at [1, segment]."""
+        b, mask = self.b, self.op.mask.data
+        seen = b.map("le", k_at, q_at)
+        width = b.splat(self.op.window.data, (1, 1))
+        if mask == "sliding":
+            return b.map("and", seen, b.map("lt", b.map("sub", q_at, k_at), width))
+        if mask == "chunked":
+            return b.map("and", seen, b.map("eq", b.map("floordiv", q_at, width), b.map("floordiv", k_at, width)))
+        return seen
+
+    def step(
+        self, carried: Sequence[SSAValue], logits: SSAValue, seen: SSAValue | None, v: SSAValue
+    ) -> tuple[SSAValue, SSAValue, SSAValue]:
+        """m, l and o after a segment; seen: which logits count (None: all), v: [segment, value features].
+
+        Values of keys that no row sees must be finite: they meet a weight of 0.
+        """
+        b = self.b
+        if seen is not None:
+            wide = b.broadcast(seen, (self.rows, self.segment))
+            logits = b.map("select", wide, logits, b.constant(MINUS_INFINITY, (1, 1)))
+        m, total, o = carried
+        top = b.map("max", m, b.reduce("max", logits, 1))
+        # where nothing is visible yet the shift would be -inf - -inf
+        shift = b.map("select", b.map("eq", top, b.constant(MINUS_INFINITY, (1, 1))), b.constant(0.0, (1, 1)), top)
+        p = b.map("exp", b.map("sub", logits, shift))
+        fade = b.map("exp", b.map("sub", m, shift))
+        held = _pairs_of_keys(b, v) if self.on_unit else v
+        mixed = b.dot(b.cast(p, tile_type(v).dtype), held, b.map("mul", o, fade))
+        return top, b.map("add", b.map("mul", total, fade), b.reduce("sum", p, 1)), mixed
+
+    def result(self, carried: Sequence[SSAValue]) -> SSAValue:
+        """The rows' results, 0 where a row saw nothing."""
+        b = self.b
+        _, total, o = carried
+        empty = b.map("eq", total, b.constant(0.0, (1, 1)))
+        normal = b.map("select", empty, b.constant(0.0, (1, 1)), b.map("div", o, total))
+        return b.cast(normal, self.dtype)
+
+    def log_sum_exp(self, carried: Sequence[SSAValue]) -> SSAValue:
+        """[rows, 1], -inf where a row saw nothing."""
+        m, total, _ = carried
+        return self.b.map("add", m, self.b.map("log", total))
+
+    def _scale(self) -> SSAValue:
+        return self.b.constant(self.op.scale.data, (1, 1))
+
+
+def _pairs_of_features(b: KernelBuilder, k: SSAValue) -> SSAValue:
+    """k [keys, features] as [features, keys], by way of pairs of features, as a matrix unit takes them."""
+    keys, features = tile_type(k).extents
+    pairs = b.transpose(b.reshape(k, (keys, features // 2, 2)), (1, 0, 2))
+    return b.reshape(b.transpose(pairs, (0, 2, 1)), (features, keys))
+
+
+def _pairs_of_keys(b: KernelBuilder, v: SSAValue) -> SSAValue:
+    """v [keys, features] as it is, by way of pairs of keys."""
+    keys, features = tile_type(v).extents
+    pairs = b.transpose(b.reshape(v, (keys // 2, 2, features)), (0, 2, 1))
+    return b.reshape(b.transpose(pairs, (0, 2, 1)), (keys, features))
