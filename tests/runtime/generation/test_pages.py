@@ -125,7 +125,9 @@ class Requests:
 
 
 @pytest.mark.parametrize("groups", KINDS, ids=["full", "mixed", "window"])
-def test_ten_thousand_steps_lose_leak_and_mix_up_no_page(groups: tuple[CacheGroup, ...], rng: np.random.Generator) -> None:
+def test_ten_thousand_steps_lose_leak_and_mix_up_no_page(
+    groups: tuple[CacheGroup, ...], rng: np.random.Generator
+) -> None:
     """The alphabet of two makes many equal beginnings; shares, copies, hits and evictions must all have happened."""
     world = Requests(groups, float(rng.uniform(0.5, 1)))
 
@@ -236,7 +238,14 @@ def test_a_prefix_is_found_by_its_tokens_its_tenant_and_nothing_less() -> None:
 
 def test_hashes_depend_on_parent_tokens_salt_and_source() -> None:
     root = chain_root("a")
-    hashes = {root, chain_root("b"), chain_root("a", [1]), chain_root("a", [1, 0]), chain(root, [1]), chain(root, [1, 0])}
+    hashes = {
+        root,
+        chain_root("b"),
+        chain_root("a", [1]),
+        chain_root("a", [1, 0]),
+        chain(root, [1]),
+        chain(root, [1, 0]),
+    }
     hashes |= {chain(chain(root, [1]), [2]), chain(root, [1, 2]), chain(chain_root("b"), [1])}
     assert len(hashes) == 9
     assert chain(root, (1, 2)) == chain(root, np.array([1, 2]))

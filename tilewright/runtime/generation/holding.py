@@ -60,9 +60,7 @@ class Holding:
                 break
         for count in range(len(links), 0, -1):
             length = min(count * size, len(tokens) - 1)
-            needed = [
-                [p for p in range(count) if self._is_needed(g, p, length)] for g in range(len(book.pools))
-            ]
+            needed = [[p for p in range(count) if self._is_needed(g, p, length)] for g in range(len(book.pools))]
             if all(links[p][g] is not None for g, places in enumerate(needed) for p in places):
                 for g, places in enumerate(needed):
                     self.pages[g] = {p: page for p in places if (page := links[p][g]) is not None}

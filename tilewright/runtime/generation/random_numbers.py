@@ -8,6 +8,10 @@ Philox 4x32 with 10 rounds (Salmon, Moraes, Dror, Shaw: Parallel random numbers,
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -19,13 +23,11 @@ class Use(IntEnum):
     """What a number is for; numbers of different uses at one position are independent."""
 
     TOKEN = 0
-    DRAFT = 1
-    ACCEPT = 2
-    CORRECTION = 3
+    RACE = 1
 
 
-def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Four random 32-bit words of a counter of four and a key of two."""
+def philox(counter: tuple[Any, Any, Any, Any], key: tuple[int, int]) -> tuple[Any, Any, Any, Any]:
+    """Four random 32-bit words of a counter of four and a key of two; counters may be arrays of uint64."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
@@ -37,6 +39,16 @@ def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[in
 
 def uniform(seed: int, request: int, position: int, use: Use) -> float:
     """A number in [0, 1), a multiple of 2^-53. seed and request: 64 bits; position: 32 bits."""
+    return float(_numbers(seed, request, position, int(use)))
+
+
+def races(seed: int, request: int, position: int, ids: NDArray[np.int64]) -> NDArray[np.float64]:
+    """For each token [m], an exponentially distributed number of its own."""
+    numbers = _numbers(seed, request, position, ids.astype(np.uint64) * np.uint64(len(Use)) + np.uint64(Use.RACE))
+    return -np.log1p(-np.asarray(numbers, np.float64))
+
+
+def _numbers(seed: int, request: int, position: int, use: Any) -> Any:
     key = (seed & _WORD, (seed >> 32) & _WORD)
-    high, low, _, _ = philox((position & _WORD, int(use), request & _WORD, (request >> 32) & _WORD), key)
-    return float((high << 21 | low >> 11) * 2.0**-53)
+    high, low, _, _ = philox((position & _WORD, use, request & _WORD, (request >> 32) & _WORD), key)
+    return (high << 21 | low >> 11) * 2.0**-53

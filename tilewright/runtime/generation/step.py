@@ -204,7 +204,9 @@ def check_inputs(layout: StepLayout, inputs: StepInputs) -> None:
         faults.append("a request has no token")
     if n and not (0 <= inputs.ids.min() and inputs.ids.max() < layout.vocabulary):
         faults.append(f"ids from {inputs.ids.min()} to {inputs.ids.max()} in a vocabulary of {layout.vocabulary}")
-    if (np.diff(inputs.wanted) < 1).any() or (len(inputs.wanted) and not 0 <= inputs.wanted[0] <= inputs.wanted[-1] < n):
+    if (np.diff(inputs.wanted) < 1).any() or (
+        len(inputs.wanted) and not 0 <= inputs.wanted[0] <= inputs.wanted[-1] < n
+    ):
         faults.append(f"wanted rows {inputs.wanted.tolist()} are not ascending rows of {n}")
     if len(inputs.groups) != len(layout.groups):
         faults.append(f"{len(inputs.groups)} groups, the program has {len(layout.groups)}")
