@@ -164,8 +164,8 @@ class Engine:
     def step_for(self, handle: Handle) -> None:
         """One step, unless another thread's step has already brought what this handle waits for."""
         with self._turn:
-            if not handle._events and handle.finish is None:
-                self.step()
+            if not handle._events and handle.finish is None and not self.step():
+                raise EngineError("no request can go on", step="report this: pages are held by nobody who runs")
 
     def step(self) -> bool:
         """Admits, runs one step and gives out its tokens. False where there was nothing to do."""
@@ -197,17 +197,21 @@ class Engine:
 
     def _admit_one(self, request: Request) -> bool:
         """Lets the first waiting request run if there is room for all the tokens that it has."""
-        if len(self._running) >= self.max_batch:
-            return False
+        while len(self._running) >= self.max_batch:
+            if not self._gives_way(request):
+                return False
         holding, reused = self._adopt(request)
         counts = holding.wanted(len(request.tokens))
         counts = [min(count, self.layout.pages_for(g, len(request.tokens))) for g, count in enumerate(counts)]
         row = self.layout.has_rows and holding.row is None
         while not self.book.room_for(counts, row):
-            if not self._idle:
-                self._return(request, holding, reused)
+            if self._idle:
+                self._forget_oldest()
+            elif not self._gives_way(request):
+                # a conversation's pages go on serving whoever has the same prefix
+                self.book.account.reused -= reused
+                holding.release()
                 return False
-            self._forget_oldest()
         if row:
             holding.row = self.book.take_row()
             assert holding.row is not None
@@ -238,10 +242,13 @@ class Engine:
         holding = Holding(self.book, request.root)
         return holding, holding.match(request.tokens)
 
-    def _return(self, request: Request, holding: Holding, reused: int) -> None:
-        """What `_adopt` took, where there is no room for the rest."""
-        self.book.account.reused -= reused
-        holding.release()
+    def _gives_way(self, request: Request) -> bool:
+        """Preempts the last running request for one of higher priority; False where there is none."""
+        last = max(self._running, key=lambda running: running.rank, default=None)
+        if last is None or last.rank[0] <= request.rank[0]:
+            return False
+        self._preempt(last)
+        return True
 
     def _forget_oldest(self) -> None:
         self.forget(self._idle[0])
