@@ -37,6 +37,14 @@ _LAZY = {
     "Compiled": "tilewright.compiler.compiled",
     "Kernel": "tilewright.compiler.kernel",
     "KernelBuilder": "tilewright.ir.tile.builder",
+    "Sampler": "tilewright.runtime.generation.sampler",
+    "Grammar": "tilewright.runtime.generation.grammar",
+    "KLAnchor": "tilewright.runtime.generation.mirror",
+    "BestOf": "tilewright.runtime.generation.mirror",
+    "PromptLookup": "tilewright.runtime.generation.speculation",
+    "DraftModel": "tilewright.runtime.generation.speculation",
+    "LanguageModel": "tilewright.runtime.generation.language_model",
+    "Session": "tilewright.runtime.generation.session",
 }
 __all__ = [
     "Compiled",

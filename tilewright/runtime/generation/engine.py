@@ -60,7 +60,7 @@ class Engine:
         self._idle: list[Conversation] = []
         self._handles: dict[Request, Handle] = {}
         self._arrivals = 0
-        self._turn = threading.RLock()
+        self.turn = threading.RLock()
 
     @property
     def live(self) -> int:
@@ -111,7 +111,7 @@ class Engine:
             matcher=self._matcher_for(sampler),
             race=self._drafting is not None and self._drafting.races,
         )
-        with self._turn:
+        with self.turn:
             rank = (-priority, self._arrivals)
             request = Request(
                 tokens,
@@ -139,14 +139,14 @@ class Engine:
 
     def cancel(self, handle: Handle) -> None:
         """Ends a request; nothing happens if it has ended. Its pages are given back before this returns."""
-        with self._turn:
+        with self.turn:
             request = handle._request
             if request in self._handles:
                 self._end(request, "cancelled")
 
     def close(self) -> None:
         """Cancels all requests and forgets what conversations hold."""
-        with self._turn:
+        with self.turn:
             for handle in list(self._handles.values()):
                 self.cancel(handle)
             while self._idle:
@@ -154,7 +154,7 @@ class Engine:
 
     def forget(self, conversation: Conversation) -> None:
         """A conversation is over: its pages are given back."""
-        with self._turn:
+        with self.turn:
             if conversation in self._idle:
                 self._idle.remove(conversation)
             if conversation.holding is not None:
@@ -163,13 +163,13 @@ class Engine:
 
     def step_for(self, handle: Handle) -> None:
         """One step, unless another thread's step has already brought what this handle waits for."""
-        with self._turn:
+        with self.turn:
             if not handle._events and handle.finish is None and not self.step():
                 raise EngineError("no request can go on", step="report this: pages are held by nobody who runs")
 
     def step(self) -> bool:
         """Admits, runs one step and gives out its tokens. False where there was nothing to do."""
-        with self._turn:
+        with self.turn:
             while self._waiting and self._admit_one(self._waiting[0]):
                 pass
             plan = self._plan()
