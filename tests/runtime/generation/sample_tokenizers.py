@@ -16,10 +16,10 @@ class ByteTokenizer:
     """Ids 0 to 255 are bytes, 256 is the beginning and 257 the end."""
 
     end = (257,)
-    special = {"bos_token": ""}
 
     def __init__(self, chat_template: str | None = CHAT) -> None:
         self.chat_template = chat_template
+        self.special = {"bos_token": ""}
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         return [256] * special + list(text.encode())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 from tilewright.runtime.generation.chat_template import Message
@@ -24,7 +24,7 @@ class Session:
         self._lm, self._options = lm, options
         self._conversation = Conversation()
 
-    def say(self, text: str, **options: Any) -> Iterator[str]:
+    def say(self, text: str, **options: Any) -> Generator[str]:
         """The answer in pieces. options: what `LanguageModel.complete` takes, over those of the session.
 
         A turn that is not read to its end is remembered as far as it was read; one that fails is taken back.
@@ -37,7 +37,7 @@ class Session:
             raise
         return self._answer(self.last)
 
-    def _answer(self, completion: Completion) -> Iterator[str]:
+    def _answer(self, completion: Completion) -> Generator[str]:
         try:
             yield from completion
         finally:
