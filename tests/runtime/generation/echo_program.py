@@ -1,7 +1,7 @@
 """A step program that is a fingerprint: its logits are a hash of all that a token sees through the page tables.
 
-Whatever the host addresses wrongly (a lost page, one shared wrongly, a stale one, a window dropped too early) gives other
-logits than `fingerprint`, which hashes the plain list of tokens. It is cheap enough for tens of thousands of steps.
+Whatever the host addresses wrongly (a lost page, one shared wrongly, a stale one, a window dropped too early) changes
+them: `fingerprint` hashes the plain list of tokens. It is cheap enough for tens of thousands of steps.
 """
 
 from __future__ import annotations

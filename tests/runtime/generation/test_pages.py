@@ -1,4 +1,4 @@
-"""Pages are neither lost nor leaked nor shared wrongly, whatever requests do; prefixes are found by contents and tenant."""
+"""Pages are neither lost nor leaked nor shared wrongly; prefixes are found by contents and tenant."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def filled(book: PageBook, tokens: list[int], salt: str = "") -> Holding:
 
 def test_a_prefix_is_found_by_its_tokens_its_tenant_and_nothing_less() -> None:
     book = PageBook(EchoProgram(layout()))
-    tokens = list(range(10)) + [3]
+    tokens = [*list(range(10)), 3]
     filled(book, tokens, "tenant").release()
 
     def reused(asked: list[int], salt: str = "tenant") -> int:
@@ -229,9 +229,9 @@ def test_a_prefix_is_found_by_its_tokens_its_tenant_and_nothing_less() -> None:
 
     assert reused(tokens) == 8, "the third page is not full"
     assert reused(tokens[:8]) == 7, "one token is left to compute"
-    assert reused(tokens[:7] + [0]) == 4
+    assert reused([*tokens[:7], 0]) == 4
     assert reused(tokens[1:]) == 0, "equal tokens at other positions are another page"
-    assert reused([9] + tokens[1:]) == 0, "a later page hangs on all before it"
+    assert reused([9, *tokens[1:]]) == 0, "a later page hangs on all before it"
     assert reused(tokens, "other") == 0
     assert reused(tokens[:1]) == 0
 

@@ -121,7 +121,8 @@ def _smallest_with_mass(scaled: Float64, ids: Ids, mass: float) -> Ids:
 def softmax(scores: Float64) -> Float64:
     """argmax of <q, s> + H(q)."""
     weights: Float64 = np.exp(scores - scores.max())
-    return weights / weights.sum()
+    weights /= weights.sum()
+    return weights
 
 
 def log_softmax(scores: NDArray[np.floating]) -> Float64:
@@ -139,4 +140,5 @@ def sparsemax(scores: Float64, ids: Ids) -> Float64:
     count = int(counts[1 + counts * ordered > sums][-1])
     threshold = (sums[count - 1] - 1) / count
     found: Float64 = np.maximum(scores - threshold, 0)
-    return found / found.sum()
+    found /= found.sum()
+    return found

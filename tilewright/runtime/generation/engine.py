@@ -60,7 +60,7 @@ class Engine:
         self._idle: list[Conversation] = []
         self._handles: dict[Request, Handle] = {}
         self._arrivals = 0
-        self._turn = threading.RLock()
+        self.turn = threading.RLock()
 
     @property
     def live(self) -> int:
@@ -111,7 +111,7 @@ class Engine:
             matcher=self._matcher_for(sampler),
             race=self._drafting is not None and self._drafting.races,
         )
-        with self._turn:
+        with self.turn:
             rank = (-priority, self._arrivals)
             request = Request(
                 tokens,
@@ -139,14 +139,14 @@ class Engine:
 
     def cancel(self, handle: Handle) -> None:
         """Ends a request; nothing happens if it has ended. Its pages are given back before this returns."""
-        with self._turn:
+        with self.turn:
             request = handle._request
             if request in self._handles:
                 self._end(request, "cancelled")
 
     def close(self) -> None:
         """Cancels all requests and forgets what conversations hold."""
-        with self._turn:
+        with self.turn:
             for handle in list(self._handles.values()):
                 self.cancel(handle)
             while self._idle:
@@ -154,7 +154,7 @@ class Engine:
 
     def forget(self, conversation: Conversation) -> None:
         """A conversation is over: its pages are given back."""
-        with self._turn:
+        with self.turn:
             if conversation in self._idle:
                 self._idle.remove(conversation)
             if conversation.holding is not None:
@@ -163,13 +163,13 @@ class Engine:
 
     def step_for(self, handle: Handle) -> None:
         """One step, unless another thread's step has already brought what this handle waits for."""
-        with self._turn:
-            if not handle._events and handle.finish is None:
-                self.step()
+        with self.turn:
+            if not handle._events and handle.finish is None and not self.step():
+                raise EngineError("no request can go on", step="report this: pages are held by nobody who runs")
 
     def step(self) -> bool:
         """Admits, runs one step and gives out its tokens. False where there was nothing to do."""
-        with self._turn:
+        with self.turn:
             while self._waiting and self._admit_one(self._waiting[0]):
                 pass
             plan = self._plan()
@@ -197,17 +197,21 @@ class Engine:
 
     def _admit_one(self, request: Request) -> bool:
         """Lets the first waiting request run if there is room for all the tokens that it has."""
-        if len(self._running) >= self.max_batch:
-            return False
+        while len(self._running) >= self.max_batch:
+            if not self._gives_way(request):
+                return False
         holding, reused = self._adopt(request)
         counts = holding.wanted(len(request.tokens))
         counts = [min(count, self.layout.pages_for(g, len(request.tokens))) for g, count in enumerate(counts)]
         row = self.layout.has_rows and holding.row is None
         while not self.book.room_for(counts, row):
-            if not self._idle:
-                self._return(request, holding, reused)
+            if self._idle:
+                self._forget_oldest()
+            elif not self._gives_way(request):
+                # a conversation's pages go on serving whoever has the same prefix
+                self.book.account.reused -= reused
+                holding.release()
                 return False
-            self._forget_oldest()
         if row:
             holding.row = self.book.take_row()
             assert holding.row is not None
@@ -238,10 +242,13 @@ class Engine:
         holding = Holding(self.book, request.root)
         return holding, holding.match(request.tokens)
 
-    def _return(self, request: Request, holding: Holding, reused: int) -> None:
-        """What `_adopt` took, where there is no room for the rest."""
-        self.book.account.reused -= reused
-        holding.release()
+    def _gives_way(self, request: Request) -> bool:
+        """Preempts the last running request for one of higher priority; False where there is none."""
+        last = max(self._running, key=lambda running: running.rank, default=None)
+        if last is None or last.rank[0] <= request.rank[0]:
+            return False
+        self._preempt(last)
+        return True
 
     def _forget_oldest(self) -> None:
         self.forget(self._idle[0])

@@ -87,8 +87,7 @@ class Holding:
 
     def _writes_shared(self, group: int) -> bool:
         """Whether the next token falls into a page that others hold, too."""
-        place, offset = divmod(self.length, self.book.layout.page_size)
-        page = self.pages[group].get(place)
+        page = self.pages[group].get(self.length // self.book.layout.page_size)
         return page is not None and self.book.pools[group].references[page] > 1
 
     def reserve(self, length: int) -> bool:
@@ -98,16 +97,16 @@ class Holding:
         if taken is None:
             return False
         for g, fresh in enumerate(taken):
-            held, place = self.pages[g], self.length // size
+            held, first = self.pages[g], self.length // size
             if self._writes_shared(g):
                 page = fresh.pop()
-                book.copy(g, held[place], page)
-                book.release(g, held[place])
-                held[place] = page
-            elif place in held:
+                book.copy(g, held[first], page)
+                book.release(g, held[first])
+                held[first] = page
+            elif first in held:
                 # alone with it: what it was published for ends here, and committing publishes it anew
-                book.pools[g].unpublish(held[place])
-            for place in range(place, -(-length // size)):
+                book.pools[g].unpublish(held[first])
+            for place in range(first, -(-length // size)):
                 if place not in held:
                     held[place] = fresh.pop()
         return True

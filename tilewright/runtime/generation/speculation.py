@@ -1,7 +1,7 @@
 """Drafts: guesses at the tokens to come, which one step verifies together.
 
-A request draws each of its tokens from the target's own distribution with the number of that position, as it would
-without a draft; a draft is right as far as it guessed those tokens. So whatever is guessed, the text is exactly the
+A request draws each of its tokens from the target's own distribution with the numbers of that position, as it would
+without guesses; a draft is right as far as it guessed those tokens. So whatever is guessed, the text is exactly the
 one that the request has without drafts: at temperature 0 and above it, alone or beside others. Of a drafter that is
 certain, as many guesses hold as with the usual acceptance test min(1, p/q). A draft model races with the request's own
 numbers (`Distribution.race`); at least (1 - d) / (1 + d) of its guesses hold, d the distance of the distributions.

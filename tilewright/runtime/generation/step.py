@@ -202,7 +202,7 @@ def check_inputs(layout: StepLayout, inputs: StepInputs) -> None:
         faults.append(f"offsets {inputs.offsets.tolist()} do not cover {n} tokens of {r} requests")
     elif (np.diff(inputs.offsets) < 1).any():
         faults.append("a request has no token")
-    if n and not (0 <= inputs.ids.min() and inputs.ids.max() < layout.vocabulary):
+    if n and not (inputs.ids.min() >= 0 and inputs.ids.max() < layout.vocabulary):
         faults.append(f"ids from {inputs.ids.min()} to {inputs.ids.max()} in a vocabulary of {layout.vocabulary}")
     if (np.diff(inputs.wanted) < 1).any() or (
         len(inputs.wanted) and not 0 <= inputs.wanted[0] <= inputs.wanted[-1] < n
@@ -233,7 +233,7 @@ def _address_faults(layout: StepLayout, inputs: StepInputs, g: int, held: GroupS
             faults.append(f"request {i}: slots are not where the table says")
         seen = np.arange(length) if group.window is None else _seen(group, int(positions[0]), length)
         used = held.table[i, (seen // size) % columns]
-        if used.size and not (0 <= used.min() and used.max() < group.pages):
+        if used.size and not (used.min() >= 0 and used.max() < group.pages):
             faults.append(f"request {i}: a visible position lies in no page")
     if len(np.unique(held.slots)) < len(held.slots):
         faults.append("two tokens are written to one place")
