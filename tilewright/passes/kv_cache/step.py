@@ -84,6 +84,7 @@ class _Stepper:
         self.picked: dict[SSAValue, SSAValue] = {}
         self.states: dict[str, TensorType] = {}
         self.problems: list[Problem] = []
+        self.mixed: set[SSAValue] = set()
         self.groups = _groups(main, layout)
         self.pages = layout.counts(self.groups)
         self.of = {name: group for group in self.groups for name in group.states}
@@ -168,7 +169,11 @@ class _Stepper:
         dim = TOKENS if whole else WANTED
         made = self._clone(op, [self.values[v] if whole else self._wanted(v) for v in op.operands], dim)
         fault = Tokens(dim).fault(made)
-        if fault is not None:
+        if self.mixed.intersection(op.operands):
+            # what comes of mixed tokens is no second problem
+            self.mixed.update(op.results)
+        elif fault is not None:
+            self.mixed.update(op.results)
             self.problems.append(Problem(fault, op=op.name, where=op.loc if isinstance(op, TwOperation) else None))
         self.made.block.add_op(made)
         (self.values if whole else self.picked).update(zip(op.results, made.results, strict=True))
@@ -227,14 +232,14 @@ class _Stepper:
                 like=op,
             )
         )
-        turned = self._add(TransposeOp.make(out, permutation=[1, 0, 2], like=op))
-        self.values[op.out] = self._add(ReshapeOp.make(turned, dims=[1, *tensor(turned).dims], like=op))
+        # the sequence's axis first, then the turn: so it meets the model's own turns, and both go
+        whole = self._add(ReshapeOp.make(out, dims=[1, *tensor(out).dims], like=op))
+        self.values[op.out] = self._add(TransposeOp.make(whole, permutation=[0, 2, 1, 3], like=op))
 
     def _by_token(self, value: SSAValue, op: AttentionOp) -> SSAValue:
         """[1, heads, tokens, features] as [tokens, heads, features]."""
-        whole = self.values[value]
-        flat = self._add(ReshapeOp.make(whole, dims=list(tensor(whole).dims[1:]), like=op))
-        return self._add(TransposeOp.make(flat, permutation=[1, 0, 2], like=op))
+        turned = self._add(TransposeOp.make(self.values[value], permutation=[0, 2, 1, 3], like=op))
+        return self._add(ReshapeOp.make(turned, dims=list(tensor(turned).dims[1:]), like=op))
 
     def _kept(self, name: str, rows: SSAValue, op: AttentionOp) -> SSAValue:
         """The state with this step's rows put into it."""

@@ -27,12 +27,16 @@ class LanguageModel:
     """A compiled causal or encoder-decoder model with its tokenizer, if it has one.
 
     It has one engine at a time, because an engine owns the pages of the program's cache. `engine()` makes one with
-    other limits; until then there is one with none but the program's.
+    other limits; until then there is one with none but the program's. end: ids that end an answer, by default the
+    tokenizer's.
     """
 
-    def __init__(self, program: StepProgram, tokenizer: Tokenizer | None = None) -> None:
+    def __init__(
+        self, program: StepProgram, tokenizer: Tokenizer | None = None, *, end: Sequence[int] | None = None
+    ) -> None:
         self.program = program
         self.tokenizer = tokenizer
+        self.end = tuple(end) if end is not None else tokenizer.end if tokenizer else ()
         self._engine: Engine | None = None
         self._grammars: GrammarCompiler | None = None
 
@@ -55,7 +59,7 @@ class LanguageModel:
             self.program,
             max_batch=max_batch,
             budget=parse_bytes(budget) if isinstance(budget, str) else budget,
-            end=self.tokenizer.end if self.tokenizer else (),
+            end=self.end,
             drafting=drafting,
             matcher=self._matcher,
         )
