@@ -164,10 +164,24 @@ TW046 artifact cannot be read or written: no-such-file.tilewright cannot be read
     "TW045": """
 TW045 state does not fit: there is no state 'counts'; the program has count
   next: did you mean 'count'?""",
+    "TW051": """
+TW051 sampler is wrong: temperature=-1 is not a number from 0 on
+  next: tw.Sampler(temperature=0.8, top_p=0.95, seed=0) is one that works""",
+    "TW053": """
+TW053 step program breaks its protocol: page_size is 0
+  next: sizes are at least 1, counts of bytes and rows at least 0""",
+    "TW054": """
+TW054 text cannot be read or written: messages are a list of mappings with a role
+  next: pass [{"role": "user", "content": "Hello"}]""",
+    "TW055": """
+TW055 grammar cannot be followed: the schema is not JSON: Expecting property name enclosed in double quotes: \
+line 1 column 2 (char 1)
+  next: write {"type": "object", ...}""",
 }
 
-# Raised by the tests below that name them: no script can make a CPU lack a feature.
-ELSEWHERE = {"TW032", "TW043", "TW044"}
+# Raised by the tests below that name them: no script can make a CPU lack a feature. Those of generation need a language
+# model, whose stand-ins live in tests/runtime/generation.
+ELSEWHERE = {"TW032", "TW043", "TW044", "TW050", "TW052", "TW056"}
 
 _numbers = itertools.count()
 
@@ -336,6 +350,31 @@ def test_a_cpu_without_the_features_says_which(here: Path, monkeypatch: pytest.M
     assert str(caught.value) == (
         f"TW044 CPU lacks features: the kernels need {', '.join(sorted(needed))}, which this CPU does not have\n"
         "  next: compile with target='cpu'"
+    )
+
+
+def test_what_generation_refuses_says_the_whole_story() -> None:
+    from tests.runtime.generation.echo_program import EchoProgram, layout
+
+    lm = tw.LanguageModel(EchoProgram(layout()))
+    with pytest.raises(TilewrightError) as empty:
+        lm.generate([])
+    assert str(empty.value) == (
+        "TW050 prompt cannot be continued: the prompt has no tokens\n"
+        "  next: pass at least one token, such as the tokenizer's bos_token_id"
+    )
+    engine = lm.engine(budget=128)
+    with pytest.raises(TilewrightError) as full:
+        engine.submit([1] * 8, max_new_tokens=10)
+    assert str(full.value) == (
+        "TW052 cache is full: 17 tokens take 160 B, the cache has 128 B\n"
+        "  next: ask for 9 new tokens, or give the cache a larger budget"
+    )
+    engine.submit([1])
+    with pytest.raises(TilewrightError) as second:
+        lm.engine()
+    assert str(second.value) == (
+        "TW056 engine cannot be used: 1 requests are running\n  next: let them end, or close() the engine first"
     )
 
 

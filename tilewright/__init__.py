@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from tilewright.compiler.compiled import Compiled
     from tilewright.compiler.kernel import Kernel
+    from tilewright.compiler.kv_cache import KVCache
+    from tilewright.compiler.language_model import CompiledLanguageModel
     from tilewright.ir.dims import Dim
     from tilewright.ir.passing import Context, Pass, Pipeline
 
@@ -37,15 +39,34 @@ _LAZY = {
     "Compiled": "tilewright.compiler.compiled",
     "Kernel": "tilewright.compiler.kernel",
     "KernelBuilder": "tilewright.ir.tile.builder",
+    "KVCache": "tilewright.compiler.kv_cache",
+    "Sampler": "tilewright.runtime.generation.sampler",
+    "Grammar": "tilewright.runtime.generation.grammar",
+    "KLAnchor": "tilewright.runtime.generation.mirror",
+    "BestOf": "tilewright.runtime.generation.mirror",
+    "PromptLookup": "tilewright.runtime.generation.speculation",
+    "DraftModel": "tilewright.runtime.generation.speculation",
+    "LanguageModel": "tilewright.runtime.generation.language_model",
+    "Session": "tilewright.runtime.generation.session",
 }
 __all__ = [
+    "BestOf",
     "Compiled",
     "Context",
     "Dim",
+    "DraftModel",
+    "Grammar",
+    "KLAnchor",
+    "KVCache",
+    "LanguageModel",
     "Pass",
     "Pipeline",
+    "PromptLookup",
+    "Sampler",
+    "Session",
     "TilewrightError",
     "compile",
+    "compile_lm",
     "kernel",
     "load",
     "pipeline",
@@ -88,6 +109,37 @@ def compile(
     from tilewright.compiler.entry import compile_model
 
     return compile_model(model, args, kwargs, dims, **options)
+
+
+def compile_lm(
+    model: Any,
+    *,
+    kv: KVCache | None = None,
+    max_tokens: int | None = None,
+    max_batch: int = 8,
+    max_step: int = 512,
+    **options: Any,
+) -> CompiledLanguageModel:
+    """Compiles a causal language model for generation; no later call compiles anything.
+
+        lm = tw.compile_lm("path/of/a/model", max_tokens=2048)
+        for piece in lm.complete("Once upon a time", max_new_tokens=64): print(piece, end="")
+        for token in lm.generate([1, 306, 4658], max_new_tokens=64, sampler=tw.Sampler(top_p=0.9, seed=0)): ...
+
+    model: a transformers model, a torch.nn.Module of ids [batch, tokens] that returns logits [batch, tokens, V] or an
+    object with `.logits`, or a model directory, whose tokenizer and chat template are read as well. Its code is not
+    changed: keys and values are found in the graph and kept in pages that requests share (`tw.KVCache`).
+    max_tokens: most of one request, prompt included; default what the model is made for, at most 4096. max_batch: most
+    requests of one step. max_step: most tokens of one step; longer prompts are read in chunks. options: target,
+    precision, threads, determinism, objective, passes, memory_limit, cache, as in compile().
+
+    Raises StepError for a model that mixes tokens outside attention, with every op that does; else as compile().
+    """
+    from tilewright.compiler.language_model import compile_language_model
+
+    return compile_language_model(
+        model, kv=kv, max_tokens=max_tokens, max_batch=max_batch, max_step=max_step, **options
+    )
 
 
 def load(

@@ -320,6 +320,51 @@ class StateError(TilewrightError):
     code, title = "TW045", "state does not fit"
 
 
+# --- text generation ------------------------------------------------------------------------------------------------
+
+
+class PromptError(TilewrightError):
+    """A prompt has no tokens, ids outside the vocabulary, or more tokens than the model was compiled for."""
+
+    code, title = "TW050", "prompt cannot be continued"
+
+
+class SamplerError(TilewrightError):
+    """An option of tw.Sampler is outside its range, two of them exclude each other, or nothing is left to choose."""
+
+    code, title = "TW051", "sampler is wrong"
+
+
+class CacheFullError(TilewrightError):
+    """The keys and values of a request do not fit into the cache, now or ever; the bytes and pages are named."""
+
+    code, title = "TW052", "cache is full"
+
+
+class StepProgramError(TilewrightError):
+    """A step program or its cache layout breaks the protocol of tilewright/runtime/generation/step.py."""
+
+    code, title = "TW053", "step program breaks its protocol"
+
+
+class TextError(TilewrightError):
+    """Text in or out needs a tokenizer or a chat template that is missing, or that refuses the messages."""
+
+    code, title = "TW054", "text cannot be read or written"
+
+
+class GrammarError(TilewrightError):
+    """A grammar, regular expression or JSON schema is invalid, or admits no token after what was generated."""
+
+    code, title = "TW055", "grammar cannot be followed"
+
+
+class EngineError(TilewrightError):
+    """A language model has one engine at a time, and its limits must leave room for at least one request."""
+
+    code, title = "TW056", "engine cannot be used"
+
+
 def all_errors() -> dict[str, type[TilewrightError]]:
     """Every concrete error class by its code, in code order."""
     found: dict[str, type[TilewrightError]] = {}

@@ -7,11 +7,15 @@ from typing import Annotated
 import typer
 
 from tilewright import __version__
+from tilewright.cli.bench import bench
 from tilewright.cli.cache import cache
+from tilewright.cli.chat import chat
 from tilewright.cli.check import check
 from tilewright.cli.compile import compile_model
 from tilewright.cli.env import env
+from tilewright.cli.eval import evaluate
 from tilewright.cli.explain import explain
+from tilewright.cli.generate import generate
 from tilewright.cli.ops import ops
 from tilewright.cli.opt import OptCommand, opt
 from tilewright.cli.passes import passes
@@ -50,6 +54,10 @@ app.command("run")(run)
 app.command("check")(check)
 app.command("report")(report)
 app.command("profile")(profile)
+app.command("generate")(generate)
+app.command("chat")(chat)
+app.command("eval")(evaluate)
+app.command("bench")(bench)
 app.command("opt", cls=OptCommand)(opt)
 app.command("ops")(ops)
 app.command("passes")(passes)

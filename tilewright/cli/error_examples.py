@@ -379,4 +379,59 @@ counter = tw.compile(Counter(), args=(x,))
 counter.state["count"]
 """,
     ),
+    "TW050": Example(
+        "lm.generate([])        # lm: a language model",
+        'lm.generate(lm.encode("Once"))',
+        runs=False,
+    ),
+    "TW051": Example("tw.Sampler(temperature=-1)", "tw.Sampler(temperature=0)        # greedy"),
+    "TW052": Example(
+        """
+engine = lm.engine(budget="1MiB")
+engine.submit(ids, max_new_tokens=4096)        # more than the budget holds
+""",
+        """
+engine = lm.engine(budget="1GiB")
+engine.submit(ids, max_new_tokens=4096)
+""",
+        runs=False,
+    ),
+    "TW053": Example(
+        """
+from tilewright.runtime.generation.step import CacheGroup, StepLayout
+
+StepLayout(1000, 64, 16, 4, page_size=0, groups=(CacheGroup("all layers", 32, 512),))
+""",
+        """
+from tilewright.runtime.generation.step import CacheGroup, StepLayout
+
+StepLayout(1000, 64, 16, 4, page_size=16, groups=(CacheGroup("all layers", 32, 512),))
+""",
+    ),
+    "TW054": Example(
+        """
+from tilewright.runtime.generation.chat_template import render
+
+render("{{ messages[0].content }}", ["Hello"])
+""",
+        """
+from tilewright.runtime.generation.chat_template import render
+
+render("{{ messages[0].content }}", [{"role": "user", "content": "Hello"}])
+""",
+    ),
+    "TW055": Example('tw.Grammar.json("{")', """tw.Grammar.json('{"type": "object"}')"""),
+    "TW056": Example(
+        """
+engine = lm.engine()
+handle = engine.submit(ids)
+lm.engine(max_batch=2)        # while a request of the first one runs
+""",
+        """
+engine = lm.engine()
+engine.submit(ids).result()
+lm.engine(max_batch=2)
+""",
+        runs=False,
+    ),
 }

@@ -41,7 +41,8 @@ from tilewright.runtime.program import (
 class Interface:
     """What a program says of itself beyond its module: how it is called, and by which names its weights come.
 
-    tied, transient, reads: as in Program. names: of every tensor of the model, read by the module or not.
+    tied, transient, reads: as in Program. names: of every tensor of the model, read by the module or not. zeroed: the
+    states that start as zeros; others start from the weight of their name.
     """
 
     signature: Signature
@@ -50,6 +51,7 @@ class Interface:
     transient: frozenset[str]
     names: frozenset[str]
     reads: tuple[ReadDim, ...] = ()
+    zeroed: frozenset[str] = frozenset()
 
     @staticmethod
     def of(captured: Captured) -> Interface:
@@ -61,14 +63,16 @@ class Interface:
             frozenset(captured.transient),
             frozenset({*captured.weights, *captured.states}),
             tuple(ReadDim(read.dim, read.argument) for read in captured.reads),
+            captured.zeroed,
         )
 
     @staticmethod
     def again(program: Program) -> Interface:
         """Of a program that was assembled before."""
         names = frozenset({*(spec.name for spec in program.weights), *program.ignored})
+        zeroed = frozenset(state.spec.name for state in program.states if state.initial is None)
         return Interface(
-            program.signature, program.guards, program.tied, frozenset(program.transient), names, program.reads
+            program.signature, program.guards, program.tied, frozenset(program.transient), names, program.reads, zeroed
         )
 
 
@@ -88,7 +92,7 @@ def assemble(
     """
     functions = {f.kind.data: f for f in module.body.block.ops if isinstance(f, FuncOp)}
     main = functions["main"]
-    table = _Table(main, functions.get("prepare"), kernels_of(module), symbols, device)
+    table = _Table(main, functions.get("prepare"), kernels_of(module), symbols, device, interface.zeroed)
     results = tuple(TensorSpec(name, tensor(v).dims, tensor(v).dtype) for name, v in main.returned.items())
     routine, copies = table.main()
     prepare = tuple(table.prepare(dims))
@@ -122,9 +126,10 @@ class _Table:
         kernels: Mapping[str, KernelOp],
         symbols: Mapping[str, str],
         device: str,
+        zeroed: frozenset[str],
     ) -> None:
         self.function, self.preparing, self.kernels, self.symbols = main, prepare, kernels, symbols
-        self.device = device
+        self.device, self.zeroed = device, zeroed
         self.weights: dict[str, TensorSpec] = {}
         self.states: dict[str, State] = {}
         # launches may see a state under other dims
@@ -236,8 +241,11 @@ class _Table:
         if name not in self.states:
             kind = self.kinds[name]
             spec = TensorSpec(name, kind.dims, kind.dtype)
-            self.weights.setdefault(name, spec)
-            self.states[name] = State(spec, list(self.weights).index(name))
+            if name in self.zeroed:
+                self.states[name] = State(spec)
+            else:
+                self.weights.setdefault(name, spec)
+                self.states[name] = State(spec, list(self.weights).index(name))
         return list(self.states).index(name)
 
 

@@ -1,22 +1,27 @@
-"""compile_lm(): from a causal model to a program that generates step by step, its keys and values in pages.
+"""compile_lm(): from a causal model to one that generates step by step, its keys and values in pages.
 
 model --capture--> ids to logits --canonicalize, recognize--> --kv_cache.step_of--> step --finish--> program
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from tilewright.compiler.compiled import Compiled
 from tilewright.compiler.entry import finish
+from tilewright.compiler.kv_cache import KVCache
 from tilewright.compiler.options import Options
+from tilewright.compiler.report import Report
 from tilewright.compiler.stopwatch import Progress, Stopwatch
 from tilewright.compiler.target import Target
+from tilewright.errors import OptionError, StepError
 from tilewright.frontend.captured import Captured
 from tilewright.frontend.capturing import capture
+from tilewright.frontend.directories import open_directory
 from tilewright.ir.dims import Dim, DimSpace
-from tilewright.ir.dtypes import torch_name
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.module import functions
 from tilewright.ir.passing import Context, Pipeline, run_pipeline
@@ -24,34 +29,154 @@ from tilewright.ir.signature import Argument, Input, Output, Parameter, Signatur
 from tilewright.ir.trees import LEAF
 from tilewright.passes.kv_cache import PagedLayout, Step, step_of
 from tilewright.passes.pipeline import PASSES
+from tilewright.runtime.generation.compiled_step import Addressing, CompiledStep
+from tilewright.runtime.generation.language_model import LanguageModel
+from tilewright.runtime.generation.step import CacheGroup, StepLayout
+from tilewright.runtime.generation.tokenizer import FolderTokenizer, Tokenizer
+
+# The longest sequence, prompt included, where nothing is asked for.
+_MOST_TOKENS = 4096
 
 # What a step is made from: equal things in one form, and attention as an op.
 _BEFORE = "canonicalize,fold,canonicalize,recognize,canonicalize"
 
 
 @dataclass(frozen=True)
-class StepProgram:
-    """A compiled step. Calling it: see `Step`'s arguments; it gives logits [wanted, V]."""
+class StepCode:
+    """A compiled step and what it was made as. Calling `compiled`: see `Step.arguments`."""
 
     compiled: Compiled
+    step: Step
     layout: PagedLayout
-    vocabulary: int
+
+    def program(self) -> CompiledStep:
+        """The step as the runtime's protocol, with a cache of its own: one program, one cache."""
+        step, layout = self.step, self.layout
+        cached = StepLayout(
+            vocabulary=step.vocabulary,
+            max_tokens=layout.most_tokens,
+            step_tokens=layout.most_step,
+            step_requests=layout.most_requests,
+            page_size=layout.page,
+            groups=tuple(CacheGroup(g.name, step.pages[g.name], g.token_bytes, g.window) for g in step.groups),
+        )
+        groups = tuple(Addressing(g.states, layout.page, g.window, g.columns, g.unit) for g in step.groups)
+        return CompiledStep(self.compiled.executable, cached, groups)
 
 
-def compile_step(model: Any, layout: PagedLayout, *, progress: Progress | None = None, **given: Any) -> StepProgram:
+class CompiledLanguageModel(LanguageModel):
+    """A language model with its compiled step: `compiled`, and its report, which says where the cache lies and why."""
+
+    def __init__(self, code: StepCode, tokenizer: Tokenizer | None, end: tuple[int, ...]) -> None:
+        super().__init__(code.program(), tokenizer, end=end)
+        self.compiled = code.compiled
+
+    def __repr__(self) -> str:
+        layout = self.program.layout
+        return f"<LanguageModel {self.compiled.facts.model}, {layout.max_tokens} tokens, {layout.vocabulary} ids>"
+
+    @property
+    def report(self) -> Report:
+        """What a step does; `.at(tokens=1, requests=1, wanted=1, pages_full=8)` for numbers."""
+        return self.compiled.report
+
+
+def compile_language_model(
+    model: Any,
+    *,
+    kv: KVCache | None = None,
+    max_tokens: int | None = None,
+    max_batch: int = 8,
+    max_step: int = 512,
+    progress: Progress | None = None,
+    **given: Any,
+) -> CompiledLanguageModel:
+    """See tilewright.compile_lm. progress: told what runs, see `Progress`."""
+    counts = {"max_tokens": max_tokens, "max_batch": max_batch, "max_step": max_step}
+    faults = [f"{n}={c!r} is not a number from 1 on" for n, c in counts.items() if c is not None and not _is_count(c)]
+    if not isinstance(kv, (KVCache, type(None))):
+        faults.append(f"kv={kv!r} is not a tw.KVCache")
+    if given.get("check") is not None:
+        faults.append("check belongs to compile(): a step has no original to be compared with")
+    if faults:
+        raise OptionError(faults, step="write compile_lm(model, max_tokens=4096, kv=tw.KVCache(page=16))")
+    tokenizer: Tokenizer | None = None
+    if isinstance(model, (str, os.PathLike)):
+        folder = Path(model)
+        model = open_directory(folder).model
+        tokenizer = FolderTokenizer(folder) if (folder / "tokenizer.json").is_file() else None
+    known = _positions(model)
+    if max_tokens is not None and known is not None and max_tokens > known:
+        raise OptionError(
+            f"max_tokens={max_tokens} is more than the {known} positions of {type(model).__name__}",
+            step=f"write max_tokens={known}",
+        )
+    most, cache = max_tokens or min(known or _MOST_TOKENS, _MOST_TOKENS), kv or KVCache()
+    layout = PagedLayout(cache.page_of(most), most, min(max_step, most * max_batch), max_batch, cache.bytes)
+    code = compile_step(model, layout, progress=progress, **given)
+    return CompiledLanguageModel(code, tokenizer, tokenizer.end if tokenizer else _ends(model))
+
+
+def _is_count(given: Any) -> bool:
+    return isinstance(given, int) and not isinstance(given, bool) and given >= 1
+
+
+def _positions(model: Any) -> int | None:
+    """The longest sequence that a transformers model is made for, if it says so."""
+    config = getattr(model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    found = getattr(config, "max_position_embeddings", None)
+    return found if isinstance(found, int) and found > 0 else None
+
+
+def _ends(model: Any) -> tuple[int, ...]:
+    """The ids that end an answer, as the model itself says."""
+    found = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return tuple(found) if isinstance(found, (list, tuple)) else () if found is None else (int(found),)
+
+
+def compile_step(model: Any, layout: PagedLayout, *, progress: Progress | None = None, **given: Any) -> StepCode:
     """The step of a causal transformers or PyTorch model of ids [batch, tokens] that returns logits, or an object with
     `.logits`. StepError where it cannot be taken apart; else raises as tilewright.compile.
     """
-    options, watch = Options.of(given), Stopwatch(progress)
+    options, watch = Options.of(given, caller="compile_lm()"), Stopwatch(progress)
     target = Target.of(options)
     target.backend.warm()
+    layout = replace(layout, segment=target.machine.rules.key_segment)
     with watch.stage("capture"):
         whole = _captured(model, layout, options)
+        _refuse_decisions(whole)
         ctx = Context(machine=target.machine, dims=DimSpace(whole.dims), read_weight=whole.weights.__getitem__)
         run_pipeline(Pipeline.parse(_BEFORE, PASSES), whole.module, ctx)
         step = step_of(whole.module, layout)
-    compiled = finish(_as_captured(whole, step), target, options, watch)
-    return StepProgram(compiled, layout, step.vocabulary)
+    compiled = finish(_as_captured(whole, step, type(model).__qualname__), target, options, watch, cache_notes(step, layout))
+    return StepCode(compiled, step, layout)
+
+
+def cache_notes(step: Step, layout: PagedLayout) -> list[str]:
+    """Where the cache lies, what a token takes and why so: one sentence a group of layers, for the report."""
+    notes = []
+    for group in step.groups:
+        layers, kept = len(group.states) // 2, "all tokens"
+        if group.window is not None:
+            pages = layout.held(group.window)
+            kept = f"a ring of {pages} pages a request, for a window of {group.window} and a step of {layout.most_step}"
+        whole = layout.held(group.window) * layout.page * group.token_bytes
+        notes.append(
+            f"cache {group.name}: {layers} layers, {group.token_bytes} B a token, {kept}; {step.pages[group.name]} pages "
+            f"of {layout.page} tokens, {step.pages[group.name] * layout.page * group.token_bytes} B; a request wastes "
+            f"{(layout.page - 1) * group.token_bytes} B at most, where one piece of memory would take {whole} B from its "
+            "first token on"
+        )
+    return notes
+
+
+def _refuse_decisions(whole: Captured) -> None:
+    """A step sees other numbers of tokens than the sequence has: what a model decides by that number, it cannot know."""
+    if whole.guards or whole.states:
+        faults = [f"the model decides by its sizes: {guard}" for guard in whole.guards]
+        faults += [f"the model keeps {name} from call to call" for name in whole.states]
+        raise StepError(faults, step="use a model whose forward is the same for every number of tokens")
 
 
 def _captured(model: Any, layout: PagedLayout, options: Options) -> Captured:
@@ -73,10 +198,8 @@ def _captured(model: Any, layout: PagedLayout, options: Options) -> Captured:
     return capture(Logits(model).eval(), (ids,), {}, {"ids": (batch, tokens)}, fallback=options.fallback)
 
 
-def _as_captured(whole: Captured, step: Step) -> Captured:
-    """The step in the place of the model it was made from."""
-    import torch
-
+def _as_captured(whole: Captured, step: Step, name: str) -> Captured:
+    """The step in the place of the model it was made from. name: of the model."""
     arguments = tuple(
         Argument(name, LEAF, (Input(name, kind.dtype, kind.dims),)) for name, kind in step.arguments.items()
     )
@@ -88,11 +211,7 @@ def _as_captured(whole: Captured, step: Step) -> Captured:
         LEAF,
         (Output(logits.dtype, logits.dims, index=0),),
     )
-    states = {
-        name: torch.zeros([d.evaluate({}) for d in kind.dims], dtype=getattr(torch, torch_name(kind.dtype)))
-        for name, kind in step.states.items()
-    }
     return replace(
-        whole, module=step.module, signature=signature, dims=step.dims,
-        states={**whole.states, **states},
+        whole, source=replace(whole.source, model=name), module=step.module, signature=signature, dims=step.dims,
+        zeroed=frozenset(step.states),
     )  # fmt: skip

@@ -42,6 +42,7 @@ class Taken:
             "aliases": dict(sorted(captured.aliases.items())),
             "transient": sorted(captured.transient),
             "names": key_of(sorted({*captured.weights, *captured.states})),
+            "zeroed": sorted(captured.zeroed),
             "dims": [[d.name, d.min, d.max, d.kind] for d in captured.dims],
         }
         return Taken(

@@ -35,7 +35,7 @@ class Captured:
     weights: parameters and buffers by their state-dict name, as references to the model's own storage; tensors that
     share storage are one entry, and `aliases` maps their other names to it.
     transient: the names among `weights` that no state dict holds (non-persistent buffers, lifted constants).
-    states: buffers that forward writes to, with their initial values.
+    states: buffers that forward writes to, with their initial values. zeroed: states besides, which start as zeros.
     notes: what the user should know and would not see otherwise.
     externs: the functions behind `graph.extern`, by callee.
     proved: whether the graph was proved to be the model's at every size it is used for; nothing was merely tried out.
@@ -52,6 +52,7 @@ class Captured:
     source: Source
     externs: Mapping[str, Callable[..., Any]]
     proved: bool = False
+    zeroed: frozenset[str] = frozenset()
 
     @property
     def guards(self) -> tuple[Guard, ...]:

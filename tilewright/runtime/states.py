@@ -40,7 +40,8 @@ class StateStore(MutableMapping[str, Any]):
             name = state.spec.name
             self._buffers[name] = Buffer(state.spec.dtype, state.spec.shape({}), arena.address + at, arena)
             self._initial[name] = None if state.initial is None else program.weights[state.initial].name
-        self.reset(weights)
+        # fresh memory reads as zero: a large state takes no memory until it is written to
+        self.reset(weights, weights_only=True)
 
     def reset(self, weights: WeightSet, *, weights_only: bool = False) -> None:
         """Every state as it was before the first call. weights_only: those alone that start from a weight."""
@@ -50,7 +51,7 @@ class StateStore(MutableMapping[str, Any]):
                 if initial is not None:
                     buffer.bytes()[:] = weights.weight(initial).bytes()
                 elif not weights_only:
-                    buffer.bytes()[:] = bytes(buffer.nbytes)
+                    np.frombuffer(buffer.bytes(), np.uint8)[:] = 0
 
     def renew(self, turn: AbstractContextManager[Any]) -> None:
         """Take another lock, in a forked child."""
@@ -76,6 +77,18 @@ class StateStore(MutableMapping[str, Any]):
         data = as_buffer(value)
         with self._turn:
             buffer.bytes()[:] = data.bytes()
+
+    def copy_rows(self, name: str, source: int, target: int, count: int) -> None:
+        """Makes `count` rows from `target` on equal to those from `source` on; both ranges must lie in the state."""
+        buffer = self._find(name)
+        rows = buffer.shape[0]
+        if min(source, target, count) < 0 or max(source, target) + count > rows:
+            raise StateError(
+                f"{name} has {rows} rows, not {max(source, target) + count}", step="copy rows that it has"
+            )
+        size, data = buffer.nbytes // rows, buffer.bytes()
+        with self._turn:
+            data[target * size : (target + count) * size] = data[source * size : (source + count) * size]
 
     def __delitem__(self, name: str) -> None:
         self._find(name)

@@ -15,6 +15,7 @@ from tilewright.ir.dtypes import I1, I64
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.recurrence import ScanOp
 from tilewright.ir.graph.reduction import CumulativeOp, SoftmaxOp, SortOp, TopkOp
+from tilewright.ir.graph.structure import ConstantOp
 
 
 @lowers("aten.softmax.int", "aten._softmax.default", "aten.special_softmax.int")
@@ -36,12 +37,27 @@ def _softmax(c: Builder, x: SSAValue, dim: int, *, log: bool) -> SSAValue:
 
 @lowers("aten.cumsum.default")
 def cumsum(c: Builder, self: SSAValue, dim: int, *, dtype: Any = None) -> SSAValue:
-    return _running(c, "sum", self, dim)
+    return _counted(c, self, dim) or _running(c, "sum", self, dim)
 
 
 @lowers("aten.cumprod.default")
 def cumprod(c: Builder, self: SSAValue, dim: int, *, dtype: Any = None) -> SSAValue:
     return _running(c, "prod", self, dim)
+
+
+def _counted(c: Builder, x: SSAValue, dim: int) -> SSAValue | None:
+    """The running sum of ones over a call's tokens: their positions, from 1 on. Models count so where no mask is given.
+
+    Exact up to 2^24 tokens in f32, like the sum itself.
+    """
+    made, dims = x.owner, tensor(x).dims
+    if not dims or not isinstance(made, ConstantOp) or made.splat != 1:
+        return None
+    axis = axis_of(dim, len(dims))
+    if dims[axis] not in c.token_dims:
+        return None
+    counted = c.cast(c.count(dims[axis], 1, 1, I64), c.result.dtype)
+    return c.broadcast(c.reshape(counted, [dims[axis] if i == axis else 1 for i in range(len(dims))]), dims)
 
 
 def _running(c: Builder, fn: str, x: SSAValue, dim: int) -> SSAValue:

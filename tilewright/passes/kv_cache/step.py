@@ -1,18 +1,24 @@
 """From a model over whole sequences to a step over tokens of several requests, whose keys and values stay.
 
-    ids [batch, tokens] -> logits [batch, tokens, V]
-    ids, positions, slots [tokens], offsets [requests+1], table [requests, pages], wanted [wanted] -> logits [wanted, V]
+    ids [batch, tokens] -> logits [batch, tokens, V] becomes
+    ids, positions [tokens], offsets [requests+1], wanted [wanted], and for each group of layers that see equally far
+    slots [tokens], table [requests, pages] and, with a window, places [tokens] -> logits [wanted, V] f32
 
 The batch becomes one and the tokens' axis flat: outside attention every op must treat tokens one by one (`token_wise`),
 so it does not matter whose they are. Attention's keys and values go to rows of a state (`slots`), and its queries read
 them through `table` (`graph.paged_attention`). What no later token needs, the head above all, runs on the wanted rows
 alone. A model that cannot be taken apart so is refused with every op that stands in the way.
+
+A group with a window holds a request's last pages only, so its table begins at some place of the sequence, and
+`places` count from there. The table's beginning is a multiple of `unit`, because the order of summing over keys hangs on
+where the machine's segments of keys begin, and chunks on where chunks begin.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from xdsl.dialects.builtin import ModuleOp
@@ -21,9 +27,10 @@ from xdsl.ir import Operation, SSAValue
 from tilewright.errors import Problem, StepError
 from tilewright.ir.attributes import Dims
 from tilewright.ir.dims import Dim, Expr
-from tilewright.ir.dtypes import I32, I64
+from tilewright.ir.dtypes import F32, I32, I64
 from tilewright.ir.graph.attention import AttentionOp
 from tilewright.ir.graph.base import tensor
+from tilewright.ir.graph.elementwise import CastOp
 from tilewright.ir.graph.indexing import GatherOp, StateUpdateOp
 from tilewright.ir.graph.paging import PagedAttentionOp
 from tilewright.ir.graph.shape import ReshapeOp, TransposeOp
@@ -31,19 +38,24 @@ from tilewright.ir.graph.structure import FuncOp, PositionsOp, ReturnOp, StateRe
 from tilewright.ir.module import functions, new_module
 from tilewright.ir.operation import TwOperation
 from tilewright.ir.types import TensorType
-from tilewright.passes.kv_cache.layout import PagedLayout
+from tilewright.passes.kv_cache.layout import Kept, PagedLayout
 from tilewright.passes.kv_cache.token_wise import Tokens
 
-TOKENS, REQUESTS, PAGES, WANTED = "tokens", "requests", "pages", "wanted"
+TOKENS, REQUESTS, WANTED = "tokens", "requests", "wanted"
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step as a module, its arguments' types by name, the states it needs, and the number of logits a token has."""
+    """A step as a module, its arguments' types by name, the states it needs, and the number of logits a token has.
+
+    groups: in the order in which their layers first come. pages: of each group's states, by the group's name.
+    """
 
     module: ModuleOp
     arguments: dict[str, TensorType]
     states: dict[str, TensorType]
+    groups: tuple[Kept, ...]
+    pages: dict[str, int]
     vocabulary: int
     dims: tuple[Dim, ...]
 
@@ -72,17 +84,24 @@ class _Stepper:
         self.picked: dict[SSAValue, SSAValue] = {}
         self.states: dict[str, TensorType] = {}
         self.problems: list[Problem] = []
-        most = Dim(PAGES, 1, layout.most_pages)
+        self.mixed: set[SSAValue] = set()
+        self.groups = _groups(main, layout)
+        self.pages = layout.counts(self.groups)
+        self.of = {name: group for group in self.groups for name in group.states}
         step, requests = Dim(TOKENS, 1, layout.most_step), Dim(REQUESTS, 1, layout.most_requests)
-        self.dims = (step, requests, most, Dim(WANTED, 0, layout.most_step))
+        tables = [Dim(group.pages, 1, group.columns) for group in self.groups]
+        self.dims = (step, requests, Dim(WANTED, 0, layout.most_step), *tables)
         self.arguments = {
             "ids": TensorType.of((TOKENS,), tensor(self.ids).dtype),
             "positions": TensorType.of((TOKENS,), I64),
-            "slots": TensorType.of((TOKENS,), I64),
             "offsets": TensorType.of((Expr.of(REQUESTS) + 1,), I32),
-            "table": TensorType.of((REQUESTS, PAGES), I32),
             "wanted": TensorType.of((WANTED,), I64),
         }
+        for group in self.groups:
+            self.arguments[group.slots] = TensorType.of((TOKENS,), I64)
+            self.arguments[group.table] = TensorType.of((REQUESTS, group.pages), I32)
+            if group.places:
+                self.arguments[group.places] = TensorType.of((TOKENS,), I64)
         self.made = FuncOp.begin("main", self.arguments)
         self.given = dict(zip(self.arguments, self.made.block.args, strict=True))
 
@@ -125,12 +144,14 @@ class _Stepper:
                 f"the model returns {tensor(logits)}, not logits [batch, tokens, V]", step="return its logits"
             )
         result = self._add(ReshapeOp.make(out, dims=[WANTED, vocabulary]))
+        if tensor(result).dtype != F32:
+            result = self._add(CastOp.make(result, dtype=F32.name))
         for name, value in self._last_versions.items():
             self.made.block.add_op(StateWriteOp.make(value, name=name))
         self.made.finish([result], ["logits"])
         module = new_module(self.dims)
         module.body.block.add_op(self.made)
-        return Step(module, self.arguments, self.states, vocabulary, self.dims)
+        return Step(module, self.arguments, self.states, self.groups, self.pages, vocabulary, self.dims)
 
     _last_versions: dict[str, SSAValue]
 
@@ -148,7 +169,11 @@ class _Stepper:
         dim = TOKENS if whole else WANTED
         made = self._clone(op, [self.values[v] if whole else self._wanted(v) for v in op.operands], dim)
         fault = Tokens(dim).fault(made)
-        if fault is not None:
+        if self.mixed.intersection(op.operands):
+            # what comes of mixed tokens is no second problem
+            self.mixed.update(op.results)
+        elif fault is not None:
+            self.mixed.update(op.results)
             self.problems.append(Problem(fault, op=op.name, where=op.loc if isinstance(op, TwOperation) else None))
         self.made.block.add_op(made)
         (self.values if whole else self.picked).update(zip(op.results, made.results, strict=True))
@@ -187,10 +212,11 @@ class _Stepper:
             return
         number = len(self.states) // 2
         q, k, v = (self._by_token(x, op) for x in (op.q, op.k, op.v))
-        keys = self._kept(f"cache.{number}.keys", k, op)
-        values = self._kept(f"cache.{number}.values", v, op)
+        keys_name, values_name = _names(number)
+        keys, values = self._kept(keys_name, k, op), self._kept(values_name, v, op)
         sinks = [] if op.sinks is None else [self.values[op.sinks]]
-        given = [self.given[name] for name in ("positions", "offsets", "table")]
+        group = self.of[keys_name]
+        given = [self.given[name] for name in (group.places or "positions", "offsets", group.table)]
         out = self._add(
             PagedAttentionOp.make(
                 q,
@@ -206,27 +232,48 @@ class _Stepper:
                 like=op,
             )
         )
-        turned = self._add(TransposeOp.make(out, permutation=[1, 0, 2], like=op))
-        self.values[op.out] = self._add(ReshapeOp.make(turned, dims=[1, *tensor(turned).dims], like=op))
+        # the sequence's axis first, then the turn: so it meets the model's own turns, and both go
+        whole = self._add(ReshapeOp.make(out, dims=[1, *tensor(out).dims], like=op))
+        self.values[op.out] = self._add(TransposeOp.make(whole, permutation=[0, 2, 1, 3], like=op))
 
     def _by_token(self, value: SSAValue, op: AttentionOp) -> SSAValue:
         """[1, heads, tokens, features] as [tokens, heads, features]."""
-        whole = self.values[value]
-        flat = self._add(ReshapeOp.make(whole, dims=list(tensor(whole).dims[1:]), like=op))
-        return self._add(TransposeOp.make(flat, permutation=[1, 0, 2], like=op))
+        turned = self._add(TransposeOp.make(self.values[value], permutation=[0, 2, 1, 3], like=op))
+        return self._add(ReshapeOp.make(turned, dims=list(tensor(turned).dims[1:]), like=op))
 
     def _kept(self, name: str, rows: SSAValue, op: AttentionOp) -> SSAValue:
         """The state with this step's rows put into it."""
-        kind = tensor(rows)
-        self.states[name] = TensorType.of((self.layout.rows, *kind.dims[1:]), kind.dtype)
+        kind, group = tensor(rows), self.of[name]
+        self.states[name] = TensorType.of((self.pages[group.name] * self.layout.page, *kind.dims[1:]), kind.dtype)
         before = self._add(StateReadOp.make(name=name, result_types=[self.states[name]], like=op))
-        after = self._add(StateUpdateOp.make(before, self.given["slots"], rows, axis=0, like=op))
+        after = self._add(StateUpdateOp.make(before, self.given[group.slots], rows, axis=0, like=op))
         self._last_versions[name] = after
         return after
 
     def _add(self, op: TwOperation) -> SSAValue:
         self.made.block.add_op(op)
         return op.results[0]
+
+
+def _names(layer: int) -> tuple[str, str]:
+    """The states of the keys and of the values of an attention, which are counted from 0 in the order of the graph."""
+    return f"cache.{layer}.keys", f"cache.{layer}.values"
+
+
+def _groups(main: FuncOp, layout: PagedLayout) -> tuple[Kept, ...]:
+    """The attentions by how far they see, those that cannot be taken apart left out."""
+    found: dict[tuple[str, int], Kept] = {}
+    attentions = (op for op in main.block.ops if isinstance(op, AttentionOp) and not any(_unfit(op)))
+    for layer, op in enumerate(attentions):
+        mask, window = op.mask.data, op.window.data or None
+        unit = math.lcm(layout.page, layout.segment, window if window and mask == "chunked" else 1)
+        name = "full" if window is None else f"{mask}{window}"
+        group = found.get((mask, window or 0)) or Kept(name, window, unit, layout.columns(window, unit))
+        size = sum((tensor(x).dims[1] * tensor(x).dims[3]).evaluate({}) * tensor(x).dtype.bits // 8 for x in (op.k, op.v))
+        found[mask, window or 0] = replace(
+            group, states=(*group.states, *_names(layer)), token_bytes=group.token_bytes + size
+        )
+    return tuple(found.values())
 
 
 def _unfit(op: AttentionOp) -> Iterator[str]:

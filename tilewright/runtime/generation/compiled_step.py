@@ -1,0 +1,84 @@
+"""The step program of a compiled model: the protocol's arguments as those of the program's own entry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilewright.errors import StepProgramError
+from tilewright.runtime.executor import Executable
+from tilewright.runtime.generation.step import Float32, GroupStep, Int32, StepInputs, StepLayout
+
+
+@dataclass(frozen=True)
+class Addressing:
+    """How one group of layers finds its keys and values.
+
+    states: names of the states that hold them, all with the same pages. width: columns of the program's table. unit:
+    where a group with a window lets its tables begin: at multiples of so many tokens.
+    """
+
+    states: tuple[str, ...]
+    page: int
+    window: int | None
+    width: int
+    unit: int
+
+    def arguments(self, inputs: StepInputs, held: GroupStep) -> list[NDArray[np.int32] | NDArray[np.int64]]:
+        """slots, table and, with a window, places: a ring's columns are brought into the order of the sequence, from
+        the first that any token of the step sees.
+        """
+        if self.window is None:
+            return [held.slots, held.table]
+        first, counts = inputs.positions[inputs.offsets[:-1]], np.diff(inputs.offsets)
+        begin = np.maximum(first - (self.window - 1), 0) // self.unit * self.unit
+        columns = begin[:, None] // self.page + np.arange(self.width, dtype=np.int32)
+        ring = np.take_along_axis(held.table, columns % held.table.shape[1], 1)
+        # pages that have left the window are masked, not skipped: any page that exists will do
+        return [held.slots, np.maximum(ring, 0), (inputs.positions - np.repeat(begin, counts)).astype(np.int64)]
+
+
+class CompiledStep:
+    """A compiled causal model as generation sees it; see `step.py`. The executable's states are the cache."""
+
+    def __init__(self, executable: Executable, layout: StepLayout, groups: tuple[Addressing, ...]) -> None:
+        if len(groups) != len(layout.groups):
+            raise StepProgramError(
+                f"{len(groups)} groups are addressed, the layout has {len(layout.groups)}", step="address each group"
+            )
+        self.layout = layout
+        self._executable = executable
+        self._groups = groups
+
+    def step(self, inputs: StepInputs) -> Float32:
+        """Runs one call: logits [w, vocabulary] f32."""
+        logits: Float32 = self._executable(*self.arguments(inputs))
+        return logits
+
+    def arguments(self, inputs: StepInputs) -> list[NDArray[np.int32] | NDArray[np.int64]]:
+        """What the program is called with."""
+        given: list[NDArray[np.int32] | NDArray[np.int64]] = [
+            inputs.ids.astype(np.int64),
+            inputs.positions.astype(np.int64),
+            inputs.offsets,
+            inputs.wanted.astype(np.int64),
+        ]
+        for addressing, held in zip(self._groups, inputs.groups, strict=True):
+            given += addressing.arguments(inputs, held)
+        return given
+
+    def copy_page(self, group: int, source: int, target: int) -> None:
+        """Makes page `target` of a group equal to page `source`."""
+        of = self._groups[group]
+        for name in of.states:
+            self._executable.state.copy_rows(name, source * of.page, target * of.page, of.page)
+
+    def reset(self, row: int) -> None:
+        """A model without per-request states has none to reset."""
+        raise StepProgramError(f"there is no row {row} of per-request states", step="report this")
+
+    def encode(self, row: int, ids: Int32) -> None:
+        """A model without an encoder encodes nothing."""
+        raise StepProgramError(f"there is no encoder to read {len(ids)} ids into row {row}", step="report this")

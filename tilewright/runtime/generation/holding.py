@@ -1,0 +1,187 @@
+"""What one request holds of the cache: its pages by place in the sequence, and how far they are filled.
+
+Prefixes are shared by whole pages. A page is known by the hash of everything that its keys and values depend on: the
+tenant's salt, the encoder's input, and all tokens up to the page's end, chained page by page. Equal hashes therefore
+mean equal bits, and only requests with the same salt meet.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from tilewright.runtime.generation.pages import PageBook
+from tilewright.runtime.generation.step import NO_PAGE, Int32, Int64
+
+
+def chain_root(salt: str | bytes, source: Sequence[int] = ()) -> bytes:
+    """The hash that a chain starts from: the tenant's salt and what an encoder has read."""
+    salt = salt.encode() if isinstance(salt, str) else salt
+    return hashlib.sha256(hashlib.sha256(salt).digest() + np.asarray(source, "<i4").tobytes()).digest()
+
+
+def chain(parent: bytes, tokens: Sequence[int]) -> bytes:
+    """The hash of one more full page of tokens after `parent`."""
+    return hashlib.sha256(parent + np.asarray(tokens, "<i4").tobytes()).digest()
+
+
+class Holding:
+    """The pages of one request, by group and place, and a row of states. `length` tokens are in the cache.
+
+    Places of a group with a window disappear once no coming query sees them. `release` gives everything back.
+    """
+
+    def __init__(self, book: PageBook, root: bytes) -> None:
+        self.book = book
+        self.root = root
+        self.length = 0
+        self.row: int | None = None
+        self.pages: list[dict[int, int]] = [{} for _ in book.pools]
+        self._chain: list[bytes] = []
+
+    def match(self, tokens: Sequence[int]) -> int:
+        """Takes up the longest prefix that is published. Returns how many tokens need no computing.
+
+        At least one token is left to compute, because only a computed token has logits.
+        """
+        book, size = self.book, self.book.layout.page_size
+        if not book.layout.rewinds or len(tokens) < 2:
+            return 0
+        links, found = [], [self.root]
+        for end in range(size, len(tokens) + 1, size):
+            found.append(chain(found[-1], tokens[end - size : end]))
+            links.append([pool.find(found[-1]) for pool in book.pools])
+            # a page that every later token sees ends the prefix where it is missing
+            held = zip(links[-1], book.layout.groups, strict=True)
+            if any(page is None and group.window is None for page, group in held):
+                links.pop()
+                break
+        for count in range(len(links), 0, -1):
+            length = min(count * size, len(tokens) - 1)
+            needed = [[p for p in range(count) if self._is_needed(g, p, length)] for g in range(len(book.pools))]
+            if all(links[p][g] is not None for g, places in enumerate(needed) for p in places):
+                for g, places in enumerate(needed):
+                    self.pages[g] = {p: page for p in places if (page := links[p][g]) is not None}
+                    for page in self.pages[g].values():
+                        book.pools[g].retain(page)
+                self.length, self._chain = length, found[1 : length // size + 1]
+                book.account.reused += length
+                return length
+        return 0
+
+    def _is_needed(self, group: int, place: int, length: int) -> bool:
+        """Whether the query at position `length` or a later one sees a position of this page before it."""
+        of, size = self.book.layout.groups[group], self.book.layout.page_size
+        return of.window is None or place * size < of.sinks or (place + 1) * size > length - of.window + 1
+
+    def wanted(self, length: int) -> list[int]:
+        """How many more pages of each group it takes to hold `length` tokens."""
+        size, counts = self.book.layout.page_size, []
+        for g, held in enumerate(self.pages):
+            first, last = self.length // size, -(-length // size)
+            fresh = sum(place not in held for place in range(first, last))
+            counts.append(fresh + self._writes_shared(g))
+        return counts
+
+    def _writes_shared(self, group: int) -> bool:
+        """Whether the next token falls into a page that others hold, too."""
+        page = self.pages[group].get(self.length // self.book.layout.page_size)
+        return page is not None and self.book.pools[group].references[page] > 1
+
+    def reserve(self, length: int) -> bool:
+        """Makes the places of tokens up to `length` ready to be written; False and nothing changed without room."""
+        book, size = self.book, self.book.layout.page_size
+        taken = book.take(self.wanted(length))
+        if taken is None:
+            return False
+        for g, fresh in enumerate(taken):
+            held, first = self.pages[g], self.length // size
+            if self._writes_shared(g):
+                page = fresh.pop()
+                book.copy(g, held[first], page)
+                book.release(g, held[first])
+                held[first] = page
+            elif first in held:
+                # alone with it: what it was published for ends here, and committing publishes it anew
+                book.pools[g].unpublish(held[first])
+            for place in range(first, -(-length // size)):
+                if place not in held:
+                    held[place] = fresh.pop()
+        return True
+
+    def commit(self, tokens: Sequence[int], length: int) -> None:
+        """`length` of the request's `tokens` are in the cache now; full pages become findable."""
+        book, size = self.book, self.book.layout.page_size
+        book.account.computed += length - self.length
+        self.length = length
+        self._drop_after(length)
+        for place in range(len(self._chain), length // size):
+            parent = self._chain[-1] if self._chain else self.root
+            self._chain.append(chain(parent, tokens[place * size : (place + 1) * size]))
+            for g, held in enumerate(self.pages):
+                if book.layout.rewinds and place in held:
+                    book.pools[g].publish(held[place], self._chain[-1])
+        for g, held in enumerate(self.pages):
+            for place in [p for p in held if not self._is_needed(g, p, length)]:
+                book.release(g, held.pop(place))
+
+    def rewind(self, length: int) -> None:
+        """Goes back to `length` tokens, or to none where the window or the states before them are gone."""
+        if length >= self.length:
+            return
+        size = self.book.layout.page_size
+        needed = all(
+            place in held
+            for g, held in enumerate(self.pages)
+            for place in range(-(-length // size))
+            if self._is_needed(g, place, length)
+        )
+        self.length = length if needed and self.book.layout.rewinds else 0
+        del self._chain[self.length // size :]
+        self._drop_after(self.length)
+
+    def _drop_after(self, length: int) -> None:
+        size = self.book.layout.page_size
+        for g, held in enumerate(self.pages):
+            for place in [p for p in held if p * size >= length]:
+                self.book.release(g, held.pop(place))
+
+    def fork(self) -> Holding:
+        """Another request with the same tokens in the cache; pages are shared until one of the two writes."""
+        other = Holding(self.book, self.root)
+        if self.book.layout.has_rows:
+            return other
+        other.length, other._chain = self.length, list(self._chain)
+        other.pages = [dict(held) for held in self.pages]
+        for pool, held in zip(self.book.pools, self.pages, strict=True):
+            for page in held.values():
+                pool.retain(page)
+        return other
+
+    def release(self) -> None:
+        """Gives back all pages, the last ones first, so that a prefix is evicted from its end; and the row."""
+        for g, held in enumerate(self.pages):
+            for place in sorted(held, reverse=True):
+                self.book.release(g, held[place])
+            held.clear()
+        if self.row is not None:
+            self.book.release_row(self.row)
+            self.row = None
+        self.length = 0
+        self._chain.clear()
+
+    def slots(self, group: int, first: int, last: int) -> Int64:
+        """Cache addresses of positions first .. last - 1: [last - first] int64."""
+        size, held = self.book.layout.page_size, self.pages[group]
+        positions = np.arange(first, last, dtype=np.int64)
+        return np.array([held[p] for p in (positions // size).tolist()], np.int64) * size + positions % size
+
+    def table(self, group: int) -> Int32:
+        """The request's row of a group's page table: [columns] int32."""
+        columns = self.book.layout.columns(group)
+        row = np.full(columns, NO_PAGE, np.int32)
+        for place, page in self.pages[group].items():
+            row[place % columns] = page
+        return row
