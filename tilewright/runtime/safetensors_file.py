@@ -35,6 +35,9 @@ _DTYPES: Final[dict[str, DType]] = {code: DTYPES[name] for name, code in _CODES.
 _FOREIGN_BITS: Final = dict.fromkeys(("U64", "C64"), 64) | {"U32": 32, "U16": 16, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
 _FOREIGN_BITS.update(dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E8M0"), 8))
 
+# Written where a tensor will lie: as much at a time as the kernel keeps together in memory.
+_ZEROS: Final = memoryview(bytes(2 << 20))
+
 Fault = Callable[[str], TilewrightError]
 
 
@@ -186,8 +189,7 @@ class SafetensorsWriter:
         self.size = self._data + at
         self._missing = set(self._places)
         os.ftruncate(fd, 0)
-        # Not a file with holes: on a full disk, writing through a mapping would be a signal instead of an error.
-        os.posix_fallocate(fd, 0, self.size)
+        os.ftruncate(fd, self.size)
         write_all(fd, len(text).to_bytes(_LENGTH_BYTES, "little") + text, 0)
 
     def write(self, name: str, data: bytes | memoryview) -> None:
@@ -199,8 +201,12 @@ class SafetensorsWriter:
         self._missing.discard(name)
 
     def mapped(self, name: str) -> MappedTensor:
-        """A tensor's place in the file as memory, to be written through; counts as written."""
+        """A tensor's place in the file as memory, to be written through; counts as written. It holds zeros."""
         at, size = self._places[name]
+        # Not a hole: on a full disk, writing through a mapping would be a signal instead of an error. Zeros that are
+        # written wait in memory for the tensor; space that is only set aside costs a fault and a journal entry a page.
+        for begin in range(0, size, len(_ZEROS)):
+            write_all(self._fd, _ZEROS[: size - begin], self._data + at + begin)
         self._missing.discard(name)
         return MappedTensor(self._fd, self._data + at, size)
 
