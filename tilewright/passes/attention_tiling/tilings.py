@@ -184,9 +184,9 @@ class Tiling:
     @property
     def scratch(self) -> int:
         """Bytes of private memory that a program may need at most: its tiles in f32, the logits with their mask and
-        their weights."""
+        their weights, the sums of a part and of the parts before it."""
         s = self.sizes
-        widths = 2 * s.value_features + s.features + 2 + 3 * self.block_k
+        widths = 3 * s.value_features + s.features + 4 + 3 * self.block_k
         return _STATE * (self.block_q * widths + self.block_k * (s.features + s.value_features))
 
     def work(self, machine: Machine) -> Work:

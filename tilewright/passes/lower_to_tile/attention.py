@@ -24,7 +24,7 @@ from tilewright.passes.lower_to_tile.access import UNIT, Axis, Space, map_group,
 from tilewright.passes.lower_to_tile.emit import Emitter
 from tilewright.passes.lower_to_tile.frame import Lowered, Variant, all_strides, begin
 from tilewright.passes.lower_to_tile.layout import merge_axes
-from tilewright.passes.lower_to_tile.online_softmax import OnlineSoftmax
+from tilewright.passes.lower_to_tile.online_softmax import OnlineSoftmax, Segment
 from tilewright.passes.lower_to_tile.skeleton import Refusal
 
 
@@ -53,7 +53,7 @@ def lower_attention(group: GroupOp, name: str, machine: Machine, dims: DimSpace)
     previous = 0
     for limit, rows in blocks_of(machine.rules, block_q):
         if (low is None or limit is None or low <= limit) and (high is None or high > previous or not variants):
-            variants.append(Variant(_kernel(group, anchor, f"{name}_q{rows}", machine, (rows, segment)), limit))
+            variants.append(Variant(_kernel(group, anchor, f"{name}_q{rows}", machine, dims, (rows, segment)), limit))
         previous = limit or previous
     variants[-1] = Variant(variants[-1].kernel, None)
     return Lowered(tuple(variants), tuple(variants[0].kernel.dims.data), queries)
@@ -125,7 +125,9 @@ def _key_range(op: attention.AttentionOp, rows: int, segment: int) -> tuple[Expr
     return Expr.of(0), hi
 
 
-def _kernel(group: GroupOp, op: attention.AttentionOp, name: str, machine: Machine, block: tuple[int, int]) -> KernelOp:
+def _kernel(
+    group: GroupOp, op: attention.AttentionOp, name: str, machine: Machine, dims: DimSpace, block: tuple[int, int]
+) -> KernelOp:
     """block: rows of a tile of queries, and of keys."""
     rows, segment = block
     axes = _Axes()
@@ -166,8 +168,9 @@ def _kernel(group: GroupOp, op: attention.AttentionOp, name: str, machine: Machi
     sinks = None if op.sinks is None else logits_at.tile(op.sinks)
     lo, hi = _key_range(op, rows, segment)
     first = [at[t_at]] if t_at is not None else [b.index(0)]
-    with b.loop(b.index(lo, *first), b.index(hi, *first), segment, softmax.start(sinks)) as loop:
-        at[s_at] = loop.at
+
+    def segment_at(key: SSAValue) -> Segment:
+        at[s_at] = key
         keys, values, logits_at = emitter(s_at, e_at), emitter(s_at, d_at), emitter(t_at, s_at)
         logits = softmax.logits(scaled, _keys_or_values(keys, op.k, (segment, features)))
         seen, per_key = _visible(softmax, op, logits_at, walk.extents[s_at])
@@ -178,10 +181,13 @@ def _kernel(group: GroupOp, op: attention.AttentionOp, name: str, machine: Machi
         if per_key is not None:
             # a key that no query may see contributes nothing, not even 0 * NaN
             v = b.map("select", b.reshape(per_key, (segment, 1)), v, b.constant(0.0, (1, 1), tile_type(v).dtype))
-        loop.give(*softmax.step(loop.carried, logits, seen, v))
-    result.set(op.out, softmax.result(loop.out))
+        return Segment(logits, seen, v)
+
+    most = dims.interval(walk.extents[s_at])[1]
+    state = softmax.over(b.index(lo, *first), b.index(hi, *first), sinks, segment_at, most)
+    result.set(op.out, softmax.result(state))
     if op.lse_out is not None:
-        result.set(op.lse_out, softmax.log_sum_exp(loop.out))
+        result.set(op.lse_out, softmax.log_sum_exp(state))
     for value, output in zip(group.yielded, outputs, strict=True):
         result.store(value, output, result.tile(value))
     return b.finish()
