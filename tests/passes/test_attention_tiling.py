@@ -73,6 +73,43 @@ def test_kernels_count_what_the_closed_forms_say_and_compute_the_same(
         assert counters.bytes.matrix == tiling.matrix
 
 
+PACKED: list[dict[str, Any]] = [
+    *(case for case in CASES if case["heads"] > case["groups"]),
+    {"heads": 4, "groups": 2, "mask": "sliding", "window": 70, "keys": "t", "sinks": True},
+    {"heads": 6, "groups": 2, "valid": True, "bias": True},
+]
+
+
+@pytest.mark.parametrize("case", PACKED, ids=str)
+def test_packed_heads_read_their_keys_once_and_have_the_same_bits(
+    case: dict[str, Any], rng: np.random.Generator
+) -> None:
+    group = case["heads"] // case["groups"]
+    made = attention(**case)
+    made.properties["schedule"] = Schedule.of({"order": "query-outer", "block_q": 16, "heads": group})
+    lowered = lower_group(made, "kernel", Context(MACHINES["avx512"](), SPACE))
+    assert [v.limit for v in lowered.variants] == [1, 4, None]
+    for queries in (1, int(rng.integers(60, 90))):
+        sizes = {"b": 2, "t": queries, "s": int(rng.integers(0, 200))}
+        inputs, counters = draw(made, sizes, rng), Counters()
+        packed = run_lowered(made, lowered, 0, inputs, sizes, counters)
+        for alone, got in zip(run_lowered(made, lowered, 2, inputs, sizes), packed, strict=True):
+            np.testing.assert_array_equal(got.view(np.uint8), alone.view(np.uint8))
+        tiling = Tiling(Sizes.of(anchor(made), sizes), "query-outer", group, 64, heads=group)
+        by_buffer = [moved["read"] + moved["write"] for moved in counters.bytes.buffers.values()]
+        assert by_buffer[0] == tiling.streams["q"]
+        assert sum(by_buffer[1:3]) == tiling.streams["keys"]
+        assert sum(by_buffer[len(made.block.args) :]) == tiling.streams["out"]
+        assert counters.bytes.matrix == tiling.matrix
+
+
+def test_heads_are_packed_where_they_share_keys() -> None:
+    assert run_on(model(heads=6), context(), AttentionTiling()).schedule.number("heads", 1) == 3
+    assert run_on(model(heads=2), context(), AttentionTiling()).schedule.number("heads", 1) == 1
+    with pytest.raises(PassOptionError, match="a tile has one query head or all 4 of a key head"):
+        run_on(model(heads=8), context(), AttentionTiling(heads=2))
+
+
 def brute(sizes: Sizes, block_q: int, block_k: int) -> list[tuple[int, set[int]]]:
     """For each tile of queries of one head its rows and the tiles of keys that any row of it may see."""
     found = []
@@ -275,7 +312,6 @@ def test_determinism_decides_which_segments_are_open() -> None:
     [
         ({"order": "key-outer"}, "no kernel walks key-outer yet"),
         ({"order": "split-kv", "splits": 4}, "a merge of parts adds in another order than segments"),
-        ({"heads": 2}, "no kernel packs query heads into one tile yet"),
         ({"heads": 3}, "3 heads do not divide the 2 of a key head"),
     ],
 )

@@ -107,7 +107,10 @@ class AttentionRow:
         name = machine.memory.name
         stretched = {2**n: _stretched(t.sizes, 2**n) for n in range(6, 18)}
         series = {
-            order: [(n, _memory(replace(t, sizes=at, order=order, few=None), machine)) for n, at in stretched.items()]
+            order: [
+                (n, _memory(replace(t, sizes=at, order=order, variant=None, heads=1), machine))
+                for n, at in stretched.items()
+            ]
             for order in ORDERS
         }
         least = [(n, float(bounds_of(at, machine)[name]["bytes"])) for n, at in stretched.items()]

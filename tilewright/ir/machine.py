@@ -84,10 +84,11 @@ class TileRules:
     reads "up to 4 rows: 4 by 2 vectors; up to 16: 8 by 2; more: 14 by 2". panel: columns of a packed matrix operand.
     reduction_chunk: k elements accumulated before a chunk's sum joins the total. block: rows that a stretch of a panel
     meets while the next one comes from memory, sums kept in the cache between stretches (0: the register tile's rows
-    meet all of k at once). key_segment: keys of one attention
-    segment. query_block: query rows of one attention program. rows, columns: extents of elementwise and row-reduction
-    tiles. extent: "any", or "power-of-two" where the machine prints every tile as large as the next power of two, so
-    that K is walked in steps of the chunk itself. dot_least: the fewest rows a dot multiplies; smaller variants of a
+    meet all of k at once). key_segment: keys of one attention segment. key_part: keys of a part, whose segments
+    continue one sum before parts are merged. query_block: query rows of one attention program. rows, columns: extents
+    of elementwise and row-reduction tiles. extent: "any", or "power-of-two" where the machine prints every tile as
+    large as the next power of two, so that K is walked in steps of the chunk itself. dot_least: the fewest rows a dot
+    multiplies; smaller variants of a
     kernel would do the same work. matrix: the unit that multiplies matrices whole, where there is one; its products
     take tiles of 1, `matrix.rows` and two or four times as many rows. scratch: bytes of private memory that a program
     may have (None: no such limit). f32_only: functions of the scalar table that the machine does not compute in f64.
@@ -102,6 +103,7 @@ class TileRules:
     reduction_chunk: int = 4096
     block: int = 0
     key_segment: int = 64
+    key_part: int = 1024
     query_block: int = 64
     rows: int = 1
     columns: int = 64

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import tilewright as tw
-from bench.models import minilm
+from bench.models.minilm import build as minilm
 from tests.backends.triton.printed_ops import KERNELS
 from tests.compiler.models import bert, compile_bert, compile_llama, compile_mlp, llama, mlp
 from tests.ir.tile.kernels import matmul

@@ -16,7 +16,7 @@ import pytest
 import torch
 from xdsl.dialects.builtin import ModuleOp
 
-from bench.models import minilm
+from bench.models.minilm import build as minilm
 from tests.backends.triton.both_interpreters import near, run_both
 from tests.backends.triton.lowered import MACHINES, lowered
 from tests.compiler.models import bert, llama, token_inputs

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.models import minilm
+from bench.models.minilm import build as minilm
 from tests.backends.triton.lowered import MACHINES, lowered
 from tests.compiler.models import bert, llama, token_inputs
 from tests.models.encoders import draw_call

@@ -26,7 +26,7 @@ from tilewright.ir.schedules import ORDERS
 from tilewright.passes.attention_tiling.bounds import bounds_of, compulsory
 from tilewright.passes.attention_tiling.sizes import Sizes
 from tilewright.passes.attention_tiling.tilings import Tiling
-from tilewright.passes.attention_tiling.variants import few_rows
+from tilewright.passes.attention_tiling.variants import block_for
 
 # the size that a dim without an upper bound is judged at
 OPEN: Final = 2048
@@ -93,17 +93,20 @@ class AttentionTiling(Pass):
         return self.order != AUTO or any((self.block_q, self.block_k, self.heads, self.splits))
 
     def _tilings(self, sizes: Sizes, largest: Sizes, machine: Machine) -> Iterator[Tiling]:
-        """Every order with every tile, the same for all sizes up to the largest; what is stated is taken as it is."""
+        """Every order with every tile, the same for all sizes up to the largest; what is stated is taken as it is.
+
+        Packed heads come first: where no size that is judged has one query, they tie with others, and cost nothing.
+        """
         segment = machine.rules.key_segment
         own = {*_BLOCKS, machine.rules.query_block}
         blocks = (self.block_q,) if self.block_q else sorted(n for n in own if n >= machine.rules.dot_least)
         for order in ORDERS if self.order == AUTO else (self.order,):
             cuts = (self.splits,) if self.splits else (max(2, machine.cores),) if order == "split-kv" else (1,)
-            for heads in (self.heads,) if self.heads else sorted({1, largest.group}):
+            for heads in (self.heads,) if self.heads else sorted({1, largest.group}, reverse=True):
                 for splits in cuts:
                     for block in blocks:
-                        few = few_rows(machine.rules, block, sizes.queries)
-                        yield Tiling(sizes, order, block, self.block_k or segment, heads, splits, few=few)
+                        variant = block_for(machine.rules, block, heads, sizes.queries)
+                        yield Tiling(sizes, order, block, self.block_k or segment, heads, splits, variant=variant)
 
     def _complain(self, op: AttentionOp, tilings: list[Tiling], candidates: list[Candidate], machine: Machine) -> None:
         """An error where what cannot be taken was asked for."""
@@ -165,6 +168,8 @@ def refusal(tiling: Tiling, ctx: Context) -> str | None:
         return f"products have {machine.rules.dot_least} rows at least"
     if sizes.group % tiling.heads:
         return f"{tiling.heads} heads do not divide the {sizes.group} of a key head"
+    if tiling.heads not in (1, sizes.group):
+        return f"a tile has one query head or all {sizes.group} of a key head"
     level = holding(machine)
     if level is not None and level.size is not None and needed(tiling, level) > level.size:
         return f"its tiles need {needed(tiling, level)} bytes, {level.name} holds {level.size}"
@@ -178,8 +183,6 @@ def refusal(tiling: Tiling, ctx: Context) -> str | None:
         return f"determinism={ctx.options.determinism}: a merge of parts adds in another order than segments"
     if tiling.order != "query-outer":
         return f"no kernel walks {tiling.order} yet"
-    if tiling.heads > 1:
-        return "no kernel packs query heads into one tile yet"
     return None
 
 

@@ -22,7 +22,7 @@ from tilewright.ir.machine import Level, Machine, TileRules
 from tilewright.ir.schedules import Schedule
 from tilewright.passes.attention_tiling.bounds import compulsory, lse_bytes
 from tilewright.passes.attention_tiling.sizes import Sizes, Visited
-from tilewright.passes.attention_tiling.variants import few_rows
+from tilewright.passes.attention_tiling.variants import Block, block_for
 
 _STATE = 4  # bytes of a running sum, maximum or denominator: f32
 
@@ -40,8 +40,8 @@ class Tiling:
     """An order and its tiles, on an attention of given sizes.
 
     block_q, block_k: rows of a tile of queries and of keys. heads: query heads of one key head that share a tile.
-    splits: parts of the keys. stages: tiles of keys and values that are near at once. few: rows of the variant that
-    runs at these sizes instead of block_q, where there are few queries.
+    splits: parts of the keys. stages: tiles of keys and values that are near at once. variant: what runs at these sizes
+    instead of block_q rows and so many heads.
     """
 
     sizes: Sizes
@@ -51,12 +51,17 @@ class Tiling:
     heads: int = 1
     splits: int = 1
     stages: int = 1
-    few: int | None = None
+    variant: Block | None = None
 
     @property
     def rows(self) -> int:
         """Rows of a tile of queries at these sizes."""
-        return self.few or self.block_q
+        return self.variant.rows if self.variant else self.block_q
+
+    @property
+    def packed(self) -> int:
+        """Query heads of a tile at these sizes."""
+        return self.variant.heads if self.variant else self.heads
 
     @property
     def schedule(self) -> Schedule:
@@ -67,12 +72,12 @@ class Tiling:
 
     @cached_property
     def visited(self) -> Visited:
-        return self.sizes.visited(self.rows, self.block_k, self.heads)
+        return self.sizes.visited(self.rows, self.block_k, self.packed)
 
     @property
     def repeats(self) -> int:
         """How often the tiles of queries of one (packed) head occur."""
-        return self.sizes.batch * (self.sizes.heads // self.heads)
+        return self.sizes.batch * (self.sizes.heads // self.packed)
 
     @property
     def launches(self) -> int:
@@ -184,10 +189,10 @@ class Tiling:
     @property
     def scratch(self) -> int:
         """Bytes of private memory that a program may need at most: its tiles in f32, the logits with their mask and
-        their weights."""
-        s = self.sizes
-        widths = 2 * s.value_features + s.features + 2 + 3 * self.block_k
-        return _STATE * (self.block_q * widths + self.block_k * (s.features + s.value_features))
+        their weights, the sums of a part and of the parts before it."""
+        s, rows = self.sizes, max(self.block_q, self.heads)
+        widths = 3 * s.value_features + s.features + 4 + 3 * self.block_k
+        return _STATE * (rows * widths + self.block_k * (s.features + s.value_features))
 
     def work(self, machine: Machine) -> Work:
         """FLOPs computed, and bytes by level: what is named comes from the last level that fills itself; what passes a
@@ -250,9 +255,8 @@ class Tiling:
 def scheduled(sizes: Sizes, schedule: Schedule, rules: TileRules) -> Tiling:
     """The tiling that a group's schedule states, or the lowering's own where it states none."""
     stated = schedule.to_dict()
-    block = schedule.number("block_q", rules.query_block)
+    block, heads = schedule.number("block_q", rules.query_block), schedule.number("heads", 1)
     return Tiling(
-        sizes, str(stated.get("order", "query-outer")), block, schedule.number("block_k", rules.key_segment),
-        schedule.number("heads", 1), schedule.number("splits", 1), schedule.number("stages", 1),
-        few_rows(rules, block, sizes.queries),
+        sizes, str(stated.get("order", "query-outer")), block, schedule.number("block_k", rules.key_segment), heads,
+        schedule.number("splits", 1), schedule.number("stages", 1), block_for(rules, block, heads, sizes.queries),
     )  # fmt: skip

@@ -19,12 +19,12 @@ from tilewright.ir.machine import Machine
 from tilewright.ir.tile.base import tile as tile_type
 from tilewright.ir.tile.structure import KernelOp
 from tilewright.passes.attention_tiling.sizes import placed
-from tilewright.passes.attention_tiling.variants import blocks_of
+from tilewright.passes.attention_tiling.variants import Block, blocks_of
 from tilewright.passes.lower_to_tile.access import UNIT, Axis, Space, map_group, unsupported
 from tilewright.passes.lower_to_tile.emit import Emitter
 from tilewright.passes.lower_to_tile.frame import Lowered, Variant, all_strides, begin
 from tilewright.passes.lower_to_tile.layout import merge_axes
-from tilewright.passes.lower_to_tile.online_softmax import OnlineSoftmax
+from tilewright.passes.lower_to_tile.online_softmax import OnlineSoftmax, Segment
 from tilewright.passes.lower_to_tile.skeleton import Refusal
 
 
@@ -45,23 +45,28 @@ def lower_attention(group: GroupOp, name: str, machine: Machine, dims: DimSpace)
     schedule = group.schedule
     block_q = schedule.number("block_q", machine.rules.query_block)
     segment = schedule.number("block_k", machine.rules.key_segment)
-    if schedule.to_dict().get("order", "query-outer") != "query-outer" or schedule.number("heads", 1) > 1:
-        step = "write attention-tiling{order=query-outer heads=1}"
+    heads = schedule.number("heads", 1)
+    if schedule.to_dict().get("order", "query-outer") != "query-outer" or heads not in (1, anchor.group):
+        step = f"write attention-tiling{{order=query-outer heads={anchor.group}}}"
         raise unsupported(anchor, f"no kernel is made by the schedule {schedule.to_dict()}", step)
     low, high = dims.interval(queries)
     variants: list[Variant] = []
     previous = 0
-    for limit, rows in blocks_of(machine.rules, block_q):
+    for block in blocks_of(machine.rules, block_q, heads):
+        limit = block.limit
         if (low is None or limit is None or low <= limit) and (high is None or high > previous or not variants):
-            variants.append(Variant(_kernel(group, anchor, f"{name}_q{rows}", machine, (rows, segment)), limit))
+            called = f"{name}_h{block.heads}" if block.heads > 1 else f"{name}_q{block.rows}"
+            variants.append(Variant(_kernel(group, anchor, called, machine, dims, block, segment), limit))
         previous = limit or previous
     variants[-1] = Variant(variants[-1].kernel, None)
     return Lowered(tuple(variants), tuple(variants[0].kernel.dims.data), queries)
 
 
 class _Axes:
-    """The space's axes that attention names: queries t, keys s, features of q and k (e) and of v (d)."""
+    """The space's axes that attention names: query heads of a key head h, queries t, keys s, features of q and k (e)
+    and of v (d)."""
 
+    h: tuple[int, ...]
     t: tuple[int, ...]
     s: int
     e: int
@@ -78,6 +83,7 @@ def _seed(space: Space, op: attention.AttentionOp, axes: _Axes) -> None:
     kv_heads = UNIT if k.dims[-3].constant == 1 else Axis(heads.axes[:1])
     # axes of size 1 still need a loop variable, so they are always made
     s, e = Axis((space.new(k.dims[-2]),)), Axis((space.new(q.dims[-1]),))
+    axes.h = heads.axes[0 if kv_heads is UNIT else 1 :]
     axes.t, axes.s, axes.e, axes.d = t.axes, s.axes[0], e.axes[0], d.axes
     if op.lse_out is not None:
         space.maps[op.lse_out] = (*lead, heads, t)
@@ -125,17 +131,18 @@ def _key_range(op: attention.AttentionOp, rows: int, segment: int) -> tuple[Expr
     return Expr.of(0), hi
 
 
-def _kernel(group: GroupOp, op: attention.AttentionOp, name: str, machine: Machine, block: tuple[int, int]) -> KernelOp:
-    """block: rows of a tile of queries, and of keys."""
-    rows, segment = block
+def _kernel(
+    group: GroupOp, op: attention.AttentionOp, name: str, machine: Machine, dims: DimSpace, block: Block, segment: int
+) -> KernelOp:
+    """block: a tile of queries. segment: keys of a tile. Heads that a group splits into several axes are not packed."""
     axes = _Axes()
     space = map_group(group, op, lambda s: None if op.q in s.maps else _seed(s, op, axes))
     strides = all_strides(space, group)
     inner = {axes.s, axes.e, *axes.t, *axes.d}
     outer = [a for a in space.order if a not in inner]
-    walk = merge_axes(
-        space, [*outer, *axes.t, axes.s, axes.e, *axes.d], strides, frozenset({axes.s, axes.e, *axes.t, *axes.d})
-    )
+    packed = block.heads > 1 and len(axes.h) == 1
+    apart = frozenset({*inner, *axes.h} if packed else inner)
+    walk = merge_axes(space, [*outer, *axes.t, axes.s, axes.e, *axes.d], strides, apart)
     place = {members: i for i, members in enumerate(walk.members)}
     if len(axes.d) != 1 or len(axes.t) > 1:
         raise unsupported(op, "the value's features or the queries are split into several axes")
@@ -144,13 +151,15 @@ def _kernel(group: GroupOp, op: attention.AttentionOp, name: str, machine: Machi
     features, value_features = walk.extents[e_at].constant, walk.extents[d_at].constant
     if features is None or value_features is None:
         raise unsupported(op, "head dims must be fixed numbers")
-    if t_at is None:
-        rows = 1
+    # the axis along a tile's rows, and the queries that it spans
+    row_at = place[axes.h] if packed else t_at
+    rows = block.rows if row_at is not None else 1
+    span = 1 if packed else rows
     b, buffers, outputs = begin(group, name)
     extent = dict.fromkeys(range(len(walk.members)), 1)
     extent.update({s_at: segment, e_at: features, d_at: value_features})
-    if t_at is not None:
-        extent[t_at] = rows
+    if row_at is not None:
+        extent[row_at] = rows
     grid = [i for i in range(len(walk.members)) if i not in (s_at, e_at, d_at)]
     coordinates = b.grid([walk.extents[i] for i in grid] or [1], [extent[i] for i in grid] or [1])
     at = dict(zip(grid, coordinates, strict=False))
@@ -159,18 +168,19 @@ def _kernel(group: GroupOp, op: attention.AttentionOp, name: str, machine: Machi
     def emitter(row: int | None, column: int) -> Emitter:
         return Emitter(b, space, walk, buffers, strides, at, row, column, extent)
 
-    queries, result = emitter(t_at, e_at), emitter(t_at, d_at)
+    queries, result = emitter(row_at, e_at), emitter(row_at, d_at)
     softmax = OnlineSoftmax.of(b, op, machine, (rows, segment), (features, value_features))
     scaled = softmax.queries(queries.tile(op.q))
-    logits_at = emitter(t_at, s_at)
+    logits_at = emitter(row_at, s_at)
     sinks = None if op.sinks is None else logits_at.tile(op.sinks)
-    lo, hi = _key_range(op, rows, segment)
+    lo, hi = _key_range(op, span, segment)
     first = [at[t_at]] if t_at is not None else [b.index(0)]
-    with b.loop(b.index(lo, *first), b.index(hi, *first), segment, softmax.start(sinks)) as loop:
-        at[s_at] = loop.at
-        keys, values, logits_at = emitter(s_at, e_at), emitter(s_at, d_at), emitter(t_at, s_at)
+
+    def segment_at(key: SSAValue) -> Segment:
+        at[s_at] = key
+        keys, values, logits_at = emitter(s_at, e_at), emitter(s_at, d_at), emitter(row_at, s_at)
         logits = softmax.logits(scaled, _keys_or_values(keys, op.k, (segment, features)))
-        seen, per_key = _visible(softmax, op, logits_at, walk.extents[s_at])
+        seen, per_key = _visible(softmax, op, logits_at, walk.extents[s_at], t_at)
         if op.bias is not None:
             bias = logits_at.load(op.bias, 0.0) if isinstance(op.bias, BlockArgument) else logits_at.tile(op.bias)
             logits = b.map("add", logits, b.cast(bias, F32))
@@ -178,10 +188,13 @@ def _kernel(group: GroupOp, op: attention.AttentionOp, name: str, machine: Machi
         if per_key is not None:
             # a key that no query may see contributes nothing, not even 0 * NaN
             v = b.map("select", b.reshape(per_key, (segment, 1)), v, b.constant(0.0, (1, 1), tile_type(v).dtype))
-        loop.give(*softmax.step(loop.carried, logits, seen, v))
-    result.set(op.out, softmax.result(loop.out))
+        return Segment(logits, seen, v)
+
+    most = dims.interval(walk.extents[s_at])[1]
+    state = softmax.over(b.index(lo, *first), b.index(hi, *first), sinks, segment_at, most)
+    result.set(op.out, softmax.result(state))
     if op.lse_out is not None:
-        result.set(op.lse_out, softmax.log_sum_exp(loop.out))
+        result.set(op.lse_out, softmax.log_sum_exp(state))
     for value, output in zip(group.yielded, outputs, strict=True):
         result.store(value, output, result.tile(value))
     return b.finish()
@@ -200,9 +213,12 @@ def _keys_or_values(e: Emitter, value: SSAValue, extents: tuple[int, int]) -> SS
 
 
 def _visible(
-    softmax: OnlineSoftmax, op: attention.AttentionOp, e: Emitter, keys: Expr
+    softmax: OnlineSoftmax, op: attention.AttentionOp, e: Emitter, keys: Expr, t_at: int | None
 ) -> tuple[SSAValue | None, SSAValue | None]:
-    """Which (query, key) pairs of the block count, and which keys count for any query; None where all do."""
+    """Which (query, key) pairs of the block count, and which keys count for any query; None where all do.
+
+    t_at: the axis of queries.
+    """
     b, segment = e.b, softmax.segment
     key_index = b.coordinates(e.at[e.column], 1, (1, segment))
     seen: SSAValue | None = None
@@ -222,8 +238,9 @@ def _visible(
         tq = tensor(op.q).dims[-2]
         if op.q_positions is not None:
             q_at = b.cast(e.tile(op.q_positions), I32)
-        elif e.row is not None:
-            q_at = b.map("add", b.coordinates(e.at[e.row], 0, (softmax.rows, 1)), b.splat(keys - tq, (1, 1)))
+        elif t_at is not None:
+            places = b.coordinates(e.at[t_at], 0, (e.extent[t_at], 1))
+            q_at = b.map("add", places, b.splat(keys - tq, (1, 1)))
         else:
             q_at = b.splat(keys - tq, (1, 1))
         k_at = key_index

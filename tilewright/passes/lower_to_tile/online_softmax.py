@@ -7,11 +7,13 @@ attends, as long as the segments begin at the same keys.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from xdsl.ir import SSAValue
 
+from tilewright.ir.dims import Expr, floordiv, maximum, minimum
 from tilewright.ir.dtypes import F32, DType
 from tilewright.ir.graph.attention import AttentionOp
 from tilewright.ir.graph.base import tensor
@@ -19,23 +21,34 @@ from tilewright.ir.graph.paging import PagedAttentionOp
 from tilewright.ir.machine import Machine
 from tilewright.ir.tile.base import tile as tile_type
 from tilewright.ir.tile.builder import KernelBuilder
+from tilewright.ir.tile.structure import ExprOp
 from tilewright.passes.lower_to_tile.matrix_tiles import multiplies_attention
 
 MINUS_INFINITY = float("-inf")
+
+
+class Segment(NamedTuple):
+    """What a segment of keys brings: logits [rows, segment], which of them count (None: all), v [segment, value
+    features]."""
+
+    logits: SSAValue
+    seen: SSAValue | None
+    v: SSAValue
 
 
 @dataclass(frozen=True)
 class OnlineSoftmax:
     """An attention's softmax over segments of keys for a tile of `rows` queries.
 
-    segment: keys of a step. features, value_features: of a row of k and of v. on_unit: whether a matrix unit takes
-    both products, and keys and values in pairs.
+    segment: keys of a step. part: keys of a part, whole segments. features, value_features: of a row of k and of v.
+    on_unit: whether a matrix unit takes both products, and keys and values in pairs.
     """
 
     b: KernelBuilder
     op: AttentionOp | PagedAttentionOp
     rows: int
     segment: int
+    part: int
     features: int
     value_features: int
     on_unit: bool
@@ -49,7 +62,11 @@ class OnlineSoftmax:
         features: tuple[int, int],
     ) -> OnlineSoftmax:
         """block: rows of a tile of queries, and of keys. features: of keys, and of values."""
-        return OnlineSoftmax(b, op, *block, *features, multiplies_attention(machine, op, tensor(op.q).dtype))
+        rows, segment = block
+        part = max(1, machine.rules.key_part // segment) * segment
+        return OnlineSoftmax(
+            b, op, rows, segment, part, *features, multiplies_attention(machine, op, tensor(op.q).dtype)
+        )
 
     @property
     def dtype(self) -> DType:
@@ -94,6 +111,51 @@ class OnlineSoftmax:
             return b.map("and", seen, b.map("eq", b.map("floordiv", q_at, width), b.map("floordiv", k_at, width)))
         return seen
 
+    def over(
+        self,
+        lo: SSAValue,
+        hi: SSAValue,
+        sinks: SSAValue | None,
+        segment_at: Callable[[SSAValue], Segment],
+        keys: int | None,
+    ) -> list[SSAValue]:
+        """m, l and o after the keys from lo, where a segment begins, to hi.
+
+        segment_at: what a segment brings, given its first key. keys: the most there can be; None where that is not
+        known.
+        """
+        b = self.b
+
+        def chain(first: SSAValue, last: SSAValue) -> list[SSAValue]:
+            with b.loop(first, last, self.segment, self.start(None)) as loop:
+                brought = segment_at(loop.at)
+                loop.give(*self.step(loop.carried, brought.logits, brought.seen, brought.v))
+            return loop.out
+
+        if keys is not None and keys <= self.part:
+            # one part: to merge it into nothing would change no bit
+            return chain(lo, hi) if sinks is None else self.merged(self.start(sinks), chain(lo, hi))
+        at_zero = isinstance(lo.owner, ExprOp) and lo.owner.expr == Expr.of(0)
+        begin = lo if at_zero else b.index(floordiv("a0", self.part) * self.part, lo)
+        with b.loop(begin, hi, self.part, self.start(sinks)) as parts:
+            first = parts.at if at_zero else b.index(maximum("a0", "a1"), parts.at, lo)
+            last = b.index(minimum(Expr.of("a0") + self.part, "a1"), parts.at, hi)
+            parts.give(*self.merged(parts.carried, chain(first, last)))
+        return parts.out
+
+    def merged(self, earlier: Sequence[SSAValue], later: Sequence[SSAValue]) -> list[SSAValue]:
+        """m, l and o of two stretches of keys; one that saw nothing changes no bit of the other."""
+        b = self.b
+        (m, total, o), (m_later, total_later, o_later) = earlier, later
+        top = b.map("max", m, m_later)
+        shift = self._shift(top)
+        fade, fade_later = b.map("exp", b.map("sub", m, shift)), b.map("exp", b.map("sub", m_later, shift))
+
+        def both(x: SSAValue, y: SSAValue) -> SSAValue:
+            return b.map("add", b.map("mul", x, fade), b.map("mul", y, fade_later))
+
+        return [top, both(total, total_later), both(o, o_later)]
+
     def step(
         self, carried: Sequence[SSAValue], logits: SSAValue, seen: SSAValue | None, v: SSAValue
     ) -> tuple[SSAValue, SSAValue, SSAValue]:
@@ -107,8 +169,7 @@ class OnlineSoftmax:
             logits = b.map("select", wide, logits, b.constant(MINUS_INFINITY, (1, 1)))
         m, total, o = carried
         top = b.map("max", m, b.reduce("max", logits, 1))
-        # where nothing is visible yet the shift would be -inf - -inf
-        shift = b.map("select", b.map("eq", top, b.constant(MINUS_INFINITY, (1, 1))), b.constant(0.0, (1, 1)), top)
+        shift = self._shift(top)
         p = b.map("exp", b.map("sub", logits, shift))
         fade = b.map("exp", b.map("sub", m, shift))
         held = _pairs_of_keys(b, v) if self.on_unit else v
@@ -127,6 +188,11 @@ class OnlineSoftmax:
         """[rows, 1], -inf where a row saw nothing."""
         m, total, _ = carried
         return self.b.map("add", m, self.b.map("log", total))
+
+    def _shift(self, top: SSAValue) -> SSAValue:
+        """What logits are lowered by: their maximum, but where nothing is visible yet, that would be -inf - -inf."""
+        b = self.b
+        return b.map("select", b.map("eq", top, b.constant(MINUS_INFINITY, (1, 1))), b.constant(0.0, (1, 1)), top)
 
     def _scale(self) -> SSAValue:
         return self.b.constant(self.op.scale.data, (1, 1))

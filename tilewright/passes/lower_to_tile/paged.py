@@ -20,7 +20,7 @@ from tilewright.ir.tile.memory import ViewPagesOp, ViewSegmentOp
 from tilewright.ir.tile.structure import KernelOp
 from tilewright.passes.lower_to_tile.access import unsupported
 from tilewright.passes.lower_to_tile.frame import Lowered, Variant, begin
-from tilewright.passes.lower_to_tile.online_softmax import OnlineSoftmax
+from tilewright.passes.lower_to_tile.online_softmax import OnlineSoftmax, Segment
 
 
 def lower_paged_attention(group: GroupOp, name: str, machine: Machine, dims: DimSpace) -> Lowered:
@@ -32,7 +32,7 @@ def lower_paged_attention(group: GroupOp, name: str, machine: Machine, dims: Dim
     low, high = dims.interval(several)
     blocks = [(0, 1), (None, max(1, machine.rules.query_block // op.group))]
     chosen = [
-        Variant(_kernel(group, op, f"{name}_t{tokens}", machine, tokens), limit)
+        Variant(_kernel(group, op, f"{name}_t{tokens}", machine, dims, tokens), limit)
         for limit, tokens in blocks
         if (limit is None or low is None or low <= limit) and (limit is not None or high is None or high > 0)
     ]
@@ -40,7 +40,9 @@ def lower_paged_attention(group: GroupOp, name: str, machine: Machine, dims: Dim
     return Lowered(tuple(chosen), tuple(chosen[0].kernel.dims.data), several)
 
 
-def _kernel(group: GroupOp, op: paging.PagedAttentionOp, name: str, machine: Machine, tokens: int) -> KernelOp:
+def _kernel(
+    group: GroupOp, op: paging.PagedAttentionOp, name: str, machine: Machine, dims: DimSpace, tokens: int
+) -> KernelOp:
     b, buffers, (output,) = begin(group, name)
     (total, heads, features), shared, wide = tensor(op.q).dims, tensor(op.k).dims[1], tensor(op.v).dims[2]
     (requests, most), page, each = tensor(op.table).dims, op.page.data, op.group
@@ -71,6 +73,7 @@ def _kernel(group: GroupOp, op: paging.PagedAttentionOp, name: str, machine: Mac
         found: SSAValue = b.add(ViewPagesOp.make(view, table, length, page=page, extent=[most * page]))
         return found
 
+    most_keys = dims.interval(most * page)[1]
     softmax = OnlineSoftmax.of(b, op, machine, (rows, segment), (size, value_size))
     sinks = None if op.sinks is None else _sinks(b, op, buffers[op.sinks], rows, head)
     with b.loop(0, count, tokens) as block:
@@ -82,13 +85,15 @@ def _kernel(group: GroupOp, op: paging.PagedAttentionOp, name: str, machine: Mac
         last_token = b.index(minimum(Expr.of("a1") + tokens, "a2") - 1 + "a0", begins, block.at, count)
         end = b.index(Expr.of("a0") + 1, b.scalar(positions, [last_token]))
         keys, values = pages(buffers[op.k], features, end), pages(buffers[op.v], wide, end)
-        with b.loop(_first_key(b, op, first, segment), end, segment, softmax.start(sinks)) as loop:
-            k = b.reshape(b.load(keys, [loop.at, head, 0], [segment, 1, size], 0.0), (segment, size))
-            logits = softmax.logits(scaled, k)
-            seen = softmax.visible(q_at, b.coordinates(loop.at, 1, (1, segment)))
-            v = b.reshape(b.load(values, [loop.at, head, 0], [segment, 1, value_size], 0.0), (segment, value_size))
-            loop.give(*softmax.step(loop.carried, logits, seen, v))
-        result = b.reshape(softmax.result(loop.out), (tokens, 1, each, value_size))
+
+        def segment_at(key: SSAValue) -> Segment:
+            k = b.reshape(b.load(keys, [key, head, 0], [segment, 1, size], 0.0), (segment, size))
+            v = b.reshape(b.load(values, [key, head, 0], [segment, 1, value_size], 0.0), (segment, value_size))
+            seen = softmax.visible(q_at, b.coordinates(key, 1, (1, segment)))
+            return Segment(softmax.logits(scaled, k), seen, v)
+
+        state = softmax.over(_first_key(b, op, first, segment), end, sinks, segment_at, most_keys)
+        result = b.reshape(softmax.result(state), (tokens, 1, each, value_size))
         b.store(result, results, [block.at, head, 0, 0])
     return b.finish()
 
