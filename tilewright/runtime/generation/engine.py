@@ -219,8 +219,11 @@ class Engine:
             if not self._gives_way(request):
                 return False
         holding, reused = self._adopt(request)
-        counts = holding.wanted(len(request.tokens))
-        counts = [min(count, self.layout.pages_for(g, len(request.tokens))) for g, count in enumerate(counts)]
+        # behind a window, pages come and go: never more than these at one time, those already found included
+        most = [self.layout.pages_for(g, len(request.tokens)) - len(held) for g, held in enumerate(holding.pages)]
+        counts = [
+            min(count, max(0, limit)) for count, limit in zip(holding.wanted(len(request.tokens)), most, strict=True)
+        ]
         row = self.layout.has_rows and holding.row is None
         while not self.book.room_for(counts, row):
             if self._idle:
