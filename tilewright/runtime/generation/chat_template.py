@@ -97,7 +97,7 @@ def _compiled(template: str) -> Any:
     class Generation(Extension):
         """`{% generation %}`, by which training marks answers: its body as it stands."""
 
-        tags = frozenset({"generation"})
+        tags = {"generation"}  # noqa: RUF012  (the base class says what it is)
 
         def parse(self, parser: Any) -> Any:
             next(parser.stream)
