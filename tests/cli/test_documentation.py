@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import typer
 
+from tests.models.language_models import build
+from tests.runtime.generation.sample_tokenizers import save_tokenizer
 from tilewright.cli import command_line
 from tilewright.cli.app import app
 
@@ -27,6 +29,9 @@ def test_every_line_runs_in_order(
     monkeypatch.setenv("TILEWRIGHT_CACHE", str(tmp_path / "cache"))
     Path("mymodel.py").write_text(blocks("python")[0])
     Path("small.mlir").write_text(blocks("mlir")[0])
+    Path("story.txt").write_text("There was a compiler that counted every byte. " * 8)
+    build("Llama", 0, vocab_size=258, num_hidden_layers=1).save_pretrained("a-model")
+    save_tokenizer(Path("a-model"))
     lines = [line[2:] for block in blocks("console") for line in block.splitlines() if line.startswith("$ ")]
     assert len(lines) > 15
     try:

@@ -123,7 +123,7 @@ def _is_count(given: Any) -> bool:
 
 def _positions(model: Any) -> int | None:
     """The longest sequence that a transformers model is made for, if it says so."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     found = getattr(config, "max_position_embeddings", None)
     return found if isinstance(found, int) and found > 0 else None
@@ -149,7 +149,9 @@ def compile_step(model: Any, layout: PagedLayout, *, progress: Progress | None =
         ctx = Context(machine=target.machine, dims=DimSpace(whole.dims), read_weight=whole.weights.__getitem__)
         run_pipeline(Pipeline.parse(_BEFORE, PASSES), whole.module, ctx)
         step = step_of(whole.module, layout)
-    compiled = finish(_as_captured(whole, step, type(model).__qualname__), target, options, watch, cache_notes(step, layout))
+    compiled = finish(
+        _as_captured(whole, step, type(model).__qualname__), target, options, watch, cache_notes(step, layout)
+    )
     return StepCode(compiled, step, layout)
 
 
@@ -157,22 +159,22 @@ def cache_notes(step: Step, layout: PagedLayout) -> list[str]:
     """Where the cache lies, what a token takes and why so: one sentence a group of layers, for the report."""
     notes = []
     for group in step.groups:
-        layers, kept = len(group.states) // 2, "all tokens"
+        layers, count, kept = len(group.states) // 2, step.pages[group.name], "all tokens"
         if group.window is not None:
             pages = layout.held(group.window)
             kept = f"a ring of {pages} pages a request, for a window of {group.window} and a step of {layout.most_step}"
         whole = layout.held(group.window) * layout.page * group.token_bytes
         notes.append(
-            f"cache {group.name}: {layers} layers, {group.token_bytes} B a token, {kept}; {step.pages[group.name]} pages "
-            f"of {layout.page} tokens, {step.pages[group.name] * layout.page * group.token_bytes} B; a request wastes "
-            f"{(layout.page - 1) * group.token_bytes} B at most, where one piece of memory would take {whole} B from its "
-            "first token on"
+            f"cache {group.name}: {layers} layers, {group.token_bytes} B a token, {kept}; {count} pages of "
+            f"{layout.page} tokens, {count * layout.page * group.token_bytes} B; a request wastes "
+            f"{(layout.page - 1) * group.token_bytes} B at most, where one piece of memory would take {whole} B from "
+            "its first token on"
         )
     return notes
 
 
 def _refuse_decisions(whole: Captured) -> None:
-    """A step sees other numbers of tokens than the sequence has: what a model decides by that number, it cannot know."""
+    """A step sees other numbers of tokens than the sequence has: what a model decides by those, it cannot know."""
     if whole.guards or whole.states:
         faults = [f"the model decides by its sizes: {guard}" for guard in whole.guards]
         faults += [f"the model keeps {name} from call to call" for name in whole.states]

@@ -83,9 +83,7 @@ class StateStore(MutableMapping[str, Any]):
         buffer = self._find(name)
         rows = buffer.shape[0]
         if min(source, target, count) < 0 or max(source, target) + count > rows:
-            raise StateError(
-                f"{name} has {rows} rows, not {max(source, target) + count}", step="copy rows that it has"
-            )
+            raise StateError(f"{name} has {rows} rows, not {max(source, target) + count}", step="copy rows that it has")
         size, data = buffer.nbytes // rows, buffer.bytes()
         with self._turn:
             data[target * size : (target + count) * size] = data[source * size : (source + count) * size]

@@ -462,3 +462,16 @@ def test_the_protocol_check_sees_wrong_calls() -> None:
     for said, inputs in wrong.items():
         with pytest.raises(StepProgramError, match=said):
             check_inputs(program.layout, inputs)
+
+
+def test_what_is_kept_does_not_grow_with_what_has_been_generated(rng: np.random.Generator) -> None:
+    program = EchoProgram(layout())
+    engine = Engine(program)
+    generated = 0
+    while generated < 5000:
+        handles = [engine.submit(**request) for request in some_requests(rng, 6, False)]
+        generated += sum(len(handle.result()) for handle in handles)
+        program.calls.clear()
+        (pool,) = engine.book.pools
+        assert len(pool._published) == len(pool.kept) <= 24
+        assert (pool.held, engine.live, len(engine._idle), len(engine._cancelled)) == (0, 0, 0, 0)

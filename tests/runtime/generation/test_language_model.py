@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import numpy as np
@@ -107,6 +108,24 @@ def test_a_reader_that_leaves_gives_everything_back() -> None:
     next(stream)
     stream.close()  # type: ignore[attr-defined]
     assert (lm.current.live, lm.current.book.held_bytes) == (0, 0)
+    lm.generate([1])
+    says("text").complete("Hi")
+    gc.collect()
+    assert lm.current.live == 0, "a stream that nobody reads holds nothing"
+
+
+def test_a_request_may_be_cancelled_from_within_a_step() -> None:
+    lm = LanguageModel(EchoProgram(layout()))
+    handles = [lm.current.submit([3], max_new_tokens=9)]
+
+    def cancel(tokens: Any, logits: np.ndarray) -> np.ndarray:
+        handles[0].cancel()
+        with pytest.raises(EngineError, match="within a step"):
+            lm.current.step()
+        return logits
+
+    lm.current.submit([1], max_new_tokens=2, sampler=tw.Sampler(logits_processor=cancel)).result()
+    assert (handles[0].finish, lm.current.live, lm.current.book.held_bytes) == ("cancelled", 0, 0)
 
 
 class Says:

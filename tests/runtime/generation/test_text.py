@@ -96,6 +96,36 @@ def test_a_template_is_rendered_as_the_model_library_does() -> None:
     assert render("{{ ['a', 'b'] | join('-') }}{{ '-'.join(['c', 'd']) }}", USER) == "a-bc-d"
 
 
+FAMILIES = [
+    "{% if messages[0].role == 'system' %}{% set rest = messages[1:] %}{% else %}{% set rest = messages %}{% endif %}"
+    "{% for m in rest %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('no') }}{% endif %}"
+    "{% if m.role == 'user' %}{{ bos_token + '[INST] ' + m['content'].strip() + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m['content'] | trim + eos_token }}{% endif %}{% endfor %}",
+    "{%- set ns = namespace(last=messages|length - 1) %}\n{%- for m in messages[::-1] %}\n"
+    "    {%- set ns.last = loop.index0 %}\n{%- endfor %}\n{%- for m in messages %}\n"
+    "    {%- if '</think>' in m.content %}\n"
+    "        {{- m.content.split('</think>')[-1].lstrip('\\n') }}\n    {%- else %}\n"
+    "        {{- '<|im_start|>' + m.role + '\\n' + m.content }}\n    {%- endif %}\n{%- endfor %}\n"
+    "{% if tools is defined and tools %}{{ tools | tojson(indent=2) }}{% endif %}\n"
+    "{%- if add_generation_prompt %}\n    {{- '<|im_start|>assistant\\n' ~ ns.last }}\n{%- endif %}",
+    "{{ strftime_now('%Y') }}{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m | tojson }}"
+    "{% endgeneration %}{% else %}{% continue %}{% endif %}{% endfor %}",
+]
+
+
+@pytest.mark.parametrize("template", FAMILIES)
+def test_templates_of_model_families_render_as_in_transformers(template: str) -> None:
+    utils = pytest.importorskip("transformers.utils.chat_template_utils")
+    messages = [
+        {"role": "user", "content": " Hi & <b> "},
+        {"role": "assistant", "content": "<think>a</think>\nHo"},
+        {"role": "user", "content": "ü\n"},
+    ]
+    given_ = {"bos_token": "<s>", "eos_token": "</s>", "add_generation_prompt": True}
+    wanted = utils.render_jinja_template([messages], chat_template=template, **given_)[0][0]
+    assert render(template, messages, **given_) == wanted
+
+
 ESCAPES = [
     "{{ messages.__class__ }}",
     "{{ ''.__class__.__mro__[1].__subclasses__() }}",

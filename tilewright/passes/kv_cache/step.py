@@ -10,8 +10,8 @@ them through `table` (`graph.paged_attention`). What no later token needs, the h
 alone. A model that cannot be taken apart so is refused with every op that stands in the way.
 
 A group with a window holds a request's last pages only, so its table begins at some place of the sequence, and
-`places` count from there. The table's beginning is a multiple of `unit`, because the order of summing over keys hangs on
-where the machine's segments of keys begin, and chunks on where chunks begin.
+`places` count from there. The table's beginning is a multiple of `unit`, because the order of summing over keys hangs
+on where the machine's segments of keys begin, and chunks on where chunks begin.
 """
 
 from __future__ import annotations
@@ -269,7 +269,9 @@ def _groups(main: FuncOp, layout: PagedLayout) -> tuple[Kept, ...]:
         unit = math.lcm(layout.page, layout.segment, window if window and mask == "chunked" else 1)
         name = "full" if window is None else f"{mask}{window}"
         group = found.get((mask, window or 0)) or Kept(name, window, unit, layout.columns(window, unit))
-        size = sum((tensor(x).dims[1] * tensor(x).dims[3]).evaluate({}) * tensor(x).dtype.bits // 8 for x in (op.k, op.v))
+        size = sum(
+            (tensor(x).dims[1] * tensor(x).dims[3]).evaluate({}) * tensor(x).dtype.bits // 8 for x in (op.k, op.v)
+        )
         found[mask, window or 0] = replace(
             group, states=(*group.states, *_names(layer)), token_bytes=group.token_bytes + size
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from functools import lru_cache
 from typing import Any, NoReturn
 
@@ -89,9 +90,18 @@ def _to_json(value: Any, indent: int | None = None, **kind: Any) -> str:
 def _compiled(template: str) -> Any:
     """The template as code in the sandbox; the class is built here, because jinja2 is optional."""
     from jinja2 import nodes
-    from jinja2.ext import loopcontrols
+    from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
     from jinja2.visitor import NodeTransformer
+
+    class Generation(Extension):
+        """`{% generation %}`, by which training marks answers: its body as it stands."""
+
+        tags = {"generation"}  # noqa: RUF012  (the base class says what it is)
+
+        def parse(self, parser: Any) -> Any:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
     class Sandbox(ImmutableSandboxedEnvironment):
         intercepted_binops = frozenset({"+", "*", "**", "%"})
@@ -127,7 +137,7 @@ def _compiled(template: str) -> Any:
             self.generic_visit(node)
             return nodes.Filter(nodes.List(node.nodes), "concatenated", [], [], None, None, lineno=node.lineno)
 
-    sandbox = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    sandbox = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation])
     for name in ("center", "format", "indent", "wordwrap", "xmlattr", "urlize", "pprint"):
         del sandbox.filters[name]
     for name in ("lipsum", "cycler", "joiner"):
@@ -149,6 +159,7 @@ def _compiled(template: str) -> Any:
     sandbox.filters["concatenated"] = lambda parts: _concatenated([str(part) for part in parts])
     sandbox.filters["tojson"] = _to_json
     sandbox.globals["raise_exception"] = _refuse
+    sandbox.globals["strftime_now"] = lambda form: datetime.now().strftime(form[:256])
     tree = Bounds().visit(sandbox.parse(template))
     return sandbox.template_class.from_code(sandbox, sandbox.compile(tree), sandbox.make_globals(None))
 

@@ -17,8 +17,8 @@ class Completion:
     def __init__(
         self, handle: Handle, decode: Callable[[Sequence[int]], str], prompt: Sequence[int], stop: Sequence[str]
     ) -> None:
-        self._stops = StopStrings(stop)
         self._handle = handle
+        self._stops = StopStrings(stop)
         self._detokenizer = Detokenizer(decode, prompt)
         self.tokens: list[Token] = []
         self.text = ""
@@ -44,6 +44,10 @@ class Completion:
         if piece:
             self.text += piece
             yield piece
+
+    def __del__(self) -> None:
+        # an answer that nobody has read, and nobody can read any more
+        self._handle.cancel()
 
     def read(self) -> str:
         """The whole answer."""

@@ -60,6 +60,8 @@ class Engine:
         self._idle: list[Conversation] = []
         self._handles: dict[Request, Handle] = {}
         self._arrivals = 0
+        self._stepping = False
+        self._cancelled: list[Handle] = []
         self.turn = threading.RLock()
 
     @property
@@ -138,11 +140,16 @@ class Engine:
             return handle
 
     def cancel(self, handle: Handle) -> None:
-        """Ends a request; nothing happens if it has ended. Its pages are given back before this returns."""
+        """Ends a request; nothing happens if it has ended. Its pages are given back before this returns.
+
+        Called from within a step (by a logits_processor, or where Python collects a stream nobody reads), it takes
+        effect when the step is over.
+        """
         with self.turn:
-            request = handle._request
-            if request in self._handles:
-                self._end(request, "cancelled")
+            if self._stepping:
+                self._cancelled.append(handle)
+            elif handle._request in self._handles:
+                self._end(handle._request, "cancelled")
 
     def close(self) -> None:
         """Cancels all requests and forgets what conversations hold."""
@@ -170,24 +177,35 @@ class Engine:
     def step(self) -> bool:
         """Admits, runs one step and gives out its tokens. False where there was nothing to do."""
         with self.turn:
-            while self._waiting and self._admit_one(self._waiting[0]):
-                pass
-            plan = self._plan()
-            if not plan:
-                return False
-            segments = []
-            for request, count in plan.items():
-                holding = _held(request)
-                whole = count == request.pending
-                new = [*request.tokens[holding.length : holding.length + count], *request.draft]
-                segments.append(Segment(holding, new, 1 + len(request.draft) if whole else 0))
-            logits = self.program.step(step_inputs(self.layout, segments))
-            row = 0
-            for (request, count), segment in zip(plan.items(), segments, strict=True):
-                known = segment.holding.length + count
-                self._give_out(request, known, logits[row : row + segment.wanted])
-                row += segment.wanted
-            return True
+            if self._stepping:
+                raise EngineError("a step was asked for within a step", step="let callbacks return first")
+            self._stepping = True
+            try:
+                return self._step()
+            finally:
+                self._stepping = False
+                while self._cancelled:
+                    self.cancel(self._cancelled.pop())
+
+    def _step(self) -> bool:
+        while self._waiting and self._admit_one(self._waiting[0]):
+            pass
+        plan = self._plan()
+        if not plan:
+            return False
+        segments = []
+        for request, count in plan.items():
+            holding = _held(request)
+            whole = count == request.pending
+            new = [*request.tokens[holding.length : holding.length + count], *request.draft]
+            segments.append(Segment(holding, new, 1 + len(request.draft) if whole else 0))
+        logits = self.program.step(step_inputs(self.layout, segments))
+        row = 0
+        for (request, count), segment in zip(plan.items(), segments, strict=True):
+            known = segment.holding.length + count
+            self._give_out(request, known, logits[row : row + segment.wanted])
+            row += segment.wanted
+        return True
 
     # --- who runs ---------------------------------------------------------------------------------------------------
 
@@ -201,8 +219,11 @@ class Engine:
             if not self._gives_way(request):
                 return False
         holding, reused = self._adopt(request)
-        counts = holding.wanted(len(request.tokens))
-        counts = [min(count, self.layout.pages_for(g, len(request.tokens))) for g, count in enumerate(counts)]
+        # behind a window, pages come and go: never more than these at one time, those already found included
+        most = [self.layout.pages_for(g, len(request.tokens)) - len(held) for g, held in enumerate(holding.pages)]
+        counts = [
+            min(count, max(0, limit)) for count, limit in zip(holding.wanted(len(request.tokens)), most, strict=True)
+        ]
         row = self.layout.has_rows and holding.row is None
         while not self.book.room_for(counts, row):
             if self._idle:

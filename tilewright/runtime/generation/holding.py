@@ -39,6 +39,8 @@ class Holding:
         self.length = 0
         self.row: int | None = None
         self.pages: list[dict[int, int]] = [{} for _ in book.pools]
+        # kept beside `pages`, because a step must not cost as much as a request is long
+        self._tables = [np.full(book.layout.columns(g), NO_PAGE, np.int32) for g in range(len(book.pools))]
         self._chain: list[bytes] = []
 
     def match(self, tokens: Sequence[int]) -> int:
@@ -63,9 +65,11 @@ class Holding:
             needed = [[p for p in range(count) if self._is_needed(g, p, length)] for g in range(len(book.pools))]
             if all(links[p][g] is not None for g, places in enumerate(needed) for p in places):
                 for g, places in enumerate(needed):
-                    self.pages[g] = {p: page for p in places if (page := links[p][g]) is not None}
-                    for page in self.pages[g].values():
+                    for p in places:
+                        page = links[p][g]
+                        assert page is not None
                         book.pools[g].retain(page)
+                        self._put(g, p, page)
                 self.length, self._chain = length, found[1 : length // size + 1]
                 book.account.reused += length
                 return length
@@ -102,13 +106,13 @@ class Holding:
                 page = fresh.pop()
                 book.copy(g, held[first], page)
                 book.release(g, held[first])
-                held[first] = page
+                self._put(g, first, page)
             elif first in held:
                 # alone with it: what it was published for ends here, and committing publishes it anew
                 book.pools[g].unpublish(held[first])
             for place in range(first, -(-length // size)):
                 if place not in held:
-                    held[place] = fresh.pop()
+                    self._put(g, place, fresh.pop())
         return True
 
     def commit(self, tokens: Sequence[int], length: int) -> None:
@@ -124,8 +128,10 @@ class Holding:
                 if book.layout.rewinds and place in held:
                     book.pools[g].publish(held[place], self._chain[-1])
         for g, held in enumerate(self.pages):
-            for place in [p for p in held if not self._is_needed(g, p, length)]:
-                book.release(g, held.pop(place))
+            # a group with a window holds few pages; one without loses none
+            if book.layout.groups[g].window is not None:
+                for place in [p for p in held if not self._is_needed(g, p, length)]:
+                    self._drop(g, place)
 
     def rewind(self, length: int) -> None:
         """Goes back to `length` tokens, or to none where the window or the states before them are gone."""
@@ -143,10 +149,25 @@ class Holding:
         self._drop_after(self.length)
 
     def _drop_after(self, length: int) -> None:
-        size = self.book.layout.page_size
+        first = -(-length // self.book.layout.page_size)
         for g, held in enumerate(self.pages):
-            for place in [p for p in held if p * size >= length]:
-                self.book.release(g, held.pop(place))
+            if self.book.layout.groups[g].window is not None:
+                for place in [p for p in held if p >= first]:
+                    self._drop(g, place)
+            else:
+                # all places up to the last one are held: they make up how many there are
+                for place in range(len(held) - 1, first - 1, -1):
+                    self._drop(g, place)
+
+    def _put(self, group: int, place: int, page: int) -> None:
+        self.pages[group][place] = page
+        table = self._tables[group]
+        table[place % len(table)] = page
+
+    def _drop(self, group: int, place: int) -> None:
+        self.book.release(group, self.pages[group].pop(place))
+        table = self._tables[group]
+        table[place % len(table)] = NO_PAGE
 
     def fork(self) -> Holding:
         """Another request with the same tokens in the cache; pages are shared until one of the two writes."""
@@ -155,6 +176,7 @@ class Holding:
             return other
         other.length, other._chain = self.length, list(self._chain)
         other.pages = [dict(held) for held in self.pages]
+        other._tables = [table.copy() for table in self._tables]
         for pool, held in zip(self.book.pools, self.pages, strict=True):
             for page in held.values():
                 pool.retain(page)
@@ -166,6 +188,7 @@ class Holding:
             for place in sorted(held, reverse=True):
                 self.book.release(g, held[place])
             held.clear()
+            self._tables[g].fill(NO_PAGE)
         if self.row is not None:
             self.book.release_row(self.row)
             self.row = None
@@ -180,8 +203,4 @@ class Holding:
 
     def table(self, group: int) -> Int32:
         """The request's row of a group's page table: [columns] int32."""
-        columns = self.book.layout.columns(group)
-        row = np.full(columns, NO_PAGE, np.int32)
-        for place, page in self.pages[group].items():
-            row[place % columns] = page
-        return row
+        return self._tables[group]

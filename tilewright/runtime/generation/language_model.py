@@ -196,23 +196,39 @@ class LanguageModel:
         return self._grammars.matcher(grammar)
 
 
-def _ids_of(handle: Handle) -> Iterator[int]:
-    with handle:
-        for token in handle:
-            yield token.id
+class _Stream(Iterator[Any]):
+    """What `generate` gives: ids, or (index, id). Closed or no longer referred to, it cancels what still runs."""
+
+    def __init__(self, handles: list[Handle], values: Iterator[Any]) -> None:
+        self._handles, self._values = handles, values
+
+    def __next__(self) -> Any:
+        return next(self._values)
+
+    def close(self) -> None:
+        """Ends the requests; their pages come back."""
+        for handle in self._handles:
+            handle.cancel()
+
+    def __del__(self) -> None:
+        self.close()
 
 
-def _pairs_of(handles: list[Handle]) -> Iterator[tuple[int, int]]:
+def _ids_of(handle: Handle) -> _Stream:
+    return _Stream([handle], (token.id for token in handle))
+
+
+def _pairs_of(handles: list[Handle]) -> _Stream:
     """Tokens in the order of steps, and of prompts within one."""
-    open_ = dict(enumerate(handles))
-    try:
-        while open_:
-            for index, handle in list(open_.items()):
+
+    def pairs() -> Iterator[tuple[int, int]]:
+        left = dict(enumerate(handles))
+        while left:
+            for index, handle in list(left.items()):
                 token = next(iter(handle), None)
                 if token is None:
-                    del open_[index]
+                    del left[index]
                 else:
                     yield index, token.id
-    finally:
-        for handle in open_.values():
-            handle.cancel()
+
+    return _Stream(handles, pairs())
