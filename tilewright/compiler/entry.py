@@ -13,6 +13,7 @@ from tilewright.compiler.code import Code
 from tilewright.compiler.code_key import code_factors
 from tilewright.compiler.compilation import generate
 from tilewright.compiler.compiled import Compiled
+from tilewright.compiler.full_collections import put_off
 from tilewright.compiler.linking import ready
 from tilewright.compiler.options import Options
 from tilewright.compiler.stopwatch import Progress, Stopwatch
@@ -33,6 +34,7 @@ from tilewright.runtime.threads import ThreadPool
 from tilewright.runtime.weights import WeightSet
 
 
+@put_off()
 def compile_model(
     model: Any,
     args: tuple[Any, ...] = (),
