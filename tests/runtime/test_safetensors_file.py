@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tilewright.errors import ArtifactError, WeightsError
-from tilewright.ir.dtypes import BF16, DTYPES, F32, DType
+from tilewright.ir.dtypes import BF16, DTYPES, F32, U8, DType
 from tilewright.runtime.safetensors_file import SafetensorsFile, SafetensorsWriter
 from tilewright.runtime.tensors import as_buffer
 
@@ -202,6 +202,21 @@ def test_a_writer_wants_every_tensor_once_and_whole(tmp_path: Path) -> None:
         with pytest.raises(WeightsError, match="a tensor cannot be stored as"):
             SafetensorsWriter(fd, [("a", F32, (2,)), (bad, F32, (2,))])
     os.close(fd)
+
+
+def test_no_place_that_is_mapped_is_a_hole_and_what_was_written_there_stays(tmp_path: Path) -> None:
+    # a store into a hole of a full disk is a signal, not an error; 3 MiB and 5 bytes: no whole number of writes
+    size = (3 << 20) + 5
+    with open(tmp_path / "w", "w+b") as file:
+        writer = SafetensorsWriter(file.fileno(), [("a", U8, (size,)), ("b", U8, (size,))])
+        place = writer.mapped("b")
+        assert os.fstat(file.fileno()).st_blocks * 512 >= size
+        ctypes.memmove(place.address, b"kept", 4)
+        again = writer.mapped("b")
+        assert ctypes.string_at(again.address, 5) == b"kept\0"
+        writer.write("a", bytes(size))
+        writer.finish()
+        assert SafetensorsFile(file.fileno())["b"].bytes()[:5] == b"kept\0"
 
 
 def test_writing_keeps_one_tensor_in_memory(tmp_path: Path) -> None:

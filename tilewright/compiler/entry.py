@@ -13,6 +13,7 @@ from tilewright.compiler.code import Code
 from tilewright.compiler.code_key import code_factors
 from tilewright.compiler.compilation import generate
 from tilewright.compiler.compiled import Compiled
+from tilewright.compiler.full_collections import put_off
 from tilewright.compiler.linking import ready
 from tilewright.compiler.options import Options
 from tilewright.compiler.stopwatch import Progress, Stopwatch
@@ -24,6 +25,7 @@ from tilewright.errors import ArgumentError
 from tilewright.frontend.captured import Captured
 from tilewright.frontend.capturing import capture, load_program
 from tilewright.frontend.directories import open_directory
+from tilewright.frontend.identity import tensors_of
 from tilewright.ir.choices import CompileOptions
 from tilewright.ir.module import print_module
 from tilewright.runtime.facts import Facts
@@ -32,6 +34,7 @@ from tilewright.runtime.threads import ThreadPool
 from tilewright.runtime.weights import WeightSet
 
 
+@put_off()
 def compile_model(
     model: Any,
     args: tuple[Any, ...] = (),
@@ -74,18 +77,24 @@ def _compiled(
     notes: Sequence[str],
 ) -> Compiled:
     """Code for what was captured before, where the key of the model proves that it is the same; else it is captured."""
-    with watch.stage("identity"):
-        # what is found in the cache has run no pass that could be verified
-        store = Store(None) if options.verify_each == "numeric" else Store.of(options)
-        memory = Memory.of(store, *given, fallback=options.fallback)
-    if memory.taken is not None:
-        with watch.stage("key"):
-            found = store.code_if_there(code_factors(memory.taken, target, options))
-        if found is not None:
-            return _linked(*found, "hit", memory.taken, options, target, store, watch, notes)
-    with watch.stage("capture"):
-        captured = captures()
-    return finish(captured, target, options, watch, notes, memory)
+    # what is found in the cache has run no pass that could be verified
+    store = Store(None) if options.verify_each == "numeric" else Store.of(options)
+    try:
+        with watch.stage("identity"):
+            if store.cache is not None and target.runs_here:
+                # their digests are part of a key at the end; until then one core has nothing to do
+                store.contents.begin(tensors_of(given[0]).values())
+            memory = Memory.of(store, *given, fallback=options.fallback)
+        if memory.taken is not None:
+            with watch.stage("key"):
+                found = store.code_if_there(code_factors(memory.taken, target, options))
+            if found is not None:
+                return _linked(*found, "hit", memory.taken, options, target, store, watch, notes)
+        with watch.stage("capture"):
+            captured = captures()
+        return finish(captured, target, options, watch, notes, memory)
+    finally:
+        store.contents.forget()
 
 
 def finish(

@@ -7,7 +7,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ from tilewright.errors import CacheError
 from tilewright.runtime.cache import ENVIRONMENT, NOTE, OFF, Cache
 from tilewright.runtime.cache_entry import Entry
 from tilewright.runtime.canonical import canonical_json, key_of
+from tilewright.runtime.contents import Contents
 from tilewright.runtime.facts import Facts
 from tilewright.runtime.native import NativeLibrary
 from tilewright.runtime.prepare import prepare_weights
 from tilewright.runtime.program_json import program_from_text, program_text, program_to_json
 from tilewright.runtime.safetensors_file import SafetensorsFile
-from tilewright.runtime.threads import ThreadPool
+from tilewright.runtime.threads import ThreadPool, available_cores
 from tilewright.runtime.weights import Source, WeightSet, content_key
 
 _PROGRAM, _FACTS, _OBJECTS, _SOURCES, _TEXTS = "program.json", "facts.json", "objects.bin", "sources.json", "texts.json"
@@ -34,11 +35,13 @@ class Store:
     """Looks things up in a cache and builds what is missing; without a cache it just builds.
 
     required: the folder was asked for, so that not being able to write it is an error. Where nobody asked, a warning
-    with the error's text says that nothing is kept, once.
+    with the error's text says that nothing is kept, once. contents: digests of weights, which may be begun before
+    `weights` asks for them.
     """
 
     cache: Cache | None
     required: bool = True
+    contents: Contents = field(default_factory=lambda: Contents(available_cores()))
 
     @staticmethod
     def of(options: Options) -> Store:
@@ -126,7 +129,7 @@ class Store:
         symbols = {v.symbol for routine in program.prepare for step in routine.steps for v in step.variants}
         factors = {
             "kind": "weights",
-            "content": content_key(source, pool.cores),
+            "content": content_key(source, self.contents),
             # which weight feeds which kernel, and what each routine writes
             "program": key_of({name: plain[name] for name in ("prepare", "weights", "packed", "states", "transient")}),
             "resident": list(program.resident),

@@ -64,8 +64,10 @@ def identify(
         return Identity(None, "the model cannot be captured as it is")
 
 
-def tensors_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The parameters and buffers of a model under all their names."""
+def tensors_of(model: Any) -> dict[str, torch.Tensor]:
+    """The parameters and buffers of a model under all their names; nothing of what is no model of torch."""
+    if "torch" not in sys.modules or not isinstance(model, sys.modules["torch"].nn.Module):
+        return {}
     return {
         name: value.detach()
         for name, value in (

@@ -201,13 +201,17 @@ class SafetensorsWriter:
         self._missing.discard(name)
 
     def mapped(self, name: str) -> MappedTensor:
-        """A tensor's place in the file as memory, to be written through; counts as written. It holds zeros."""
+        """A tensor's place in the file as memory, to be written through; counts as written. It holds what was written
+        before, zeros the first time.
+        """
         at, size = self._places[name]
-        # Not a hole: on a full disk, writing through a mapping would be a signal instead of an error. Zeros that are
-        # written wait in memory for the tensor; space that is only set aside costs a fault and a journal entry a page.
-        for begin in range(0, size, len(_ZEROS)):
-            write_all(self._fd, _ZEROS[: size - begin], self._data + at + begin)
-        self._missing.discard(name)
+        if name in self._missing:
+            # Not a hole: on a full disk, writing through a mapping would be a signal instead of an error. Zeros that
+            # are written wait in memory for the tensor; space that is only set aside costs a fault and a journal entry
+            # a page.
+            for begin in range(0, size, len(_ZEROS)):
+                write_all(self._fd, _ZEROS[: size - begin], self._data + at + begin)
+            self._missing.discard(name)
         return MappedTensor(self._fd, self._data + at, size)
 
     def finish(self) -> None:

@@ -11,7 +11,6 @@ import difflib
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from tilewright.errors import Problem, WeightsError
 from tilewright.ir.dtypes import torch_name
+from tilewright.runtime.contents import Contents
 from tilewright.runtime.program import Program, TensorSpec
 from tilewright.runtime.safetensors_file import SafetensorsFile
 from tilewright.runtime.tensors import Buffer, Description, as_buffer, describe
@@ -59,24 +59,19 @@ class WeightFiles(Mapping[str, Buffer]):
         return len(self._files)
 
 
-def content_key(source: Source, threads: int = 1) -> str:
-    """sha256 over the sha256 of each tensor's name, dtype, shape and bytes, in the order of names.
+def content_key(source: Source, contents: Contents | None = None) -> str:
+    """sha256 over the sha256 of each tensor's name, dtype, shape and digest, in the order of names.
 
-    threads: how many tensors are hashed, and in memory, at a time.
+    contents: where the digests are taken, and may have been taken already.
     """
-
-    def tensor_digest(name: str) -> bytes:
-        buffer = as_buffer(source[name])
-        head = f"{name}\0{buffer.dtype.name}\0{','.join(map(str, buffer.shape))}\0{buffer.nbytes}\0"
-        digest = hashlib.sha256(head.encode())
-        digest.update(buffer.bytes())
-        return digest.digest()
-
+    contents = contents or Contents()
     whole = hashlib.sha256()
-    # hashlib lets go of the interpreter lock for large buffers
-    with ThreadPoolExecutor(threads, "tilewright-hash") as pool:
-        for digest in pool.map(tensor_digest, sorted(source)):
-            whole.update(digest)
+    digests = [(name, describe(source[name]), contents.digest(source[name])) for name in sorted(source)]
+    for name, found, digest in digests:
+        if found is None or found.dtype is None:
+            raise TypeError(f"{name} has no tensor's memory")
+        head = f"{name}\0{found.dtype.name}\0{','.join(map(str, found.shape))}\0"
+        whole.update(hashlib.sha256(head.encode() + digest.result()).digest())
     return whole.hexdigest()
 
 
