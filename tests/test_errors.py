@@ -61,8 +61,8 @@ TW009 not a model: Linear is a class
   next: pass an instance: Linear(...)""",
     "TW010": """
 TW010 unsupported operators: 2 problems
-  - aten.linalg_det.default: no lowering, 1 use  (at example.py:10)
-  - aten.linalg_inv.default: no lowering, 1 use  (at example.py:10)
+  - aten._linalg_det.default: no lowering, 1 use  (at example.py:10)
+  - aten.linalg_inv_ex.default: no lowering, 1 use  (at example.py:10)
   next: write these parts with supported operators, or compile the rest of the model; \
 whether the other operators have kernels shows after that""",
     "TW011": """
@@ -94,7 +94,7 @@ TW021 text does not parse: pipeline text does not parse at column 14: 'fuse{max-
     "TW022": """
 TW022 bad pass or pass option: the pipeline has no pass 'fusion'
   next: it has: canonicalize, fold, canonicalize, channels-last, recognize, merge-shared-lhs, expand-experts, \
-canonicalize, hoist-weights, dedupe-layers, fuse, inline-layers, plan-layout, lower-to-tile, \
+canonicalize, hoist-weights, dedupe-layers, fuse, attention-tiling, inline-layers, plan-layout, lower-to-tile, \
 place-levels, plan-memory""",
     "TW023": """
 TW023 pass order: plan-layout comes before fuse or materialise, which it requires
@@ -147,6 +147,9 @@ TW035 user kernel is wrong: @double: no input's shape gives m  (at example.py:8)
     "TW036": """
 TW036 a pass is at fault: graph.map: by flip (example_{N}.Flip): no elementwise function is called 'minus'
   next: mend the pass, or compile with passes=pipeline.without('flip')""",
+    "TW037": """
+TW037 cannot generate step by step: graph.reduce: it reduces over tokens  (at example.py:16)
+  next: use a model whose layers outside attention work on each token by itself""",
     "TW040": """
 TW040 weights do not fit: 2 problems
   - bias is missing: float32 [2]

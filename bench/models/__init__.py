@@ -32,7 +32,7 @@ class Model:
     whole: bool = False
 
 
-_TOKENS = {"batch": (1, 64), "tokens": (1, 256)}
+_TOKENS = {"batch": (1, minilm.MOST_BATCH), "tokens": (1, minilm.MOST_TOKENS)}
 _IMAGES = {"image": ("batch", None, None, None)}
 _ROWS = {"x": ("rows", None)}
 

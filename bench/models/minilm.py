@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+MOST_BATCH, MOST_TOKENS = 64, 256
+
 
 class SentenceEncoder(torch.nn.Module):
     """A transformer encoder, mean pooling over attended tokens, and normalisation, as all-MiniLM-L6-v2's card says."""

@@ -141,9 +141,7 @@ def case_of(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -
             return function(x)
 
     model = Function().eval()
-    return Case(
-        lambda: capture(model, (x,), {}, None), [x], [function(x)], Target.of(Options()), {"precision": "model"}
-    )
+    return Case(lambda: capture(model, (x,), {}, None), [x], [function(x)], Target.of(Options()), CompileOptions())
 
 
 def test_booleans_between_are_no_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:

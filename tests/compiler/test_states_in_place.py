@@ -19,6 +19,7 @@ from tilewright.compiler.instrumented import CountingTwin
 from tilewright.compiler.options import Options
 from tilewright.compiler.target import Target
 from tilewright.frontend import capture
+from tilewright.ir.choices import CompileOptions
 from tilewright.passes.pipeline import default_pipeline, materialising_pipeline
 from tilewright.runtime.call import TINY_BYTES, traffic
 
@@ -146,8 +147,8 @@ def state_steps(compiled: Any) -> list[Any]:
 
 def name_of(compiled: Any, step: Any) -> str:
     """The name in the tile IR of a step's kernel."""
-    names = {k.symbol: (k.facts or {}).get("name", k.symbol) for k in compiled.code.program.kernels}
-    return str(names[step.variants[-1].symbol])
+    names = {k.symbol: k.name for k in compiled.code.program.kernels}
+    return names[step.variants[-1].symbol]
 
 
 @pytest.fixture(scope="module")
@@ -359,7 +360,7 @@ def test_the_search_for_a_wrong_kernel_sees_every_version_of_a_state(
     with torch.inference_mode():
         results = copy.deepcopy(model)(x, at)
     expected = [r.clone() for r in (results if isinstance(results, tuple) else (results,))]
-    options = {"precision": "model", "determinism": "batch"}
+    options = CompileOptions()
     case = Case(again, [x, at], expected, Target.of(Options(passes=pipeline())), options)
     # nothing is wrong: every kernel computes what its group says of the values it was given
     assert first_difference(case, lambda t: 1e-4 * float(t.abs().max())) is None

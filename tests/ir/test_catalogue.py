@@ -19,7 +19,10 @@ def test_signatures_show_what_may_be_left_out() -> None:
     assert shown["graph.concat"] == "graph.concat(xs...) {axis: Int} -> out"
     assert shown["graph.state_write"] == "graph.state_write(value) {name: Str}"
     assert shown["graph.topk"] == "graph.topk(x) {k: Int, axis: Int} -> values, indices"
-    assert shown["graph.group"] == 'graph.group(args...) {kind: Str, name: Str = ""} region -> outs...'
+    assert (
+        shown["graph.group"]
+        == 'graph.group(args...) {kind: Str, name: Str = "", schedule: Schedule = {}} region -> outs...'
+    )
 
 
 def test_every_entry_has_a_doc_line() -> None:

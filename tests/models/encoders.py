@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from bench.models import MOST_BATCH, MOST_TOKENS
+from bench.models.minilm import MOST_BATCH, MOST_TOKENS
 
 Call = dict[str, torch.Tensor]
 VOCABULARY = 30522

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import tilewright as tw
-from bench.models import MOST_BATCH, MOST_TOKENS, SentenceEncoder, minilm
+from bench.models.minilm import MOST_BATCH, MOST_TOKENS, SentenceEncoder
+from bench.models.minilm import build as minilm
 from tests.models.encoders import draw_call, draw_sizes
 from tilewright.backends.host import workers
 from tilewright.compiler import building

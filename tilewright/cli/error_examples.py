@@ -317,6 +317,36 @@ tw.compile(Model(), args=(x,), dims={"x": {0: tw.Dim("batch", 1, 8)}})
     "TW034": Example(_kernel(4, 3), _kernel(4, 4)),
     "TW035": Example(_double("x f32[n] -> y f32[m]"), _double("x f32[n] -> y f32[n]")),
     "TW036": Example(_BROKEN_PASS.replace("SUB", "minus"), _BROKEN_PASS.replace("SUB", "sub")),
+    "TW037": Example(
+        """
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = torch.nn.Embedding(10, 8), torch.nn.Linear(8, 10)
+
+    def forward(self, ids):
+        x = self.embed(ids)[:, None]
+        y = torch.nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True)[:, 0]
+        return self.head(y - y.mean(1, keepdim=True))
+
+
+tw.compile_lm(Model().eval(), max_tokens=16)
+""",
+        """
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = torch.nn.Embedding(10, 8), torch.nn.Linear(8, 10)
+
+    def forward(self, ids):
+        x = self.embed(ids)[:, None]
+        y = torch.nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True)[:, 0]
+        return self.head(y - y.mean(2, keepdim=True))
+
+
+tw.compile_lm(Model().eval(), max_tokens=16)
+""",
+    ),
     "TW040": Example(
         'compiled.update_weights({"weight": torch.randn(4, 2)})',
         'compiled.update_weights({"weight": torch.randn(2, 4), "bias": torch.randn(2)})',

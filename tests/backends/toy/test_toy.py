@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import tilewright as tw
-from bench.models import MOST_BATCH, MOST_TOKENS, minilm
+from bench.models.minilm import MOST_BATCH, MOST_TOKENS
+from bench.models.minilm import build as minilm
 from tests.compiler.counting import check_formulas
 from tests.compiler.models import bert, close, compile_bert, compile_llama, compile_mlp, llama, mlp, token_inputs
 from tests.models.encoders import draw_call, draw_sizes
