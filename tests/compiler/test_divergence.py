@@ -15,7 +15,7 @@ from tilewright.compiler.divergence import Case, Difference, first_difference
 from tilewright.compiler.options import Options
 from tilewright.compiler.target import Target
 from tilewright.frontend.capturing import capture
-from tilewright.ir.choices import CompileOptions
+from tilewright.ir.compile_options import CompileOptions
 from tilewright.ir.dims import Dim
 from tilewright.ir.passing import Context, Pass
 from tilewright.passes.pipeline import default_pipeline

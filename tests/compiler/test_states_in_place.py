@@ -19,7 +19,7 @@ from tilewright.compiler.instrumented import CountingTwin
 from tilewright.compiler.options import Options
 from tilewright.compiler.target import Target
 from tilewright.frontend import capture
-from tilewright.ir.choices import CompileOptions
+from tilewright.ir.compile_options import CompileOptions
 from tilewright.passes.pipeline import default_pipeline, materialising_pipeline
 from tilewright.runtime.call import TINY_BYTES, traffic
 

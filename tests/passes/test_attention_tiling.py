@@ -17,7 +17,8 @@ from tilewright.backends.cpu.machines import MACHINES
 from tilewright.errors import CapacityError, PassOptionError
 from tilewright.ir.attributes import Int
 from tilewright.ir.backend import backends
-from tilewright.ir.choices import Candidate, CompileOptions, best
+from tilewright.ir.choices import Candidate, best
+from tilewright.ir.compile_options import CompileOptions
 from tilewright.ir.cost import Work
 from tilewright.ir.graph.attention import AttentionOp
 from tilewright.ir.graph.structure import GroupOp

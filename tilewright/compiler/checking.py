@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tilewright.errors import ExpectationError, NumericMismatchError, OptionError, Problem
-from tilewright.ir.choices import CompileOptions
+from tilewright.ir.compile_options import CompileOptions
 from tilewright.runtime.facts import Facts
 
 if TYPE_CHECKING:

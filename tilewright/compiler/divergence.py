@@ -21,7 +21,7 @@ from tilewright.compiler.intermediates import Exposed, kernel_results
 from tilewright.compiler.pipelines import whole_pipeline
 from tilewright.compiler.target import Target
 from tilewright.frontend.captured import Captured
-from tilewright.ir.choices import CompileOptions
+from tilewright.ir.compile_options import CompileOptions
 from tilewright.ir.dims import DimSpace
 from tilewright.ir.graph.base import GraphOp, Setting, tensor
 from tilewright.ir.graph.structure import GroupOp, YieldOp

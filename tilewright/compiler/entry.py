@@ -26,7 +26,7 @@ from tilewright.frontend.captured import Captured
 from tilewright.frontend.capturing import capture, load_program
 from tilewright.frontend.directories import open_directory
 from tilewright.frontend.identity import tensors_of
-from tilewright.ir.choices import CompileOptions
+from tilewright.ir.compile_options import CompileOptions
 from tilewright.ir.module import print_module
 from tilewright.runtime.facts import Facts
 from tilewright.runtime.native import NativeLibrary

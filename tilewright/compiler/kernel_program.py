@@ -21,7 +21,7 @@ from tilewright.compiler.stopwatch import Stopwatch
 from tilewright.compiler.store import Store
 from tilewright.compiler.target import Target
 from tilewright.ir.backend import kernels_of
-from tilewright.ir.choices import CompileOptions
+from tilewright.ir.compile_options import CompileOptions
 from tilewright.ir.dims import Dim, DimSpace, Expr
 from tilewright.ir.graph.structure import FuncOp
 from tilewright.ir.module import new_module, print_module

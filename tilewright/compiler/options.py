@@ -10,7 +10,7 @@ from types import NoneType
 from typing import Any, Final, Literal
 
 from tilewright.errors import OptionError
-from tilewright.ir.choices import OBJECTIVES
+from tilewright.ir.compile_options import OBJECTIVES
 from tilewright.ir.passing import Pipeline
 from tilewright.runtime.memory import parse_bytes
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tilewright.compiler.code import Code
 from tilewright.errors import PassOptionError
 from tilewright.ir.backend import machine_of
-from tilewright.ir.choices import CompileOptions
+from tilewright.ir.compile_options import CompileOptions
 from tilewright.ir.module import dim_space, parse_module, print_module
 from tilewright.ir.passing import Context, Pipeline, run_pipeline
 from tilewright.passes.pipeline import parse_pipeline

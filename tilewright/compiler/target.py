@@ -9,7 +9,7 @@ from tilewright.compiler.options import Options
 from tilewright.compiler.pipelines import pipeline_of
 from tilewright.errors import OptionError
 from tilewright.ir.backend import Backend, resolve_target
-from tilewright.ir.choices import CompileOptions
+from tilewright.ir.compile_options import CompileOptions
 from tilewright.ir.machine import Machine
 from tilewright.ir.passing import Pipeline
 

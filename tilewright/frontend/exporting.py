@@ -171,20 +171,23 @@ def functional(program: ExportedProgram, example: Example) -> ExportedProgram:
     """
     import torch
 
-    nodes = [node for module in program.graph_module.modules() for node in _nodes(module)]
-    # neither the exporter's assertions nor its questions for sizes are operators that are lowered
-    given = [node for node in nodes if node.users and isinstance(node.meta.get("val"), (torch.Tensor, tuple, list))]
-    table = table_for({node.target for node in given if node.op == "call_function"})
-    if not table and not any(_is_impure(node) for node in nodes):
-        return program
-    try:
-        with quiet():
-            decomposed: ExportedProgram = program.run_decompositions(table)
-            return decomposed
-    except TilewrightError:
-        raise
-    except Exception as fault:
-        raise capture_error(fault, example) from fault
+    seen: list[set[Any]] = []
+    while True:
+        nodes = [node for module in program.graph_module.modules() for node in _nodes(module)]
+        # neither the exporter's assertions nor its questions for sizes are operators that are lowered
+        given = [node for node in nodes if node.users and isinstance(node.meta.get("val"), (torch.Tensor, tuple, list))]
+        targets = {node.target for node in given if node.op == "call_function"}
+        table = table_for(targets)
+        if targets in seen or (table is None and (seen or not any(_is_impure(node) for node in nodes))):
+            return program
+        seen.append(targets)
+        try:
+            with quiet():
+                program = program.run_decompositions(table or {})
+        except TilewrightError:
+            raise
+        except Exception as fault:
+            raise capture_error(fault, example) from fault
 
 
 def _nodes(module: Any) -> list[Any]:

@@ -3,42 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Final
 
-from tilewright.errors import PassOptionError
 from tilewright.ir.cost import Work
 from tilewright.ir.machine import Machine
 from tilewright.ir.schedules import Schedule
 
-OBJECTIVES: Final = ("time", "io")
-
 # predicted times this close are equal: the model is no better, and what moves less is safer
 _EQUAL: Final = 1.01
-
-
-@dataclass(frozen=True, slots=True)
-class CompileOptions:
-    """The options of a compilation that passes read.
-
-    precision: "model", or the dtype that operands of products are rounded to. determinism: what bits may depend on;
-    under "batch" every schedule keeps the order in which the machine's family adds. objective: what schedules are
-    chosen by, predicted "time" or the bytes that move ("io").
-    """
-
-    precision: str = "model"
-    determinism: str = "batch"
-    objective: str = "time"
-
-    def __post_init__(self) -> None:
-        if self.objective not in OBJECTIVES:
-            raise PassOptionError(
-                f"objective={self.objective!r} is not one of {', '.join(OBJECTIVES)}", step="write objective='time'"
-            )
-
-    def to_dict(self) -> dict[str, str]:
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)

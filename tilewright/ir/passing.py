@@ -18,7 +18,8 @@ from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import Operation
 
 from tilewright.errors import ParseError, PassOptionError, PassOrderError
-from tilewright.ir.choices import Candidate, Choice, CompileOptions, best
+from tilewright.ir.choices import Candidate, Choice, best
+from tilewright.ir.compile_options import CompileOptions
 from tilewright.ir.dims import DimSpace, Expr, ExprLike
 from tilewright.ir.machine import Machine
 from tilewright.ir.operation import TwOperation

@@ -11,7 +11,7 @@ from tilewright.backends.triton.machines import machines
 from tilewright.compiler.pipelines import whole_pipeline
 from tilewright.frontend.capturing import capture
 from tilewright.ir.backend import resolve_target
-from tilewright.ir.choices import CompileOptions
+from tilewright.ir.compile_options import CompileOptions
 from tilewright.ir.dims import DimSpace
 from tilewright.ir.machine import Machine
 from tilewright.ir.passing import Context, run_pipeline

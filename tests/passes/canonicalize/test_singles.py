@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.passes.graphs import Graph, ops_of
-from tilewright.ir.choices import CompileOptions
+from tilewright.ir.compile_options import CompileOptions
 from tilewright.ir.dims import Expr
 from tilewright.ir.dtypes import DTYPES
 from tilewright.ir.graph.structure import IotaOp

@@ -14,7 +14,8 @@ from typing import Any, ClassVar, Final
 from xdsl.dialects.builtin import ModuleOp
 
 from tilewright.errors import CapacityError, PassOptionError, Problem
-from tilewright.ir.choices import OBJECTIVES, Candidate
+from tilewright.ir.choices import Candidate
+from tilewright.ir.compile_options import OBJECTIVES
 from tilewright.ir.dims import DimSpace
 from tilewright.ir.dtypes import F64
 from tilewright.ir.graph.attention import AttentionOp
