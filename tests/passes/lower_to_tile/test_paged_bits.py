@@ -25,7 +25,7 @@ from tilewright.passes.lower_to_tile.skeletons import lower_group
 
 # tokens reach into a third part of keys
 HEADS, SHARED, SIZE, TOKENS, PART = 6, 2, 32, 275, 128
-SPACE = DimSpace([Dim("t", 0, 512), Dim("r", 0, 64), Dim("m", 1, 512)])
+SPACE = DimSpace([Dim("t", 0, 512), Dim("r", 0, 64), Dim("m", 1, 512), Dim("s", 0, 512)])
 BEST = host_classes()[-1]
 
 

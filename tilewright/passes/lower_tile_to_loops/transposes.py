@@ -55,10 +55,11 @@ def fill_transposed(cx: Lowering, home: ScratchTile, op: TransposeOp) -> None:
             home.write(b, site(_at(cx, top, number, 0), _at(cx, left, 0, 1), None), turned[number])
 
     def squares(coords: tuple[Coord, ...]) -> None:
-        for top, rows in _blocks(cx, extents[along], lanes, live.get(along)):
-            with top as at:
-                for left, count in _blocks(cx, extents[across], lanes, live.get(across)):
-                    with left as start:
+        # the source's rows outside: they are read as they lie, and what finds one is computed once for all its squares
+        for left, count in _blocks(cx, extents[across], lanes, live.get(across)):
+            with left as start:
+                for top, rows in _blocks(cx, extents[along], lanes, live.get(along)):
+                    with top as at:
                         square(coords, at, rows, start, count)
 
     outer(cx, space, lambda coords: squares(tuple(ORIGIN if a in (across, along) else c for a, c in enumerate(coords))))
