@@ -25,12 +25,14 @@ WIDTH = HEADS * SIZE
 
 class Decoder(torch.nn.Module):
     """One layer of attention between an embedding and a head. window: how far it sees, 0 for all. between: what is done
-    to the tokens [batch, tokens, WIDTH] before the attention.
+    to the tokens [batch, tokens, WIDTH] before the attention. whole: torch's own attention, not written out.
     """
 
-    def __init__(self, window: int = 0, between: Callable[[torch.Tensor], torch.Tensor] | None = None) -> None:
+    def __init__(
+        self, window: int = 0, between: Callable[[torch.Tensor], torch.Tensor] | None = None, *, whole: bool = False
+    ) -> None:
         super().__init__()
-        self.window, self.between = window, between
+        self.window, self.between, self.whole = window, between, whole
         self.table = torch.nn.Embedding(LETTERS, WIDTH)
         self.places = torch.nn.Embedding(64, WIDTH)
         self.q, self.kv = torch.nn.Linear(WIDTH, WIDTH), torch.nn.Linear(WIDTH, 2 * WIDTH)
@@ -47,6 +49,9 @@ class Decoder(torch.nn.Module):
         )
         if self.window:
             seen = (at[None] <= at[:, None]) & (at[None] > at[:, None] - self.window)
+        if self.window and self.whole:
+            y = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        elif self.window:
             logits = (q @ k.transpose(2, 3) * SIZE**-0.5).masked_fill(~seen, -torch.inf)
             y = logits.softmax(-1) @ v
         else:
@@ -66,9 +71,9 @@ def step(model: torch.nn.Module, layout: PagedLayout) -> tuple[Step, dict[str, t
 
 
 @pytest.mark.parametrize("window", [0, 5])
-@pytest.mark.parametrize("page", [1, 3, 16])
-def test_steps_say_what_the_model_says(window: int, page: int, rng: np.random.Generator) -> None:
-    model = Decoder(window)
+@pytest.mark.parametrize(("page", "whole"), [(1, False), (3, True), (16, False)])
+def test_steps_say_what_the_model_says(window: int, page: int, whole: bool, rng: np.random.Generator) -> None:
+    model = Decoder(window, whole=whole)
     layout = PagedLayout(page=page, most_tokens=40, most_step=64, most_requests=3, segment=1)
     made, weights = step(model, layout)
     verify(made.module)
