@@ -27,7 +27,7 @@ from tilewright.ir.module import functions
 from tilewright.ir.passing import Context, Pipeline, run_pipeline
 from tilewright.ir.signature import Argument, Input, Output, Parameter, Signature
 from tilewright.ir.trees import LEAF
-from tilewright.passes.kv_cache import PagedLayout, Step, step_of
+from tilewright.passes.kv_cache import PagedLayout, Step, name_positions, step_of
 from tilewright.passes.pipeline import PASSES
 from tilewright.runtime.generation.compiled_step import Addressing, CompiledStep
 from tilewright.runtime.generation.language_model import LanguageModel
@@ -147,6 +147,7 @@ def compile_step(model: Any, layout: PagedLayout, *, progress: Progress | None =
         whole = _captured(model, layout, options)
         _refuse_decisions(whole)
         ctx = Context(machine=target.machine, dims=DimSpace(whole.dims), read_weight=whole.weights.__getitem__)
+        name_positions(whole.module)
         run_pipeline(Pipeline.parse(_BEFORE, PASSES), whole.module, ctx)
         step = step_of(whole.module, layout)
     compiled = finish(

@@ -2,5 +2,6 @@
 
 from tilewright.passes.kv_cache.layout import Kept as Kept
 from tilewright.passes.kv_cache.layout import PagedLayout as PagedLayout
+from tilewright.passes.kv_cache.positions import name_positions as name_positions
 from tilewright.passes.kv_cache.step import Step as Step
 from tilewright.passes.kv_cache.step import step_of as step_of

@@ -19,6 +19,7 @@ from tilewright.ir.module import functions
 from tilewright.ir.passing import Context, Pass
 from tilewright.passes.recognize.activations import ACTIVATIONS
 from tilewright.passes.recognize.attention import attention_rules
+from tilewright.passes.recognize.attention_masks import attention_mask_rules
 from tilewright.passes.recognize.norms import NORMS
 from tilewright.passes.recognize.rotary import ROTARY
 from tilewright.passes.rewriting import Rules, erase_dead, run_rules
@@ -30,7 +31,8 @@ def pattern_names() -> frozenset[str]:
 
 
 def _stages(*, finite: bool) -> tuple[Rules, ...]:
-    return Rules(ACTIVATIONS, NORMS), ROTARY, attention_rules(finite=finite)
+    # masks of attention that was whole already first: what is found after it has its mask taken apart
+    return Rules(ACTIVATIONS, NORMS), ROTARY, attention_mask_rules(finite=finite), attention_rules(finite=finite)
 
 
 @dataclass(frozen=True)

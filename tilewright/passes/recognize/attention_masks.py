@@ -1,0 +1,69 @@
+"""A mask that a model computes and hands to attention, told to the attention as what it is: causal, or a window."""
+
+from __future__ import annotations
+
+from xdsl.ir import SSAValue
+
+from tilewright.ir.dims import Expr
+from tilewright.ir.graph.attention import AttentionOp
+from tilewright.ir.graph.base import tensor
+from tilewright.ir.graph.shape import BroadcastOp, ReshapeOp
+from tilewright.passes.recognize.attention import leaves_rows_empty
+from tilewright.passes.recognize.visibility import visibility
+from tilewright.passes.rewriting import Rules, Site
+
+
+def attention_mask_rules(*, finite: bool) -> Rules:
+    """The rule for masks of attention. finite: whether a finite hiding number hides as minus infinity does."""
+    rules = Rules()
+
+    @rules.on(AttentionOp)
+    def attention_mask(op: AttentionOp, site: Site) -> SSAValue | None:
+        return _told(op, site, finite)
+
+    return rules
+
+
+def _told(op: AttentionOp, site: Site, finite: bool) -> SSAValue | None:
+    """The same attention, where a condition or a bias counts keys against queries."""
+    if op.mask.data != "none" or op.lse.data or (op.valid is None and op.bias is None):
+        return None
+    if op.q_positions is not None or op.k_positions is not None:
+        return None
+    rank, tq, tk = tensor(op.q).rank, tensor(op.q).dims[-2], tensor(op.k).dims[-2]
+    conditions = [] if op.valid is None else [_bare(op.valid) if tensor(op.valid).rank == rank else _of_keys(op, site)]
+    seen = visibility(conditions, (), [] if op.bias is None else [_bare(op.bias)], tq, tk, site, finite=finite)
+    if seen.kind == "none":
+        return None
+    if seen.finite and leaves_rows_empty(seen, tq, tk):
+        site.note("rows that see no key give 0, where the model's finite fill gives an average")
+    sinks = op.sinks
+    return site.make(
+        AttentionOp, op.q, op.k, op.v, seen.bias(site), seen.valid(site, rank), seen.q_positions, seen.k_positions,
+        sinks, op.segments, scale=op.scale.data, mask=seen.kind, window=seen.window, softcap=op.softcap.data,
+    )  # fmt: skip
+
+
+def _bare(value: SSAValue) -> SSAValue:
+    """The value before axes of size 1 were put before it, and before it was stretched along leading axes."""
+    while isinstance(value.owner, (ReshapeOp, BroadcastOp)):
+        inner, dims = value.owner.x, tensor(value).dims
+        short = tensor(inner).dims
+        if len(short) < 2 or dims[-2:] != short[-2:] or not _leads(dims[:-2], short[:-2], value):
+            break
+        value = inner
+    return value
+
+
+def _leads(wide: tuple[Expr, ...], narrow: tuple[Expr, ...], value: SSAValue) -> bool:
+    """Nothing but leading axes was added: of size 1 by a reshape, of any size by a broadcast."""
+    if isinstance(value.owner, BroadcastOp):
+        return all(size.constant == 1 for size in narrow)
+    return [size for size in wide if size.constant != 1] == [size for size in narrow if size.constant != 1]
+
+
+def _of_keys(op: AttentionOp, site: Site) -> SSAValue:
+    """A validity of keys alone, with axes for heads and queries."""
+    assert op.valid is not None
+    *lead, keys = tensor(op.valid).dims
+    return site.make(ReshapeOp, op.valid, dims=[*lead, 1, 1, keys])
