@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import shutil
 import signal
@@ -13,11 +14,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tilewright.errors import CacheError
 from tilewright.runtime.cache import ENVIRONMENT, Cache, default_root
-from tilewright.runtime.cache_entry import FACTORS, SEAL
+from tilewright.runtime.cache_entry import FACTORS, SEAL, hash_file
 from tilewright.runtime.canonical import key_of
 
 
@@ -314,7 +316,7 @@ def test_verify_finds_what_times_hide(tmp_path: Path) -> None:
     damage(folder, "flip")
     seal = (folder / SEAL).read_text()
     found = (folder / "data").stat()
-    times = f'"inode":{found.st_ino},"sha256"'
+    times = f'"inode":{found.st_ino},"size"'
     assert times in seal
     import json
 
@@ -478,3 +480,14 @@ def test_a_miss_with_many_differences_is_cut(tmp_path: Path) -> None:
     assert str(miss).startswith(f"the nearest k ({folder.name[:12]}, used 2 hours ago) differs in f00: 0 -> (absent); ")
     assert str(miss).endswith("; and 13 more")
     assert str(miss.differences[-1]) == f'text: (absent) -> "{"y" * 56}...'
+
+
+@pytest.mark.parametrize("size", [0, 1, (16 << 20) - 1, 16 << 20, (16 << 20) + 1, (33 << 20) + 5])
+def test_a_file_is_hashed_in_pieces_whose_digests_are_hashed(
+    size: int, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    data = rng.bytes(size)
+    (tmp_path / "f").write_bytes(data)
+    pieces = [data[at : at + (16 << 20)] for at in range(0, max(size, 1), 16 << 20)]
+    digests = b"".join(hashlib.sha256(piece).digest() for piece in pieces)
+    assert hash_file(tmp_path / "f") == hashlib.sha256(digests).hexdigest()
