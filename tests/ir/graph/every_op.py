@@ -18,6 +18,7 @@ from tilewright.ir.graph.elementwise import CastOp, MapOp
 from tilewright.ir.graph.experts import ExpertsOp
 from tilewright.ir.graph.externs import register_extern
 from tilewright.ir.graph.indexing import GatherOp, PutAlongOp, ScatterOp, StateUpdateOp, TakeAlongOp
+from tilewright.ir.graph.paging import PagedAttentionOp
 from tilewright.ir.graph.quantization import DequantizeOp, QuantizeOp
 from tilewright.ir.graph.recurrence import ScanOp
 from tilewright.ir.graph.reduction import CumulativeOp, NormOp, ReduceOp, SoftmaxOp, SortOp, TopkOp
@@ -145,7 +146,13 @@ def _main() -> FuncOp:
     )
     lse = put(MapOp, lse, put(ConstantOp, values=[-30.0], result_types=[tensor_type([])]), fn="max")
     heads = put(MapOp, mixed, put(SoftmaxOp, put(ReshapeOp, lse, dims=[H, T, 1]), axis=0), fn="add")
-    y = put(ReshapeOp, put(TransposeOp, heads, permutation=[1, 0, 2]), dims=[T, D])
+    cached = put(BroadcastOp, put(ReshapeOp, weight("gain", D), dims=[1, H, D // H]), dims=[64, H, D // H])
+    none = put(ConstantOp, values=[0], result_types=[tensor_type([1], I64)])
+    ends = put(ConcatOp, none, put(ReshapeOp, put(DimOp, value=[T]), dims=[1]), axis=0)
+    pages = put(ConstantOp, values=[1, 3, 0, 2], result_types=[tensor_type([1, 4], I64)])
+    asked = put(TransposeOp, heads, permutation=[1, 0, 2])
+    seen = put(PagedAttentionOp, asked, cached, cached, positions, ends, pages, page=16, scale=0.5)
+    y = put(ReshapeOp, put(MapOp, asked, seen, fn="add"), dims=[T, D])
 
     values, order = put(TopkOp, put(SliceOp, y, starts=[0, 0], stops=[T, 3]), k=2, axis=1)
     routed = put(ExpertsOp, y, order, values, weight("gate_up", 3, 12, D), weight("down", 3, D, 6), activation="silu")
