@@ -15,19 +15,17 @@ from tilewright.frontend.aten.complex import takes_parts
 from tilewright.frontend.registry import lowerings
 
 
-def table_for(targets: set[Any]) -> dict[Any, Callable[..., Any]] | None:
-    """What the operators of a graph are made of that have no lowering; None where all have one.
+def table_for(targets: set[Any]) -> dict[Any, Callable[..., Any]]:
+    """What the operators of a graph are made of that have no lowering; empty where all have one.
 
-    Operators that torch itself writes as compositions come apart with any table. With any other the table names all:
-    what one is made of may be made of others.
+    With any such operator the table names all: what one is made of may be made of others.
     """
     own = custom_ops.decompositions(targets)
     operators = [target for target in targets if hasattr(target, "_schema") and target not in own]
     # what writes to its operand arrives as the operator that does not
-    unknown = [target for target in operators if not _is_known(str(target).replace("_.", "."))]
-    if not unknown:
-        return own or None
-    return own if all(target._can_decompose() for target in unknown) else {**compositions(), **own}
+    if all(_is_known(str(target)) or _is_known(str(target).replace("_.", ".")) for target in operators):
+        return own
+    return {**compositions(), **own}
 
 
 @cache

@@ -15,6 +15,7 @@ from tilewright.frontend.generic_sizes import generic_sizes
 from tilewright.frontend.guarding import Fact, Settled, settled, traced_facts
 from tilewright.frontend.keywords import with_named_keywords
 from tilewright.frontend.lean_tracing import lean_tracing
+from tilewright.frontend.liveness import live_nodes
 from tilewright.frontend.program_guards import carried_facts
 from tilewright.frontend.quiet import quiet
 from tilewright.frontend.repeated_layers import repeating
@@ -171,23 +172,31 @@ def functional(program: ExportedProgram, example: Example) -> ExportedProgram:
     """
     import torch
 
-    seen: list[set[Any]] = []
-    while True:
+    nodes = [node for module in program.graph_module.modules() for node in _nodes(module)]
+    if any(_is_impure(node) for node in nodes):
+        # first, because another trace resolves some operators by itself
+        program = _decomposed(program, {}, example)
         nodes = [node for module in program.graph_module.modules() for node in _nodes(module)]
-        # neither the exporter's assertions nor its questions for sizes are operators that are lowered
-        given = [node for node in nodes if node.users and isinstance(node.meta.get("val"), (torch.Tensor, tuple, list))]
-        targets = {node.target for node in given if node.op == "call_function"}
-        table = table_for(targets)
-        if targets in seen or (table is None and (seen or not any(_is_impure(node) for node in nodes))):
-            return program
-        seen.append(targets)
-        try:
-            with quiet():
-                program = program.run_decompositions(table or {})
-        except TilewrightError:
-            raise
-        except Exception as fault:
-            raise capture_error(fault, example) from fault
+    # neither the exporter's assertions, nor its questions for sizes, nor masks whose rule is known are lowered
+    dead = set(program.graph.nodes) - live_nodes(program.graph)
+    given = [
+        node
+        for node in nodes
+        if node.users and node not in dead and isinstance(node.meta.get("val"), (torch.Tensor, tuple, list))
+    ]
+    table = table_for({node.target for node in given if node.op == "call_function"})
+    return _decomposed(program, table, example) if table else program
+
+
+def _decomposed(program: ExportedProgram, table: dict[Any, Any], example: Example) -> ExportedProgram:
+    try:
+        with quiet():
+            found: ExportedProgram = program.run_decompositions(table)
+            return found
+    except TilewrightError:
+        raise
+    except Exception as fault:
+        raise capture_error(fault, example) from fault
 
 
 def _nodes(module: Any) -> list[Any]:
