@@ -312,7 +312,7 @@ def test_determinism_decides_which_segments_are_open() -> None:
     ("options", "reason"),
     [
         ({"order": "key-outer"}, "no kernel walks key-outer yet"),
-        ({"order": "split-kv", "splits": 4}, "a merge of parts adds in another order than segments"),
+        ({"order": "split-kv", "splits": 4}, "merges parts of 1024 keys, not 4 equal ones"),
         ({"heads": 3}, "3 heads do not divide the 2 of a key head"),
     ],
 )

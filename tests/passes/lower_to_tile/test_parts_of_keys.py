@@ -6,24 +6,33 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from xdsl.ir import SSAValue
 
 from tests.backends.cpu.native_kernel import NativeKernel
-from tests.passes.lower_to_tile.groups import group
+from tests.passes.lower_tile_to_loops.running import check_counts
+from tests.passes.lower_tile_to_loops.running import inputs as drawn
+from tests.passes.lower_to_tile.groups import draw, group, reference, run_lowered
 from tests.passes.lower_to_tile.test_paged_bits import BEST, PART, Kernels, machine
-from tilewright.ir.dims import Expr, ceildiv, minimum
+from tests.passes.lower_to_tile.test_skeletons import attention
+from tilewright.ir.dims import Dim, DimSpace, Expr, ceildiv, minimum
 from tilewright.ir.dtypes import BF16, F32, DType
 from tilewright.ir.graph.attention import AttentionOp
 from tilewright.ir.graph.structure import GroupOp
+from tilewright.ir.passing import Context
 from tilewright.ir.tile.builder import KernelBuilder
+from tilewright.ir.tile.counting import Counters
 from tilewright.ir.tile.structure import KernelOp
+from tilewright.ir.tile.traffic import kernel_traffic
 from tilewright.ir.types import TensorType
 from tilewright.passes.lower_tile_to_loops import lower_kernel
 from tilewright.passes.lower_to_tile.online_softmax import OnlineSoftmax, Segment
+from tilewright.passes.lower_to_tile.skeletons import lower_group
 
 HEADS, SIZE, SEGMENT = 4, 32, 64
 KEYS = Expr.of("s")
 PARTS = ceildiv(KEYS, PART)
+SPACE = DimSpace([Dim(name, 0, 4096) for name in "bts"])
 
 
 def whole(dtype: DType) -> GroupOp:
@@ -83,7 +92,7 @@ def merge(made: GroupOp, dtype: DType) -> KernelOp:
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
 def test_parts_computed_apart_merge_to_the_same_bits(dtype: DType, rng: np.random.Generator) -> None:
     made = whole(dtype)
-    attention = Kernels(made)
+    at_once = Kernels(made)
     apart, merged = (
         NativeKernel(lower_kernel(kernel, machine()), BEST) for kernel in (partials(made, dtype), merge(made, dtype))
     )
@@ -91,7 +100,7 @@ def test_parts_computed_apart_merge_to_the_same_bits(dtype: DType, rng: np.rando
         q, k, v = (rng.standard_normal(n * SIZE).astype(np.float32).astype(dtype.numpy()) for n in (HEADS, keys, keys))
         # logits that grow, so that later parts lower what earlier ones left
         k = (k.reshape(keys, SIZE) * np.linspace(0.1, 3, keys)[:, None]).astype(dtype.numpy()).reshape(-1)
-        want = attention([q, k, v], (HEADS, SIZE), {"s": keys}, 1)
+        want = at_once([q, k, v], (HEADS, SIZE), {"s": keys}, 1)
         count = -(-keys // PART)
         held: list[Any] = [np.full(count * HEADS * n, np.nan, np.float32) for n in (1, 1, SIZE)]
         for threads in (1, 2):
@@ -99,3 +108,35 @@ def test_parts_computed_apart_merge_to_the_same_bits(dtype: DType, rng: np.rando
             got = np.full(HEADS * SIZE, np.nan, dtype.numpy())
             merged([*held, got], [keys])
             np.testing.assert_array_equal(got.view(np.uint8), want.reshape(-1).view(np.uint8))
+
+
+MASKS: list[dict[str, Any]] = [
+    {},
+    {"mask": "causal", "keys": "t", "positions": True},
+    {"mask": "sliding", "window": 70, "keys": "t", "sinks": True},
+    {"mask": "chunked", "window": 150, "keys": "t"},
+]
+
+
+@pytest.mark.parametrize("case", MASKS, ids=str)
+def test_formulas_and_counters_agree_where_parts_are_merged(case: dict[str, Any], rng: np.random.Generator) -> None:
+    made = attention(heads=2, groups=1, **case)
+    lowered = lower_group(made, "kernel", Context(machine(), SPACE))
+    kernel, last = lowered.variants[-1].kernel, len(lowered.variants) - 1
+    traffic = kernel_traffic(kernel)
+    for queries, keys in ((1, 1), (int(rng.integers(130, 160)), int(rng.integers(130, 400)))):
+        sizes = {"b": 1, "t": queries, "s": keys}
+        inputs, counters = draw(made, sizes, rng), Counters()
+        (got,) = run_lowered(made, lowered, last, inputs, sizes, counters)
+        torch.testing.assert_close(
+            torch.from_numpy(got).double(), reference(made, inputs, sizes)[0], rtol=1e-4, atol=1e-4
+        )
+        dims = {name: sizes[name] for name in lowered.dims}
+        assert traffic.counts(dims) == counters.bytes
+
+
+def test_loops_count_what_tiles_do_where_parts_are_merged(rng: np.random.Generator) -> None:
+    lowered = lower_group(attention(heads=2, groups=1), "kernel", Context(machine(), SPACE))
+    dims = {"b": 1, "t": 3, "s": int(rng.integers(PART + 1, PART + 40))}
+    kernel = lowered.variants[0].kernel
+    check_counts(kernel, dims, drawn(kernel, dims, rng))

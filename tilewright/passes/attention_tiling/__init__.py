@@ -181,7 +181,8 @@ def refusal(tiling: Tiling, ctx: Context) -> str | None:
     if batch and tiling.block_k != machine.rules.key_segment:
         return f"determinism={ctx.options.determinism} adds keys in segments of {machine.rules.key_segment}"
     if batch and tiling.order == "split-kv":
-        return f"determinism={ctx.options.determinism}: a merge of parts adds in another order than segments"
+        part = machine.rules.key_part
+        return f"determinism={ctx.options.determinism} merges parts of {part} keys, not {tiling.splits} equal ones"
     if tiling.order != "query-outer":
         return f"no kernel walks {tiling.order} yet"
     return None

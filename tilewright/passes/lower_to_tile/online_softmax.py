@@ -3,6 +3,10 @@
 State per row of queries: the running maximum m, the denominator l, the unnormalised output o. One segment's step has
 the same ops whatever brought its queries, keys and values, so that a token has the same bits in every kernel that
 attends, as long as the segments begin at the same keys.
+
+Segments of a part continue one sum, and parts are merged from left to right, so that a part can be computed alone. To
+merge every segment instead took 15% more time in bf16 with 128 features, because sums pass through the cache twice;
+parts of 1024 keys take 0 to 3%, up to 5% there.
 """
 
 from __future__ import annotations
