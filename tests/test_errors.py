@@ -148,7 +148,7 @@ TW035 user kernel is wrong: @double: no input's shape gives m  (at example.py:8)
 TW036 a pass is at fault: graph.map: by flip (example_{N}.Flip): no elementwise function is called 'minus'
   next: mend the pass, or compile with passes=pipeline.without('flip')""",
     "TW037": """
-TW037 cannot generate step by step: graph.reduce: it reduces over tokens  (at example.py:16)
+TW037 cannot generate step by step: graph.attention: tokens see later ones  (at example.py:15)
   next: use a model whose layers outside attention work on each token by itself""",
     "TW040": """
 TW040 weights do not fit: 2 problems

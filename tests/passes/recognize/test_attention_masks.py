@@ -1,4 +1,4 @@
-"""A mask that was computed and handed to attention becomes the attention's own: causal, a window, the rest as it was."""
+"""A mask that was computed and handed to attention becomes the attention's own: causal, a window, what remains."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ def test_padding_stays_beside_the_mask(seed: int) -> None:
     padding = case.g.reshape(case.key_mask(), "b", 1, 1, "t")
     found = attend(case, seed, valid=case.g.map("and", padding, four(case, case.causal())))
     assert found.mask.data == "causal"
-    assert found.valid is not None and tensor(found.valid).rank == 2
+    assert found.valid is not None
+    assert tensor(found.valid).rank == 2
 
 
 def test_padding_alone_is_left_as_it_was(seed: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import SSAValue
+from xdsl.rewriter import Rewriter
 
 from tilewright.ir.dtypes import I64
 from tilewright.ir.graph.base import tensor
@@ -43,5 +44,4 @@ def name_positions(module: ModuleOp) -> None:
         block.insert_ops_before(made, op)
         found: SSAValue = made[-1].results[0]
         op.out.replace_all_uses_with(found)
-        op.detach()
-        op.erase()
+        Rewriter.erase_op(op)

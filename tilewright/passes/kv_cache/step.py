@@ -137,6 +137,11 @@ class _Stepper:
             raise StepError(
                 self.problems, step="use a model whose layers outside attention work on each token by itself"
             )
+        if not self.groups:
+            raise StepError(
+                "the model has no attention, so nothing is kept from token to token",
+                step="compile it with tw.compile(): its logits are those of each token by itself",
+            )
         out = self._wanted(logits)
         vocabulary = tensor(out).dims[-1].constant
         if tensor(out).rank != 3 or vocabulary is None:
