@@ -22,7 +22,11 @@ def test_digests_are_those_of_the_bytes_row_by_row(rng: np.random.Generator) -> 
     for shape in [(), (0,), (1,), (7, 13), (3, 1, 5)]:
         array = rng.standard_normal(shape).astype(np.float32)
         turned = array.T.copy()
-        for value in (array, torch.from_numpy(array), torch.from_numpy(turned).permute(tuple(reversed(range(array.ndim))))):
+        for value in (
+            array,
+            torch.from_numpy(array),
+            torch.from_numpy(turned).permute(tuple(reversed(range(array.ndim)))),
+        ):
             assert contents.digest(value).result() == digest(array), (shape, type(value))
     halves = rng.standard_normal((5, 3)).astype(ml_dtypes.bfloat16)
     assert contents.digest(torch.from_numpy(halves.view(np.int16)).view(torch.bfloat16)).result() == digest(halves)
