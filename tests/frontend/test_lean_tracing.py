@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 
 from tilewright.frontend.capturing import capture
 from tilewright.frontend.lean_tracing import lean_tracing
+from tilewright.frontend.quiet import quiet
 from tilewright.ir.dims import Dim
 from tilewright.ir.module import print_module
 
@@ -62,3 +65,26 @@ def test_linear_with_a_vector_or_mixed_shapes_is_torchs_own() -> None:
 
     captured = capture(Vector().eval(), (torch.randn(5, 6),), None, {"x": (Dim("n", 1, 9), None)})
     assert print_module(captured.module).count("graph.matmul") == 2
+
+
+def test_torch_takes_no_records_that_nobody_reads_and_takes_them_again_afterwards() -> None:
+    import torch._logging._internal as records
+
+    asked: list[str] = []
+
+    def tell() -> dict[str, str]:
+        asked.append("asked")
+        return {}
+
+    handler = logging.NullHandler()
+    records.trace_log.addHandler(handler)
+    before = list(records.trace_log.handlers)
+    try:
+        with quiet():
+            records.trace_structured("a", tell)
+        assert not asked
+        assert records.trace_log.handlers == before
+        records.trace_structured("b", tell)
+        assert asked
+    finally:
+        records.trace_log.removeHandler(handler)

@@ -10,6 +10,8 @@ from contextlib import contextmanager, redirect_stderr
 from typing import Final
 
 _CHATTY: Final = ("torch", "transformers")
+# torch asks this one for its handlers and not for its level, and takes a stack for every tensor where it has any
+_TRACES: Final = "torch.__trace"
 
 
 @contextmanager
@@ -24,13 +26,17 @@ def quiet() -> Iterator[None]:
         if isinstance(logger, logging.Logger) and logger.level and name.partition(".")[0] in _CHATTY
     ]
     levels = [(logger, logger.level) for logger in loggers]
+    traces = logging.getLogger(_TRACES)
+    handlers = traces.handlers
     # a failed export prints the half of the graph that it has
     with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         try:
             for logger in loggers:
                 logger.setLevel(logging.CRITICAL)
+            traces.handlers = []
             yield
         finally:
+            traces.handlers = handlers
             for logger, level in levels:
                 logger.setLevel(level)

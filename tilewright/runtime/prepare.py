@@ -7,7 +7,7 @@ into its pages, a piece of their grid at a time, and the pages leave this proces
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
@@ -43,8 +43,12 @@ def prepare_weights(
             writer.write(f"weight:{name}", as_buffer(source[names[name]]).bytes())
         packer = _Packer(program, code, pool, source, names, writer)
         with ThreadPoolExecutor(pool.cores, "tilewright-pack") as others:
-            for routine in program.prepare:
+            for number, routine in enumerate(program.prepare):
+                # the file grows for the next one while this one packs
+                coming = packer.packed_by(*program.prepare[number + 1 : number + 2]) - packer.packed_by(routine)
+                ahead = others.submit(packer.make_room, coming)
                 packer.run(routine, others)
+                ahead.result()
         writer.finish()
         return WeightSet(program, SafetensorsFile(fd if path is None else path))
     finally:
@@ -76,6 +80,16 @@ class _Packer:
         self._names = names
         self._writer = writer
         self._bases = BaseTable(program)
+
+    def packed_by(self, *routines: Routine) -> set[str]:
+        """The packed tensors, by their names in the file, that routines write or read."""
+        refs = {ref for routine in routines for step in routine.steps for ref in step.buffers}
+        return {f"packed:{self._program.packed[ref.index].name}" for ref in refs if ref.space == "packed"}
+
+    def make_room(self, names: Iterable[str]) -> None:
+        """Writes zeros where these are going to lie."""
+        for name in names:
+            self._writer.make_room(name)
 
     def run(self, routine: Routine, others: Executor) -> None:
         """Reads the routine's weights and runs it; what it packs goes into the file piece by piece."""

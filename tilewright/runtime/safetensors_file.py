@@ -188,6 +188,7 @@ class SafetensorsWriter:
         self._data = _LENGTH_BYTES + len(text)
         self.size = self._data + at
         self._missing = set(self._places)
+        self._vacant = set(self._places)
         os.ftruncate(fd, 0)
         os.ftruncate(fd, self.size)
         write_all(fd, len(text).to_bytes(_LENGTH_BYTES, "little") + text, 0)
@@ -199,19 +200,26 @@ class SafetensorsWriter:
             raise WeightsError(f"{name} has {len(data)} bytes, its place {size}", step="write its declared shape")
         write_all(self._fd, data, self._data + at)
         self._missing.discard(name)
+        self._vacant.discard(name)
+
+    def make_room(self, name: str) -> None:
+        """Zeros in a tensor's place, the first time; `mapped` does it where nobody did. On any thread."""
+        if name not in self._vacant:
+            return
+        self._vacant.discard(name)
+        at, size = self._places[name]
+        # Not a hole: on a full disk, writing through a mapping would be a signal instead of an error. Zeros that are
+        # written wait in memory for the tensor; space that is only set aside costs a fault and a journal entry a page.
+        for begin in range(0, size, len(_ZEROS)):
+            write_all(self._fd, _ZEROS[: size - begin], self._data + at + begin)
 
     def mapped(self, name: str) -> MappedTensor:
         """A tensor's place in the file as memory, to be written through; counts as written. It holds what was written
         before, zeros the first time.
         """
+        self.make_room(name)
+        self._missing.discard(name)
         at, size = self._places[name]
-        if name in self._missing:
-            # Not a hole: on a full disk, writing through a mapping would be a signal instead of an error. Zeros that
-            # are written wait in memory for the tensor; space that is only set aside costs a fault and a journal entry
-            # a page.
-            for begin in range(0, size, len(_ZEROS)):
-                write_all(self._fd, _ZEROS[: size - begin], self._data + at + begin)
-            self._missing.discard(name)
         return MappedTensor(self._fd, self._data + at, size)
 
     def finish(self) -> None:
