@@ -158,6 +158,25 @@ def test_a_tokens_bits_depend_on_its_own_request_alone(rng: np.random.Generator)
             np.testing.assert_array_equal(got[0], together[t])
 
 
+@pytest.mark.parametrize("way", [{"mask": "sliding", "window": 7}, {"mask": "chunked", "window": 24}], ids=str)
+def test_rows_that_no_token_sees_any_more_may_hold_anything(way: dict[str, Any], rng: np.random.Generator) -> None:
+    shape, step = Shape(heads=2, shared=1), [(90, 1), (40, 3)]
+    made = shape.group(**way)
+    operands, sizes = shape.draw(step, rng)
+    for r, (old, _) in enumerate(step):
+        lowest = old - 6 if way["mask"] == "sliding" else old // 24 * 24
+        gone = torch.arange(lowest)
+        rows = operands[5][r, gone // shape.page].long() * shape.page + gone % shape.page
+        operands[1][rows], operands[2][rows] = torch.nan, torch.nan
+    (want,) = reference(made, operands, sizes)
+    found, cpu = lowered(made), host_classes()[-1]
+    for variant in range(2):
+        (got,) = run_lowered(made, found, variant, operands, sizes)
+        torch.testing.assert_close(torch.from_numpy(got).double(), want.double(), rtol=1e-5, atol=1e-5)
+        (got,) = native(found.variants[variant].kernel, [x.numpy().reshape(-1) for x in operands], sizes, cpu)
+        torch.testing.assert_close(torch.from_numpy(got).double(), want.double().reshape(-1), rtol=1e-5, atol=1e-5)
+
+
 def test_heads_and_pages_that_do_not_fit_are_refused() -> None:
     with pytest.raises(Exception, match="21 rows are no whole number of pages of 4"):
         Shape(page=7, pages=3).group(page=4)

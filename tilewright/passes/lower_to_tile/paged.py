@@ -86,9 +86,15 @@ def _kernel(
         end = b.index(Expr.of("a0") + 1, b.scalar(positions, [last_token]))
         keys, values = pages(buffers[op.k], features, end), pages(buffers[op.v], wide, end)
 
+        lowest = _lowest_key(b, op, first)
+
         def segment_at(key: SSAValue) -> Segment:
             k = b.reshape(b.load(keys, [key, head, 0], [segment, 1, size], 0.0), (segment, size))
             v = b.reshape(b.load(values, [key, head, 0], [segment, 1, value_size], 0.0), (segment, value_size))
+            if lowest is not None:
+                # rows before what any token sees may be another request's by now, and 0 times its NaN is NaN
+                own_rows = b.map("ge", b.coordinates(key, 0, (segment, 1)), b.splat(lowest, (1, 1)))
+                v = b.map("select", own_rows, v, b.constant(0.0, (1, 1), tensor(op.v).dtype))
             seen = softmax.visible(q_at, b.coordinates(key, 1, (1, segment)))
             return Segment(softmax.logits(scaled, k), seen, v)
 
@@ -100,6 +106,18 @@ def _kernel(
 
 def _pitches(page: int, heads: Expr, last: Expr) -> list[Expr]:
     return [heads * last * page, heads * last, last, Expr.of(1)]
+
+
+def _lowest_key(b: KernelBuilder, op: paging.PagedAttentionOp, first: SSAValue) -> SSAValue | None:
+    """The lowest key that the block's first token sees; None where that is 0."""
+    at = Expr.of("a0")
+    match op.mask.data:
+        case "sliding":
+            return b.index(maximum(0, at - op.window.data + 1), first)
+        case "chunked":
+            return b.index(floordiv(at, op.window.data) * op.window.data, first)
+        case _:
+            return None
 
 
 def _first_key(b: KernelBuilder, op: paging.PagedAttentionOp, first: SSAValue, segment: int) -> SSAValue:
