@@ -37,7 +37,7 @@ def bench(
     rounds: Rounds = 5,
     threads: Threads = None,
 ) -> None:
-    """Tokens a second of prompts and of answers, and how much the rounds differ."""
+    """Tokens a second of prompts and of answers, with their spread."""
     import tilewright
 
     lm = tilewright.compile_lm(model, threads=threads)

@@ -35,7 +35,7 @@ def generate(
     stop: Stop = None,
     threads: Threads = None,
 ) -> None:
-    """Continues a text and prints it as it comes; the speed goes to stderr."""
+    """Continues a text and prints it as it comes; tells the speed."""
     import tilewright
 
     sampler = sampler_of(temperature, top_p, top_k, min_p, seed)
