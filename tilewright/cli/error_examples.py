@@ -400,7 +400,7 @@ counter.state["count"]
         'lm.generate(lm.encode("Once"))',
         runs=False,
     ),
-    "TW051": Example("tw.Sampler(temperature=-1)", "tw.Sampler(temperature=0)        # greedy"),
+    "TW051": Example("tw.Sampler(temperature=-1)", "tw.Sampler(temperature=0)  # greedy"),
     "TW052": Example(
         """
 engine = lm.engine(budget="1MiB")
