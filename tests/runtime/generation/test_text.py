@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers.utils import chat_template_utils
 
 from tests.runtime.generation.sample_tokenizers import CHAT, ByteTokenizer, library_tokenizer, save_tokenizer
 from tilewright.errors import GrammarError, MissingDependencyError, OptionError, TextError
@@ -115,14 +116,13 @@ FAMILIES = [
 
 @pytest.mark.parametrize("template", FAMILIES)
 def test_templates_of_model_families_render_as_in_transformers(template: str) -> None:
-    utils = pytest.importorskip("transformers.utils.chat_template_utils")
     messages = [
         {"role": "user", "content": " Hi & <b> "},
         {"role": "assistant", "content": "<think>a</think>\nHo"},
         {"role": "user", "content": "ü\n"},
     ]
     given_ = {"bos_token": "<s>", "eos_token": "</s>", "add_generation_prompt": True}
-    wanted = utils.render_jinja_template([messages], chat_template=template, **given_)[0][0]
+    wanted = chat_template_utils.render_jinja_template([messages], chat_template=template, **given_)[0][0]
     assert render(template, messages, **given_) == wanted
 
 
@@ -237,7 +237,6 @@ def written(grammar: Grammar, rng: np.random.Generator, most: int = 200) -> tupl
 
 
 def test_random_choices_under_a_grammar_follow_it(rng: np.random.Generator) -> None:
-    pytest.importorskip("llguidance")
     import json
     import re
 
@@ -263,7 +262,6 @@ def test_grammars_that_cannot_be_are_refused() -> None:
     for wrong in ("{", "[1]", {"type": object}):
         with pytest.raises(GrammarError, match="the schema is not"):
             Grammar.json(wrong)  # type: ignore[arg-type]
-    pytest.importorskip("llguidance")
     compiler = GrammarCompiler(library_tokenizer().to_str(), 260, (257,))
     for grammar in (Grammar.json({"type": "strange"}), Grammar.regex("["), Grammar.lark("start: nothing")):
         with pytest.raises(GrammarError, match=grammar.kind):
