@@ -36,11 +36,10 @@ def test_no_full_collection_begins_within_and_young_ones_do() -> None:
     with put_off():
         full, young = collections(2), collections(0)
         kept = [Node() for _ in range(20_000)]
-        assert collections(2) == full
+        assert collections(2) == full, len(kept)
         assert collections(0) > young
+    # when the next full one begins is Python's affair: it also waits until a quarter of the heap is new
     assert gc.get_threshold() == (50, 2, 1)
-    again = [Node() for _ in range(20_000)]
-    assert collections(2) > full, (len(kept), len(again))
 
 
 def test_the_last_of_several_threads_restores_what_was() -> None:
