@@ -35,6 +35,9 @@ class Device(Protocol):
     def read(self, address: int, into: memoryview) -> None:
         """Bytes of the device to this process; waits for what was launched before."""
 
+    def copy(self, source: int, destination: int, size: int) -> None:
+        """Bytes from one place of the device to another; the two do not overlap."""
+
     def load(self, image: bytes, symbol: str) -> int:
         """A kernel of an object: what `launch` calls it by."""
 

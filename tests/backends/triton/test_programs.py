@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,26 +20,26 @@ from tilewright.backends.triton.printer import print_kernel
 from tilewright.compiler.assemble import Interface, assemble
 from tilewright.errors import TargetError, WeightsError
 from tilewright.ir.backend import kernels_of
+from tilewright.ir.device import Device
 from tilewright.ir.dims import Dim, DimSpace
+from tilewright.ir.grid_abi import Grid
 from tilewright.runtime.grid_program import GridProgram
+from tilewright.runtime.program import KernelInfo
 
 F32, F16 = torch.float32, torch.float16
 
 
-def on_device(
-    model: torch.nn.Module, machine: str, example: dict[str, Any], interpreter: InterpretedKernels
-) -> GridProgram:
-    """The model as a program of printed kernels, its weights held by the interpreter."""
+def on_device(model: torch.nn.Module, machine: str, example: dict[str, Any], device: Device) -> GridProgram:
+    """The model as a program of printed kernels, with its weights on the device."""
     captured = lowered(model, MACHINES[machine], example)
-    kernels = kernels_of(captured.module)
-    for name, kernel in kernels.items():
-        interpreter.load(name, print_kernel(kernel).source)
-    symbols = {name: name for name in kernels}
+    printed = {name: print_kernel(kernel) for name, kernel in kernels_of(captured.module).items()}
+    kernels = [KernelInfo(n, n, n, Grid(p.programs, threads=32 * p.warps, shared=0)) for n, p in printed.items()]
     program = assemble(
-        captured.module, Interface.of(captured), symbols, [], target=f"cuda:{machine}",
+        captured.module, Interface.of(captured), {name: name for name in printed}, kernels, target=f"cuda:{machine}",
         dims=DimSpace(captured.dims), device="cuda",
     )  # fmt: skip
-    return GridProgram(program, interpreter, {**captured.weights, **captured.states})
+    images = {name: p.source.encode() for name, p in printed.items()}
+    return GridProgram(program, device, {**captured.weights, **captured.states}, images)
 
 
 def exact(model: torch.nn.Module, call: Mapping[str, Any]) -> torch.Tensor:
@@ -111,67 +111,77 @@ def test_states_live_from_call_to_call(interpreter: InterpretedKernels) -> None:
         torch.testing.assert_close(program(x=x), model(x=x), rtol=0, atol=1e-5)
 
 
-class Device:
-    """Memory of the host, and no kernels: what a walk asks of a device, in order."""
+class Recorder:
+    """Memory of this process, and no kernels: what a walk asks of a device, in order. Addresses are a GiB apart."""
 
     def __init__(self) -> None:
-        self.launched: list[tuple[str, list[int]]] = []
-        self.held: set[int] = set()
+        self.loaded: list[str] = []
+        self.launched: list[tuple[str, int, list[int]]] = []
+        self.held: dict[int, Any] = {}
+        self.given = 0
 
-    def allocate(self, size: int) -> Any:
-        memory = np.zeros(size + 1, np.uint8)
-        self.held.add(id(memory))
-        self.kept = [*getattr(self, "kept", []), memory]
-        return memory
+    def alloc(self, size: int) -> int:
+        self.given += 1 << 30
+        self.held[self.given] = np.zeros(size + 1, np.uint8)
+        return self.given
 
-    def release(self, memory: Any) -> None:
-        self.held.remove(id(memory))
+    def free(self, address: int) -> None:
+        del self.held[address]
 
-    def write(self, memory: Any, data: memoryview) -> None:
-        memory[: data.nbytes] = np.frombuffer(data, np.uint8)
+    def write(self, address: int, data: memoryview) -> None:
+        self.held[address][: data.nbytes] = np.frombuffer(data, np.uint8)
 
-    def read(self, memory: Any, into: memoryview) -> None:
-        into[:] = memory[: into.nbytes].data
+    def read(self, address: int, into: memoryview) -> None:
+        into[:] = self.held[address][: into.nbytes].data
 
-    def copy(self, source: Any, destination: Any, size: int) -> None:
-        (a, i), (b, j) = source, destination
-        b[j : j + size] = a[i : i + size]
+    def copy(self, source: int, destination: int, size: int) -> None:
+        (a, i), (b, j) = (divmod(place, 1 << 30) for place in (source, destination))
+        self.held[b << 30][j : j + size] = self.held[a << 30][i : i + size]
 
-    def launch(self, symbol: str, places: Any, dims: Any) -> None:
-        assert all(id(memory) in self.held for memory, _ in places)
-        self.launched.append((symbol, list(dims)))
+    def load(self, image: bytes, symbol: str) -> int:
+        self.loaded.append(symbol)
+        return len(self.loaded) - 1
+
+    def launch(self, function: int, grid: Grid, programs: int, buffers: Sequence[int], dims: Sequence[int]) -> None:
+        assert all(address >> 30 << 30 in self.held for address in buffers)
+        assert programs > 0
+        self.launched.append((self.loaded[function], programs, list(dims)))
+
+    def sync(self) -> None: ...
+
+    def clock(self) -> int:
+        return 0
 
 
 def test_memory_is_given_back_and_variants_are_chosen_by_size(seed: int) -> None:
-    captured = lowered(bert(seed, 1), MACHINES["sm_90"], token_inputs(2, 8))
-    names = {name: name for name in kernels_of(captured.module)}
-    program = assemble(
-        captured.module, Interface.of(captured), names, [], target="cuda:sm_90", dims=DimSpace(captured.dims),
-        device="cuda",
-    )  # fmt: skip
-    device = Device()
-    placed = GridProgram(program, device, captured.weights)
+    device = Recorder()
+    placed = on_device(bert(seed, 1), "sm_90", token_inputs(2, 8), device)
+    program = placed.program
     held, prepared = set(device.held), len(device.launched)
     assert prepared == sum(len(routine.steps) for routine in program.prepare)
     for size in ((1, 1), (6, 40)):
         placed(**token_inputs(*size))
-    assert device.held == held
-    ran = [symbol for symbol, _ in device.launched[prepared:]]
+    assert set(device.held) == held
+    ran = device.launched[prepared:]
     steps = len(program.main.steps)
     assert len(ran) == 2 * steps
     several = [i for i, step in enumerate(program.main.steps) if len(step.variants) > 1]
     assert several
-    assert all(ran[i] != ran[steps + i] for i in several)
+    assert all(ran[i][0] != ran[steps + i][0] for i in several)
+    grids = {kernel.symbol: kernel.grid for kernel in program.kernels}
+    for (symbol, programs, dims), step in zip(ran, [*program.main.steps, *program.main.steps], strict=True):
+        grid = grids[symbol]
+        assert grid is not None
+        assert programs == grid.programs.evaluate(dict(zip(step.formal_dims, dims, strict=True)))
+    images = {kernel.key: b"" for kernel in program.kernels}
     with pytest.raises(WeightsError, match="is missing"):
-        GridProgram(program, device, {})
+        GridProgram(program, device, {}, images)
 
 
 def test_what_a_grid_cannot_run_is_refused(seed: int) -> None:
-    captured = lowered(bert(seed, 1), MACHINES["sm_90"], token_inputs(2, 8))
-    names = {name: name for name in kernels_of(captured.module)}
-    program = assemble(
-        captured.module, Interface.of(captured), names, [], target="cuda:sm_90", dims=DimSpace(captured.dims),
-        device="cuda",
-    )  # fmt: skip
+    program = on_device(bert(seed, 1), "sm_90", token_inputs(2, 8), Recorder()).program
     with pytest.raises(TargetError, match="sizes computed while running are not known to a grid"):
-        GridProgram(replace(program, dims=(*program.dims, Dim("found", 0, 9, kind="runtime"))), Device(), {})
+        GridProgram(replace(program, dims=(*program.dims, Dim("found", 0, 9, kind="runtime"))), Recorder(), {}, {})
+    native = replace(program, kernels=(replace(program.kernels[0], grid=None), *program.kernels[1:]))
+    with pytest.raises(TargetError, match=r"splits its own grid over threads, which no device does"):
+        GridProgram(native, Recorder(), {}, {})

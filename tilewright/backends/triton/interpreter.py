@@ -1,4 +1,4 @@
-"""Printed kernels run by Triton's own interpreter: `InterpretedKernels`, a device of the grid ABI, and its process.
+"""Printed kernels run by Triton's own interpreter: `InterpretedKernels`, a device (`ir/device.py`), and its process.
 
 Triton decides when it is imported whether it interprets, and then for all kernels; so it does in a process of its own,
 `python -m tilewright.backends.triton.interpreter`. Memory is shared with it, so that a launch sends places alone. Right
@@ -7,13 +7,12 @@ in f32 and f16; its dot of bf16 is not.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import mmap
 import os
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -23,28 +22,27 @@ import numpy as np
 from tilewright.backends.frames import received, send
 from tilewright.backends.module_process import start_module
 from tilewright.errors import ToolchainError
+from tilewright.ir.grid_abi import Grid
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _ALIGNMENT: Final = 64
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class SharedMemory:
-    """Bytes that both processes see; fresh ones are zeros. number: what the other process calls them."""
-
-    number: int
-    bytes: Array
+_ROOM: Final = 44
+"""Bits of an address that count bytes of one piece of memory; those above them are the piece's number."""
 
 
 class InterpretedKernels:
-    """Runs kernels in a process of its own; use it in a `with`. Memory lives until then."""
+    """A device whose kernels are printed sources, run in a process of its own; use it in a `with`.
+
+    Raises ToolchainError where the interpreter fails.
+    """
 
     def __enter__(self) -> InterpretedKernels:
         self._process = start_module(
             "tilewright.backends.triton.interpreter", environment={**os.environ, "TRITON_INTERPRET": "1"}
         )
         self._files: list[int] = []
-        self._sources: dict[str, str] = {}
+        self._memory: list[Array | None] = []
+        self._functions: dict[str, int] = {}
         return self
 
     def __exit__(
@@ -57,53 +55,64 @@ class InterpretedKernels:
         for file in self._files:
             os.close(file)
 
-    # --- a device -------------------------------------------------------------------------------------------------
-
-    def allocate(self, size: int) -> SharedMemory:
-        """Memory of `size` bytes and a vector's more."""
+    def alloc(self, size: int) -> int:
+        """Memory of `size` bytes and a vector's more, zeros: its address."""
         room = max(size, 1) + _ALIGNMENT
         file = os.memfd_create("tilewright-interpreted", os.MFD_CLOEXEC)
-        self._files.append(file)
         os.ftruncate(file, room)
-        found = SharedMemory(len(self._files) - 1, np.frombuffer(mmap.mmap(file, room), np.uint8))
-        self._ask({"do": "map", "path": f"/proc/{os.getpid()}/fd/{file}"}, b"")
-        return found
+        self._files.append(file)
+        self._memory.append(np.frombuffer(mmap.mmap(file, room), np.uint8))
+        self._ask({"do": "map", "path": f"/proc/{os.getpid()}/fd/{file}"})
+        return (len(self._files) - 1) << _ROOM
 
-    def release(self, memory: SharedMemory) -> None:
+    def free(self, address: int) -> None:
         """Gives memory back."""
-        self._ask({"do": "unmap", "memory": memory.number}, b"")
-        os.ftruncate(self._files[memory.number], 0)
+        number = address >> _ROOM
+        self._ask({"do": "unmap", "memory": number})
+        self._memory[number] = None
+        os.ftruncate(self._files[number], 0)
 
-    def write(self, memory: SharedMemory, data: memoryview) -> None:
-        """Copies bytes to the start of memory."""
-        memory.bytes[: data.nbytes] = np.frombuffer(data, np.uint8)
+    def write(self, address: int, data: memoryview) -> None:
+        """Bytes of this process to the device."""
+        self._bytes(address, data.nbytes)[:] = np.frombuffer(data, np.uint8)
 
-    def read(self, memory: SharedMemory, into: memoryview) -> None:
-        """Copies bytes from the start of memory."""
-        into[:] = memory.bytes[: into.nbytes].data
+    def read(self, address: int, into: memoryview) -> None:
+        """Bytes of the device to this process."""
+        into[:] = self._bytes(address, into.nbytes).data
 
-    def copy(self, source: tuple[SharedMemory, int], destination: tuple[SharedMemory, int], size: int) -> None:
-        """Copies bytes between memories, from and to offsets."""
-        (a, i), (b, j) = source, destination
-        b.bytes[j : j + size] = a.bytes[i : i + size]
+    def copy(self, source: int, destination: int, size: int) -> None:
+        """Bytes from one place of the device to another."""
+        self._bytes(destination, size)[:] = self._bytes(source, size)
 
-    def load(self, symbol: str, source: str) -> None:
-        """Makes a kernel known by its symbol. Raises ToolchainError for products of bf16."""
+    def load(self, image: bytes, symbol: str) -> int:
+        """A printed source: what `launch` calls it by. Raises ToolchainError for products of bf16."""
+        source = image.decode()
         if "tl.dot(" in source and "bfloat16" in source:
             raise ToolchainError("Triton's interpreter multiplies no bf16", step="run the kernel in f32 or f16")
-        if self._sources.get(symbol) != source:
-            self._ask({"do": "load", "symbol": symbol}, source.encode())
-            self._sources[symbol] = source
+        if source not in self._functions:
+            name = f"{symbol}_{len(self._functions)}"
+            self._ask({"do": "load", "name": name, "symbol": symbol}, image)
+            self._functions[source] = len(self._functions)
+        return self._functions[source]
 
-    def launch(self, symbol: str, places: Sequence[tuple[SharedMemory, int]], dims: Sequence[int]) -> None:
-        """Runs a kernel's whole grid. places: where each buffer begins, as memory and an offset in bytes.
+    def launch(self, function: int, grid: Grid, programs: int, buffers: Sequence[int], dims: Sequence[int]) -> None:
+        """Runs a kernel's whole grid."""
+        head = {"do": "launch", "function": function, "programs": programs, "dims": [int(d) for d in dims]}
+        self._ask(head | {"places": [(address >> _ROOM, address % (1 << _ROOM)) for address in buffers]})
 
-        Raises ToolchainError where the interpreter fails.
-        """
-        where = [(memory.number, offset) for memory, offset in places]
-        self._ask({"do": "launch", "symbol": symbol, "places": where, "dims": list(map(int, dims))}, b"")
+    def sync(self) -> None:
+        """Every launch has ended when it returns."""
 
-    def _ask(self, head: Mapping[str, Any], body: bytes) -> None:
+    def clock(self) -> int:
+        """This process's nanoseconds."""
+        return time.perf_counter_ns()
+
+    def _bytes(self, address: int, size: int) -> Array:
+        memory, start = self._memory[address >> _ROOM], address % (1 << _ROOM)
+        assert memory is not None  # freed memory is nobody's
+        return memory[start : start + size]
+
+    def _ask(self, head: Mapping[str, Any], body: bytes = b"") -> None:
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
@@ -113,38 +122,16 @@ class InterpretedKernels:
             raise ToolchainError("Triton's interpreter has ended", step="run the kernel again and read its stderr")
         if answer[0]:
             raise ToolchainError(
-                f"Triton's interpreter fails in kernel {head.get('symbol')}: {answer[0]['error']}",
+                f"Triton's interpreter fails in kernel {answer[0]['kernel']}: {answer[0]['error']}",
                 step="read the kernel's source",
             )
 
-    # --- one kernel on arrays -------------------------------------------------------------------------------------
 
-    def run(self, source: str, buffers: Sequence[Array], outputs: int, dims: Sequence[int]) -> list[Array]:
-        """The outputs (the last `outputs` buffers, as they are after the launch). Raises ToolchainError if it fails."""
-        starts, end = [], 0
-        for array in buffers:
-            starts.append(end)
-            end += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
-        memory = self.allocate(end)
-        for array, start in zip(buffers, starts, strict=True):
-            memory.bytes[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        symbol = f"k{hashlib.sha256(source.encode()).hexdigest()[:20]}"
-        self.load(symbol, source)
-        self.launch(symbol, [(memory, start) for start in starts], dims)
-        first = len(buffers) - outputs
-        found = [
-            memory.bytes[start : start + a.nbytes].copy().view(a.dtype).reshape(a.shape)
-            for a, start in zip(buffers[first:], starts[first:], strict=True)
-        ]
-        self.release(memory)
-        return found
-
-
-def load_source(source: str, symbol: str, folder: Path) -> Any:
+def load_source(source: str, name: str, folder: Path) -> Any:
     """The module of a printed source: a file of its own, because Triton reads a function's text from its file."""
-    path = folder / f"{symbol}.py"
+    path = folder / f"{name}.py"
     path.write_text(source, encoding="utf-8")
-    spec = importlib.util.spec_from_file_location(f"tilewright_printed_{symbol}", path)
+    spec = importlib.util.spec_from_file_location(f"tilewright_printed_{name}", path)
     if spec is None or spec.loader is None:
         raise ToolchainError(f"{path} is no module", step="free some disk space")
     module = importlib.util.module_from_spec(spec)
@@ -179,12 +166,12 @@ def _mend() -> None:
 
 
 class _Server:
-    """The process's side: mapped memory by number, kernels by symbol."""
+    """The process's side: mapped memory and kernels, by number."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._memory: list[Any] = []
-        self._kernels: dict[str, Any] = {}
+        self._kernels: list[tuple[str, Any]] = []
         self._does: dict[str, Callable[[dict[str, Any], bytes], None]] = {
             "map": self._map, "unmap": self._unmap, "load": self._load, "launch": self._launch,
         }  # fmt: skip
@@ -202,18 +189,23 @@ class _Server:
         self._memory[head["memory"]] = None
 
     def _load(self, head: dict[str, Any], body: bytes) -> None:
-        self._kernels[head["symbol"]] = load_source(body.decode(), head["symbol"], self._folder)
+        self._kernels.append((head["symbol"], load_source(body.decode(), head["name"], self._folder)))
 
     def _launch(self, head: dict[str, Any], body: bytes) -> None:
         import torch
 
-        module = self._kernels[head["symbol"]]
+        symbol, module = self._kernels[head["function"]]
         tensors = []
         for (number, offset), name in zip(head["places"], module.DTYPES.values(), strict=True):
             dtype, memory = getattr(torch, name), self._memory[number]
             size = (memory.numel() - offset) // dtype.itemsize * dtype.itemsize
             tensors.append(memory[offset : offset + size].view(dtype))
-        module.launch(*tensors, *head["dims"])
+        getattr(module, symbol)[(head["programs"],)](*tensors, *head["dims"])
+
+    def named(self, head: Mapping[str, Any]) -> str:
+        """The kernel that a message is about, for a fault's text; empty where it is about none."""
+        number = head.get("function")
+        return str(head.get("symbol", "")) if number is None else self._kernels[number][0]
 
 
 def _serve() -> None:
@@ -230,7 +222,7 @@ def _serve() -> None:
             try:
                 server.serve(*message)
             except Exception as error:  # noqa: BLE001  every fault of a kernel is the answer
-                told = {"error": f"{type(error).__name__}: {error}"}
+                told = {"kernel": server.named(message[0]), "error": f"{type(error).__name__}: {error}"}
             send(answers, told, b"")
 
 
