@@ -1,4 +1,4 @@
-"""`make bench`, `python -m bench`: times everybody and writes bench/results/*.json and docs/benchmarks.md."""
+"""`make bench`, `python -m bench`: times everybody, keeps the rounds in bench/results, and writes docs/benchmarks.*."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from rich.console import Console
 
 from bench.cases import CASES
 from bench.contestants import CONTESTANTS
+from bench.plotting import draw
+from bench.results import Line, peers_of, rounded
 from bench.rounds import callers, compete, overhead
 from bench.server import Server
 from bench.writing import document, show
@@ -32,7 +34,7 @@ def main(
     rounds: Annotated[int, typer.Option(min=1, help="Turns that everybody gets.")] = 7,
     only: Annotated[str, typer.Option(help="Cases whose name contains this.")] = "",
     peers: Annotated[str, typer.Option(help="Comma-separated; all by default.")] = ",".join(CONTESTANTS),
-    write: Annotated[bool, typer.Option(help="Write docs/benchmarks.md, too.")] = True,
+    write: Annotated[bool, typer.Option(help="Write docs/benchmarks.{md,json,svg}, too.")] = True,
 ) -> None:
     """Times Tilewright and its peers side by side."""
     console = Console()
@@ -66,11 +68,16 @@ def main(
     folder = ROOT / "bench" / "results"
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{datetime.datetime.now():%Y%m%d-%H%M%S}.json"
-    target.write_text(json.dumps(data, indent=1) + "\n")
+    text = json.dumps(rounded(data), separators=(",", ":")) + "\n"
+    target.write_text(text)
     console.print(f"wrote {target.relative_to(ROOT)}", highlight=False)
     if write:
-        (ROOT / "docs" / "benchmarks.md").write_text(document(data))
-        console.print("wrote docs/benchmarks.md", highlight=False)
+        page = ROOT / "docs" / "benchmarks.md"
+        lines = [Line.of(case) for case in data["cases"]]
+        page.write_text(document(data))
+        page.with_suffix(".json").write_text(text)
+        draw(lines, peers_of(lines), page.with_suffix(".svg"))
+        console.print("wrote docs/benchmarks.md, .json and .svg", highlight=False)
 
 
 if __name__ == "__main__":

@@ -79,6 +79,24 @@ def callers_ratio(data: dict[str, Any]) -> tuple[Spread, int]:
     return ratio, max(int(r["many"]["os_threads"]) for r in data["rounds"])
 
 
+def peers_of(lines: list[Line]) -> list[str]:
+    """Everybody who took part in some case."""
+    return list(dict.fromkeys(name for line in lines for name in line.ratios))
+
+
+def rounded(data: Any) -> Any:
+    """The same with numbers of five digits: no clock here tells more."""
+    match data:
+        case float():
+            return float(f"{data:.5g}")
+        case dict():
+            return {key: rounded(value) for key, value in data.items()}
+        case list():
+            return [rounded(value) for value in data]
+        case _:
+            return data
+
+
 def milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:.2f}"
 

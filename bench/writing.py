@@ -7,7 +7,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench.results import Line, Spread, callers_ratio, ceilings, milliseconds, percent, prefixed, times_as_fast
+from bench.results import (
+    Line,
+    Spread,
+    callers_ratio,
+    ceilings,
+    milliseconds,
+    peers_of,
+    percent,
+    prefixed,
+    times_as_fast,
+)
 
 
 def headings(peers: list[str]) -> list[str]:
@@ -23,11 +33,6 @@ def headings(peers: list[str]) -> list[str]:
         "of FLOP/s",
         "of GB/s",
     ]
-
-
-def peers_of(lines: list[Line]) -> list[str]:
-    """Everybody who took part in some case."""
-    return list(dict.fromkeys(name for line in lines for name in line.ratios))
 
 
 def cells(line: Line, peers: list[str]) -> list[str]:
@@ -69,7 +74,7 @@ def show(console: Console, data: dict[str, Any]) -> None:
 
 
 def remarks(data: dict[str, Any]) -> list[str]:
-    """What is told in sentences: ceilings, call overhead, callers, compile times."""
+    """What is told in sentences: ceilings, call overhead, callers."""
     found = []
     rates = ceilings([*data["cases"], data["overhead"]])
     told = [f"{prefixed(s.median)}{'B' if n == 'read' else 'FLOP'}/s {n} {_range(s)}" for n, s in rates.items()]
@@ -83,16 +88,31 @@ def remarks(data: dict[str, Any]) -> list[str]:
         f"{count} Python threads calling one object make {ratio.text(times_as_fast)} times the calls a second of one, "
         f"with at most {threads} threads in the process, the benchmark's own included."
     )
-    told_of = {(c["case"]["model"], c["case"]["dtype"]): c["prepared"]["tilewright"] for c in data["cases"]}
-    compiled = [f"{model} {dtype} {t['cold']:.1f} and {t['warm']:.1f}" for (model, dtype), t in told_of.items()]
-    found.append(
-        f"Seconds of compiling for every size, cold and from the cache, capture included: {', '.join(compiled)}."
-    )
     return found
 
 
 def _range(s: Spread) -> str:
     return f"({prefixed(s.low)}..{prefixed(s.high)})"
+
+
+def compiling(lines: list[Line], peers: list[str]) -> str:
+    """Seconds from a model to a program, everybody's: ours serves all sizes, so its later sizes cost nothing."""
+    names = [name for name in peers if any("cold" in line.prepared.get(name, {}) for line in lines)]
+    found = [["case", "tilewright", "tilewright, from its cache", *names]]
+    found.append(["---", *["---:"] * (len(found[0]) - 1)])
+    told: set[tuple[str, str, str, float]] = set()
+    for line in lines:
+        model, ours = (line.case.model, line.case.dtype), line.prepared["tilewright"]
+        took = [("tilewright", ours["cold"], 1), ("its cache", ours["warm"], 2)]
+        took += [(name, line.prepared.get(name, {}).get("cold"), 1) for name in names]
+        cells = []
+        for name, seconds, digits in took:
+            # one program for all sizes is told of once
+            again = seconds is None or (name, *model, seconds) in told
+            cells.append("-" if again else f"{seconds:.{digits}f}")
+            told.add((name, *model, seconds))
+        found.append([line.case.name, *cells])
+    return "\n".join("| " + " | ".join(row) + " |" for row in found)
 
 
 def document(data: dict[str, Any]) -> str:
@@ -107,7 +127,7 @@ def document(data: dict[str, Any]) -> str:
     bullets = "\n".join(f"- {text}" for text in remarks(data))
     return f"""# Benchmarks
 
-Written by `make bench`; the raw rounds are in `bench/results/`.
+Written by `make bench`; the raw rounds are in `benchmarks.json`.
 
 Measured on {data["date"]} on {data["cpu"]}, {data["threads"]} threads, CPU class {data["machine"]}.
 Versions: {versions}.
@@ -118,9 +138,15 @@ quartiles in brackets; wide brackets are the neighbours. In each round everybody
 own, and the ratio is taken inside the round. Neighbours slow a barrier among threads far more than a kernel, and
 everybody's differently: where calls are short, the ratio of a loaded machine is not that of a quiet one.
 
+![Times as fast as each peer](benchmarks.svg)
+
 {table}
 
 {bullets}
+
+Seconds of compiling, capture or export included; a dash: nothing left to do, or nothing to compile.
+
+{compiling(lines, peers)}
 
 What the columns mean:
 

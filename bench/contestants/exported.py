@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from bench.cases import Case
 _NOT_EXPORTED = frozenset({"llama-0.5b"})
 
 
-class _Exported:
+class _Exported(ABC):
     """A model's ONNX file, and the runtime's own form of it."""
 
     def __init__(self) -> None:
@@ -34,8 +35,9 @@ class _Exported:
             self._made[key] = model, time.perf_counter() - begin
         return self._made[key]
 
+    @abstractmethod
     def load(self, path: Path, case: Case) -> Any:
-        raise NotImplementedError
+        """The program of an ONNX file."""
 
 
 class OnnxRuntime(_Exported):
