@@ -14,9 +14,8 @@ def draw(lines: list[Line], peers: list[str], target: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = (
-        "benchmarks"  # names inside the file, and so its bytes, are the numbers' alone
-    )
+    # names inside the file, and so its bytes, are the numbers' alone
+    matplotlib.rcParams["svg.hashsalt"] = "benchmarks"
     from matplotlib import pyplot, ticker
 
     figure, axes = pyplot.subplots(figsize=(8.5, 0.42 * len(lines) + 1.5), layout="constrained")
