@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 import tilewright as tw
+from tests.backends.triton.both_interpreters import launched
 from tilewright.backends.triton.interpreter import InterpretedKernels
 from tilewright.compiler.instrumented import CountingTwin
 from tilewright.errors import (
@@ -27,6 +29,7 @@ from tilewright.errors import (
     RankError,
     TilewrightError,
 )
+from tilewright.ir import dims
 from tilewright.ir.backend import backends
 from tilewright.ir.tile.counting import Counters
 
@@ -140,19 +143,21 @@ def test_every_registered_target_compiles_the_example_and_gives_what_torch_gives
     statics = {"classes": 20, "k": 3, "T": "f32"}
     for backend in backends().values():
         assert backend.probe() is None
-        sources = {}
+        sources = set()
         for machine in backend.machines:
             target = f"{backend.name}:{machine}"
             assert all(double.sources(target, T="f32").values())
-            (sources[machine],) = softmax_topk.sources(target, **statics).values()
+            sources |= set(softmax_topk.sources(target, **statics).values())
         if backend.device.in_process:
             check_topk(x, 3, softmax_topk.compile(backend.name, **statics)(x))
             continue
         # no device here: what is printed for it is interpreted
         outputs = [np.zeros((11, 3), np.float32), np.zeros((11, 3), np.int32)]
-        with InterpretedKernels() as interpreter:
-            for source in set(sources.values()):
-                found = interpreter.run(source, [x.numpy(), *outputs], 2, [11])
+        programs = dims.product(softmax_topk.trace(**statics).programs)
+        with InterpretedKernels() as device:
+            for source in sources:
+                symbol = re.findall(r"^@triton\.jit\ndef (\w+)", source, re.MULTILINE)[-1]
+                found = launched(device, (symbol, source), programs, [x.numpy(), *outputs], 2, {"rows": 11})
                 probabilities, places = map(torch.from_numpy, found)
                 check_topk(x, 3, (probabilities, places))
 
@@ -251,6 +256,38 @@ def test_pythons_own_faults_are_named_too() -> None:
     assert "AttributeError" in message
     assert "@forgets(size=3)" in message
     assert f"test_kernel.py:{line}" in message
+
+
+def test_numbers_stand_among_tiles(rng: np.random.Generator) -> None:
+    @tw.kernel("x f32[n] -> y f32[n]")
+    def clipped(b, x, y):  # type: ignore[no-untyped-def]
+        (i,) = b.grid(["n"], [32])
+        tile = b.load(b.dense(x), [i], [32])
+        b.store(b.map("select", b.map("gt", tile, 1), 1, b.map("mul", tile, 0.5)), b.dense(y), [i])
+
+    x = rng.standard_normal(77).astype(np.float32)
+    np.testing.assert_array_equal(clipped(x), np.where(x > 1, np.float32(1), x * np.float32(0.5)))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda b, tile: b.dot(tile, 2.0, tile), "tile.dot: b is 2.0, not a value"),
+        (lambda b, tile: b.reduce("sum", tile, [1]), "axis [1] is none of a tile of rank 1"),
+        (lambda b, tile: b.reduce("sum", tile, 1), "axis 1 is none of a tile of rank 1"),
+        (lambda b, tile: b.map("exp", 2.0), "map 'exp' is given no tile"),
+    ],
+)
+def test_what_is_no_tile_is_named(wrong: Any, said: str) -> None:
+    @tw.kernel("x f32[n] -> y f32[n]")
+    def kernel(b, x, y):  # type: ignore[no-untyped-def]
+        (i,) = b.grid(["n"], [8])
+        b.store(wrong(b, b.load(b.dense(x), [i], [8])), b.dense(y), [i])
+
+    with pytest.raises(KernelError) as caught:
+        kernel(np.ones(9, np.float32))
+    assert said in str(caught.value)
+    assert "test_kernel.py" in str(caught.value)
 
 
 def test_a_kernel_without_a_grid() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -311,3 +312,16 @@ def test_examples_that_are_not_dense() -> None:
                 f"TW001 arguments do not match the signature: input is a {kind} tensor\n"
                 "  next: give example tensors that are dense"
             )
+
+
+@pytest.mark.parametrize("read", [lambda pair: pair[1], lambda pair: pair[0] + pair[1]], ids=["returned", "used"])
+def test_results_that_are_not_computed_are_refused(read: Callable[..., torch.Tensor]) -> None:
+    class Places(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return read(torch.nn.functional.max_pool2d(x, 2, return_indices=True))
+
+    with pytest.raises(UnsupportedOpError) as caught:
+        capture(Places().eval(), (torch.ones(1, 1, 4, 4),))
+    (problem,) = caught.value.problems
+    assert problem.op == "aten.max_pool2d_with_indices.default"
+    assert problem.text == "its result 1 is not computed, 1 use"

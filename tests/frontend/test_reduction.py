@@ -94,3 +94,15 @@ def test_composite_norms_stay_whole(rng: np.random.Generator) -> None:
 def test_a_row_of_infinities(rng: np.random.Generator) -> None:
     x = torch.tensor([[-torch.inf, -torch.inf], [torch.inf, 1.0], [1.0, -torch.inf]])
     captured_equals_eager(Many({"logsumexp": lambda x: x.logsumexp(-1)}), [(x,)])
+
+
+def test_nan_is_above_all_numbers() -> None:
+    x = torch.tensor([[torch.nan, 3, 1, torch.inf], [2, torch.nan, torch.nan, -torch.inf], [torch.inf, 0, -0.0, 5]])
+    table: Table = {
+        "smallest": lambda x: x.topk(3, -1, largest=False).values,
+        "largest": lambda x: x.topk(3, -1).values,
+        "searchsorted": lambda x: torch.searchsorted(torch.tensor([-1.0, 0.0, 2.0]), x),
+        "searchsorted right": lambda x: torch.searchsorted(torch.tensor([-1.0, 0.0, 2.0]), x, right=True),
+        "bucketize": lambda x: torch.bucketize(x, torch.tensor([-1.0, 0.0, 2.0])),
+    }
+    captured_equals_eager(Many(table), [(x,)])

@@ -73,8 +73,7 @@ class GraphLowering:
             return getattr(module, node.target)
         self.builder.at(node)
         if node.target is operator.getitem:
-            source = self.value(node.args[0])
-            return REFUSED if source is REFUSED else source[node.args[1]]
+            return self._item(node, *node.args)
         val = node.meta.get("val")
         if not hasattr(val, "shape") and not isinstance(val, (tuple, list)):
             return self._scalar(node, val)
@@ -82,6 +81,15 @@ class GraphLowering:
         if inner is not None and hasattr(self.values.get(inner), "graph"):
             return self._inline(node, self.values[inner], node.args[node.args.index(inner) + 1 :])
         return self._operator(node)
+
+    def _item(self, node: Any, source: Any, number: int) -> Any:
+        """One of an operator's results. Some lowerings leave out what hardly anybody reads, as None."""
+        made = self.value(source)
+        if made is REFUSED:
+            return REFUSED
+        if made[number] is None and hasattr(node.meta.get("val"), "shape"):
+            return self._refuse(source, f"its result {number} is not computed")
+        return made[number]
 
     def _scalar(self, node: Any, val: Any) -> Any:
         """A size or number among the nodes."""

@@ -81,13 +81,13 @@ class TwOperation(IRDLOperation):
         if _takes_one_list(definition.operands) and not (len(operands) == 1 and isinstance(operands[0], (list, tuple))):
             operands = (operands,)  # type: ignore[assignment]
         slots: list[Any] = [*operands, *([None] * (len(definition.operands) - len(operands)))]
-        for i, (_, operand_def) in enumerate(definition.operands):
+        for i, (name, operand_def) in enumerate(definition.operands):
             if isinstance(operand_def, OptionalDef):
-                slots[i] = [] if slots[i] is None else [SSAValue.get(slots[i])]
+                slots[i] = [] if slots[i] is None else [_as_value(cls, name, slots[i])]
             elif isinstance(operand_def, VariadicDef):
-                slots[i] = [SSAValue.get(v) for v in slots[i] or []]
+                slots[i] = [_as_value(cls, name, v) for v in slots[i] or []]
             else:
-                slots[i] = SSAValue.get(slots[i])
+                slots[i] = _as_value(cls, name, slots[i])
         # known before infer() runs, so that its complaint can name the user's line
         location = {} if like is None else {k: like.attributes[k] for k in (LOC, PATH) if k in like.attributes}
         if result_types is None and not definition.results:
@@ -345,6 +345,12 @@ def _property_class(cls: type[TwOperation], name: str) -> Any:
     """The attribute class a property was declared with; None where the declaration admits several."""
     constraint = cls.get_irdl_definition().properties[name].constr
     return constraint.attr if isinstance(constraint, BaseAttr) else None
+
+
+def _as_value(op: type[TwOperation], name: str, given: Any) -> SSAValue:
+    if isinstance(given, (SSAValue, Operation)):
+        return SSAValue.get(given)
+    raise IRError(f"{op.name}: {name} is {given!r}, not a value", step="pass what another op gives")
 
 
 def _as_attribute(cls: type[TwOperation], name: str, value: Any) -> Attribute:

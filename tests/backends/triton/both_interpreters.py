@@ -11,6 +11,7 @@ from xdsl.ir import SSAValue
 from tilewright.backends.triton.interpreter import InterpretedKernels
 from tilewright.backends.triton.printer import print_kernel
 from tilewright.ir.device import Device
+from tilewright.ir.dims import Expr
 from tilewright.ir.dtypes import from_numpy
 from tilewright.ir.grid_abi import Grid
 from tilewright.ir.tile.builder import KernelBuilder
@@ -20,18 +21,21 @@ from tilewright.ir.tile_interpreter import run_kernel
 NEVER_WRITTEN = 77
 
 
-def run_printed(
-    kernel: KernelOp, buffers: Sequence[Any], outputs: int, sizes: Mapping[str, int], device: Device
+def launched(
+    device: Device,
+    printed: tuple[str, str],
+    programs: Expr,
+    buffers: Sequence[Any],
+    outputs: int,
+    dims: Mapping[str, int],
 ) -> list[Any]:
-    """The outputs (the last `outputs` buffers, as they are after the launch) of a kernel printed and launched."""
-    printed, dims = print_kernel(kernel), {d: sizes[d] for d in kernel.dims.data}
+    """The outputs (the last `outputs` buffers, as they are after the launch) of a printed kernel: symbol and source."""
     places = [device.alloc(array.nbytes) for array in buffers]
     for array, place in zip(buffers, places, strict=True):
         device.write(place, memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
-    programs, grid = printed.programs.evaluate(dims), Grid(printed.programs, threads=1, shared=0)
-    function = device.load(printed.source.encode(), printed.symbol)
-    if programs > 0:
-        device.launch(function, grid, programs, places, list(dims.values()))
+    function, count = device.load(printed[1].encode(), printed[0]), programs.evaluate(dims)
+    if count > 0:
+        device.launch(function, Grid(programs, threads=1, shared=0), count, places, list(dims.values()))
     found = [np.empty_like(array) for array in buffers[len(buffers) - outputs :]]
     for array, place in zip(found, places[len(buffers) - outputs :], strict=True):
         device.read(place, memoryview(array.reshape(-1).view(np.uint8)))
@@ -46,7 +50,9 @@ def run_both(
     """The outputs by Triton's interpreter and by the tile interpreter."""
     held = kernel.updates.data
     blank = [o.copy() if i in held else np.full_like(o, NEVER_WRITTEN) for i, o in enumerate(outputs)]
-    found = run_printed(kernel, [*inputs, *blank], len(outputs), sizes, interpreter)
+    printed, dims = print_kernel(kernel), {d: sizes[d] for d in kernel.dims.data}
+    code = printed.symbol, printed.source
+    found = launched(interpreter, code, printed.programs, [*inputs, *blank], len(outputs), dims)
     run_kernel(kernel, [*inputs, *outputs], sizes)
     return found, outputs
 

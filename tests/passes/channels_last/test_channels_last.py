@@ -12,7 +12,7 @@ from xdsl.ir import SSAValue
 from tests.passes.graphs import Graph, ops_of
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.elementwise import MapOp
-from tilewright.ir.graph.shape import ConcatOp, PadOp, ReshapeOp, TransposeOp
+from tilewright.ir.graph.shape import ConcatOp, PadOp, ReshapeOp, SliceOp, TransposeOp
 from tilewright.ir.graph.structure import WeightOp
 from tilewright.ir.graph.windows import ConvolutionOp, PoolOp
 from tilewright.ir.module import function
@@ -239,3 +239,19 @@ def test_a_reshape_that_mixes_channels_stays_behind_the_transpose(seed: int) -> 
     g, _ = run(lambda g, x: g.reshape(convolution(g, x, 5), 5, "b", "6*h"), seed)
     (reshape,) = [op for op in function(g.module, "main").block.ops if isinstance(op, ReshapeOp)]
     assert isinstance(reshape.x.owner, TransposeOp)
+
+
+@pytest.mark.parametrize("turned_first", [False, True])
+def test_tokens_added_to_a_convolution_over_them_come_to_rest(turned_first: bool, seed: int) -> None:
+    """With one spatial axis a turn is its own inverse: [b, tokens, channels] beside a slice of a turned convolution."""
+    g = Graph("b: 0..3", "t: 4..9", dtype="f64")
+    x = g.input("x", ["b", "t", 4])
+    y = g.op(
+        ConvolutionOp, g.op(TransposeOp, x, permutation=[0, 2, 1]), g.weight("w", [4, 2, 4]), g.weight("bias", [4]),
+        strides=[1], padding_low=[2], padding_high=[2], dilation=[1], groups=2,
+    )  # fmt: skip
+    y = g.map("relu", g.op(SliceOp, y, starts=[0, 0, 0], stops=["b", 4, "t"], steps=[1, 1, 1]))
+    back = g.op(TransposeOp, y, permutation=[0, 2, 1])
+    g.done(g.map("add", *((back, x) if turned_first else (x, back))))
+    after = ground(g.module, [Canonicalize(), ChannelsLast()], seed=seed, ctx=context(g.module), rounding="f64")
+    assert ops_of(after).count("convolution") == 1

@@ -114,9 +114,13 @@ def topk(
     x = tensor(self)
     if not isinstance(k, int) or not x.rank:
         raise Unsupported("a number of elements that varies")
+    axis = axis_of(dim, x.rank)
+    if not largest and x.dtype.is_float:
+        # NaN is above all numbers, and no negation puts it below them
+        found = c.add(SortOp.make(self, axis=axis, descending=False)).results
+        return tuple(c.slice(r, axis, 0, k) for r in found)
     source = self if largest else reversed_order(c, self)
-    made = c.add(TopkOp.make(source, k=k, axis=axis_of(dim, x.rank)))
-    values, indices = made.results
+    values, indices = c.add(TopkOp.make(source, k=k, axis=axis)).results
     return (values if largest else reversed_order(c, values)), indices
 
 
@@ -208,5 +212,7 @@ def _below(c: Builder, sequence: SSAValue, values: SSAValue, right: bool, named:
     if tensor(values).dtype != dtype:
         raise Unsupported(f"values of {tensor(values).dtype} in a sequence of {dtype}")
     apart = c.reshape(values, [*tensor(values).dims, 1])
-    below = c.map("le" if right else "lt", sequence, apart, dtype=dtype)
+    # what is not above: a value that is NaN lies behind all of them
+    above = c.map("gt" if right else "ge", sequence, apart, dtype=dtype)
+    below = c.map("not", above, dtype=I1)
     return c.cast(c.reduce("sum", c.cast(below, I64), [tensor(below).rank - 1]), c.result.dtype)

@@ -58,7 +58,7 @@ def max_pool_with_indices(
     dilation: Any = 1,
     ceil_mode: bool = False,
 ) -> tuple[SSAValue, None]:
-    """The places of the maxima are not computed; whoever reads them is told so."""
+    """The places of the maxima are not computed: who reads them is refused."""
     return max_pool(c, self, kernel_size, stride, padding, dilation, ceil_mode), None
 
 

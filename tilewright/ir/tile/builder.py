@@ -3,7 +3,7 @@
 b = KernelBuilder("scale", dims=["n"])
 x, y = b.buffer(["n", 384], F32), b.output(["n", 384], F32)
 i, j = b.grid(["n", 384], [1, 64])
-b.store(b.map("mul", b.load(b.dense(x), [i, j], [1, 64]), b.constant(2.0)), b.dense(y), [i, j])
+b.store(b.map("mul", b.load(b.dense(x), [i, j], [1, 64]), 2.0), b.dense(y), [i, j])
 kernel = b.finish()
 """
 
@@ -17,7 +17,7 @@ from xdsl.ir import Block, Operation, Region, SSAValue
 
 from tilewright.errors import IRError
 from tilewright.ir.dims import Expr, ExprLike
-from tilewright.ir.dtypes import DTYPES, F32, I32, DType
+from tilewright.ir.dtypes import DTYPES, F32, I1, I32, DType
 from tilewright.ir.operation import TwOperation
 from tilewright.ir.tile import compute, memory, places, structure
 from tilewright.ir.tile.base import buffer as buffer_type
@@ -36,6 +36,12 @@ def dtype_of(dtype: DTypeLike) -> DType:
     if dtype not in DTYPES:
         raise IRError(f"{dtype!r} is no dtype", step=f"use one of {', '.join(DTYPES)}")
     return DTYPES[dtype]
+
+
+def _axis(axis: int, rank: int) -> int:
+    if not isinstance(axis, int) or not -rank <= axis < rank:
+        raise IRError(f"axis {axis!r} is none of a tile of rank {rank}", step=f"name one from {-rank} to {rank - 1}")
+    return axis % rank
 
 
 class KernelBuilder:
@@ -193,9 +199,14 @@ class KernelBuilder:
         """A tile of one index, i32 or i64."""
         return self._add(compute.SplatOp.make(self.index(value), extents=extents, dtype=dtype_of(dtype).name))
 
-    def map(self, fn: str, *args: SSAValue) -> SSAValue:
-        """An elementwise function."""
-        return self._add(compute.MapOp.make(list(args), fn=fn))
+    def map(self, fn: str, *args: SSAValue | int | float) -> SSAValue:
+        """An elementwise function. Numbers have the dtype of the first tile that is no condition, else of the first."""
+        tiles = [tile_type(a) for a in args if isinstance(a, SSAValue)]
+        if not tiles:
+            raise IRError(f"map {fn!r} is given no tile", step="compute numbers in Python")
+        like = next((t for t in tiles if t.dtype is not I1), tiles[0])
+        values = [self.constant(a, [1] * like.rank, like.dtype) if isinstance(a, (int, float)) else a for a in args]
+        return self._add(compute.MapOp.make(values, fn=fn))
 
     def cast(self, value: SSAValue, dtype: DTypeLike) -> SSAValue:
         """The value in another dtype; itself when it has it already."""
@@ -229,29 +240,29 @@ class KernelBuilder:
     def reduce(self, fn: str, value: SSAValue, axis: int = -1) -> SSAValue:
         """An axis reduced to extent 1."""
         rank = tile_type(value).rank
-        return self._add(compute.ReduceOp.make([value], fn=fn, axis=axis % rank))
+        return self._add(compute.ReduceOp.make([value], fn=fn, axis=_axis(axis, rank)))
 
     def combine(self, fn: str, values: Sequence[SSAValue], axis: int = -1) -> list[SSAValue]:
         """Tiles that travel together, an axis reduced to extent 1: "argmax" of (keys, i32 indices), "welford", ..."""
         rank = tile_type(values[0]).rank
-        return self._all(compute.ReduceOp.make(list(values), fn=fn, axis=axis % rank))
+        return self._all(compute.ReduceOp.make(list(values), fn=fn, axis=_axis(axis, rank)))
 
     def scan(self, fn: str, values: Sequence[SSAValue], axis: int = -1) -> list[SSAValue]:
         """Inclusive scan along an axis: "sum", "max", ... of one tile, "linear" of a pair."""
         rank = tile_type(values[0]).rank
-        return self._all(compute.ScanOp.make(list(values), fn=fn, axis=axis % rank))
+        return self._all(compute.ScanOp.make(list(values), fn=fn, axis=_axis(axis, rank)))
 
     def sort(
         self, keys: SSAValue, payload: SSAValue, axis: int = -1, *, descending: bool = False
     ) -> tuple[SSAValue, SSAValue]:
         """Keys in order along an axis, stable, with what belongs to them."""
         rank = tile_type(keys).rank
-        made = self._all(compute.SortOp.make(keys, payload, axis=axis % rank, descending=descending))
+        made = self._all(compute.SortOp.make(keys, payload, axis=_axis(axis, rank), descending=descending))
         return made[0], made[1]
 
     def topk(self, value: SSAValue, k: int, axis: int = -1) -> tuple[SSAValue, SSAValue]:
         """The k largest along an axis in order, and their positions in the tile, i32."""
-        made = self._all(compute.TopkOp.make(value, k=k, axis=axis % tile_type(value).rank))
+        made = self._all(compute.TopkOp.make(value, k=k, axis=_axis(axis, tile_type(value).rank)))
         return made[0], made[1]
 
     def accumulate(self, fn: str, value: SSAValue, acc: SSAValue) -> SSAValue:

@@ -36,6 +36,8 @@ def elementwise_before_channels(op: MapOp | CastOp, site: Site) -> SSAValue | No
     turned = [from_last(v) for v in op.operands]
     if not any(t is not None and tensor(t.out).rank == rank for t in turned):
         return None
+    if channels_to_last(rank) == channels_to_second(rank) and not _leaves_fewer(op.operands, turned):
+        return None
     operands: list[SSAValue] = []
     for value, view in zip(op.operands, turned, strict=True):
         given = tensor(value)
@@ -51,6 +53,16 @@ def elementwise_before_channels(op: MapOp | CastOp, site: Site) -> SSAValue | No
     else:
         early = site.map(op.fn.data, *operands)
     return behind(early, site)
+
+
+def _leaves_fewer(operands: Sequence[SSAValue], turned: Sequence[TransposeOp | None]) -> bool:
+    """Whether fewer operands of more than a vector are turned afterwards.
+
+    With one spatial axis a turn is its own inverse, so that what was turned here looks like what is to be turned back.
+    """
+    large = [sum(d.constant != 1 for d in tensor(v).dims) > 1 and splat(v) is None for v in operands]
+    before = sum(is_large and view is not None for is_large, view in zip(large, turned, strict=True))
+    return before > sum(large) - before
 
 
 @SINKING.on(ReduceOp)
