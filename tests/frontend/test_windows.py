@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -86,3 +88,37 @@ def test_convolutions_of_two_and_three_axes(rng: np.random.Generator) -> None:
 
     calls = [(floats(rng, b, 4, h, 7),) for b, h in [(2, 8), (1, 6), (3, 11)]]
     captured_equals_eager(Convolutions(), calls, {"x": (B, None, H, None)})
+
+
+class Skip(torch.nn.Module):
+    """Halves an image and doubles it again, beside the image itself."""
+
+    def __init__(self, join: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.up, self.join = torch.nn.ConvTranspose2d(3, 3, 2, 2), join
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.join(self.up(torch.nn.functional.max_pool2d(x, 2)), x)
+
+
+@pytest.mark.parametrize(
+    "join",
+    [
+        lambda a, b: torch.cat([a, b], 1),
+        lambda a, b: torch.cat([b, a], -3),
+        lambda a, b: a * b,
+        lambda a, b: torch.where(b > 0, b, a),
+    ],
+    ids=["joined", "joined the other way", "multiplied", "chosen"],
+)
+def test_sizes_that_only_even_calls_make_equal_are_a_guard(
+    join: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], rng: np.random.Generator
+) -> None:
+    def image(height: int, width: int) -> tuple[torch.Tensor]:
+        return (torch.from_numpy(rng.standard_normal((2, 3, height, width), np.float32)),)
+
+    calls = [image(8, 12), image(10, 4)]
+    found = captured_equals_eager(Skip(join), calls, {"x": {2: Dim("h", 4, 32), 3: Dim("w", 4, 32)}})
+    assert len(found.guards) == 2
+    for h, w in ((9, 8), (8, 9)):
+        assert not all(guard.holds({"h": h, "w": w}) for guard in found.guards)

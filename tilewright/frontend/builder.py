@@ -179,13 +179,36 @@ class Builder:
         wanted = dtype or self.result.dtype
         wide = wanted in (BF16, F16) and any(_loses(value, wanted) for value in operands)
         inside = F32 if wide else wanted
-        found = self.emit(MapOp, [self.operand(value, inside) for value in operands], fn=fn)
+        found = self.emit(MapOp, self.alike([self.operand(value, inside) for value in operands]), fn=fn)
         return self.cast(found, wanted) if wide and tensor(found).dtype == F32 else found
 
     def select(self, condition: SSAValue, a: Any, b: Any, dtype: DType) -> SSAValue:
         """a where the condition holds, else b."""
         operands = [self.cast(condition, I1), self.operand(a, dtype), self.operand(b, dtype)]
-        return self.emit(MapOp, operands, fn="select")
+        return self.emit(MapOp, self.alike(operands), fn="select")
+
+    def alike(self, values: Sequence[SSAValue], *, apart: int | None = None) -> list[SSAValue]:
+        """Values whose sizes torch takes for equal, written alike; 1 stretches. apart: an axis where they may differ.
+
+        Sizes that are equal in some calls alone, 2 * (h // 2) and h, become the plainest of them, and a guard.
+        """
+        rank = max(tensor(v).rank for v in values)
+        wanted: dict[int, Expr] = {}
+        for axis in range(-rank, 0):
+            sizes = {tensor(v).dims[axis] for v in values if tensor(v).rank >= -axis}
+            sizes = {n for n in sizes if n.constant != 1}
+            if axis + rank != apart and len(sizes) > 1:
+                wanted[axis] = plain = min(sizes, key=lambda n: (len(str(n)), str(n)))
+                for size in sizes - {plain}:
+                    self.symbols.require(plain, "==", size, self.place)
+        found = []
+        for value in values:
+            dims = list(tensor(value).dims)
+            for axis, size in wanted.items():
+                if len(dims) >= -axis and dims[axis].constant != 1:
+                    dims[axis] = size
+            found.append(self.reshape(value, dims))
+        return found
 
     def reshape(self, x: SSAValue, dims: Sequence[ExprLike]) -> SSAValue:
         """x under other dims."""

@@ -23,7 +23,7 @@ from tilewright.frontend.sizing import export_sizes, raised_sizes, sizes_of
 from tilewright.frontend.slicing import name_slices
 from tilewright.frontend.symbols import Symbols, admitted, require_admitted
 from tilewright.ir.dims import Dim, DimSpace, Expr
-from tilewright.ir.guards import Guard
+from tilewright.ir.guards import Guard, distinct
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +52,7 @@ class Exported:
         found = settled(
             [Fact.of(guard, space) for guard in self.symbols.required.values()], space, self.own, doubts=False
         )
-        return tuple(dict.fromkeys((*self.settled.guards, *found.guards)))
+        return distinct((*self.settled.guards, *found.guards))
 
 
 def export(model: torch.nn.Module, example: Example) -> Exported:

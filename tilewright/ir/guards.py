@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
@@ -56,3 +56,14 @@ class Guard:
 
     def __str__(self) -> str:
         return f"{self.left} {self.relation} {self.right}"
+
+
+def distinct(guards: Iterable[Guard]) -> tuple[Guard, ...]:
+    """Each relation once, either way round, and with a line where one is known."""
+    found: dict[tuple[Relation, frozenset[Expr] | tuple[Expr, Expr]], Guard] = {}
+    for guard in guards:
+        sides = guard.left, guard.right
+        key = guard.relation, frozenset(sides) if guard.relation in ("==", "!=") else sides
+        if key not in found or found[key].where is None:
+            found[key] = guard
+    return tuple(found.values())

@@ -19,7 +19,7 @@ from tilewright.ir.graph.shape import ConcatOp, PadOp
 def concat(c: Builder, parts: list[SSAValue], axis: int) -> SSAValue:
     """Tensors of one dtype one after another; those known to be empty are left out."""
     kept = [x for x in parts if tensor(x).dims[axis].constant != 0] or parts[:1]
-    return kept[0] if len(kept) == 1 else c.emit(ConcatOp, kept, axis=axis)
+    return kept[0] if len(kept) == 1 else c.emit(ConcatOp, c.alike(kept, apart=axis), axis=axis)
 
 
 @lowers("aten.cat.default", "aten.concat.default", "aten.concatenate.default")
