@@ -104,7 +104,8 @@ def rounding_before_views(op: CastOp, site: Site) -> SSAValue | None:
 def _cast_at_its_owner(root: SSAValue, op: CastOp, site: Site) -> SSAValue:
     """The cast of a computed value right behind the op that computes it: one that is there, or a new one."""
     block, owner = op.parent, root.owner
-    assert block is not None and isinstance(owner, Operation)  # asked by the caller, and rules see ops of a block
+    assert block is not None  # rules see ops of a block
+    assert isinstance(owner, Operation)  # asked by the caller
     found = next((u for u in users(root) if isinstance(u, CastOp) and u.parent is block), None)
     cast = found.out if found is not None else site.make(CastOp, root, dtype=op.dtype)
     made = cast.owner
