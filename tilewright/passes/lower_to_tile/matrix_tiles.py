@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import gcd
+
 from xdsl.ir import BlockArgument
 
 from tilewright.ir.dtypes import DType
@@ -49,6 +51,13 @@ def steps_of(k: int, unit: MatrixUnit, rules: TileRules) -> tuple[int, int]:
     chunks = -(-k // rules.reduction_chunk)
     step = -(-k // (chunks * unit.depth)) * unit.depth
     return step, chunks * step
+
+
+def tile_columns(columns: int, pairs: int, total: int, rules: TileRules) -> int:
+    """The columns of a program's tile of a packed weight of `total` columns: a panel's, or those of as many panels of
+    pairs as the machine's panel has room for.
+    """
+    return columns if pairs == 1 else gcd(total, rules.panel)
 
 
 def row_tiles(rules: TileRules, unit: MatrixUnit | None, *, tall: bool = False) -> list[tuple[int | None, int]]:
