@@ -1,8 +1,8 @@
 """plan-layout: weights that a matmul multiplies by are laid out in panels, in @prepare, once.
 
 A panel is what a register tile streams: [panels, K, columns], so that consecutive k are consecutive in memory; where
-the machine has a matrix unit, [panels, K/2, columns, 2] with the unit's columns, so that what fills one of its registers
-is dense and the next step of k follows. Padding columns and rows are zero. The group reads the panels
+the machine has a matrix unit, [panels, K/2, columns, 2] with the unit's columns, so that what fills one of its
+registers is dense and the next step of k follows. Padding columns and rows are zero. The group reads the panels
 back to [K, N] by transpose, reshape and slice, which the matmul skeleton turns into the panel's own addresses.
 """
 

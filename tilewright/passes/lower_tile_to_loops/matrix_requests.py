@@ -43,7 +43,7 @@ class Touched:
 
 
 def touched(cx: Lowering, op: DotOp) -> list[Touched]:
-    """What the epilogue of a kernel's last dot loads and stores, where it lies as the sums do: rows of dense columns."""
+    """What the epilogue of a kernel's last dot loads and stores, where it lies as the sums do, in dense rows."""
     dots = [o for o in cx.kernel.walk() if isinstance(o, DotOp) and paired(o, cx.machine.rules) is not None]
     sizes, found = tile(op.out).extents, []
     if op is not dots[-1] or 1 in sizes:

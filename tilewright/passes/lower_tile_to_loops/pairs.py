@@ -1,9 +1,9 @@
-"""Right-hand sides packed in pairs of k, as a machine's matrix unit takes them: the elements of a pair lie side by side.
+"""Right-hand sides packed in pairs of k, as a machine's matrix unit takes them.
 
-Loaded ones come in panels as wide as the unit's registers, `reshape(transpose(w [N/c, K/2, c, 2], (1, 3, 0, 2)), [K,
-N])`, which moves nothing. Others are a tile of [K, N] or [N, K], `transpose(reshape(x, [K/2, 2, N]), (0, 2, 1))` or
-`transpose(reshape(x, [N, K/2, 2]), (1, 0, 2))`, brought into the form [K/2, N, 2] and back, `reshape(transpose(w, (0, 2,
-1)), [K, N])`; they are written to scratch as pairs.
+The elements of a pair lie side by side. Loaded ones come in panels as wide as the unit's registers,
+`reshape(transpose(w [N/c, K/2, c, 2], (1, 3, 0, 2)), [K, N])`, which moves nothing. Others are a tile of [K, N] or
+[N, K], `transpose(reshape(x, [K/2, 2, N]), (0, 2, 1))` or `transpose(reshape(x, [N, K/2, 2]), (1, 0, 2))`, brought into
+the form [K/2, N, 2] and back, `reshape(transpose(w, (0, 2, 1)), [K, N])`; they are written to scratch as pairs.
 """
 
 from __future__ import annotations
