@@ -45,11 +45,13 @@ def run_kernel(
     *,
     nthreads: int = 1,
     fused: bool = True,
+    asked: list[tuple[ops.Prefetch, int]] | None = None,
 ) -> Traffic:
     """Runs every thread of a launch, one after the other, writing to the writable buffers in place.
 
     buffers: C-contiguous arrays in the kernel's order, in the buffers' dtypes (bf16 also as uint16 bits).
     dims: sizes by name, or in the kernel's order. fused: whether `Fma` rounds once, as on machines that have it.
+    asked: takes every request for memory ahead of time, with the element it names.
     Raises IRError for accesses outside a buffer, division by zero and shifts beyond the width.
     """
     if not isinstance(dims, Mapping):
@@ -66,7 +68,7 @@ def run_kernel(
             held = np.full(scratch.bytes, 0 if scratch.zeroed else 0xFF, np.uint8)
             memory[scratch] = held.view(storage(scratch.dtype))
         with np.errstate(all="ignore"):
-            _Thread(kernel, memory, dims, tid, nthreads, fused, traffic).block(kernel.body)
+            _Thread(kernel, memory, dims, tid, nthreads, fused, traffic, asked).block(kernel.body)
     return traffic
 
 
@@ -82,8 +84,10 @@ class _Thread:
         nthreads: int,
         fused: bool,
         traffic: Traffic,
+        asked: list[tuple[ops.Prefetch, int]] | None,
     ) -> None:
         self.name, self.memory, self.dims, self.fused, self.traffic = kernel.name, memory, dims, fused, traffic
+        self.asked = asked
         self.matrix: list[Lanes] = [np.full((r.rows, r.columns), -1).astype(storage(r.dtype)) for r in kernel.matrix]
         self.tid, self.nthreads = tid, nthreads
         self.values: dict[Value, Lanes] = {}
@@ -118,7 +122,8 @@ class _Thread:
                 case ops.Scatter():
                     self.write(op, self.integer(op.offset) + self.get(op.indices).astype(np.int64))
                 case ops.Prefetch():
-                    pass
+                    if self.asked is not None:
+                        self.asked.append((op, self.integer(op.offset)))
                 case MatrixZero() | MatrixLoad() | MatrixStore() | MatrixDot():
                     self.on_matrix(op)
                 case _:

@@ -90,8 +90,10 @@ class TileRules:
     large as the next power of two, so that K is walked in steps of the chunk itself. dot_least: the fewest rows a dot
     multiplies; smaller variants of a
     kernel would do the same work. matrix: the unit that multiplies matrices whole, where there is one; its products
-    take tiles of 1, `matrix.rows` and two or four times as many rows. scratch: bytes of private memory that a program
-    may have (None: no such limit). f32_only: functions of the scalar table that the machine does not compute in f64.
+    take tiles of 1, `matrix.rows` and two or four times as many rows, and their packed operands lie in panels of
+    `matrix.columns`, of which a tile takes as many as `panel` has room for. scratch: bytes of private memory that a
+    program may have (None: no such limit). f32_only: functions of the scalar table that the machine does not compute in
+    f64.
     streaming: bytes of results from which a kernel that passes over its data once writes past the caches; None where it
     never does.
     """

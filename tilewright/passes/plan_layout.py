@@ -1,7 +1,8 @@
 """plan-layout: weights that a matmul multiplies by are laid out in panels, in @prepare, once.
 
 A panel is what a register tile streams: [panels, K, columns], so that consecutive k are consecutive in memory; where
-the machine has a matrix unit, [panels, K/2, columns, 2]. Padding columns and rows are zero. The group reads the panels
+the machine has a matrix unit, [panels, K/2, columns, 2] with the unit's columns, so that what fills one of its
+registers is dense and the next step of k follows. Padding columns and rows are zero. The group reads the panels
 back to [K, N] by transpose, reshape and slice, which the matmul skeleton turns into the panel's own addresses.
 """
 
@@ -78,7 +79,8 @@ class PlanLayout(Pass):
         name = source.label.data
         key = (f"{type(source).__name__}:{name}", f"{columns}x{depth}t{op.transpose_b.data}")
         if key not in packed:
-            panels = _panels(prepare, prepare.clone(source.out), op.transpose_b.data, columns, depth)
+            narrow = columns if unit is None else unit.columns
+            panels = _panels(prepare, prepare.clone(source.out), op.transpose_b.data, columns, narrow, depth)
             packed[key] = prepare.add_result(panels, f"{name}:panels{columns}" + ("" if depth is None else "x2"))
         n, k = tensor(op.out).dims[-1], op.sizes()[-1]
         op.operands[1] = _read_back(group, argument, source, op, packed[key], prepare, (k, n))
@@ -115,7 +117,7 @@ class PlanLayout(Pass):
         if key not in packed:
             matrix = ReshapeOp.make(prepare.clone(source.out), dims=[depth, filters], like=op)
             prepare.append(matrix)
-            panels = _panels(prepare, matrix.out, False, columns, None)
+            panels = _panels(prepare, matrix.out, False, columns, columns, None)
             packed[key] = prepare.add_result(panels, f"{name}:panels{columns}")
         dims = tensor(op.w).dims
         cut = _read_back(group, argument, source, op, packed[key], prepare, (depth, filters))
@@ -167,10 +169,12 @@ def _weight_operand(group: GroupOp, argument: SSAValue) -> tuple[BlockArgument, 
     return (argument, source) if isinstance(source, (WeightOp, PackedOp)) else None
 
 
-def _panels(prepare: Prepare, weight: SSAValue, transposed: bool, columns: int, depth: int | None) -> SSAValue:
-    """Appends the group that lays a weight out in panels to @prepare: one kernel of kind "pack".
+def _panels(
+    prepare: Prepare, weight: SSAValue, transposed: bool, whole: int, columns: int, depth: int | None
+) -> SSAValue:
+    """Appends the group that lays a weight out in panels of `columns` to @prepare: one kernel of kind "pack".
 
-    depth: K as it is packed where pairs of k lie side by side.
+    whole: what the columns of all panels are a multiple of. depth: K as it is packed where pairs of k lie side by side.
     """
     block = Block(arg_types=[weight.type])
 
@@ -184,7 +188,7 @@ def _panels(prepare: Prepare, weight: SSAValue, transposed: bool, columns: int, 
     if transposed:
         value = add(TransposeOp.make(value, permutation=(*lead, at + 1, at)))
     *outer, k, n = tensor(value).dims
-    missing, below = (-n) % columns, Expr.of(0) if depth is None else depth - k
+    missing, below = (-n) % whole, Expr.of(0) if depth is None else depth - k
     if (below, missing) != (Expr.of(0), Expr.of(0)):
         value = add(PadOp.make(value, low=[0] * (at + 2), high=[*[0] * at, below, missing]))
         n, k = n + missing, k + below

@@ -10,6 +10,7 @@ from tests.passes.graphs import Graph
 from tilewright.ir.graph.shape import SliceOp
 
 VIEWED = "a view of the result lies between them"
+ROUNDED = "not rounded to bf16 where it is computed: not all that is read of it is bf16"
 MANY = "graph.matmul reads its operands many times: they are computed once, before it"
 
 
@@ -245,6 +246,47 @@ ROWS: dict[str, Row] = {
         lambda g, x: g.softmax(g.reshape(g.slice(x, -1, 0, 16, 2), "b", "t", 2, 4)),
         ["map(1): slice", "row-reduction(1): softmax"],
         [],
+    ),
+    # roundings
+    "cuts that are rounded": Row(
+        lambda g, x: [g.cast(g.slice(y := linear(g, x), -1, 0, 4), "bf16"), g.cast(g.slice(y, -1, 4, 16), "bf16")],
+        ["matmul(2): matmul cast", "map(1): slice", "map(1): slice"],
+        [],
+    ),
+    "cuts that are rounded, seen in many ways": Row(
+        lambda g, x: [
+            g.cast(g.transpose(g.slice(y := linear(g, x), -1, 0, 4), 1, 0, 2), "bf16"),
+            g.cast(g.slice(g.reshape(y, "b", "t", 4, 4), 2, 1, 2), "bf16"),
+            g.cast(g.reshape(y, "b*t", 16), "bf16"),
+            g.cast(y, "bf16"),
+        ],
+        ["matmul(2): matmul cast", "map(1): slice transpose", "map(1): slice", "map(1):"],
+        [],
+    ),
+    "cuts that are rounded, of a value returned as it is": Row(
+        lambda g, x: [g.cast(g.slice(y := linear(g, x), -1, 0, 4), "bf16"), y],
+        ["matmul(2): matmul", "map(1): slice cast"],
+        [f"graph.matmul: {VIEWED}", ROUNDED],
+    ),
+    "cuts that are rounded to two dtypes": Row(
+        lambda g, x: [g.cast(g.slice(y := linear(g, x), -1, 0, 4), "bf16"), g.cast(g.slice(y, -1, 4, 16), "f16")],
+        ["matmul(2): matmul", "map(1): slice cast", "map(1): slice cast"],
+        [f"graph.matmul: {VIEWED}", ROUNDED, ROUNDED.replace("bf16", "f16")],
+    ),
+    "a cut that is rounded beside one that is not": Row(
+        lambda g, x: [g.cast(g.slice(y := linear(g, x), -1, 0, 4), "bf16"), g.map("exp", g.slice(y, -1, 4, 16))],
+        ["matmul(2): matmul", "map(1): slice cast", "map(1): slice exp"],
+        [f"graph.matmul: {VIEWED}", ROUNDED],
+    ),
+    "cuts of what lies in memory that are rounded": Row(
+        lambda g, x: [g.cast(g.slice(x, -1, 0, 4), "bf16"), g.cast(g.slice(x, -1, 4, 8), "bf16")],
+        ["map(1): slice cast", "map(1): slice cast"],
+        [],
+    ),
+    "cuts that are widened": Row(
+        lambda g, x: [g.cast(g.slice(y := linear(g, x), -1, 0, 4), "f64"), g.cast(g.slice(y, -1, 4, 16), "f64")],
+        ["matmul(2): matmul", "map(1): slice cast", "map(1): slice cast"],
+        [f"graph.matmul: {VIEWED}"],
     ),
     "a cut of a scalar": Row(
         lambda g, x: g.reshape(g.op(SliceOp, g.input("one", []), starts=[], stops=[], steps=[]), 1, 1), ["map(1):"], []

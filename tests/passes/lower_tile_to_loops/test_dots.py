@@ -13,8 +13,8 @@ from tests.passes.lower_tile_to_loops.kernels import matmul, on_tiles
 from tests.passes.lower_tile_to_loops.running import check, check_counts, inputs, machine, native, outputs, same
 from tilewright.ir.dims import Expr
 from tilewright.ir.dtypes import BF16, F16, F32, F64, I8, I32, U8, DType
-from tilewright.ir.loops import For, LoopKernel, MatrixDot
-from tilewright.ir.loops.ops import Block, Fma, Gather, If, Load, Op, Shuffle
+from tilewright.ir.loops import BufferArg, For, LoopKernel, MatrixDot
+from tilewright.ir.loops.ops import Block, Fma, Gather, If, Load, Op, Prefetch, Shuffle
 from tilewright.ir.loops_interpreter import run_kernel
 from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.compute import DotScaledOp, UnpackOp
@@ -142,21 +142,35 @@ def test_int4_weights_unpack_on_the_way_into_a_scaled_dot(m: int, rng: np.random
     check(on_tiles(shapes, [((m, 40), F32)], body), {"n": 2}, rng, classes=["avx512"])
 
 
-def packed_pairs(depth: int, columns: int, rows: int, *, chunk: int, computed: bool) -> KernelOp:
-    """A matmul whose right-hand side lies in panels of pairs of k."""
+def packed_pairs(
+    depth: int,
+    columns: int,
+    rows: int,
+    *,
+    chunk: int,
+    computed: bool = False,
+    block: int = 1,
+    unread: int = 0,
+    residual: bool = False,
+) -> KernelOp:
+    """A matmul whose right-hand side lies in panels of pairs of k, each as wide as a register; a program takes four.
+
+    block: programs of rows that meet a program's panels before the next do. unread: panels behind those it reads.
+    """
     panels = -(-columns // 64)
     b = KernelBuilder("pairs", ["m"])
-    x, w = b.buffer(["m", depth], BF16), b.buffer([panels, depth // 2, 64, 2], BF16)
+    x, w = b.buffer(["m", depth], BF16), b.buffer([4 * panels + unread, depth // 2, 16, 2], BF16)
+    added = b.buffer(["m", columns], F32) if residual else None
     y = b.output(["m", columns], F32)
-    i, p = b.grid(["m", panels], [rows, 1])
+    i, p = b.grid(["m", panels], [rows, 1], [(0, block), (1, 1), (0, 1)])
 
     def part(at: SSAValue, total: SSAValue) -> SSAValue:
         left = b.load(b.dense(x), [i, at], [rows, chunk])
         if computed:
             left = b.cast(b.map("neg", b.cast(left, F32)), BF16)
         half = b.index(Expr.of("a0") // 2, at)
-        loaded = b.reshape(b.load(b.dense(w), [p, half, 0, 0], [1, chunk // 2, 64, 2]), (chunk // 2, 64, 2))
-        return b.dot(left, b.reshape(b.transpose(loaded, (0, 2, 1)), (chunk, 64)), total)
+        loaded = b.load(b.dense(w), [b.index(Expr.of("a0") * 4, p), half, 0, 0], [4, chunk // 2, 16, 2])
+        return b.dot(left, b.reshape(b.transpose(loaded, (1, 3, 0, 2)), (chunk, 64)), total)
 
     total = b.constant(0.0, (rows, 64))
     if chunk == depth:
@@ -165,7 +179,10 @@ def packed_pairs(depth: int, columns: int, rows: int, *, chunk: int, computed: b
         with b.loop(0, depth, chunk, [total]) as loop:
             loop.give(part(loop.at, loop.carried[0]))
         total = loop.out[0]
-    b.store(total, b.dense(y), [i, b.index(Expr.of("a0") * 64, p)])
+    at = [i, b.index(Expr.of("a0") * 64, p)]
+    if added is not None:
+        total = b.map("add", total, b.load(b.dense(added), at, [rows, 64]))
+    b.store(total, b.dense(y), at)
     return b.finish()
 
 
@@ -191,7 +208,7 @@ def test_pairs_of_k_are_multiplied_as_they_lie(
 
 @pytest.mark.parametrize(("columns", "rows"), [(64, 32), (100, 16), (64, 12)])
 def test_a_row_has_the_same_bits_in_tiles_of_any_height(columns: int, rows: int, rng: np.random.Generator) -> None:
-    tall, low = (packed_pairs(64, columns, n, chunk=32, computed=False) for n in (rows, 1))
+    tall, low = (packed_pairs(64, columns, n, chunk=32) for n in (rows, 1))
     given = inputs(tall, {"m": 13}, rng)
     found = []
     for kernel in (tall, low):
@@ -203,7 +220,7 @@ def test_a_row_has_the_same_bits_in_tiles_of_any_height(columns: int, rows: int,
 
 @pytest.mark.parametrize(("depth", "m"), [(544, 0), (544, 31), (544, 64), (1088, 101)])
 def test_blocks_of_k_over_tall_tiles_keep_a_rows_bits(depth: int, m: int, rng: np.random.Generator) -> None:
-    tall, low = (packed_pairs(depth, 64, n, chunk=544, computed=False) for n in (64, 1))
+    tall, low = (packed_pairs(depth, 64, n, chunk=544) for n in (64, 1))
     lowered = lower_kernel(tall, machine("avx512-amx"))
     assert any(isinstance(op, For) and op.body.args[0].hint == "kb" for op in every(lowered))
     given = inputs(tall, {"m": m}, rng)
@@ -214,12 +231,42 @@ def test_blocks_of_k_over_tall_tiles_keep_a_rows_bits(depth: int, m: int, rng: n
         found.append(got)
     same(found[0], found[1], 0.0, "tall and low")
     x, w = (a.astype(np.float64) for a in given)
-    pairs = w.reshape(depth // 2, 64, 2).transpose(0, 2, 1).reshape(depth, 64)
+    pairs = w.reshape(4, depth // 2, 16, 2).transpose(1, 3, 0, 2).reshape(depth, 64)
     same(found[0].reshape(m, 64), x.reshape(m, depth) @ pairs, 1e-4, "reference")
     check_counts(tall, {"m": m}, given, "avx512-amx")
     if "avx512-amx" in host_classes():
         (run,) = native(tall, given, {"m": m}, "avx512-amx", nthreads=2)
         same(run, found[0], 0.0, "native and interpreted")
+
+
+def asked(kernel: KernelOp, m: int, rng: np.random.Generator) -> list[tuple[str, bool, int]]:
+    """What a kernel asks for ahead on a matrix unit: the buffer, whether near, and the element."""
+    found: list[tuple[Prefetch, int]] = []
+    buffers = [*inputs(kernel, {"m": m}, rng), *outputs(kernel, {"m": m})]
+    run_kernel(lower_kernel(kernel, machine("avx512-amx")), buffers, {"m": m}, asked=found)
+    return [(op.memory.name, op.near, at) for op, at in found if isinstance(op.memory, BufferArg)]
+
+
+@pytest.mark.parametrize(("rows", "block"), [(32, 8), (64, 4), (256, 1)])
+def test_a_block_of_rows_asks_for_the_panels_that_follow_once(rows: int, block: int, rng: np.random.Generator) -> None:
+    kernel = packed_pairs(64, 128, rows, chunk=64, block=block, unread=200)
+    found = [at for name, near, at in asked(kernel, 256, rng) if not near]
+    panels = 4 * 64 * 16  # elements that a program reads
+    lines = [*range(panels, 3 * panels, 32)]
+    assert sorted(found) == lines, "each line of what the two programs' panels are followed by, once"
+
+
+def test_weights_that_stay_in_the_cache_are_not_asked_for(rng: np.random.Generator) -> None:
+    assert all(near for _, near, _ in asked(packed_pairs(64, 128, 32, chunk=64, block=8), 256, rng))
+
+
+@pytest.mark.parametrize("depth", [32, 64, 96, 1056])
+def test_blocks_of_sums_ask_for_what_they_meet_and_become(depth: int, rng: np.random.Generator) -> None:
+    found = asked(packed_pairs(depth, 64, 64, chunk=depth, residual=True), 64, rng)
+    touched = {name: {at // 16 for other, near, at in found if other == name and near} for name, _, _ in found}
+    assert len(touched) == 2
+    assert all(lines == set(range(64 * 64 // 16)) for lines in touched.values()), "every line, and none beyond"
+    assert not asked(packed_pairs(depth, 64, 1, chunk=depth, residual=True), 3, rng), "a row alone has no time for it"
 
 
 @pytest.mark.parametrize("turned", [False, True])

@@ -2,16 +2,19 @@
 
 A reshape between two kernels is a name for the same bytes; between two ops of one kernel it is an obstacle. So a
 reshape that only regroups leading axes sinks below row-wise ops until it meets its inverse, and a reshape of a slice
-becomes a slice of a reshape, which any kernel can read in place.
+becomes a slice of a reshape, which any kernel can read in place. A rounding sinks the other way, to where its value is
+computed: what is stored is narrow then.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Final
 
 from xdsl.ir import Operation, SSAValue
 
 from tilewright.ir.dims import Expr, exact_div, product
+from tilewright.ir.dtypes import DType
 from tilewright.ir.graph.attention import RotaryOp
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.contraction import MatmulOp
@@ -23,10 +26,12 @@ from tilewright.ir.graph.structure import PositionsOp
 from tilewright.passes.canonicalize.broadcasts import BROADCASTS
 from tilewright.passes.canonicalize.shapes import SHAPES, moves_only_units
 from tilewright.passes.canonicalize.singles import SINGLES
-from tilewright.passes.rewriting import Rules, Site, defined, only_adds_units, same_dims, splat
+from tilewright.passes.rewriting import Rules, Site, defined, only_adds_units, same_dims, splat, users
 
 # SINGLES, because no row kernel reduces an axis of one element
 VIEWS = Rules(SHAPES, BROADCASTS, SINGLES)
+
+_PLACES: Final = (SliceOp, ReshapeOp, TransposeOp)  # what only says where elements of a value are found
 
 
 def keeps_last_axis(before: Sequence[Expr], after: Sequence[Expr]) -> bool:
@@ -49,6 +54,17 @@ def rests_on_memory(value: SSAValue) -> bool:
     return not isinstance(owner, Operation) or not owner.operands
 
 
+def rounds_everywhere(value: SSAValue, dtype: DType) -> bool:
+    """Whoever reads the value, or a view of it, casts it to the dtype and reads nothing else of it."""
+    found = users(value)
+    return bool(found) and all(
+        tensor(op.out).dtype == dtype
+        if isinstance(op, CastOp)
+        else isinstance(op, _PLACES) and rounds_everywhere(op.out, dtype)
+        for op in found
+    )
+
+
 def covers_axis(site: Site, count: Expr, size: Expr) -> bool:
     """That many places from the start are proved to lie in the axis."""
     return site.ctx.dims.compare(count, "<=", size) is True
@@ -57,6 +73,46 @@ def covers_axis(site: Site, count: Expr, size: Expr) -> bool:
 def varies(value: SSAValue) -> bool:
     """The value has elements that may differ."""
     return splat(value) is None
+
+
+@VIEWS.on(CastOp)
+def rounding_before_views(op: CastOp, site: Site) -> SSAValue | None:
+    """A computed value of which only roundings to one dtype are read is rounded once, where it is computed.
+
+    Slices of a merged product, say: the product stores them rounded, and no kernel reads them just to do that.
+    """
+    views, root, dtype = [], op.x, tensor(op.out).dtype
+    while isinstance(root.owner, _PLACES):
+        views.append(root.owner)
+        root = root.owner.x
+    owner = root.owner
+    if not views or not isinstance(owner, Operation) or rests_on_memory(root):
+        return None
+    if dtype.bits >= tensor(root).dtype.bits:
+        return None  # stored wider than it is computed
+    if not rounds_everywhere(root, dtype):
+        if any(isinstance(view, SliceOp) for view in views):
+            site.refuse(f"not rounded to {dtype} where it is computed: not all that is read of it is {dtype}")
+        return None
+    value = _cast_at_its_owner(root, op, site)
+    for view in reversed(views):
+        stated: dict[str, Any] = {**view.properties}
+        value = site.make(type(view), value, **stated)
+    return value
+
+
+def _cast_at_its_owner(root: SSAValue, op: CastOp, site: Site) -> SSAValue:
+    """The cast of a computed value right behind the op that computes it: one that is there, or a new one."""
+    block, owner = op.parent, root.owner
+    assert block is not None  # rules see ops of a block
+    assert isinstance(owner, Operation)  # asked by the caller
+    found = next((u for u in users(root) if isinstance(u, CastOp) and u.parent is block), None)
+    cast = found.out if found is not None else site.make(CastOp, root, dtype=op.dtype)
+    made = cast.owner
+    assert isinstance(made, Operation)  # a cast's result
+    block.detach_op(made)
+    block.insert_op_after(made, owner)
+    return cast
 
 
 @VIEWS.on(MapOp, CastOp)

@@ -27,6 +27,7 @@ from tilewright.passes.lower_tile_to_loops.dots import limits_of_k
 from tilewright.passes.lower_tile_to_loops.elementwise import lanes_at
 from tilewright.passes.lower_tile_to_loops.indices import Index
 from tilewright.passes.lower_tile_to_loops.materialise import fill, static_axes
+from tilewright.passes.lower_tile_to_loops.matrix_requests import following, touched
 from tilewright.passes.lower_tile_to_loops.operands import unit_axis, unit_reshape
 from tilewright.passes.lower_tile_to_loops.pair_packing import pack
 from tilewright.passes.lower_tile_to_loops.pairs import Paired, paired
@@ -42,11 +43,15 @@ _RIGHT = (6, 7)
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """Rows in memory: element (r, c) at offset + r * stride + c."""
+    """Rows in memory: element (r, c) at offset + r * stride + c.
+
+    across: of right-hand sides, elements from what fills one register to what fills the one beside it.
+    """
 
     memory: Memory
     offset: Value
     stride: Value
+    across: Value | None = None
 
 
 def lower_matrix_dot(cx: Lowering, op: DotOp) -> bool:
@@ -81,7 +86,7 @@ class _MatrixDot:
             self.right = _packed(cx, op, pair.load)
         else:
             self.copied = pack(cx, pair, *tile(op.b).extents)
-            self.right = _scratch_rows(cx, self.copied)
+            self.right = replace(_scratch_rows(cx, self.copied), across=cx.b.index(2 * unit.columns))
         self.rows, self.columns = tile(op.out).extents
         self.depth = tile(op.a).extents[1]
         self.height = cx.b.matrix[_SUMS[0]].rows
@@ -90,6 +95,9 @@ class _MatrixDot:
         if not isinstance(home, ScratchTile):
             raise cx.unsupported(op, "the matrix unit's sums were placed in vector registers")
         self.home = home
+        tall = pair.load is not None and self.rows > self.height
+        self.touched = touched(cx, op) if tall else []
+        self.following = following(cx, op, unit, self.band) if tall else None
         start = op.acc.owner
         self.from_zero = isinstance(start, ConstantOp) and start.value.data == 0.0
         if not self.from_zero and cx.tiles.get(op.acc) is not home:
@@ -226,6 +234,7 @@ class _MatrixDot:
     ) -> None:
         """One block of sums: cleared or loaded, added to over steps of k, stored."""
         b, unit, right = self.cx.b, self.unit, self.right
+        assert right.across is not None  # set for right-hand sides
         stride = b.index(self.home.strides[0])
         places: list[tuple[int, Value]] = []
         for i in range(height):
@@ -240,19 +249,34 @@ class _MatrixDot:
                 for number, place in places if taken else ():
                     b.matrix_load(number, self.home.memory, place, stride)
         start = b.add(left.offset, b.mul(b.index(row), left.stride))
-        panel = b.add(right.offset, b.mul(b.index(at), 2))
+        panel = b.add(right.offset, b.mul(b.floordiv(b.index(at), unit.columns), right.across))
         with b.loop(first, last, name="k") as k:
             along = b.add(start, b.mul(k.index, unit.depth))
             for i in range(height):
                 b.matrix_load(_LEFT[i], left.memory, b.add(along, b.mul(left.stride, i * self.height)), left.stride)
             below = b.add(panel, b.mul(k.index, b.mul(right.stride, unit.depth // 2)))
+            beside = [b.add(below, b.mul(right.across, j)) for j in range(width)]
+            if self.following is not None:
+                self.following.ask(self.cx, unit, beside, b.floordiv(b.index(top), self.band))
+            self.ask_for_epilogue(k.index, top, height * self.height, at, width * unit.columns)
             for j in range(width):
                 number = _RIGHT[j % len(_RIGHT)]
-                b.matrix_load(number, right.memory, b.add(below, 2 * unit.columns * j), right.stride)
+                b.matrix_load(number, right.memory, beside[j], right.stride)
                 for i in range(height):
                     b.matrix_dot(_SUMS[i * width + j], _LEFT[i], number)
         for number, place in places:
             b.matrix_store(number, self.home.memory, place, stride)
+
+    def ask_for_epilogue(self, k: Value, top: Position, rows: int, at: Position, columns: int) -> None:
+        """Requests for a step's share of the rows of a block that meet its finished sums."""
+        b, steps = self.cx.b, -(-self.depth // self.unit.depth)
+        each = -(-rows // steps)
+        for number in range(each if self.touched else 0):
+            row = b.add(b.mul(k, each), number)
+            if each * steps > rows:
+                row = b.min(row, rows - 1)
+            for rest in self.touched:
+                rest.ask(self.cx, b.add(b.index(top), row), at, columns)
 
 
 def _plus(cx: Lowering, start: Position, by: Position) -> Position:
@@ -266,7 +290,9 @@ def _packed(cx: Lowering, op: DotOp, load: LoadOp) -> _Rows:
     rows, inside, above = _region(cx, load, tile(load.out).extents, row=-3, column=-1)
     if inside is not None or above is not None:
         raise cx.unsupported(op, "the packed right-hand side is not proved to cover the region that is read of it")
-    return rows
+    view = cx.views[load.source]
+    assert isinstance(view, AffineView)  # as `_region` says
+    return replace(rows, across=cx.b.expr(view.strides[-4]))
 
 
 def _scratch_rows(cx: Lowering, held: ScratchTile) -> _Rows:

@@ -1,9 +1,9 @@
-"""Right-hand sides packed in pairs of k, [K/2, N, 2], as a machine's matrix unit takes them.
+"""Right-hand sides packed in pairs of k, as a machine's matrix unit takes them.
 
-The tile form is `reshape(transpose(w [K/2, N, 2], (0, 2, 1)), [K, N])`, which moves nothing: the elements of a pair lie
-side by side, as the instruction wants them. Where w is loaded, memory has them so; otherwise it is a tile of [K, N] or
-[N, K] brought into that form, `transpose(reshape(x, [K/2, 2, N]), (0, 2, 1))` or `transpose(reshape(x, [N, K/2, 2]),
-(1, 0, 2))`, and is written to scratch as pairs.
+The elements of a pair lie side by side. Loaded ones come in panels as wide as the unit's registers,
+`reshape(transpose(w [N/c, K/2, c, 2], (1, 3, 0, 2)), [K, N])`, which moves nothing. Others are a tile of [K, N] or
+[N, K], `transpose(reshape(x, [K/2, 2, N]), (0, 2, 1))` or `transpose(reshape(x, [N, K/2, 2]), (1, 0, 2))`, brought into
+the form [K/2, N, 2] and back, `reshape(transpose(w, (0, 2, 1)), [K, N])`; they are written to scratch as pairs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tilewright.passes.lower_tile_to_loops.operands import unit_reshape
 class Paired:
     """A packed right-hand side and the values between it and the dot.
 
-    load: of [..., K/2, N, 2]; or None, and source is a tile to pack: [N, K] where `turned`, else [K, N].
+    load: of [..., N/c, K/2, c, 2]; or None, and source is a tile to pack: [N, K] where `turned`, else [K, N].
     """
 
     load: LoadOp | None
@@ -47,6 +47,8 @@ def paired(op: Operation, rules: TileRules) -> Paired | None:
     depth, columns = tile(op.b).extents
     if depth % rules.matrix.depth or columns % rules.matrix.columns:
         return None
+    if turned.permutation.data == (1, 3, 0, 2):
+        return _loaded(op, turned, rules.matrix.columns)
     if turned.permutation.data != (0, 2, 1) or tile(packed).extents != (depth // 2, columns, 2):
         return None
     match packed.owner:
@@ -57,14 +59,20 @@ def paired(op: Operation, rules: TileRules) -> Paired | None:
                 return Paired(None, split.source, False, through)
             if whole == (columns, depth) and form == ((columns, depth // 2, 2), (1, 0, 2)):
                 return Paired(None, split.source, True, through)
-            return None
-    source = packed
+    return None
+
+
+def _loaded(op: DotOp, turned: TransposeOp, width: int) -> Paired | None:
+    """Panels of pairs in memory, each of whose registers is dense."""
+    depth, columns = tile(op.b).extents
+    form = (columns // width, depth // 2, width, 2)
+    source = turned.source
     while isinstance(source.owner, ReshapeOp) and unit_reshape(source.owner):
         source = source.owner.source
     load = source.owner
-    if not isinstance(load, LoadOp) or tile(load.out).extents[-3:] != (depth // 2, columns, 2):
+    if not isinstance(load, LoadOp) or tile(turned.source).extents != form or tile(load.out).extents[-4:] != form:
         return None
     view = load.source.owner
-    if not isinstance(view, ViewOp) or [s.constant for s in view.strides.data[-2:]] != [2, 1]:
+    if not isinstance(view, ViewOp) or [s.constant for s in view.strides.data[-3:]] != [2 * width, 2, 1]:
         return None
-    return Paired(load, packed, False, (op.b, turned.out, packed))
+    return Paired(load, turned.source, False, (op.b, turned.out, turned.source))

@@ -18,7 +18,7 @@ from tilewright.ir.loops import BufferArg, Value
 from tilewright.ir.tile import compute
 from tilewright.ir.tile.base import tile
 from tilewright.ir.tile.compute import DotOp
-from tilewright.ir.tile.memory import LoadOp, StageOp, ViewOp
+from tilewright.ir.tile.memory import LoadOp, StageOp, StoreOp, ViewOp
 from tilewright.ir.tile.structure import ExprOp, ForOp, YieldOp
 from tilewright.ir.types import BufferType, TileType
 from tilewright.passes.lower_tile_to_loops.context import Lowering
@@ -27,7 +27,7 @@ from tilewright.passes.lower_tile_to_loops.operands import unit_reshape
 from tilewright.passes.lower_tile_to_loops.sites import Position, Site
 from tilewright.passes.lower_tile_to_loops.views import AffineView
 
-_LINE = 64  # bytes that one request brings
+LINE = 64  # bytes that one request brings
 _ELEMENTWISE = (compute.MapOp, compute.CastOp, compute.BroadcastOp, compute.ReshapeOp, StageOp)
 
 
@@ -68,7 +68,7 @@ def stream_after(cx: Lowering, op: DotOp) -> Stream | None:
     axes = [axis for axis, n in enumerate(tile(load.out).extents) if n != 1]
     if not isinstance(view, AffineView) or [view.strides[a].constant for a in axes] != [columns, 1]:
         return None
-    first = _element(cx, view, load.at, [0] * tile(load.out).rank)
+    first = element(cx, view, load.at, [0] * tile(load.out).rank)
     b = cx.b
     after = b.add(first, depth * columns)
     end = b.add(b.expr(view.offset), b.mul(view.extents[0].value, b.expr(view.strides[0])))
@@ -89,12 +89,14 @@ def ask_for_epilogue(cx: Lowering, op: DotOp, sites: Sequence[Site]) -> None:
     What is stored is not asked for: stores wait in a queue of their own, and asking gained nothing.
     """
     sizes = tile(op.out).extents
-    for load in dict.fromkeys(_meeting(op.out)):
+    for load in dict.fromkeys(meeting(op.out)):
+        if isinstance(load, StoreOp):
+            continue
         extents = tile(load.out).extents
         if [n for n in extents if n != 1] != [n for n in sizes if n != 1]:
             continue
-        a_line = max(1, _LINE // tile(load.out).dtype.bytes)
-        with _reachable(cx, [load.source, *load.at]) as known:
+        a_line = max(1, LINE // tile(load.out).dtype.bytes)
+        with reachable(cx, [load.source, *load.at]) as known:
             view = cx.views.get(load.source)
             if not known or not isinstance(view, AffineView):
                 continue
@@ -103,10 +105,10 @@ def ask_for_epilogue(cx: Lowering, op: DotOp, sites: Sequence[Site]) -> None:
                     continue  # the line was asked for with the vector before
                 moving = [c.at for c, n in zip(site.coords, sizes, strict=True) if n != 1]
                 places = [0 if n == 1 else moving.pop(0) for n in extents]
-                cx.b.prefetch(view.root, _element(cx, view, load.at, places))
+                cx.b.prefetch(view.root, element(cx, view, load.at, places))
 
 
-def _element(cx: Lowering, view: AffineView, origins: Sequence[SSAValue], places: Sequence[Position]) -> Value:
+def element(cx: Lowering, view: AffineView, origins: Sequence[SSAValue], places: Sequence[Position]) -> Value:
     """Where an element of a region lies in memory; the region need not lie inside the view."""
     b = cx.b
     fixed, moving = b.expr(view.offset), b.index(0)
@@ -125,25 +127,27 @@ def _loaded(value: SSAValue) -> LoadOp | None:
     return op if isinstance(op, LoadOp) else None
 
 
-def _meeting(value: SSAValue) -> Iterator[LoadOp]:
-    """The loads that elementwise ops join with a dot's result, behind the ends of loops, too."""
+def meeting(value: SSAValue) -> Iterator[LoadOp | StoreOp]:
+    """The loads that elementwise ops join with a dot's result, and what stores it, behind the ends of loops, too."""
     for use in value.uses:
         op = use.operation
-        if isinstance(op, YieldOp):
+        if isinstance(op, StoreOp):
+            yield op
+        elif isinstance(op, YieldOp):
             loop = op.parent_op()
             if isinstance(loop, ForOp):
-                yield from _meeting(loop.results[use.index])
+                yield from meeting(loop.results[use.index])
         elif isinstance(op, _ELEMENTWISE):
             for other in op.operands:
                 if other is not value and isinstance(other.type, TileType):
                     load = _loaded(other)
                     if load is not None:
                         yield load
-            yield from _meeting(op.results[0])
+            yield from meeting(op.results[0])
 
 
 @contextmanager
-def _reachable(cx: Lowering, values: Sequence[SSAValue]) -> Iterator[bool]:
+def reachable(cx: Lowering, values: Sequence[SSAValue]) -> Iterator[bool]:
     """Lowers index and view ops that come later, for the time of a block; False where they read memory."""
     before = (dict(cx.indices), dict(cx.views))
 

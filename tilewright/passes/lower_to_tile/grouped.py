@@ -26,17 +26,22 @@ from tilewright.passes.lower_to_tile.emit import Emitter
 from tilewright.passes.lower_to_tile.frame import Lowered, Variant, all_strides, begin
 from tilewright.passes.lower_to_tile.layout import Strides, Walk, strides_of
 from tilewright.passes.lower_to_tile.matmul import DYNAMIC_K, chunk_of
-from tilewright.passes.lower_to_tile.matrix_tiles import row_tiles, steps_of, unit_for
+from tilewright.passes.lower_to_tile.matrix_tiles import row_tiles, steps_of, tile_columns, unit_for
+from tilewright.passes.lower_to_tile.packing import matrix_of_pairs
 from tilewright.passes.lower_to_tile.skeleton import Refusal
 
 
 @dataclass(frozen=True, slots=True)
 class GroupedPanels:
-    """A packed right-hand side: the group argument that holds it, its panel width, and the k's side by side."""
+    """A packed right-hand side: the group argument that holds it, its panel width, and the k's side by side.
+
+    total: columns of all panels of a matrix.
+    """
 
     argument: BlockArgument
     columns: int
     pairs: int
+    total: int
 
 
 def grouped_panels(b: SSAValue) -> GroupedPanels | None:
@@ -45,8 +50,8 @@ def grouped_panels(b: SSAValue) -> GroupedPanels | None:
         case shape.SliceOp(x=SSAValue(owner=shape.ReshapeOp(x=SSAValue(owner=shape.TransposeOp() as turned)))):
             dims = [d.constant for d in tensor(turned.x).dims]
             columns, pairs = dims[3], dims[4] if len(dims) == 5 else 1
-            if isinstance(turned.x, BlockArgument) and columns is not None and pairs is not None:
-                return GroupedPanels(turned.x, columns, pairs)
+            if isinstance(turned.x, BlockArgument) and columns is not None and pairs is not None and dims[1]:
+                return GroupedPanels(turned.x, columns, pairs, dims[1] * columns)
     return None
 
 
@@ -124,7 +129,9 @@ class _Grouped:
             raise unsupported(first, "the result of a grouped product is stored in pieces")
         self.b, self.buffers, self.outputs = begin(group, name)
         self.panels = grouped_panels(first.b)
-        self.width = self.panels.columns if self.panels is not None else machine.rules.panel
+        self.width = machine.rules.panel
+        if self.panels is not None:
+            self.width = tile_columns(self.panels.columns, self.panels.pairs, self.panels.total, machine.rules)
 
     def _seed(self, space: Space) -> None:
         """Operands of the products are addressed here, not by the space."""
@@ -240,10 +247,8 @@ class _Grouped:
                 loaded = b.load(view, [expert, panel, k, 0], (1, 1, step, packed.columns))
                 return b.reshape(loaded, (step, packed.columns))
             pair = b.index(floordiv(Expr.of("a0"), packed.pairs), k)
-            half = (step // packed.pairs, packed.columns, packed.pairs)
-            loaded = b.load(view, [expert, panel, pair, 0, 0], (1, 1, *half))
-            turned = b.transpose(b.reshape(loaded, half), (0, 2, 1))
-            return b.reshape(turned, (step, packed.columns))
+            count = (self.width // packed.columns, step // packed.pairs, packed.columns, packed.pairs)
+            return matrix_of_pairs(b, b.reshape(b.load(view, [expert, panel, pair, 0, 0], (1, *count)), count))
         if not isinstance(op.b, BlockArgument):
             raise unsupported(op, "the experts' matrices must be in memory")
         view = b.dense(self.buffers[op.b])

@@ -1,6 +1,7 @@
 """The matmul skeleton: a register tile of the result per program, all of K inside it, then the epilogue on registers.
 
-A weight comes in panels (plan-layout): [panels, K, columns], or [panels, K/2, columns, 2] for a matrix unit. Cache
+A weight comes in panels (plan-layout): [panels, K, columns], or [panels, K/2, columns, 2] for a matrix unit, where a
+program takes several of them. Cache
 blocking is the grid's order: a block of rows that fits the second-level cache meets every panel before the next block
 starts. Many rows take a panel in stretches of k (`cache_tiles.py`), so that weights are on their way while others are
 multiplied by. Variants differ in the rows of a tile; all of them add k in the same order. A group may hold several
@@ -29,7 +30,8 @@ from tilewright.passes.lower_to_tile.cache_tiles import block_of
 from tilewright.passes.lower_to_tile.emit import Emitter
 from tilewright.passes.lower_to_tile.frame import Lowered, Variant, all_strides, begin
 from tilewright.passes.lower_to_tile.layout import Walk, merge_axes
-from tilewright.passes.lower_to_tile.matrix_tiles import is_deep, row_tiles, steps_of, unit_for
+from tilewright.passes.lower_to_tile.matrix_tiles import is_deep, row_tiles, steps_of, tile_columns, unit_for
+from tilewright.passes.lower_to_tile.packing import matrix_of_pairs
 from tilewright.passes.lower_to_tile.pointwise import axes_apart
 from tilewright.passes.lower_to_tile.skeleton import Refusal
 
@@ -38,11 +40,15 @@ DYNAMIC_K = 64  # a K known only at run time is walked in steps of this
 
 @dataclass(frozen=True, slots=True)
 class Panels:
-    """A packed right-hand side: the group argument that holds it, its panel width, and the k's side by side."""
+    """A packed right-hand side: the group argument that holds it, its panel width, and the k's side by side.
+
+    total: columns of all panels.
+    """
 
     argument: BlockArgument
     columns: int
     pairs: int
+    total: int
     chain: tuple[SSAValue, ...]
 
 
@@ -55,10 +61,13 @@ def panels_of(b: SSAValue) -> Panels | None:
                 return None
             dims = [d.constant for d in tensor(argument).dims]
             values = (b, flat.out, turned.out, argument)
+            total = tensor(flat.out).dims[1].constant
+            if total is None:
+                return None
             if turned.permutation.data == (1, 0, 2) and dims[2] is not None:
-                return Panels(argument, dims[2], 1, values)
+                return Panels(argument, dims[2], 1, total, values)
             if turned.permutation.data == (1, 3, 0, 2) and dims[2] is not None and dims[3] is not None:
-                return Panels(argument, dims[2], dims[3], values)
+                return Panels(argument, dims[2], dims[3], total, values)
     return None
 
 
@@ -94,8 +103,7 @@ def _block(anchor: contraction.MatmulOp, packed: Panels | None, rows: Expr, mach
     if packed is None or not k or tensor(anchor.b).rank != 2 or not isinstance(anchor.a, BlockArgument):
         return None
     argument = tensor(packed.argument)
-    panels = argument.dims[0].constant or 1
-    return block_of(machine, rows, k, panels * packed.columns, argument.dtype.bytes)
+    return block_of(machine, rows, k, packed.total, argument.dtype.bytes)
 
 
 @dataclass(slots=True)
@@ -172,7 +180,9 @@ def _kernel(
         raise unsupported(group, "the result's columns are stored in pieces that no single stride walks")
     b, buffers, outputs = begin(group, name)
     row = column - 1 if column > 0 else None
-    width = packed.columns if packed is not None else machine.rules.panel
+    width = machine.rules.panel
+    if packed is not None:
+        width = tile_columns(packed.columns, packed.pairs, packed.total, machine.rules)
     extent = dict.fromkeys(range(len(walk.members)), 1)
     extent[column] = width
     if row is not None:
@@ -300,9 +310,9 @@ def _right(
         if packed.pairs == 1:
             return b.reshape(b.load(view, [panel, e.at[k_at], 0], (1, step, packed.columns)), (step, packed.columns))
         pair = b.index(Expr.of("a0") // packed.pairs, e.at[k_at])
-        loaded = b.load(view, [panel, pair, 0, 0], (1, step // packed.pairs, packed.columns, packed.pairs))
-        turned = b.transpose(b.reshape(loaded, (step // packed.pairs, packed.columns, packed.pairs)), (0, 2, 1))
-        return b.reshape(turned, (step, packed.columns))
+        count = e.extent[e.column] // packed.columns
+        loaded = b.load(view, [panel, pair, 0, 0], (count, step // packed.pairs, packed.columns, packed.pairs))
+        return matrix_of_pairs(b, loaded)
     value = anchor.b
     while not isinstance(value, BlockArgument):
         if not isinstance(value.owner, (shape.ReshapeOp, shape.TransposeOp, shape.SliceOp, shape.BroadcastOp)):

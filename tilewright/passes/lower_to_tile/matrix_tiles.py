@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import gcd
+
 from xdsl.ir import BlockArgument
 
 from tilewright.ir.dtypes import DType
@@ -36,12 +38,14 @@ def multiplies_attention(machine: Machine, op: AttentionOp | PagedAttentionOp, d
 
 
 def is_deep(machine: Machine, op: MatmulOp, unit: MatrixUnit) -> bool:
-    """Whether a product's rows lie in memory, and its K is more than the first-level cache holds pairs of.
+    """Whether a product's rows lie in memory, and its K is more than the first-level cache holds pairs of, but no more
+    than twice that.
 
-    Then the bands of a tall tile share blocks of k; else a low tile's rows stay in that cache while pairs stream.
+    Then the bands of a tall tile share blocks of k. Below, a low tile's rows stay in that cache while pairs stream;
+    above, the rows of a tall one leave too little of the second level to the pairs (`register_tiles.py`).
     """
-    k = op.sizes()[-1].constant
-    return k is not None and isinstance(op.a, BlockArgument) and k > 2 * machine.resident_depth(unit)
+    k, most = op.sizes()[-1].constant, 2 * machine.resident_depth(unit)
+    return k is not None and isinstance(op.a, BlockArgument) and most < k <= 2 * most
 
 
 def steps_of(k: int, unit: MatrixUnit, rules: TileRules) -> tuple[int, int]:
@@ -49,6 +53,13 @@ def steps_of(k: int, unit: MatrixUnit, rules: TileRules) -> tuple[int, int]:
     chunks = -(-k // rules.reduction_chunk)
     step = -(-k // (chunks * unit.depth)) * unit.depth
     return step, chunks * step
+
+
+def tile_columns(columns: int, pairs: int, total: int, rules: TileRules) -> int:
+    """The columns of a program's tile of a packed weight of `total` columns: a panel's, or those of as many panels of
+    pairs as the machine's panel has room for.
+    """
+    return columns if pairs == 1 else gcd(total, rules.panel)
 
 
 def row_tiles(rules: TileRules, unit: MatrixUnit | None, *, tall: bool = False) -> list[tuple[int | None, int]]:

@@ -9,10 +9,18 @@ from tilewright.ir.graph import shape
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.structure import GroupOp
 from tilewright.ir.machine import Machine
+from tilewright.ir.tile.base import tile
+from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.memory import ViewOp
 from tilewright.passes.lower_to_tile.frame import Lowered, Variant, begin
 
 K_TILE = 32  # rows of a panel a program writes; even, so that pairs stay together
+
+
+def matrix_of_pairs(b: KernelBuilder, panels: SSAValue) -> SSAValue:
+    """The tile [K, N] that a tile of panels of pairs holds, [panels, K/2, columns, 2]; it moves nothing."""
+    count, half, columns, pairs = tile(panels).extents
+    return b.reshape(b.transpose(panels, (1, 3, 0, 2)), (half * pairs, count * columns))
 
 
 def lower_pack(group: GroupOp, name: str, machine: Machine) -> Lowered:
