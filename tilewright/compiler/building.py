@@ -42,9 +42,7 @@ def build_code(
     """
     watch = watch or Stopwatch()
     with watch.stage("kernels"):
-        built = build_kernels(
-            kernels_of(module), backend, machine, watch=watch, cleared=cleared, meanwhile=meanwhile
-        )
+        built = build_kernels(kernels_of(module), backend, machine, watch=watch, cleared=cleared, meanwhile=meanwhile)
     with watch.stage("assemble"):
         program = assemble(
             module, interface, built.symbols, built.infos, target=f"{backend.name}:{machine.name}", dims=dims,
@@ -86,7 +84,7 @@ def build_kernels(
 ) -> Kernels:
     """Kernels to objects; equal kernels compile once. instrument: with counters, see `instrumented`.
 
-    cleared: a thread's scratch is zeros when a kernel begins. meanwhile: called when all are handed to the backend; what
+    cleared: a thread's scratch is zeros when a kernel begins. meanwhile: called when the backend has all of them; what
     it raises ends the compilation. Raises TargetError for counters on a backend that takes
     tiles: they are woven into loops; LoweringError for dtypes that the backend lacks.
     """
