@@ -8,7 +8,9 @@ import torch
 
 from tests.frontend.against_eager import assert_same, run
 from tests.frontend.many import Many, Table
+from tilewright.errors import UnsupportedOpError
 from tilewright.frontend import capture
+from tilewright.frontend.decomposing import table_for
 from tilewright.ir.dims import Dim
 
 functional = torch.nn.functional
@@ -166,3 +168,27 @@ def _exact(model: torch.nn.Module, x: torch.Tensor, like: object) -> object:
 
     chosen = [w.to(a.dtype) if near(a, w) else a for a, w in zip(narrow[0], wide[0], strict=True)]
     return pytree.tree_unflatten(chosen, narrow[1])
+
+
+class Determinant(torch.nn.Module):
+    """linalg.det has no lowering, and is made of parts of which one has none either."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x + 1
+        y.add_(2)
+        return torch.softmax(y, -1)[..., 0] + torch.linalg.det(y)[:, None]
+
+
+def test_what_cannot_be_taken_apart_is_refused_by_the_name_that_was_called() -> None:
+    with pytest.raises(UnsupportedOpError) as refused:
+        capture(Determinant().eval(), (torch.randn(3, 4, 4),), None, {"x": {0: N}})
+    (problem,) = refused.value.problems
+    assert problem.op == "aten.linalg_det.default"
+    assert "aten._linalg_det.default, which it is made of" in problem.text
+    assert str(problem.where).startswith("tests/frontend/test_compositions.py:")
+
+
+def test_operators_with_a_lowering_are_never_taken_apart() -> None:
+    whole = {torch.ops.aten.softmax.int, torch.ops.aten.linear.default, torch.ops.aten.add_.Tensor}
+    assert table_for(whole) == {}
+    assert table_for({*whole, torch.ops.aten.linalg_det.default}).keys() == {torch.ops.aten.linalg_det.default}

@@ -78,7 +78,7 @@ def test_a_state_can_be_an_output(
     # drawn values confirm what the operators prove
     sizes = {dim.name: 5 for dim in captured.dims}
     example = declare(bind(model.forward, (x,), {}), dims)
-    assert trial._agrees(model, export(model, example), captured, sizes) is trial._Found.AGREES
+    assert trial._agrees(model, export(model, example), captured, captured.module, sizes) is trial._Found.AGREES
     assert captured.notes == ()
     states = {name: value.clone() for name, value in captured.states.items()}
     for n in (5, 1, 7) if dims else (5, 5):

@@ -33,15 +33,16 @@ def build_code(
     runtime: Callable[[], Mapping[str, bytes]] | None = None,
     watch: Stopwatch | None = None,
     cleared: bool = False,
+    meanwhile: Callable[[], object] | None = None,
 ) -> Code:
     """The code of a module whose @main is planned. texts: by stage, as in `Code`.
 
-    runtime: gives the backend's runtime objects for the machine, where they are made already. cleared: see
+    runtime: gives the backend's runtime objects for the machine, where they are made already. cleared, meanwhile: see
     `build_kernels`.
     """
     watch = watch or Stopwatch()
     with watch.stage("kernels"):
-        built = build_kernels(kernels_of(module), backend, machine, watch=watch, cleared=cleared)
+        built = build_kernels(kernels_of(module), backend, machine, watch=watch, cleared=cleared, meanwhile=meanwhile)
     with watch.stage("assemble"):
         program = assemble(
             module, interface, built.symbols, built.infos, target=f"{backend.name}:{machine.name}", dims=dims,
@@ -79,10 +80,12 @@ def build_kernels(
     instrument: bool = False,
     watch: Stopwatch | None = None,
     cleared: bool = False,
+    meanwhile: Callable[[], object] | None = None,
 ) -> Kernels:
     """Kernels to objects; equal kernels compile once. instrument: with counters, see `instrumented`.
 
-    cleared: a thread's scratch is zeros when a kernel begins. Raises TargetError for counters on a backend that takes
+    cleared: a thread's scratch is zeros when a kernel begins. meanwhile: called when the backend has all of them; what
+    it raises ends the compilation. Raises TargetError for counters on a backend that takes
     tiles: they are woven into loops; LoweringError for dtypes that the backend lacks.
     """
     stage = stage_of(backend)
@@ -110,8 +113,15 @@ def build_kernels(
                 source = stage.lower(renamed, machine, Weaving(instrument, cleared))
             yield symbol, source
 
-    built = {}
-    for symbol, future in backend.build(lowered(), machine).items():
+    futures, built = backend.build(lowered(), machine), {}
+    if meanwhile is not None:
+        try:
+            meanwhile()
+        except BaseException:
+            for future in futures.values():
+                future.cancel()
+            raise
+    for symbol, future in futures.items():
         built[symbol] = future.result()
         if (seconds := built[symbol].seconds) is not None:
             watch.note("compiling", names[symbol], seconds)

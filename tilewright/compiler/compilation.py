@@ -9,7 +9,7 @@ What comes out is cached under the *code key* (`code_key`); `entry` is what call
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -38,15 +38,17 @@ def generate(
     options: Options,
     watch: Stopwatch,
     instruments: tuple[Instrument, ...] = (),
+    *,
+    meanwhile: Callable[[], object] | None = None,
 ) -> tuple[Code, Facts]:
     """Runs the passes, compiles the kernels and assembles the program. The captured module is consumed.
 
-    text: of the captured module.
+    text: of the captured module. meanwhile: called while kernels compile; what it raises ends the compilation.
     """
     # what programs need besides kernels depends on the machine alone: it is made while the passes run
     with ThreadPoolExecutor(1) as beside:
         runtime = beside.submit(target.backend.runtime_objects, target.machine)
-        return _generated(captured, text, target, options, watch, instruments, runtime)
+        return _generated(captured, text, target, options, watch, instruments, runtime, meanwhile)
 
 
 def _generated(
@@ -57,6 +59,7 @@ def _generated(
     watch: Stopwatch,
     instruments: tuple[Instrument, ...],
     runtime: Future[Mapping[str, bytes]],
+    meanwhile: Callable[[], object] | None,
 ) -> tuple[Code, Facts]:
     module, space = captured.module, DimSpace(captured.dims)
     ctx = Context(
@@ -72,7 +75,7 @@ def _generated(
         texts["tile"] = print_module(module)
     code = build_code(
         module, Interface.of(captured), target.backend, target.machine, dims=space, texts=texts,
-        runtime=runtime.result, watch=watch,
+        runtime=runtime.result, watch=watch, meanwhile=meanwhile,
     )  # fmt: skip
     return code, facts_of(ctx, watched.structured or {}, captured.source.model, target, options)
 

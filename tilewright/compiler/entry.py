@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,13 @@ from tilewright.compiler.store import Store
 from tilewright.compiler.taken import Memory, Taken
 from tilewright.compiler.target import Target
 from tilewright.compiler.verify_each import NumericCheck
-from tilewright.errors import ArgumentError
-from tilewright.frontend.captured import Captured
-from tilewright.frontend.capturing import capture, load_program
+from tilewright.errors import ArgumentError, TilewrightError
+from tilewright.frontend.captured import Captured, Proof, Unproved
+from tilewright.frontend.capturing import capture_unproved, load_program
 from tilewright.frontend.directories import open_directory
 from tilewright.frontend.identity import tensors_of
 from tilewright.ir.compile_options import CompileOptions
-from tilewright.ir.module import print_module
+from tilewright.ir.module import parse_module, print_module
 from tilewright.runtime.facts import Facts
 from tilewright.runtime.native import NativeLibrary
 from tilewright.runtime.threads import ThreadPool
@@ -59,17 +59,20 @@ def compile_model(
     if isinstance(model, (str, os.PathLike)):
         model, args, kwargs, dims, notes = _opened(Path(model), args, kwargs, dims)
 
-    def captures() -> Captured:
-        return capture(model, args, dict(kwargs or {}), dims, fallback=options.fallback)
+    def begins() -> Unproved:
+        return capture_unproved(model, args, dict(kwargs or {}), dims, fallback=options.fallback)
 
-    compiled = _compiled(captures, (model, args, dict(kwargs or {}), dims), target, options, watch, notes)
+    def captures() -> Captured:
+        return begins().proved()
+
+    compiled = _compiled(begins, (model, args, dict(kwargs or {}), dims), target, options, watch, notes)
     if options.check == "first" and compiled.executable is not None:
         compiled.first_call = FirstCall(model, captures, target, CompileOptions(**compiled.facts.options))
     return compiled
 
 
 def _compiled(
-    captures: Callable[[], Captured],
+    captures: Callable[[], Unproved],
     given: tuple[Any, Any, Any, Any],
     target: Target,
     options: Options,
@@ -91,14 +94,14 @@ def _compiled(
             if found is not None:
                 return _linked(*found, "hit", memory.taken, options, target, store, watch, notes)
         with watch.stage("capture"):
-            captured = captures()
-        return finish(captured, target, options, watch, notes, memory)
+            unproved = captures()
+        return finish(unproved, target, options, watch, notes, memory)
     finally:
         store.contents.forget()
 
 
 def finish(
-    captured: Captured,
+    found: Captured | Unproved,
     target: Target,
     options: Options,
     watch: Stopwatch,
@@ -107,20 +110,62 @@ def finish(
 ) -> Compiled:
     """A captured model to a callable: code from the cache or generated, weights packed or mapped.
 
-    memory: where the capture is kept, if it is.
+    A capture is proved while its kernels compile. Where that finds sizes that the graph is not right at, the code is
+    made once more, for the others. memory: where the capture is kept, if it is.
     """
+    captured, proof = (found.captured, _Proving(found, watch)) if isinstance(found, Unproved) else (found, None)
     store = memory.store if memory is not None else Store.of(options)
     with watch.stage("key"):
         text = print_module(captured.module)
         taken = Taken.of(captured, text, f"made ({memory.why})" if memory is not None and memory.why else "made")
         factors = code_factors(taken, target, options)
-        if memory is not None:
-            memory.keep(captured, taken)
-    if options.verify_each == "numeric":
-        (code, facts), origin = generate(captured, text, target, options, watch, (NumericCheck(),)), "off (verify_each)"
-    else:
-        code, facts, origin = store.code(factors, lambda: generate(captured, text, target, options, watch))
+    checks = (NumericCheck(),) if options.verify_each == "numeric" else ()
+
+    def build() -> tuple[Code, Facts]:
+        return generate(captured, text, target, options, watch, checks, meanwhile=proof)
+
+    if proof is not None:
+        proof.text = text
+    try:
+        code, facts, origin = (*build(), "off (verify_each)") if checks else store.code(factors, build)
+    except TilewrightError:
+        # a graph that is not the model's says so first, whatever else became of it
+        if proof is not None:
+            proof()
+        raise
+    if proof is not None:
+        proved = proof()
+        if proved.guards:
+            return finish(proved.of(captured, parse_module(text)), target, options, watch, notes, memory)
+        captured = replace(captured, proved=proved.proved)
+        taken = replace(taken, notes=(*taken.notes, *proved.notes))
+    if memory is not None:
+        memory.keep(captured, taken)
     return _linked(code, facts, origin, taken, options, target, store, watch, notes)
+
+
+@dataclass
+class _Proving:
+    """The proof of a capture, or what refutes it: made when it is first called and known from then on.
+
+    text: of the captured module.
+    """
+
+    unproved: Unproved
+    watch: Stopwatch
+    text: str = ""
+    found: Proof | TilewrightError | None = None
+
+    def __call__(self) -> Proof:
+        if self.found is None:
+            try:
+                with self.watch.stage("proof"):
+                    self.found = self.unproved.prove(lambda: parse_module(self.text))
+            except TilewrightError as fault:
+                self.found = fault
+        if isinstance(self.found, TilewrightError):
+            raise self.found
+        return self.found
 
 
 def _linked(

@@ -16,12 +16,15 @@ Progress: TypeAlias = Callable[[str, int, int], None]
 class Stopwatch:
     """Seconds by stage, in the order stages ran; `progress` is told what runs.
 
+    A stage inside another is not part of that one's time, so that seconds add up to what all of it took.
+
     parts: seconds of what a stage is made of, by kind ("passes") and name. Parts may run at the same time.
     """
 
     progress: Progress | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     parts: dict[str, dict[str, float]] = field(default_factory=dict)
+    _inner: float = 0.0
 
     def tell(self, stage: str, done: int = 0, total: int = 0) -> None:
         """Passes news on to whoever watches."""
@@ -32,8 +35,13 @@ class Stopwatch:
     def stage(self, name: str) -> Iterator[None]:
         """Adds the time of a block to a stage."""
         self.tell(name)
-        with _added(self.seconds, name):
+        begin, outer, self._inner = time.perf_counter(), self._inner, 0.0
+        try:
             yield
+        finally:
+            took = time.perf_counter() - begin
+            self.seconds[name] = self.seconds.get(name, 0.0) + took - self._inner
+            self._inner = outer + took
 
     def part(self, kind: str, name: str) -> AbstractContextManager[None]:
         """Adds the time of a block to a part."""

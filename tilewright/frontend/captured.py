@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from xdsl.dialects.builtin import ModuleOp
 
 from tilewright.ir.dims import Dim
-from tilewright.ir.entry_attributes import Read, guards, reads
+from tilewright.ir.entry_attributes import Read, guards, reads, require
 from tilewright.ir.guards import Guard
 from tilewright.ir.signature import Signature
 
@@ -63,3 +63,36 @@ class Captured:
     def reads(self) -> tuple[Read, ...]:
         """Dims whose value is an argument's only element."""
         return reads(self.module)
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What came of holding a graph against its model. guards: those that it relies on besides its own. notes: for the
+    report. proved: as in `Captured`.
+    """
+
+    guards: tuple[Guard, ...] = ()
+    notes: tuple[str, ...] = ()
+    proved: bool = False
+
+    def of(self, captured: Captured, module: ModuleOp) -> Captured:
+        """The capture, with this known of it. module: its graph."""
+        require(module, self.guards)
+        return replace(captured, module=module, notes=(*captured.notes, *self.notes), proved=self.proved)
+
+
+@dataclass(frozen=True)
+class Unproved:
+    """A capture that was not held against its model yet: right in all likelihood, and nobody's before `prove` says so.
+
+    prove: asked once, with what gives the graph as it was captured; raises SpecialisationError and CaptureError. The
+    model must be as it was when it was captured.
+    """
+
+    captured: Captured
+    prove: Callable[[Callable[[], ModuleOp]], Proof]
+
+    def proved(self) -> Captured:
+        """The capture, held against its model."""
+        module = self.captured.module
+        return self.prove(lambda: module).of(self.captured, module)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import importlib.util
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from xdsl.dialects.builtin import ModuleOp
+
 from tilewright.errors import MissingDependencyError, ModelInputError, OptionError
-from tilewright.frontend.captured import Captured
-from tilewright.ir.entry_attributes import require
+from tilewright.frontend.captured import Captured, Proof, Unproved
 
 # The exporter and the switch of transformers' attention are process-wide state.
 _LOCK: Final = threading.Lock()
@@ -39,6 +39,20 @@ def capture(
     CaptureError, SpecialisationError, UnsupportedOpError. The model is neither changed nor kept alive: only its tensors
     are referred to.
     """
+    return capture_unproved(model, args, kwargs, dims, fallback=fallback).proved()
+
+
+def capture_unproved(
+    model: Any,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    dims: Mapping[str, Any] | None = None,
+    *,
+    fallback: str = "error",
+) -> Unproved:
+    """As `capture`, and not held against the model yet: that takes longer than the capture, and can be done while
+    something else does not wait for it.
+    """
     if fallback not in _FALLBACKS:
         raise OptionError(f"fallback={fallback!r}", step=f"use one of {', '.join(map(repr, _FALLBACKS))}")
     if importlib.util.find_spec("torch") is None:
@@ -49,13 +63,14 @@ def capture(
         model = load_program(Path(model))
     with _LOCK:
         if isinstance(model, torch.export.ExportedProgram):
-            return _program(model, args, dict(kwargs or {}), dims, fallback)
+            captured = _program(model, args, dict(kwargs or {}), dims, fallback)
+            return Unproved(captured, lambda _: Proof())
         return _module(model, args, dict(kwargs or {}), dims, fallback)
 
 
 def _module(
     model: Any, args: Sequence[Any], kwargs: dict[str, Any], dims: Mapping[str, Any] | None, fallback: str
-) -> Captured:
+) -> Unproved:
     from tilewright.frontend import huggingface, inspection, weights
     from tilewright.frontend.assembling import assemble
     from tilewright.frontend.declaring import declare
@@ -85,9 +100,13 @@ def _module(
         with preserved(model), huggingface.switched(model, dict(kwargs), []):
             yield
 
-    guards, proved = tried(model, exported, captured, notes, like_export)
-    require(captured.module, guards)
-    return replace(captured, notes=tuple(notes), proved=proved)
+    known = captured.guards
+
+    def prove(graph: Callable[[], ModuleOp]) -> Proof:
+        with _LOCK:
+            return tried(model, exported, captured, known, graph, like_export)
+
+    return Unproved(captured, prove)
 
 
 def _program(

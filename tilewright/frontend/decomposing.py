@@ -8,24 +8,48 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, Final
 
 from tilewright.frontend import custom_ops
 from tilewright.frontend.aten.complex import takes_parts
 from tilewright.frontend.registry import lowerings
 
+_CALLED: Final = "tilewright.called"
+
 
 def table_for(targets: set[Any]) -> dict[Any, Callable[..., Any]]:
     """What the operators of a graph are made of that have no lowering; empty where all have one.
 
-    With any such operator the table names all: what one is made of may be made of others.
+    Of no others: what an operator is made of asks for sizes that the operator itself does not ask for. The parts may
+    have no lowering in their turn, and are asked for again.
     """
     own = custom_ops.decompositions(targets)
-    operators = [target for target in targets if hasattr(target, "_schema") and target not in own]
     # what writes to its operand arrives as the operator that does not
-    if all(_is_known(str(target)) or _is_known(str(target).replace("_.", ".")) for target in operators):
-        return own
-    return {**compositions(), **own}
+    unknown = {
+        target
+        for target in targets
+        if hasattr(target, "_schema")
+        and target not in own
+        and not _is_known(str(target))
+        and not _is_known(str(target).replace("_.", "."))
+    }
+    made = compositions() if unknown else {}
+    return {**{target: made[target] for target in unknown if target in made}, **own}
+
+
+def name_operators(program: Any) -> None:
+    """Keeps with each operator of an exported program what it is called, for the parts that it is taken apart into."""
+    for module in program.graph_module.modules():
+        graph = getattr(module, "graph", None)
+        for node in graph.nodes if graph is not None else ():
+            if hasattr(node.target, "_schema"):
+                # the one entry of a node's meta that torch hands on to whatever comes of the node
+                node.meta["custom"] = {**node.meta.get("custom", {}), _CALLED: str(node.target)}
+
+
+def called(node: Any) -> str:
+    """The operator that the model called and that a node is a part of, or the node's own."""
+    return str(node.meta.get("custom", {}).get(_CALLED, node.target))
 
 
 @cache

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tilewright.errors import CaptureError, SpecialisationError, TilewrightError
 from tilewright.frontend.conversions import explained, recorded
-from tilewright.frontend.decomposing import table_for
+from tilewright.frontend.decomposing import name_operators, table_for
 from tilewright.frontend.examples import Example
 from tilewright.frontend.export_faults import capture_error, with_partners
 from tilewright.frontend.generic_sizes import generic_sizes
@@ -170,22 +170,29 @@ def functional(program: ExportedProgram, example: Example) -> ExportedProgram:
     Programs that have none are left as they are: decomposing costs seconds. A table without composite ops (linear,
     attention, norms) keeps them whole.
     """
-    import torch
-
-    nodes = [node for module in program.graph_module.modules() for node in _nodes(module)]
-    if any(_is_impure(node) for node in nodes):
+    name_operators(program)
+    if any(_is_impure(node) for node in _all_nodes(program)):
         # first, because another trace resolves some operators by itself
         program = _decomposed(program, {}, example)
-        nodes = [node for module in program.graph_module.modules() for node in _nodes(module)]
+    table: dict[Any, Any] = {}
+    while new := {op: made for op, made in table_for(_lowered_targets(program)).items() if op not in table}:
+        table |= new
+        program = _decomposed(program, table, example)
+    return program
+
+
+def _lowered_targets(program: ExportedProgram) -> set[Any]:
+    """The operators of a program that are going to be lowered."""
+    import torch
+
     # neither the exporter's assertions, nor its questions for sizes, nor masks whose rule is known are lowered
     dead = set(program.graph.nodes) - live_nodes(program.graph)
     given = [
         node
-        for node in nodes
+        for node in _all_nodes(program)
         if node.users and node not in dead and isinstance(node.meta.get("val"), (torch.Tensor, tuple, list))
     ]
-    table = table_for({node.target for node in given if node.op == "call_function"})
-    return _decomposed(program, table, example) if table else program
+    return {node.target for node in given if node.op == "call_function"}
 
 
 def _decomposed(program: ExportedProgram, table: dict[Any, Any], example: Example) -> ExportedProgram:
@@ -199,8 +206,8 @@ def _decomposed(program: ExportedProgram, table: dict[Any, Any], example: Exampl
         raise capture_error(fault, example) from fault
 
 
-def _nodes(module: Any) -> list[Any]:
-    return list(module.graph.nodes) if hasattr(module, "graph") else []
+def _all_nodes(program: ExportedProgram) -> list[Any]:
+    return [n for module in program.graph_module.modules() if hasattr(module, "graph") for n in module.graph.nodes]
 
 
 def _is_impure(node: Any) -> bool:

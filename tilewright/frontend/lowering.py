@@ -13,6 +13,7 @@ from tilewright.errors import IRError, Problem, UnsupportedOpError
 from tilewright.frontend.aten.complex import Pair, has_pair, in_parts
 from tilewright.frontend.builder import Builder, Weak
 from tilewright.frontend.custom_ops import Launches, registered
+from tilewright.frontend.decomposing import called
 from tilewright.frontend.externs import Externs
 from tilewright.frontend.liveness import live_nodes
 from tilewright.frontend.locations import module_path, of_node
@@ -178,7 +179,10 @@ class GraphLowering:
         return self.builder.fit(value, self.builder.part_of(fake)) if fits else value
 
     def _refuse(self, node: Any, reason: str, *, at: Any = None) -> Any:
-        self._problems.setdefault((str(node.target), reason), []).append(_place(node if at is None else at))
+        name = str(node.target)
+        if (whole := called(node)) != name:
+            name, reason = whole, f"{reason} for {name}, which it is made of"
+        self._problems.setdefault((name, reason), []).append(_place(node if at is None else at))
         return REFUSED
 
 

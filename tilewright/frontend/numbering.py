@@ -81,6 +81,9 @@ class _Reader:
         self.found = Numbered()
         self.values: dict[Any, Any] = {}
         self.effect: Hashable = None
+        # asking torch for an operator's schema costs more than numbering a node
+        self.usual: dict[Any, tuple[list[str], dict[str, Any]]] = {}
+        self.effects: dict[Any, bool] = {}
 
     def run(self, module: Any) -> list[Any]:
         """Numbers the nodes of a graph in order; the nodes of its output."""
@@ -152,7 +155,9 @@ class _Reader:
             # at fixed sizes it is a constant of the graph
             return self.number("leaf", self._constant(node))
         number = self.number(self.effect, name, self._stated(node, args))
-        if _is_effect(node):
+        if node.target not in self.effects:
+            self.effects[node.target] = _is_effect(node.target)
+        if self.effects[node.target]:
             self.effect = number
             self.found.effects.append(number)
         return number
@@ -197,9 +202,12 @@ class _Reader:
         schema = getattr(node.target, "_schema", None)
         if schema is None:
             return tuple(args), tuple(sorted((name, self.value(a)) for name, a in node.kwargs.items()))
-        stated = dict(zip((a.name for a in schema.arguments), args, strict=False))
+        if node.target not in self.usual:
+            defaults = {a.name: self.value(a.default_value) for a in schema.arguments if a.has_default_value()}
+            self.usual[node.target] = [a.name for a in schema.arguments], defaults
+        names, usual = self.usual[node.target]
+        stated = dict(zip(names, args, strict=False))
         stated |= {name: self.value(a) for name, a in node.kwargs.items()}
-        usual = {a.name: self.value(a.default_value) for a in schema.arguments if a.has_default_value()}
         kept = {name: value for name, value in stated.items() if value != usual.get(name)}
         return tuple(sorted((name, value) for name, value in kept.items() if not name.endswith(_LIBRARIES)))
 
@@ -229,11 +237,11 @@ def _require_off(enabled: Any) -> None:
         raise Unfollowed("autocast")
 
 
-def _is_effect(node: Any) -> bool:
+def _is_effect(operator: Any) -> bool:
     """Whether it writes to its operands, or draws numbers: what comes after it may differ."""
-    if getattr(getattr(node.target, "_schema", None), "is_mutable", False):
+    if getattr(getattr(operator, "_schema", None), "is_mutable", False):
         return True
-    return any(tag.name == "nondeterministic_seeded" for tag in getattr(node.target, "tags", ()))
+    return any(tag.name == "nondeterministic_seeded" for tag in getattr(operator, "tags", ()))
 
 
 def _written(module: Any) -> frozenset[int]:

@@ -14,8 +14,10 @@ from dataclasses import replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
+from xdsl.dialects.builtin import ModuleOp
+
 from tilewright.errors import CaptureError, Problem, SpecialisationError, TilewrightError
-from tilewright.frontend.captured import Captured
+from tilewright.frontend.captured import Captured, Proof
 from tilewright.frontend.concrete import Noticed
 from tilewright.frontend.eager import drawn, eager, leaves, same
 from tilewright.frontend.exporting import Exported
@@ -41,25 +43,27 @@ def tried(
     model: torch.nn.Module,
     exported: Exported,
     captured: Captured,
-    notes: list[str],
+    known: tuple[Guard, ...],
+    graph: Callable[[], ModuleOp],
     like_export: Callable[[], Any],
-) -> tuple[tuple[Guard, ...], bool]:
+) -> Proof:
     """The guards for what neither proof nor trial confirmed; SpecialisationError where a range says it, or where the
     graph is wrong at the example's own sizes; CaptureError where it is another one in an eager run or a second call.
-    And whether all of it was proved, and nothing decided by numbers that a run gave.
+    And whether all of it was proved, and nothing decided by numbers that a run gave; with a note for each of the sizes
+    that were tried and not proved.
 
-    notes: receives a line for each of the sizes that were tried and not proved. like_export: gives a context in which
-    the model runs as it was exported.
+    captured: its module may have been consumed. known: its guards. graph: gives it as it was captured. like_export:
+    gives a context in which the model runs as it was exported.
     """
-    trial = _Trial(model, exported, captured, like_export)
+    trial = _Trial(model, exported, captured, known, graph, like_export)
     trial.require_own()
     trial.require_unasked()
     trial.require_unchanging()
     broken = [fact for fact in exported.settled.doubtful if not trial.harmless(fact)]
     if exported.layout_asked:
         broken += trial.layouts()
-    notes += dict.fromkeys(trial.notes)
-    return settled(broken, exported.symbols.space, exported.own, doubts=False).guards, trial.proved
+    found = settled(broken, exported.symbols.space, exported.own, doubts=False)
+    return Proof(found.guards, tuple(dict.fromkeys(trial.notes)), trial.proved)
 
 
 class _Trial:
@@ -69,9 +73,16 @@ class _Trial:
     """
 
     def __init__(
-        self, model: torch.nn.Module, exported: Exported, captured: Captured, like_export: Callable[[], Any]
+        self,
+        model: torch.nn.Module,
+        exported: Exported,
+        captured: Captured,
+        known: tuple[Guard, ...],
+        graph: Callable[[], ModuleOp],
+        like_export: Callable[[], Any],
     ) -> None:
         self.model, self.exported, self.captured, self.like_export = model, exported, captured, like_export
+        self.known, self.graph = known, graph
         self.notes: list[str] = []
         self.proved = True
         self.noticed = Noticed()
@@ -191,7 +202,7 @@ class _Trial:
     def _chosen(self, small: Mapping[str, int]) -> list[dict[str, int]]:
         """The sizes at which some dims are tried with given ones, as far as the guards allow."""
         at = [{**others, **small} for others in (self._few, self.exported.own, self._smallest, self._many)]
-        allowed = [sizes for sizes in at if all(guard.holds(sizes) for guard in self.captured.guards)]
+        allowed = [sizes for sizes in at if all(guard.holds(sizes) for guard in self.known)]
         # the example's own sizes can be large, and stand in where a few are not allowed
         chosen = [sizes for sizes in allowed if sizes != at[1]] or allowed
         return [sizes for i, sizes in enumerate(chosen) if sizes not in chosen[:i]]
@@ -214,7 +225,7 @@ class _Trial:
 
     def _try(self, sizes: Mapping[str, int]) -> _Found:
         self.proved = False
-        return _agrees(self.model, self.exported, self.captured, sizes)
+        return _agrees(self.model, self.exported, self.captured, self.graph(), sizes)
 
     def _note(self, sizes: Mapping[str, int], names: list[str], found: Departure) -> None:
         shown = ", ".join(f"{name} = {sizes[name]}" for name in names) or "the example"
@@ -244,7 +255,9 @@ class _Found(Enum):
     SAME = "same"
 
 
-def _agrees(model: torch.nn.Module, exported: Exported, captured: Captured, sizes: Mapping[str, int]) -> _Found:
+def _agrees(
+    model: torch.nn.Module, exported: Exported, captured: Captured, graph: ModuleOp, sizes: Mapping[str, int]
+) -> _Found:
     """Whether the graph computes what the model does at these sizes."""
     example = exported.example.resized(sizes)
     draws = any(leaf.is_tensor for leaf in example.leaves)
@@ -258,7 +271,7 @@ def _agrees(model: torch.nn.Module, exported: Exported, captured: Captured, size
         tensors = [leaf.value.clone() for leaf in given.leaves if leaf.is_tensor]
         states = {name: value.clone() for name, value in captured.states.items()}
         try:
-            interpreter = GraphInterpreter(captured.module, weights=captured.weights, states=states)
+            interpreter = GraphInterpreter(graph, weights=captured.weights, states=states)
             computed = list(interpreter.run(tensors).values())
             found = [*leaves(captured.signature.rebuild(computed, dict(sizes))), *(states[name] for name in after)]
         except (TilewrightError, ArithmeticError, RuntimeError):

@@ -11,6 +11,7 @@ What a call is held to, and which dims it tells by a number, stands beside them 
 from __future__ import annotations
 
 import difflib
+import io
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, get_args
@@ -29,6 +30,7 @@ from tilewright.ir.dims import Dim, DimKind, DimSpace
 from tilewright.ir.entry_attributes import GuardsAttr, ReadsAttr
 from tilewright.ir.graph.dialect import GRAPH
 from tilewright.ir.graph.structure import FuncOp, StateReadOp, StateWriteOp, WeightOp
+from tilewright.ir.printing import PlainPrinter
 from tilewright.ir.schedules import Schedule
 from tilewright.ir.tile.residence import Places
 from tilewright.ir.types import TensorType
@@ -117,7 +119,9 @@ def set_dim_space(module: ModuleOp, space: DimSpace) -> None:
 
 def print_module(module: ModuleOp) -> str:
     """The module's text; `parse_module` reads it back as the same module."""
-    return f"{module!s}\n"
+    out = io.StringIO()
+    PlainPrinter(out).print_op(module)
+    return f"{out.getvalue()}\n"
 
 
 def parse_module(text: str, name: str = "<text>") -> ModuleOp:

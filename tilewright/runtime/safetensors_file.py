@@ -189,7 +189,9 @@ class SafetensorsWriter:
         self.size = self._data + at
         self._missing = set(self._places)
         self._vacant = set(self._places)
-        os.ftruncate(fd, 0)
+        # ext4 takes a file that was cut, even one without a byte, for one that is replaced: it writes it out at close
+        if os.fstat(fd).st_size:
+            os.ftruncate(fd, 0)
         os.ftruncate(fd, self.size)
         write_all(fd, len(text).to_bytes(_LENGTH_BYTES, "little") + text, 0)
 

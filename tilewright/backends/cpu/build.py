@@ -37,6 +37,8 @@ def _built(pool: CompilePool, printed: PrintedKernel, target: CpuTarget) -> Futu
     seconds: list[float] = []
 
     def done(finished: Future[bytes]) -> None:
+        if not result.set_running_or_notify_cancel():
+            return
         error = finished.exception()
         if error is not None:
             result.set_exception(error)
@@ -45,7 +47,10 @@ def _built(pool: CompilePool, printed: PrintedKernel, target: CpuTarget) -> Futu
                 BuiltKernel(printed.symbol, finished.result(), printed.text, target.features, seconds=sum(seconds))
             )
 
-    pool.submit(printed.text, target, seconds.append).add_done_callback(done)
+    submitted = pool.submit(printed.text, target, seconds.append)
+    # who no longer wants the kernel does not want it compiled
+    result.add_done_callback(lambda ended: submitted.cancel() if ended.cancelled() else None)
+    submitted.add_done_callback(done)
     return result
 
 
