@@ -13,6 +13,7 @@ from tilewright.backends.cpu.machines import MACHINES
 from tilewright.errors import OptionError, StepError
 from tilewright.frontend.capturing import capture
 from tilewright.ir.dims import Dim, DimSpace
+from tilewright.ir.graph.paging import PagedAttentionOp
 from tilewright.ir.graph_interpreter import interpret
 from tilewright.ir.passing import Context, Pipeline, run_pipeline
 from tilewright.ir.verifier import verify
@@ -25,14 +26,20 @@ WIDTH = HEADS * SIZE
 
 class Decoder(torch.nn.Module):
     """One layer of attention between an embedding and a head. window: how far it sees, 0 for all. between: what is done
-    to the tokens [batch, tokens, WIDTH] before the attention. whole: torch's own attention, not written out.
+    to the tokens [batch, tokens, WIDTH] before the attention. whole: torch's own attention, not written out. slopes:
+    by which logits fall with distance.
     """
 
     def __init__(
-        self, window: int = 0, between: Callable[[torch.Tensor], torch.Tensor] | None = None, *, whole: bool = False
+        self,
+        window: int = 0,
+        between: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        *,
+        whole: bool = False,
+        slopes: bool = False,
     ) -> None:
         super().__init__()
-        self.window, self.between, self.whole = window, between, whole
+        self.window, self.between, self.whole, self.slopes = window, between, whole, slopes
         self.table = torch.nn.Embedding(LETTERS, WIDTH)
         self.places = torch.nn.Embedding(64, WIDTH)
         self.q, self.kv = torch.nn.Linear(WIDTH, WIDTH), torch.nn.Linear(WIDTH, 2 * WIDTH)
@@ -52,7 +59,10 @@ class Decoder(torch.nn.Module):
         if self.window and self.whole:
             y = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
         elif self.window:
-            logits = (q @ k.transpose(2, 3) * SIZE**-0.5).masked_fill(~seen, -torch.inf)
+            logits = q @ k.transpose(2, 3) * SIZE**-0.5
+            if self.slopes:
+                logits = logits + (at - tokens) * (torch.arange(1.0, HEADS + 1) / 5)[:, None, None]
+            logits = logits.masked_fill(~seen, -torch.inf)
             y = logits.softmax(-1) @ v
         else:
             y = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -71,13 +81,17 @@ def step(model: torch.nn.Module, layout: PagedLayout) -> tuple[Step, dict[str, t
 
 
 @pytest.mark.parametrize("window", [0, 5])
-@pytest.mark.parametrize(("page", "whole"), [(1, False), (3, True), (16, False)])
-def test_steps_say_what_the_model_says(window: int, page: int, whole: bool, rng: np.random.Generator) -> None:
-    model = Decoder(window, whole=whole)
+@pytest.mark.parametrize(("page", "whole", "slopes"), [(1, False, False), (3, True, False), (16, False, True)])
+def test_steps_say_what_the_model_says(
+    window: int, page: int, whole: bool, slopes: bool, rng: np.random.Generator
+) -> None:
+    model = Decoder(window, whole=whole, slopes=slopes)
     layout = PagedLayout(page=page, most_tokens=40, most_step=64, most_requests=3, segment=1)
     made, weights = step(model, layout)
     verify(made.module)
     (group,) = made.groups
+    attention = [op for op in made.module.walk() if isinstance(op, PagedAttentionOp)]
+    assert [op.slopes is not None for op in attention] == [slopes and bool(window)]
     assert (group.window, group.name) == ((5, "sliding5") if window else (None, "full"))
     texts = [torch.from_numpy(rng.integers(0, LETTERS, n)) for n in (1, 19, 40)]
     pages = iter(rng.permutation(made.pages[group.name]).tolist())

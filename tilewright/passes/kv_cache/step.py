@@ -39,6 +39,7 @@ from tilewright.ir.module import functions, new_module
 from tilewright.ir.operation import TwOperation
 from tilewright.ir.types import TensorType
 from tilewright.passes.kv_cache.layout import Kept, PagedLayout
+from tilewright.passes.kv_cache.slopes import slopes_of
 from tilewright.passes.kv_cache.token_wise import Tokens
 
 TOKENS, REQUESTS, WANTED = "tokens", "requests", "wanted"
@@ -123,10 +124,10 @@ class _Stepper:
         assert isinstance(last, ReturnOp)  # verified: a function ends in its results
         (logits,) = self._only(last.values, "result", self.main)
         self.values[self.ids] = self._add(ReshapeOp.make(self.given["ids"], dims=[1, TOKENS]))
-        full = self._needed_by_later_tokens()
+        full, needed = self._needed_by_later_tokens(), _needed(logits)
         for op in self.main.block.ops:
-            if isinstance(op, ReturnOp):
-                break
+            if op not in needed:
+                continue
             if isinstance(op, AttentionOp):
                 self._attend(op)
             elif isinstance(op, PositionsOp):
@@ -219,7 +220,9 @@ class _Stepper:
         q, k, v = (self._by_token(x, op) for x in (op.q, op.k, op.v))
         keys_name, values_name = _names(number)
         keys, values = self._kept(keys_name, k, op), self._kept(values_name, v, op)
-        sinks = [] if op.sinks is None else [self.values[op.sinks]]
+        sinks, slopes = None if op.sinks is None else self.values[op.sinks], slopes_of(op)
+        if slopes is not None:
+            slopes = self._add(ReshapeOp.make(self.values[slopes], dims=[tensor(op.q).dims[1]], like=op))
         group = self.of[keys_name]
         given = [self.given[name] for name in (group.places or "positions", "offsets", group.table)]
         out = self._add(
@@ -228,7 +231,8 @@ class _Stepper:
                 keys,
                 values,
                 *given,
-                *sinks,
+                sinks,
+                slopes,
                 page=self.layout.page,
                 scale=op.scale.data,
                 mask=op.mask.data,
@@ -283,6 +287,21 @@ def _groups(main: FuncOp, layout: PagedLayout) -> tuple[Kept, ...]:
     return tuple(found.values())
 
 
+def _needed(logits: SSAValue) -> set[Operation]:
+    """The ops that a step has in its own way or copies: what a bias by slopes is computed from is neither."""
+    found: set[Operation] = set()
+    left = [logits]
+    while left:
+        op = left.pop().owner
+        if not isinstance(op, Operation) or op in found:
+            continue
+        found.add(op)
+        slopes = slopes_of(op) if isinstance(op, AttentionOp) else None
+        left += [x for x in op.operands if slopes is None or x is not op.bias]  # type: ignore[attr-defined]
+        left += [] if slopes is None else [slopes]
+    return found
+
+
 def _unfit(op: AttentionOp) -> Iterator[str]:
     """Why an attention cannot go on from step to step."""
     q, k = tensor(op.q), tensor(op.k)
@@ -293,7 +312,7 @@ def _unfit(op: AttentionOp) -> Iterator[str]:
     if q.dims[-2] != k.dims[-2]:
         yield f"queries and keys are of different sequences ({q.dims[-2]} and {k.dims[-2]})"
     for name in ("bias", "valid", "segments"):
-        if getattr(op, name) is not None:
+        if getattr(op, name) is not None and (name != "bias" or slopes_of(op) is None):
             yield f"its {name} relates tokens to tokens"
     if op.lse.data:
         yield "its logarithms of sums are read"

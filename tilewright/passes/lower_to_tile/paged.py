@@ -10,7 +10,7 @@ from __future__ import annotations
 from xdsl.ir import BlockArgument, SSAValue
 
 from tilewright.ir.dims import DimSpace, Expr, floordiv, maximum, minimum
-from tilewright.ir.dtypes import I32
+from tilewright.ir.dtypes import F32, I32
 from tilewright.ir.graph import paging
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.structure import GroupOp
@@ -75,7 +75,8 @@ def _kernel(
 
     most_keys = dims.interval(most * page)[1]
     softmax = OnlineSoftmax.of(b, op, machine, (rows, segment), (size, value_size))
-    sinks = None if op.sinks is None else _sinks(b, op, buffers[op.sinks], rows, head)
+    sinks = None if op.sinks is None else _by_row(b, op, buffers[op.sinks], rows, head)
+    slopes = None if op.slopes is None else b.cast(_by_row(b, op, buffers[op.slopes], rows, head), F32)
     with b.loop(0, count, tokens) as block:
         loaded = b.load(queries, [block.at, head, 0, 0], [tokens, 1, each, size], 0.0)
         scaled = softmax.queries(b.reshape(loaded, (rows, size)))
@@ -95,8 +96,11 @@ def _kernel(
                 # rows before what any token sees may be another request's by now, and 0 times its NaN is NaN
                 own_rows = b.map("ge", b.coordinates(key, 0, (segment, 1)), b.splat(lowest, (1, 1)))
                 v = b.map("select", own_rows, v, b.constant(0.0, (1, 1), tensor(op.v).dtype))
-            seen = softmax.visible(q_at, b.coordinates(key, 1, (1, segment)))
-            return Segment(softmax.logits(scaled, k), seen, v)
+            k_at, logits = b.coordinates(key, 1, (1, segment)), softmax.logits(scaled, k)
+            if slopes is not None:
+                # counted from the token, so that a table may begin anywhere
+                logits = b.map("add", logits, b.map("mul", slopes, b.cast(b.map("sub", k_at, q_at), F32)))
+            return Segment(logits, softmax.visible(q_at, k_at), v)
 
         state = softmax.over(_first_key(b, op, first, segment), end, sinks, segment_at, most_keys)
         result = b.reshape(softmax.result(state), (tokens, 1, each, value_size))
@@ -132,8 +136,8 @@ def _first_key(b: KernelBuilder, op: paging.PagedAttentionOp, first: SSAValue, s
             return b.index(0)
 
 
-def _sinks(b: KernelBuilder, op: paging.PagedAttentionOp, buffer: SSAValue, rows: int, head: SSAValue) -> SSAValue:
-    """The sinks of a tile's rows, [rows, 1]."""
+def _by_row(b: KernelBuilder, op: paging.PagedAttentionOp, buffer: SSAValue, rows: int, head: SSAValue) -> SSAValue:
+    """What there is one of a query head, for a tile's rows: [rows, 1]."""
     each = op.group
     row = b.load(b.view(buffer, [tensor(op.k).dims[1], each], [each, 1]), [head, 0], [1, each])
     return b.reshape(b.broadcast(row, (rows // each, each)), (rows, 1))
