@@ -13,11 +13,12 @@ from tilewright.backends.cpu.machines import MACHINES
 from tilewright.errors import OptionError, StepError
 from tilewright.frontend.capturing import capture
 from tilewright.ir.dims import Dim, DimSpace
+from tilewright.ir.dtypes import torch_name
 from tilewright.ir.graph.paging import PagedAttentionOp
 from tilewright.ir.graph_interpreter import interpret
 from tilewright.ir.passing import Context, Pipeline, run_pipeline
 from tilewright.ir.verifier import verify
-from tilewright.passes.kv_cache import Kept, PagedLayout, Step, name_positions, step_of
+from tilewright.passes.kv_cache import Codes, Kept, PagedLayout, Step, name_positions, step_of
 from tilewright.passes.pipeline import PASSES
 
 LETTERS, HEADS, SIZE = 13, 4, 6
@@ -201,3 +202,47 @@ def test_layouts_of_nothing_are_refused() -> None:
     for name in ("page", "most_tokens", "most_step", "most_requests", "budget"):
         with pytest.raises(OptionError, match=name):
             PagedLayout(**{name: 0})
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_codes_are_within_half_a_step_of_what_they_stand_for(bits: int, rng: np.random.Generator) -> None:
+    page, tokens = 4, 22
+    layout = PagedLayout(page, 40, 64, 1, segment=1, codes=Codes(bits, recent=5))
+    made, weights = step(Decoder(), layout)
+    full, near = made.groups
+    states = {
+        name: torch.zeros([d.evaluate({}) for d in kind.dims], dtype=getattr(torch, torch_name(kind.dtype)))
+        for name, kind in made.states.items()
+    }
+    at, closed = torch.arange(tokens), torch.arange(tokens // page)
+    pages = torch.arange(-(-tokens // page), dtype=torch.int32)[None]
+    given = {
+        "ids": torch.from_numpy(rng.integers(0, LETTERS, tokens)), "positions": at,
+        "offsets": torch.tensor([0, tokens], dtype=torch.int32), "wanted": at, full.slots: at, full.table: pages,
+        near.slots: at, near.table: pages, near.places: at, "closed_codes": closed, "closed_near": closed,
+    }  # fmt: skip
+    assert set(given) == set(made.arguments)
+    given = {name: given[name] for name in made.arguments}
+    interpret(made.module, given, weights=weights, states=states)
+    for what in ("key", "value"):
+        wanted = states[f"cache.0.near_{what}s"][: closed.numel() * page]
+        codes = states[f"cache.0.{what}s"].reshape(-1, HEADS, SIZE * bits // 8)[: len(wanted)]
+        if bits == 4:
+            codes = torch.stack([codes % 16, codes // 16], -1).flatten(-2)
+        scale, low = (states[f"cache.0.{what}_{n}"].float() for n in ("scales", "lows"))
+        if what == "key":
+            scale, low = (x.repeat_interleave(page, 0)[: len(wanted)] for x in (scale, low))
+        else:
+            scale, low = (x[: len(wanted), :, None] for x in (scale, low))
+        assert ((codes.float() * scale + low - wanted).abs() <= scale / 2 * (1 + 1e-5)).all()
+
+
+def test_codes_that_fill_no_bytes_are_refused() -> None:
+    class Odd(Decoder):
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            x = self.table(ids)[:, None, :, :5]
+            y = torch.nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True)
+            return y[:, 0] @ self.table.weight[:, :5].T
+
+    with pytest.raises(StepError, match="fill no whole bytes"):
+        step(Odd(), PagedLayout(4, 16, 16, codes=Codes(4)))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from xdsl.ir import SSAValue
 from xdsl.irdl import (
     AttrSizedOperandSegments,
     irdl_op_definition,
@@ -77,21 +78,7 @@ class PagedAttentionOp(GraphOp):
             raise self.malformed(f"{q.dims[1]} query heads are not a fixed multiple of {k.dims[1]} key heads")
         if self.page.data < 1 or k.dims[0] % self.page.data != Expr.of(0):
             raise self.malformed(f"{k.dims[0]} rows are no whole number of pages of {self.page.data}")
-        table = tensor(self.table)
-        rows = {"positions": q.dims[:1], "offsets": (table.dims[0] + 1,), "table": table.dims}
-        for what, dims in rows.items():
-            given = tensor(getattr(self, what))
-            if not given.dtype.is_integer or given.dims != dims or given.rank != (2 if what == "table" else 1):
-                raise self.malformed(
-                    f"{what} must be integers, positions [T], offsets [R+1], table [R, M], got {given}"
-                )
-        for what in ("sinks", "slopes"):
-            value = getattr(self, what)
-            if value is not None and (tensor(value).dims != q.dims[1:2] or not tensor(value).dtype.is_float):
-                raise self.malformed(f"{what} must be floats [{q.dims[1]}], got {tensor(value)}")
-        if self.sinks is not None and self.slopes is not None:
-            # slopes are known up to a number a token, which a sink would weigh
-            raise self.malformed("sinks and slopes exclude each other")
+        check_requests(self, {"positions": self.positions}, {"table": self.table})
         return [TensorType.of((*q.dims[:2], v.dims[2]), q.dtype)]
 
     @property
@@ -145,6 +132,26 @@ class PagedAttentionOp(GraphOp):
         per_logit = SOFTMAX_FLOPS + 1 + (SCALARS["tanh"].flops + 2 if self.softcap.data else 0)
         per_logit += 3 if self.slopes is not None else 0
         return self.compulsory(matrix=logits * (q.dims[2] + v.dims[2]) * 2, vector=logits * per_logit)
+
+
+def check_requests(op: Any, by_token: dict[str, SSAValue], tables: dict[str, SSAValue]) -> None:
+    """Raises where what an op over requests is told of tokens [T], pages [R, M], requests and heads does not fit."""
+    q = tensor(op.q)
+    requests = tensor(next(iter(tables.values()))).dims[0]
+    wanted = {what: (value, (q.dims[0],)) for what, value in by_token.items()}
+    wanted["offsets"] = (op.offsets, (requests + 1,))
+    wanted |= {what: (value, (requests, tensor(value).dims[-1])) for what, value in tables.items()}
+    for what, (value, dims) in wanted.items():
+        given = tensor(value)
+        if not given.dtype.is_integer or given.dims != dims:
+            raise op.malformed(f"{what} must be integers, by token [T], offsets [R+1], tables [R, M], got {given}")
+    for what in ("sinks", "slopes"):
+        value = getattr(op, what)
+        if value is not None and (tensor(value).dims != q.dims[1:2] or not tensor(value).dtype.is_float):
+            raise op.malformed(f"{what} must be floats [{q.dims[1]}], got {tensor(value)}")
+    if op.sinks is not None and op.slopes is not None:
+        # slopes are known up to a number a token, which a sink would weigh
+        raise op.malformed("sinks and slopes exclude each other")
 
 
 PAGING = [PagedAttentionOp]
