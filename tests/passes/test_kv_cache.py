@@ -246,3 +246,10 @@ def test_codes_that_fill_no_bytes_are_refused() -> None:
 
     with pytest.raises(StepError, match="fill no whole bytes"):
         step(Odd(), PagedLayout(4, 16, 16, codes=Codes(4)))
+
+
+def test_tables_of_windows_longer_than_a_part_of_keys_begin_where_parts_do() -> None:
+    layout = PagedLayout(page=16, most_tokens=8192, most_step=64, segment=64, part=1024)
+    assert layout.unit(100) == 64
+    assert layout.columns(100, 64) * 16 <= 1024
+    assert layout.unit(2000) == 1024

@@ -138,7 +138,9 @@ def check_requests(op: Any, by_token: dict[str, SSAValue], tables: dict[str, SSA
     """Raises where what an op over requests is told of tokens [T], pages [R, M], requests and heads does not fit."""
     q = tensor(op.q)
     requests = tensor(next(iter(tables.values()))).dims[0]
-    wanted = {what: (value, (q.dims[0],)) for what, value in by_token.items()}
+    wanted: dict[str, tuple[SSAValue, tuple[Expr, ...]]] = {
+        what: (value, (q.dims[0],)) for what, value in by_token.items()
+    }
     wanted["offsets"] = (op.offsets, (requests + 1,))
     wanted |= {what: (value, (requests, tensor(value).dims[-1])) for what, value in tables.items()}
     for what, (value, dims) in wanted.items():

@@ -86,9 +86,9 @@ class QuantizedPagedAttentionOp(GraphOp):
             raise self.malformed(f"{q.dims[1]} query heads are not a fixed multiple of {shared} key heads")
         if features * bits % 8 != Expr.of(0) or wide * bits % 8 != Expr.of(0):
             raise self.malformed(f"{features} and {wide} codes of {bits} bits fill no whole bytes")
-        for dims in (rows, near_k.dims[0]):
-            if dims % page != Expr.of(0):
-                raise self.malformed(f"{dims} rows are no whole number of pages of {page}")
+        for count in (rows, near_k.dims[0]):
+            if count % page != Expr.of(0):
+                raise self.malformed(f"{count} rows are no whole number of pages of {page}")
         stored = {
             "k": (self.k, (rows, shared, features * bits // 8)), "v": (self.v, (rows, shared, wide * bits // 8)),
             "k_scales": (self.k_scales, (rows // page, shared, features)), "v_scales": (self.v_scales, (rows, shared)),

@@ -107,6 +107,8 @@ class OnlineSoftmax:
 
     def visible(self, q_at: SSAValue, k_at: SSAValue) -> SSAValue:
         """Which pairs the mask, not "none", leaves; positions as i32, q_at [rows, 1], k_at [1, segment]."""
+        if isinstance(self.op, QuantizedPagedAttentionOp):
+            raise TypeError(f"{self.op.name} has no mask of its own")
         b, mask = self.b, self.op.mask.data
         seen = b.map("le", k_at, q_at)
         width = b.splat(self.op.window.data, (1, 1))
