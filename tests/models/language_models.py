@@ -39,6 +39,9 @@ _CONFIGS: dict[str, dict[str, Any]] = {
         "vocab_size": VOCABULARY, "hidden_size": 64, "ffn_dim": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
         "max_position_embeddings": MOST_TOKENS, "word_embed_proj_dim": 64, "init_std": 0.12,
     } | _ENDS,
+    "Bloom": {
+        "vocab_size": VOCABULARY, "hidden_size": 64, "n_layer": 2, "n_head": 4, "initializer_range": 0.12,
+    } | _ENDS,
     "DeepseekV3": _COMMON
     | {
         "num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1,

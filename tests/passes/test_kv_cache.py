@@ -13,10 +13,12 @@ from tilewright.backends.cpu.machines import MACHINES
 from tilewright.errors import OptionError, StepError
 from tilewright.frontend.capturing import capture
 from tilewright.ir.dims import Dim, DimSpace
+from tilewright.ir.dtypes import torch_name
+from tilewright.ir.graph.paging import PagedAttentionOp
 from tilewright.ir.graph_interpreter import interpret
 from tilewright.ir.passing import Context, Pipeline, run_pipeline
 from tilewright.ir.verifier import verify
-from tilewright.passes.kv_cache import Kept, PagedLayout, Step, name_positions, step_of
+from tilewright.passes.kv_cache import Codes, Kept, PagedLayout, Step, name_positions, step_of
 from tilewright.passes.pipeline import PASSES
 
 LETTERS, HEADS, SIZE = 13, 4, 6
@@ -25,14 +27,20 @@ WIDTH = HEADS * SIZE
 
 class Decoder(torch.nn.Module):
     """One layer of attention between an embedding and a head. window: how far it sees, 0 for all. between: what is done
-    to the tokens [batch, tokens, WIDTH] before the attention. whole: torch's own attention, not written out.
+    to the tokens [batch, tokens, WIDTH] before the attention. whole: torch's own attention, not written out. slopes:
+    by which logits fall with distance.
     """
 
     def __init__(
-        self, window: int = 0, between: Callable[[torch.Tensor], torch.Tensor] | None = None, *, whole: bool = False
+        self,
+        window: int = 0,
+        between: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        *,
+        whole: bool = False,
+        slopes: bool = False,
     ) -> None:
         super().__init__()
-        self.window, self.between, self.whole = window, between, whole
+        self.window, self.between, self.whole, self.slopes = window, between, whole, slopes
         self.table = torch.nn.Embedding(LETTERS, WIDTH)
         self.places = torch.nn.Embedding(64, WIDTH)
         self.q, self.kv = torch.nn.Linear(WIDTH, WIDTH), torch.nn.Linear(WIDTH, 2 * WIDTH)
@@ -52,7 +60,10 @@ class Decoder(torch.nn.Module):
         if self.window and self.whole:
             y = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
         elif self.window:
-            logits = (q @ k.transpose(2, 3) * SIZE**-0.5).masked_fill(~seen, -torch.inf)
+            logits = q @ k.transpose(2, 3) * SIZE**-0.5
+            if self.slopes:
+                logits = logits + (at - tokens) * (torch.arange(1.0, HEADS + 1) / 5)[:, None, None]
+            logits = logits.masked_fill(~seen, -torch.inf)
             y = logits.softmax(-1) @ v
         else:
             y = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -71,13 +82,17 @@ def step(model: torch.nn.Module, layout: PagedLayout) -> tuple[Step, dict[str, t
 
 
 @pytest.mark.parametrize("window", [0, 5])
-@pytest.mark.parametrize(("page", "whole"), [(1, False), (3, True), (16, False)])
-def test_steps_say_what_the_model_says(window: int, page: int, whole: bool, rng: np.random.Generator) -> None:
-    model = Decoder(window, whole=whole)
+@pytest.mark.parametrize(("page", "whole", "slopes"), [(1, False, False), (3, True, False), (16, False, True)])
+def test_steps_say_what_the_model_says(
+    window: int, page: int, whole: bool, slopes: bool, rng: np.random.Generator
+) -> None:
+    model = Decoder(window, whole=whole, slopes=slopes)
     layout = PagedLayout(page=page, most_tokens=40, most_step=64, most_requests=3, segment=1)
     made, weights = step(model, layout)
     verify(made.module)
     (group,) = made.groups
+    attention = [op for op in made.module.walk() if isinstance(op, PagedAttentionOp)]
+    assert [op.slopes is not None for op in attention] == [slopes and bool(window)]
     assert (group.window, group.name) == ((5, "sliding5") if window else (None, "full"))
     texts = [torch.from_numpy(rng.integers(0, LETTERS, n)) for n in (1, 19, 40)]
     pages = iter(rng.permutation(made.pages[group.name]).tolist())
@@ -187,3 +202,54 @@ def test_layouts_of_nothing_are_refused() -> None:
     for name in ("page", "most_tokens", "most_step", "most_requests", "budget"):
         with pytest.raises(OptionError, match=name):
             PagedLayout(**{name: 0})
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_codes_are_within_half_a_step_of_what_they_stand_for(bits: int, rng: np.random.Generator) -> None:
+    page, tokens = 4, 22
+    layout = PagedLayout(page, 40, 64, 1, segment=1, codes=Codes(bits, recent=5))
+    made, weights = step(Decoder(), layout)
+    full, near = made.groups
+    states = {
+        name: torch.zeros([d.evaluate({}) for d in kind.dims], dtype=getattr(torch, torch_name(kind.dtype)))
+        for name, kind in made.states.items()
+    }
+    at, closed = torch.arange(tokens), torch.arange(tokens // page)
+    pages = torch.arange(-(-tokens // page), dtype=torch.int32)[None]
+    given = {
+        "ids": torch.from_numpy(rng.integers(0, LETTERS, tokens)), "positions": at,
+        "offsets": torch.tensor([0, tokens], dtype=torch.int32), "wanted": at, full.slots: at, full.table: pages,
+        near.slots: at, near.table: pages, near.places: at, "closed_codes": closed, "closed_near": closed,
+    }  # fmt: skip
+    assert set(given) == set(made.arguments)
+    given = {name: given[name] for name in made.arguments}
+    interpret(made.module, given, weights=weights, states=states)
+    for what in ("key", "value"):
+        wanted = states[f"cache.0.near_{what}s"][: closed.numel() * page]
+        codes = states[f"cache.0.{what}s"].reshape(-1, HEADS, SIZE * bits // 8)[: len(wanted)]
+        if bits == 4:
+            codes = torch.stack([codes % 16, codes // 16], -1).flatten(-2)
+        scale, low = (states[f"cache.0.{what}_{n}"].float() for n in ("scales", "lows"))
+        if what == "key":
+            scale, low = (x.repeat_interleave(page, 0)[: len(wanted)] for x in (scale, low))
+        else:
+            scale, low = (x[: len(wanted), :, None] for x in (scale, low))
+        assert ((codes.float() * scale + low - wanted).abs() <= scale / 2 * (1 + 1e-5)).all()
+
+
+def test_codes_that_fill_no_bytes_are_refused() -> None:
+    class Odd(Decoder):
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            x = self.table(ids)[:, None, :, :5]
+            y = torch.nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True)
+            return y[:, 0] @ self.table.weight[:, :5].T
+
+    with pytest.raises(StepError, match="fill no whole bytes"):
+        step(Odd(), PagedLayout(4, 16, 16, codes=Codes(4)))
+
+
+def test_tables_of_windows_longer_than_a_part_of_keys_begin_where_parts_do() -> None:
+    layout = PagedLayout(page=16, most_tokens=8192, most_step=64, segment=64, part=1024)
+    assert layout.unit(100) == 64
+    assert layout.columns(100, 64) * 16 <= 1024
+    assert layout.unit(2000) == 1024

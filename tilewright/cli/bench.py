@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tilewright.cli.generate import ModelFolder
+from tilewright.cli.generate import KVType, ModelFolder, compiled
 from tilewright.cli.options import Threads
 
 if TYPE_CHECKING:
@@ -35,12 +35,11 @@ def bench(
     tokens: AnswerTokens = 128,
     requests: Requests = 1,
     rounds: Rounds = 5,
+    kv_dtype: KVType = "model",
     threads: Threads = None,
 ) -> None:
     """Tokens a second of prompts and of answers, with their spread."""
-    import tilewright
-
-    lm = tilewright.compile_lm(model, threads=threads)
+    lm = compiled(model, kv_dtype, threads)
     show_rounds(measure(lm, prompt, tokens, requests, rounds), prompt, tokens, requests)
 
 

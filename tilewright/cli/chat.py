@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tilewright.cli.generate import MinP, ModelFolder, NewTokens, Seed, Temperature, TopK, TopP, sampler_of
+from tilewright.cli.generate import (
+    KVType,
+    MinP,
+    ModelFolder,
+    NewTokens,
+    Seed,
+    Temperature,
+    TopK,
+    TopP,
+    compiled,
+    sampler_of,
+)
 from tilewright.cli.options import Threads
 
 if TYPE_CHECKING:
@@ -31,13 +42,12 @@ def chat(
     top_k: TopK = None,
     min_p: MinP = None,
     seed: Seed = None,
+    kv_dtype: KVType = "model",
     threads: Threads = None,
 ) -> None:
     """Talks with a model through its own chat template. /help lists what else can be typed."""
-    import tilewright
-
     sampler = sampler_of(temperature, top_p, top_k, min_p, seed)
-    lm = tilewright.compile_lm(model, threads=threads)
+    lm = compiled(model, kv_dtype, threads)
     with contextlib.suppress(ImportError):
         # the line editor that input() takes up: arrows and history; some systems are built without it
         import readline  # noqa: F401

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tilewright.cli.generate import ModelFolder
+from tilewright.cli.generate import KVType, ModelFolder, compiled
 from tilewright.cli.options import Threads
 
 if TYPE_CHECKING:
@@ -41,12 +41,12 @@ class Surprise:
         return self.nats / math.log(2) / self.size
 
 
-def evaluate(model: ModelFolder, text: TextFile, stride: Stride = None, threads: Threads = None) -> None:
+def evaluate(
+    model: ModelFolder, text: TextFile, stride: Stride = None, kv_dtype: KVType = "model", threads: Threads = None
+) -> None:
     """Perplexity of a text."""
-    import tilewright
-
     content = read_text(text)
-    show_surprise(surprise(tilewright.compile_lm(model, threads=threads), content, stride))
+    show_surprise(surprise(compiled(model, kv_dtype, threads), content, stride))
 
 
 def read_text(path: Path) -> str:

@@ -20,6 +20,9 @@ TopP = Annotated[float | None, typer.Option("--top-p", help="Only the likeliest 
 TopK = Annotated[int | None, typer.Option("--top-k", help="Only so many likeliest tokens.")]
 MinP = Annotated[float | None, typer.Option("--min-p", help="Only tokens this likely, relative to the likeliest.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="The same seed gives the same text.", show_default="fresh")]
+KVType = Annotated[
+    str, typer.Option("--kv-dtype", metavar="TYPE", help="How old keys and values are kept: model, int8 or int4.")
+]
 Stop = Annotated[list[str] | None, typer.Option("--stop", metavar="TEXT", help="Ends before this text; repeatable.")]
 
 
@@ -33,15 +36,22 @@ def generate(
     min_p: MinP = None,
     seed: Seed = None,
     stop: Stop = None,
+    kv_dtype: KVType = "model",
     threads: Threads = None,
 ) -> None:
     """Continues a text and prints it as it comes; tells the speed."""
-    import tilewright
-
     sampler = sampler_of(temperature, top_p, top_k, min_p, seed)
-    lm = tilewright.compile_lm(model, threads=threads)
+    lm = compiled(model, kv_dtype, threads)
     text = sys.stdin.read() if prompt == "-" else prompt
     write_answer(lm, text, max_new_tokens=tokens, sampler=sampler, stop=stop or [])
+
+
+def compiled(model: str, kv_dtype: str, threads: int | None) -> LanguageModel:
+    """The model in a folder. Raises OptionError for a type that caches do not have."""
+    import tilewright
+
+    kept: Any = kv_dtype  # the cache's options say which there are
+    return tilewright.compile_lm(model, kv=tilewright.KVCache(dtype=kept), threads=threads)
 
 
 def sampler_of(

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tilewright.errors import OptionError
+from tilewright.passes.kv_cache.layout import Codes
 from tilewright.runtime.memory import parse_bytes
 
 PAGE = 16
+_BITS = {"int8": 8, "int4": 4}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,11 +20,17 @@ class KVCache:
     layout: "paged", in pages of `page` tokens (default 16) that any request may take, or "contiguous", a page for a
     whole request. budget: bytes of all pages, or a text like "2GiB"; None is what `max_batch` requests of `max_tokens`
     need. Memory is taken from the system as pages are first written.
+
+    dtype: "model", or "int8" or "int4" for codes of old keys and values in layers without a window: with a scale a
+    feature and page for keys, a token and head for values, in bf16. `recent`: so many tokens at least, the token itself
+    among them, are seen as the model computed them. What a token sees of another depends on their two places alone.
     """
 
     layout: Literal["paged", "contiguous"] = "paged"
     page: int | None = None
     budget: int | str | None = None
+    dtype: Literal["model", "int8", "int4"] = "model"
+    recent: int = 64
 
     def __post_init__(self) -> None:
         faults = []
@@ -36,6 +44,12 @@ class KVCache:
             faults.append(f"budget={self.budget!r} is not a number of bytes or a text like '2GiB'")
         elif self.budget is not None and self.bytes is not None and self.bytes < 1:
             faults.append(f"budget={self.budget!r} holds nothing")
+        if self.dtype not in ("model", *_BITS):
+            faults.append(f"dtype={self.dtype!r} is not one of 'model', 'int8', 'int4'")
+        elif self.dtype != "model" and self.layout == "contiguous":
+            faults.append(f"dtype={self.dtype!r} beside layout='contiguous': keys are coded a page at a time")
+        if isinstance(self.recent, bool) or not isinstance(self.recent, int) or self.recent < 1:
+            faults.append(f"recent={self.recent!r} is not a number of tokens from 1 on")
         if faults:
             raise OptionError(faults, step="tw.KVCache(page=16, budget='2GiB') is one that works")
 
@@ -43,6 +57,11 @@ class KVCache:
     def bytes(self) -> int | None:
         """The budget in bytes."""
         return parse_bytes(self.budget) if isinstance(self.budget, str) else self.budget
+
+    @property
+    def codes(self) -> Codes | None:
+        """How old keys and values are kept; None as they are."""
+        return None if self.dtype == "model" else Codes(_BITS[self.dtype], self.recent)
 
     def page_of(self, max_tokens: int) -> int:
         """Tokens of a page."""

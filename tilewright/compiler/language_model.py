@@ -27,7 +27,7 @@ from tilewright.ir.module import functions
 from tilewright.ir.passing import Context, Pipeline, run_pipeline
 from tilewright.ir.signature import Argument, Input, Output, Parameter, Signature
 from tilewright.ir.trees import LEAF
-from tilewright.passes.kv_cache import PagedLayout, Step, name_positions, step_of
+from tilewright.passes.kv_cache import NEAR_GROUP, PagedLayout, Step, name_positions, step_of
 from tilewright.passes.pipeline import PASSES
 from tilewright.runtime.generation.compiled_step import Addressing, CompiledStep
 from tilewright.runtime.generation.language_model import LanguageModel
@@ -58,10 +58,15 @@ class StepCode:
             step_tokens=layout.most_step,
             step_requests=layout.most_requests,
             page_size=layout.page,
-            groups=tuple(CacheGroup(g.name, step.pages[g.name], g.token_bytes, g.window) for g in step.groups),
+            groups=tuple(
+                CacheGroup(g.name, step.pages[g.name], g.token_bytes, g.window, page_extra=g.page_extra)
+                for g in step.groups
+            ),
         )
         groups = tuple(Addressing(g.states, layout.page, g.window, g.columns, g.unit) for g in step.groups)
-        return CompiledStep(self.compiled.executable, cached, groups)
+        coded = [i for i, group in enumerate(step.groups) if group.codes]
+        near = [i for i, group in enumerate(step.groups) if group.name == NEAR_GROUP]
+        return CompiledStep(self.compiled.executable, cached, groups, (coded[0], near[0]) if coded else None)
 
 
 class CompiledLanguageModel(LanguageModel):
@@ -112,7 +117,9 @@ def compile_language_model(
             step=f"write max_tokens={known}",
         )
     most, cache = max_tokens or min(known or _MOST_TOKENS, _MOST_TOKENS), kv or KVCache()
-    layout = PagedLayout(cache.page_of(most), most, min(max_step, most * max_batch), max_batch, cache.bytes)
+    layout = PagedLayout(
+        cache.page_of(most), most, min(max_step, most * max_batch), max_batch, cache.bytes, codes=cache.codes
+    )
     code = compile_step(model, layout, progress=progress, **given)
     return CompiledLanguageModel(code, tokenizer, tokenizer.end if tokenizer else _ends(model))
 
@@ -142,7 +149,9 @@ def compile_step(model: Any, layout: PagedLayout, *, progress: Progress | None =
     options, watch = Options.of(given, caller="compile_lm()"), Stopwatch(progress)
     target = Target.of(options)
     target.backend.warm()
-    layout = replace(layout, segment=target.machine.rules.key_segment)
+    rules = target.machine.rules
+    part = max(1, rules.key_part // rules.key_segment) * rules.key_segment
+    layout = replace(layout, segment=rules.key_segment, part=part)
     with watch.stage("capture"):
         whole = _captured(model, layout, options)
         _refuse_decisions(whole)
@@ -160,16 +169,17 @@ def cache_notes(step: Step, layout: PagedLayout) -> list[str]:
     """Where the cache lies, what a token takes and why so: one sentence a group of layers, for the report."""
     notes = []
     for group in step.groups:
-        layers, count, kept = len(group.states) // 2, step.pages[group.name], "all tokens"
-        if group.window is not None:
+        layers, count, kept, size = len(group.layers), step.pages[group.name], "all tokens", layout.page_bytes(group)
+        if group.codes is not None:
+            kept = f"all tokens in codes of {group.codes.bits} bits, and {group.page_extra} B a page for scales of keys"
+        elif group.window is not None:
             pages = layout.held(group.window)
             kept = f"a ring of {pages} pages a request, for a window of {group.window} and a step of {layout.most_step}"
-        whole = layout.held(group.window) * layout.page * group.token_bytes
+        whole = layout.held(group.window) * size
         notes.append(
             f"cache {group.name}: {layers} layers, {group.token_bytes} B a token, {kept}; {count} pages of "
-            f"{layout.page} tokens, {count * layout.page * group.token_bytes} B; a request wastes "
-            f"{(layout.page - 1) * group.token_bytes} B at most, where one piece of memory would take {whole} B from "
-            "its first token on"
+            f"{layout.page} tokens, {count * size} B; a request wastes {size - group.token_bytes} B at most, where one "
+            f"piece of memory would take {whole} B from its first token on"
         )
     return notes
 

@@ -78,6 +78,10 @@ class StateStore(MutableMapping[str, Any]):
         with self._turn:
             buffer.bytes()[:] = data.bytes()
 
+    def rows(self, name: str) -> int:
+        """The size of the state's first axis."""
+        return self._find(name).shape[0]
+
     def copy_rows(self, name: str, source: int, target: int, count: int) -> None:
         """Makes `count` rows from `target` on equal to those from `source` on; both ranges must lie in the state."""
         buffer = self._find(name)

@@ -19,6 +19,7 @@ from tilewright.ir.graph.experts import ExpertsOp
 from tilewright.ir.graph.externs import register_extern
 from tilewright.ir.graph.indexing import GatherOp, PutAlongOp, ScatterOp, StateUpdateOp, TakeAlongOp
 from tilewright.ir.graph.paging import PagedAttentionOp
+from tilewright.ir.graph.paging_quantized import QuantizedPagedAttentionOp
 from tilewright.ir.graph.quantization import DequantizeOp, QuantizeOp
 from tilewright.ir.graph.recurrence import ScanOp
 from tilewright.ir.graph.reduction import CumulativeOp, NormOp, ReduceOp, SoftmaxOp, SortOp, TopkOp
@@ -152,7 +153,16 @@ def _main() -> FuncOp:
     pages = put(ConstantOp, values=[1, 3, 0, 2], result_types=[tensor_type([1, 4], I64)])
     asked = put(TransposeOp, heads, permutation=[1, 0, 2])
     seen = put(PagedAttentionOp, asked, cached, cached, positions, ends, pages, page=16, scale=0.5)
-    y = put(ReshapeOp, put(MapOp, asked, seen, fn="add"), dims=[T, D])
+    codes = put(
+        CastOp, put(MapOp, cached, put(ConstantOp, values=[16.0], result_types=[tensor_type([])]), fn="mul"), dtype="u8"
+    )
+    scales = put(ReshapeOp, put(SliceOp, cached, starts=[0, 0, 0], stops=[4, H, D // H]), dims=[4, H, D // H])
+    rows = put(ReshapeOp, put(SliceOp, cached, starts=[0, 0, 0], stops=[64, H, 1]), dims=[64, H])
+    near = put(
+        QuantizedPagedAttentionOp, asked, codes, codes, scales, scales, rows, rows, cached, cached, positions,
+        positions, ends, pages, pages, page=16, recent=1, bits=8, scale=0.5,
+    )  # fmt: skip
+    y = put(ReshapeOp, put(MapOp, put(MapOp, asked, seen, fn="add"), near, fn="add"), dims=[T, D])
 
     values, order = put(TopkOp, put(SliceOp, y, starts=[0, 0], stops=[T, 3]), k=2, axis=1)
     routed = put(ExpertsOp, y, order, values, weight("gate_up", 3, 12, D), weight("down", 3, D, 6), activation="silu")

@@ -38,6 +38,7 @@ class Shape:
     pages: int = 40
     dtype: DType = F32
     sinks: bool = False
+    slopes: bool = False
 
     def group(self, **stated: Any) -> GroupOp:
         """One paged attention alone."""
@@ -48,10 +49,15 @@ class Shape:
             TensorType.of(("t",), I64),
             TensorType.of(("r + 1",), I32),
             TensorType.of(("r", "m"), I32),
-            *([TensorType.of((self.heads,), F32)] if self.sinks else []),
+            *([TensorType.of((self.heads,), F32)] if self.sinks or self.slopes else []),
         ]
         given = {"page": self.page, "scale": 0.3, **stated}
-        return group("paged-attention", types, lambda g, *xs: [g.add(PagedAttentionOp.make(*xs, **given))])
+        slot = [None] if self.slopes else []
+
+        def made(g: Any, *xs: Any) -> list[Any]:
+            return [g.add(PagedAttentionOp.make(*xs[:6], *slot, *xs[6:], **given))]
+
+        return group("paged-attention", types, made)
 
     def draw(self, requests: list[tuple[int, int]], rng: np.random.Generator) -> tuple[list[Any], dict[str, int]]:
         """Operands for requests of (tokens before this step, tokens in it); unused rows of the cache hold NaN."""
@@ -76,7 +82,11 @@ class Shape:
             torch.from_numpy(np.concatenate([np.arange(old, old + new) for old, new in [(0, 0), *requests]])),
             torch.from_numpy(np.cumsum([0, *(new for _, new in requests)]).astype(np.int32)),
             torch.from_numpy(table),
-            *([torch.from_numpy(rng.standard_normal(self.heads).astype(np.float32))] if self.sinks else []),
+            *(
+                [torch.from_numpy(rng.standard_normal(self.heads).astype(np.float32))]
+                if self.sinks or self.slopes
+                else []
+            ),
         ]
         return operands, {"t": tokens, "r": len(requests), "m": most}
 
@@ -99,7 +109,11 @@ WAYS = [
 ]
 
 
-SHAPES = [Shape(shared=1), Shape(heads=3, shared=1, size=5, wide=7, page=3, pages=90), Shape(sinks=True, heads=2)]
+SHAPES = [
+    Shape(shared=1, slopes=True),
+    Shape(heads=3, shared=1, size=5, wide=7, page=3, pages=90),
+    Shape(sinks=True, heads=2),
+]
 # every step and every way with every shape once, not all with all
 CASES = [(step, WAYS[(i + n) % len(WAYS)], shape) for i, step in enumerate(STEPS) for n, shape in enumerate(SHAPES)]
 
@@ -136,7 +150,7 @@ def test_the_machine_computes_what_the_interpreter_does(cpu: str, dtype: DType, 
 
 
 def test_a_tokens_bits_depend_on_its_own_request_alone(rng: np.random.Generator) -> None:
-    shape = Shape(size=24, wide=40)
+    shape = Shape(size=24, wide=40, slopes=True)
     made = shape.group()
     requests = [(5, 20), (90, 1), (63, 2)]
     operands, sizes = shape.draw(requests, rng)
@@ -148,12 +162,12 @@ def test_a_tokens_bits_depend_on_its_own_request_alone(rng: np.random.Generator)
 
     together = run(many.kernel, operands, sizes)
     np.testing.assert_array_equal(run(several.kernel, operands, sizes), together)
-    q, k, v, positions, offsets, table = operands
+    q, k, v, positions, offsets, table, slopes = operands
     for r, (first, last) in enumerate(pairwise(offsets.tolist())):
         for t in range(first, last):
             # alone, one token at a time
             one = torch.tensor([0, 1], dtype=torch.int32)
-            alone = [q[t : t + 1], k, v, positions[t : t + 1], one, table[r : r + 1]]
+            alone = [q[t : t + 1], k, v, positions[t : t + 1], one, table[r : r + 1], slopes]
             got = run(several.kernel, alone, {"t": 1, "r": 1, "m": sizes["m"]})
             np.testing.assert_array_equal(got[0], together[t])
 
@@ -184,3 +198,6 @@ def test_heads_and_pages_that_do_not_fit_are_refused() -> None:
         Shape(heads=3, shared=2).group()
     with pytest.raises(Exception, match="with window 0"):
         Shape().group(mask="sliding")
+    (op,) = (o for o in Shape(sinks=True).group().block.ops if isinstance(o, PagedAttentionOp))
+    with pytest.raises(Exception, match="exclude each other"):
+        PagedAttentionOp.make(*op.operands, op.sinks, page=16, scale=1.0)

@@ -313,6 +313,21 @@ def test_bias_and_mask_in_one_sum_are_told_apart(seed: int) -> None:
     assert tensor(found.bias).rank == 3  # type: ignore[arg-type]
 
 
+def test_batch_and_heads_in_one_axis_are_told_apart_again(seed: int) -> None:
+    """As in Bloom: products of three axes, a bias among them, the mask among four."""
+    c = Case(keys="t")
+    g = c.g
+    q, k, v = (g.reshape(x, "4*b", "t", 8) for x in (c.q, c.k, c.v))
+    places = g.broadcast(g.reshape(g.input("alibi", [4, "t"]), 1, 4, 1, "t"), "b", 4, 1, "t")
+    logits = g.map("add", g.map("mul", g.matmul(q, g.transpose(k, 0, 2, 1)), 0.3), g.reshape(places, "4*b", 1, "t"))
+    hiding = g.map("select", c.causal(), 0.0, -3e38)
+    weights = g.softmax(g.map("add", g.reshape(logits, "b", 4, "t", "t"), hiding))
+    found = c.run(g.matmul(g.reshape(weights, "4*b", "t", "t"), v), seed)
+    assert (c.counted, found.mask.data, found.scale.data) == (1, "causal", 0.3)
+    assert tensor(found.q).rank == 4
+    assert found.bias is not None
+
+
 # --- what it is not -------------------------------------------------------------------------------------------------
 
 

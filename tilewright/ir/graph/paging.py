@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from xdsl.irdl import irdl_op_definition, operand_def, opt_operand_def, prop_def, result_def, traits_def
+from xdsl.ir import SSAValue
+from xdsl.irdl import (
+    AttrSizedOperandSegments,
+    irdl_op_definition,
+    operand_def,
+    opt_operand_def,
+    prop_def,
+    result_def,
+    traits_def,
+)
 from xdsl.traits import Pure
 
 from tilewright.ir.attributes import Float, Int, Str
@@ -30,8 +39,9 @@ class PagedAttentionOp(GraphOp):
     each token in its request, rising within it. k [S, Hkv, D] and v [S, Hkv, Dv]: rows in pages of `page` rows; the key
     at position p of request r is row table[r, p // page] * page + p % page, table [R, M]. A token sees the keys of its
     request up to its own position, and of those what mask and window leave (see graph.attention); rows that no token
-    sees are not read. scale, softcap, sinks [H]: as in graph.attention. The softmax runs in f32 or wider; results
-    [T, H, Dv] have q's dtype. Integers are i32 or i64.
+    sees are not read. scale, softcap, sinks [H]: as in graph.attention. slopes [H], not beside sinks: a key's logit
+    falls by the head's slope with every position between it and the token (ALiBi, Press et al. 2022). The softmax runs
+    in f32 or wider; results [T, H, Dv] have q's dtype. Integers are i32 or i64.
     """
 
     name = "graph.paged_attention"
@@ -42,12 +52,14 @@ class PagedAttentionOp(GraphOp):
     offsets = operand_def(TensorType)
     table = operand_def(TensorType)
     sinks = opt_operand_def(TensorType)
+    slopes = opt_operand_def(TensorType)
     out = result_def(TensorType)
     page = prop_def(Int)
     scale = prop_def(Float)
     mask = prop_def(Str, default_value=Str("causal"))
     window = prop_def(Int, default_value=Int(0))
     softcap = prop_def(Float, default_value=Float(0.0))
+    irdl_options = (AttrSizedOperandSegments(as_property=True),)
     traits = traits_def(Pure())
 
     def infer(self) -> Sequence[TensorType]:
@@ -66,16 +78,7 @@ class PagedAttentionOp(GraphOp):
             raise self.malformed(f"{q.dims[1]} query heads are not a fixed multiple of {k.dims[1]} key heads")
         if self.page.data < 1 or k.dims[0] % self.page.data != Expr.of(0):
             raise self.malformed(f"{k.dims[0]} rows are no whole number of pages of {self.page.data}")
-        table = tensor(self.table)
-        rows = {"positions": q.dims[:1], "offsets": (table.dims[0] + 1,), "table": table.dims}
-        for what, dims in rows.items():
-            given = tensor(getattr(self, what))
-            if not given.dtype.is_integer or given.dims != dims or given.rank != (2 if what == "table" else 1):
-                raise self.malformed(
-                    f"{what} must be integers, positions [T], offsets [R+1], table [R, M], got {given}"
-                )
-        if self.sinks is not None and (tensor(self.sinks).dims != q.dims[1:2] or not tensor(self.sinks).dtype.is_float):
-            raise self.malformed(f"sinks must be floats [{q.dims[1]}], got {tensor(self.sinks)}")
+        check_requests(self, {"positions": self.positions}, {"table": self.table})
         return [TensorType.of((*q.dims[:2], v.dims[2]), q.dtype)]
 
     @property
@@ -92,6 +95,7 @@ class PagedAttentionOp(GraphOp):
         offsets: torch.Tensor,
         table: torch.Tensor,
         sinks: torch.Tensor | None = None,
+        slopes: torch.Tensor | None = None,
     ) -> torch.Tensor:
         import torch
 
@@ -105,6 +109,8 @@ class PagedAttentionOp(GraphOp):
                 logits = (near @ at_least_f32(q[t])[:, :, None])[..., 0] * self.scale.data
                 if self.softcap.data:
                     logits = self.softcap.data * (logits / self.softcap.data).tanh()
+                if slopes is not None:
+                    logits = logits - slopes[:, None].to(logits.dtype) * (at - keys)
                 if sinks is not None:
                     logits = torch.cat([logits, sinks[:, None].to(logits.dtype)], 1)
                 weights = logits.softmax(-1)[:, : len(keys)]
@@ -124,7 +130,30 @@ class PagedAttentionOp(GraphOp):
         q, v, table = tensor(self.q), tensor(self.v), tensor(self.table)
         logits = q.dims[0] * q.dims[1] * table.dims[1] * self.page.data
         per_logit = SOFTMAX_FLOPS + 1 + (SCALARS["tanh"].flops + 2 if self.softcap.data else 0)
+        per_logit += 3 if self.slopes is not None else 0
         return self.compulsory(matrix=logits * (q.dims[2] + v.dims[2]) * 2, vector=logits * per_logit)
+
+
+def check_requests(op: Any, by_token: dict[str, SSAValue], tables: dict[str, SSAValue]) -> None:
+    """Raises where what an op over requests is told of tokens [T], pages [R, M], requests and heads does not fit."""
+    q = tensor(op.q)
+    requests = tensor(next(iter(tables.values()))).dims[0]
+    wanted: dict[str, tuple[SSAValue, tuple[Expr, ...]]] = {
+        what: (value, (q.dims[0],)) for what, value in by_token.items()
+    }
+    wanted["offsets"] = (op.offsets, (requests + 1,))
+    wanted |= {what: (value, (requests, tensor(value).dims[-1])) for what, value in tables.items()}
+    for what, (value, dims) in wanted.items():
+        given = tensor(value)
+        if not given.dtype.is_integer or given.dims != dims:
+            raise op.malformed(f"{what} must be integers, by token [T], offsets [R+1], tables [R, M], got {given}")
+    for what in ("sinks", "slopes"):
+        value = getattr(op, what)
+        if value is not None and (tensor(value).dims != q.dims[1:2] or not tensor(value).dtype.is_float):
+            raise op.malformed(f"{what} must be floats [{q.dims[1]}], got {tensor(value)}")
+    if op.sinks is not None and op.slopes is not None:
+        # slopes are known up to a number a token, which a sink would weigh
+        raise op.malformed("sinks and slopes exclude each other")
 
 
 PAGING = [PagedAttentionOp]

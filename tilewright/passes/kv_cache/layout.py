@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tilewright.errors import OptionError
+
+
+@dataclass(frozen=True, slots=True)
+class Codes:
+    """Old keys and values as codes of `bits` bits (4 or 8), in pages; the last pages before a token as they are.
+
+    Keys have a scale a feature and page, values one a token and head, both with a lowest number beside them. recent: so
+    many tokens at least are seen in full precision.
+    """
+
+    bits: int
+    recent: int = 64
+
+    def near_pages(self, page: int) -> int:
+        """How many pages a token sees in full precision, its own included: it may be its page's first token."""
+        return -(-self.recent // page) + 1
 
 
 @dataclass(frozen=True)
@@ -13,16 +30,20 @@ class Kept:
     """Layers that see equally far back and so keep their keys and values equally long.
 
     window: how many keys a query sees at most, its own included; None for all. unit: of where tables begin, in tokens;
-    see `step.py`. columns: most of a table. states: the layers' keys and values by name. token_bytes: of one token over
-    all layers.
+    see `step.py`. columns: most of a table. layers: numbers of their attentions. states: the layers' keys and values by
+    name. token_bytes: of one token over all layers. page_extra: bytes of a page beside its tokens, scales of keys.
+    codes: what is kept as codes.
     """
 
     name: str
     window: int | None
     unit: int
     columns: int
+    layers: tuple[int, ...] = ()
     states: tuple[str, ...] = ()
     token_bytes: int = 0
+    page_extra: int = 0
+    codes: Codes | None = None
 
     @property
     def slots(self) -> str:
@@ -49,7 +70,8 @@ class Kept:
 class PagedLayout:
     """page: tokens of a page. most_tokens: of one request, prompt included. most_step: tokens of one step, all requests
     together. most_requests: of one step. budget: bytes of all pages, None for as many as `most_requests` requests of
-    `most_tokens` need. segment: tokens of the machine's segments of keys.
+    `most_tokens` need. segment, part: tokens of the machine's segments of keys, and of its parts of segments. codes:
+    how keys and values of layers without a window are kept; None as they are.
     """
 
     page: int = 16
@@ -58,6 +80,8 @@ class PagedLayout:
     most_requests: int = 8
     budget: int | None = None
     segment: int = 64
+    part: int = 1024
+    codes: Codes | None = None
 
     def __post_init__(self) -> None:
         counts = ("page", "most_tokens", "most_step", "most_requests", "segment")
@@ -71,6 +95,18 @@ class PagedLayout:
     def most_pages(self) -> int:
         """Of one request that keeps all its tokens."""
         return -(-self.most_tokens // self.page)
+
+    def unit(self, window: int | None) -> int:
+        """A group's tables begin at multiples of so many tokens: where segments do, so that the order of summing over
+        keys stays the sequence's; and where parts do, if there can be more than one.
+        """
+        small = math.lcm(self.page, self.segment)
+        one_part = window is None or self.columns(window, small) * self.page <= self.part
+        return small if one_part else math.lcm(small, self.part)
+
+    def page_bytes(self, group: Kept) -> int:
+        """Bytes of a page of a group, over all its layers."""
+        return self.page * group.token_bytes + group.page_extra
 
     def columns(self, window: int | None, unit: int) -> int:
         """Most columns of a table: what is seen and written in one step, and the way to where the table may begin."""
@@ -91,7 +127,7 @@ class PagedLayout:
         """
         groups = tuple(groups)
         wanted = {group.name: self.held(group.window) * self.most_requests for group in groups}
-        size = {group.name: group.token_bytes * self.page for group in groups}
+        size = {group.name: self.page_bytes(group) for group in groups}
         whole = sum(wanted[name] * size[name] for name in wanted)
         if self.budget is None or self.budget >= whole:
             return wanted
@@ -102,3 +138,16 @@ class PagedLayout:
                 step=f"give it {whole // self.most_requests} B, which hold one request of {self.most_tokens} tokens",
             )
         return found
+
+
+def names(layer: int, parts: Iterable[str]) -> list[str]:
+    """The states of an attention; attentions are counted from 0 in the order of the graph."""
+    return [f"cache.{layer}.{part}" for part in parts]
+
+
+def joined(group: Kept, more: Kept) -> Kept:
+    """A group with another layer's share."""
+    return replace(
+        group, layers=(*group.layers, *more.layers), states=(*group.states, *more.states),
+        token_bytes=group.token_bytes + more.token_bytes, page_extra=group.page_extra + more.page_extra,
+    )  # fmt: skip

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from xdsl.dialects.builtin import ModuleOp
@@ -38,10 +38,13 @@ from tilewright.ir.graph.structure import FuncOp, PositionsOp, ReturnOp, StateRe
 from tilewright.ir.module import functions, new_module
 from tilewright.ir.operation import TwOperation
 from tilewright.ir.types import TensorType
-from tilewright.passes.kv_cache.layout import Kept, PagedLayout
+from tilewright.passes.kv_cache.layout import Kept, PagedLayout, joined, names
+from tilewright.passes.kv_cache.quantized import CLOSED, CLOSED_CODES, CLOSED_NEAR, Quantized, quantized_groups
+from tilewright.passes.kv_cache.slopes import slopes_of
 from tilewright.passes.kv_cache.token_wise import Tokens
 
 TOKENS, REQUESTS, WANTED = "tokens", "requests", "wanted"
+NAMES = ("keys", "values")
 
 
 @dataclass(frozen=True)
@@ -66,10 +69,10 @@ def step_of(module: ModuleOp, layout: PagedLayout) -> Step:
     The module is to be canonical, with attention recognised; it is not changed. StepError with all that is in the way.
     """
     main = functions(module)["main"]
-    return _Stepper(main, layout).run()
+    return Stepper(main, layout).run()
 
 
-class _Stepper:
+class Stepper:
     """Writes the step's @main beside the model's."""
 
     def __init__(self, main: FuncOp, layout: PagedLayout) -> None:
@@ -87,10 +90,13 @@ class _Stepper:
         self.mixed: set[SSAValue] = set()
         self.groups = _groups(main, layout)
         self.pages = layout.counts(self.groups)
-        self.of = {name: group for group in self.groups for name in group.states}
+        self.layers = 0
+        self.of = {layer: [g for g in self.groups if layer in g.layers] for g in self.groups for layer in g.layers}
         step, requests = Dim(TOKENS, 1, layout.most_step), Dim(REQUESTS, 1, layout.most_requests)
         tables = [Dim(group.pages, 1, group.columns) for group in self.groups]
-        self.dims = (step, requests, Dim(WANTED, 0, layout.most_step), *tables)
+        closing = [Dim(CLOSED, 0, layout.most_step // layout.page + layout.most_requests)]
+        closing = closing if any(group.codes for group in self.groups) else []
+        self.dims = (step, requests, Dim(WANTED, 0, layout.most_step), *tables, *closing)
         self.arguments = {
             "ids": TensorType.of((TOKENS,), tensor(self.ids).dtype),
             "positions": TensorType.of((TOKENS,), I64),
@@ -102,6 +108,8 @@ class _Stepper:
             self.arguments[group.table] = TensorType.of((REQUESTS, group.pages), I32)
             if group.places:
                 self.arguments[group.places] = TensorType.of((TOKENS,), I64)
+        if closing:
+            self.arguments |= {name: TensorType.of((CLOSED,), I64) for name in (CLOSED_CODES, CLOSED_NEAR)}
         self.made = FuncOp.begin("main", self.arguments)
         self.given = dict(zip(self.arguments, self.made.block.args, strict=True))
 
@@ -122,11 +130,11 @@ class _Stepper:
         last = self.main.block.last_op
         assert isinstance(last, ReturnOp)  # verified: a function ends in its results
         (logits,) = self._only(last.values, "result", self.main)
-        self.values[self.ids] = self._add(ReshapeOp.make(self.given["ids"], dims=[1, TOKENS]))
-        full = self._needed_by_later_tokens()
+        self.values[self.ids] = self.add(ReshapeOp.make(self.given["ids"], dims=[1, TOKENS]))
+        full, needed = self._needed_by_later_tokens(), _needed(logits)
         for op in self.main.block.ops:
-            if isinstance(op, ReturnOp):
-                break
+            if op not in needed:
+                continue
             if isinstance(op, AttentionOp):
                 self._attend(op)
             elif isinstance(op, PositionsOp):
@@ -148,9 +156,9 @@ class _Stepper:
             raise StepError(
                 f"the model returns {tensor(logits)}, not logits [batch, tokens, V]", step="return its logits"
             )
-        result = self._add(ReshapeOp.make(out, dims=[WANTED, vocabulary]))
+        result = self.add(ReshapeOp.make(out, dims=[WANTED, vocabulary]))
         if tensor(result).dtype != F32:
-            result = self._add(CastOp.make(result, dtype=F32.name))
+            result = self.add(CastOp.make(result, dtype=F32.name))
         for name, value in self._last_versions.items():
             self.made.block.add_op(StateWriteOp.make(value, name=name))
         self.made.finish([result], ["logits"])
@@ -201,7 +209,7 @@ class _Stepper:
         if found is None:
             whole = self.values[value]
             axis = self.tokens.axis(whole)
-            found = whole if axis is None else self._add(GatherOp.make(whole, self.given["wanted"], axis=axis))
+            found = whole if axis is None else self.add(GatherOp.make(whole, self.given["wanted"], axis=axis))
             self.picked[value] = found
         return found
 
@@ -213,56 +221,52 @@ class _Stepper:
             kind = tensor(op.out)
             sizes = {self.batch: Expr.of(1), self.old: Expr.of(TOKENS)}
             flat = TensorType.of([d.substitute(sizes) for d in kind.dims], kind.dtype)
-            self.values[op.out] = self._add(StateReadOp.make(name="refused", result_types=[flat], like=op))
+            self.values[op.out] = self.add(StateReadOp.make(name="refused", result_types=[flat], like=op))
             return
-        number = len(self.states) // 2
         q, k, v = (self._by_token(x, op) for x in (op.q, op.k, op.v))
-        keys_name, values_name = _names(number)
-        keys, values = self._kept(keys_name, k, op), self._kept(values_name, v, op)
-        sinks = [] if op.sinks is None else [self.values[op.sinks]]
-        group = self.of[keys_name]
-        given = [self.given[name] for name in (group.places or "positions", "offsets", group.table)]
-        out = self._add(
-            PagedAttentionOp.make(
-                q,
-                keys,
-                values,
-                *given,
-                *sinks,
-                page=self.layout.page,
-                scale=op.scale.data,
-                mask=op.mask.data,
-                window=op.window.data,
-                softcap=op.softcap.data,
-                like=op,
-            )
-        )
+        sinks, slopes = None if op.sinks is None else self.values[op.sinks], slopes_of(op)
+        if slopes is not None:
+            slopes = self.add(ReshapeOp.make(self.values[slopes], dims=[tensor(op.q).dims[1]], like=op))
+        layer, self.layers = self.layers, self.layers + 1
+        (group, *near) = self.of[layer]
+        if near:
+            out = Quantized(self, op, layer, group, near[0]).attend(q, k, v, sinks, slopes)
+        else:
+            keys, values = (self.kept(name, group, x, op) for name, x in zip(names(layer, NAMES), (k, v), strict=True))
+            given = [self.given[name] for name in (group.places or "positions", "offsets", group.table)]
+            out = self.add(
+                PagedAttentionOp.make(
+                    q, keys, values, *given, sinks, slopes, page=self.layout.page, scale=op.scale.data,
+                    mask=op.mask.data, window=op.window.data, softcap=op.softcap.data, like=op,
+                )
+            )  # fmt: skip
         # the sequence's axis first, then the turn: so it meets the model's own turns, and both go
-        whole = self._add(ReshapeOp.make(out, dims=[1, *tensor(out).dims], like=op))
-        self.values[op.out] = self._add(TransposeOp.make(whole, permutation=[0, 2, 1, 3], like=op))
+        whole = self.add(ReshapeOp.make(out, dims=[1, *tensor(out).dims], like=op))
+        self.values[op.out] = self.add(TransposeOp.make(whole, permutation=[0, 2, 1, 3], like=op))
 
     def _by_token(self, value: SSAValue, op: AttentionOp) -> SSAValue:
         """[1, heads, tokens, features] as [tokens, heads, features]."""
-        turned = self._add(TransposeOp.make(self.values[value], permutation=[0, 2, 1, 3], like=op))
-        return self._add(ReshapeOp.make(turned, dims=list(tensor(turned).dims[1:]), like=op))
+        turned = self.add(TransposeOp.make(self.values[value], permutation=[0, 2, 1, 3], like=op))
+        return self.add(ReshapeOp.make(turned, dims=list(tensor(turned).dims[1:]), like=op))
 
-    def _kept(self, name: str, rows: SSAValue, op: AttentionOp) -> SSAValue:
-        """The state with this step's rows put into it."""
-        kind, group = tensor(rows), self.of[name]
-        self.states[name] = TensorType.of((self.pages[group.name] * self.layout.page, *kind.dims[1:]), kind.dtype)
-        before = self._add(StateReadOp.make(name=name, result_types=[self.states[name]], like=op))
-        after = self._add(StateUpdateOp.make(before, self.given[group.slots], rows, axis=0, like=op))
+    def kept(self, name: str, group: Kept, rows: SSAValue, op: AttentionOp) -> SSAValue:
+        """The state of a group, a row a token, with this step's rows put into it."""
+        kind = tensor(rows)
+        state = TensorType.of((self.pages[group.name] * self.layout.page, *kind.dims[1:]), kind.dtype)
+        return self.updated(name, state, self.given[group.slots], rows, op)
+
+    def updated(self, name: str, state: TensorType, places: SSAValue, rows: SSAValue, op: AttentionOp) -> SSAValue:
+        """A state with rows put at places along its first axis."""
+        self.states[name] = state
+        before = self.add(StateReadOp.make(name=name, result_types=[state], like=op))
+        after = self.add(StateUpdateOp.make(before, places, rows, axis=0, like=op))
         self._last_versions[name] = after
         return after
 
-    def _add(self, op: TwOperation) -> SSAValue:
+    def add(self, op: TwOperation) -> SSAValue:
+        """The op's result, the op put at the end of the step."""
         self.made.block.add_op(op)
         return op.results[0]
-
-
-def _names(layer: int) -> tuple[str, str]:
-    """The states of the keys and of the values of an attention, which are counted from 0 in the order of the graph."""
-    return f"cache.{layer}.keys", f"cache.{layer}.values"
 
 
 def _groups(main: FuncOp, layout: PagedLayout) -> tuple[Kept, ...]:
@@ -271,16 +275,36 @@ def _groups(main: FuncOp, layout: PagedLayout) -> tuple[Kept, ...]:
     attentions = (op for op in main.block.ops if isinstance(op, AttentionOp) and not any(_unfit(op)))
     for layer, op in enumerate(attentions):
         mask, window = op.mask.data, op.window.data or None
-        unit = math.lcm(layout.page, layout.segment, window if window and mask == "chunked" else 1)
-        name = "full" if window is None else f"{mask}{window}"
-        group = found.get((mask, window or 0)) or Kept(name, window, unit, layout.columns(window, unit))
-        size = sum(
-            (tensor(x).dims[1] * tensor(x).dims[3]).evaluate({}) * tensor(x).dtype.bits // 8 for x in (op.k, op.v)
-        )
-        found[mask, window or 0] = replace(
-            group, states=(*group.states, *_names(layer)), token_bytes=group.token_bytes + size
-        )
+        if window is None and layout.codes is not None:
+            for key, group in quantized_groups(op, layer, layout, layout.codes).items():
+                found[key] = group if key not in found else joined(found[key], group)
+            continue
+        unit = layout.unit(window)
+        if window is not None and mask == "chunked":
+            unit = math.lcm(unit, window)
+        k, v = tensor(op.k), tensor(op.v)
+        group = Kept(
+            "full" if window is None else f"{mask}{window}", window, unit, layout.columns(window, unit), (layer,),
+            tuple(names(layer, NAMES)), sum((x.dims[1] * x.dims[3]).evaluate({}) * x.dtype.bits // 8 for x in (k, v)),
+        )  # fmt: skip
+        key = (mask, window or 0)
+        found[key] = group if key not in found else joined(found[key], group)
     return tuple(found.values())
+
+
+def _needed(logits: SSAValue) -> set[Operation]:
+    """The ops that a step has in its own way or copies: what a bias by slopes is computed from is neither."""
+    found: set[Operation] = set()
+    left = [logits]
+    while left:
+        op = left.pop().owner
+        if not isinstance(op, Operation) or op in found:
+            continue
+        found.add(op)
+        slopes = slopes_of(op) if isinstance(op, AttentionOp) else None
+        left += [x for x in op.operands if slopes is None or x is not op.bias]  # type: ignore[attr-defined]
+        left += [] if slopes is None else [slopes]
+    return found
 
 
 def _unfit(op: AttentionOp) -> Iterator[str]:
@@ -293,7 +317,7 @@ def _unfit(op: AttentionOp) -> Iterator[str]:
     if q.dims[-2] != k.dims[-2]:
         yield f"queries and keys are of different sequences ({q.dims[-2]} and {k.dims[-2]})"
     for name in ("bias", "valid", "segments"):
-        if getattr(op, name) is not None:
+        if getattr(op, name) is not None and (name != "bias" or slopes_of(op) is None):
             yield f"its {name} relates tokens to tokens"
     if op.lse.data:
         yield "its logarithms of sums are read"

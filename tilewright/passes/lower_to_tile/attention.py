@@ -14,6 +14,7 @@ from tilewright.ir.dtypes import F32, F64, I32
 from tilewright.ir.graph import attention
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.paging import PagedAttentionOp
+from tilewright.ir.graph.paging_quantized import QuantizedPagedAttentionOp
 from tilewright.ir.graph.structure import GroupOp
 from tilewright.ir.machine import Machine
 from tilewright.ir.tile.base import tile as tile_type
@@ -30,7 +31,10 @@ from tilewright.passes.lower_to_tile.skeleton import Refusal
 
 def refuses_attention(op: Operation) -> Refusal | None:
     """f64."""
-    if isinstance(op, (attention.AttentionOp, PagedAttentionOp)) and tensor(op.q).dtype is F64:
+    if (
+        isinstance(op, (attention.AttentionOp, PagedAttentionOp, QuantizedPagedAttentionOp))
+        and tensor(op.q).dtype is F64
+    ):
         return Refusal("attention in f64: its exponentials are expanded for f32", "cast q, k and v to f32")
     return None
 

@@ -11,6 +11,7 @@ from tilewright.ir.graph.attention import AttentionOp
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.contraction import MatmulOp
 from tilewright.ir.graph.paging import PagedAttentionOp
+from tilewright.ir.graph.paging_quantized import QuantizedPagedAttentionOp
 from tilewright.ir.graph.routing import GroupedMatmulOp
 from tilewright.ir.machine import Machine, MatrixUnit, TileRules
 
@@ -29,9 +30,11 @@ def unit_for(machine: Machine, op: MatmulOp | GroupedMatmulOp) -> MatrixUnit | N
     return None if computed and (k % unit.depth or steps_of(k, unit, machine.rules)[1] != k) else unit
 
 
-def multiplies_attention(machine: Machine, op: AttentionOp | PagedAttentionOp, dtype: DType) -> bool:
+def multiplies_attention(
+    machine: Machine, op: AttentionOp | PagedAttentionOp | QuantizedPagedAttentionOp, dtype: DType
+) -> bool:
     """Whether the unit takes attention's products in this dtype: features and key segments are whole steps of it."""
-    unit, features, values = machine.rules.matrix, tensor(op.q).dims[-1].constant, tensor(op.v).dims[-1].constant
+    unit, features, values = machine.rules.matrix, tensor(op.q).dims[-1].constant, tensor(op.out).dims[-1].constant
     if unit is None or unit.dtype != dtype.name or not features or not values:
         return False
     return not (features % unit.depth or values % unit.columns or machine.rules.key_segment % unit.depth)

@@ -22,6 +22,7 @@ from tilewright.ir.dtypes import F32, DType
 from tilewright.ir.graph.attention import AttentionOp
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.paging import PagedAttentionOp
+from tilewright.ir.graph.paging_quantized import QuantizedPagedAttentionOp
 from tilewright.ir.machine import Machine
 from tilewright.ir.tile.base import tile as tile_type
 from tilewright.ir.tile.builder import KernelBuilder
@@ -49,7 +50,7 @@ class OnlineSoftmax:
     """
 
     b: KernelBuilder
-    op: AttentionOp | PagedAttentionOp
+    op: AttentionOp | PagedAttentionOp | QuantizedPagedAttentionOp
     rows: int
     segment: int
     part: int
@@ -60,7 +61,7 @@ class OnlineSoftmax:
     @staticmethod
     def of(
         b: KernelBuilder,
-        op: AttentionOp | PagedAttentionOp,
+        op: AttentionOp | PagedAttentionOp | QuantizedPagedAttentionOp,
         machine: Machine,
         block: tuple[int, int],
         features: tuple[int, int],
@@ -106,6 +107,8 @@ class OnlineSoftmax:
 
     def visible(self, q_at: SSAValue, k_at: SSAValue) -> SSAValue:
         """Which pairs the mask, not "none", leaves; positions as i32, q_at [rows, 1], k_at [1, segment]."""
+        if isinstance(self.op, QuantizedPagedAttentionOp):
+            raise TypeError(f"{self.op.name} has no mask of its own")
         b, mask = self.b, self.op.mask.data
         seen = b.map("le", k_at, q_at)
         width = b.splat(self.op.window.data, (1, 1))
@@ -122,13 +125,15 @@ class OnlineSoftmax:
         sinks: SSAValue | None,
         segment_at: Callable[[SSAValue], Segment],
         keys: int | None,
+        before: Sequence[SSAValue] | None = None,
     ) -> list[SSAValue]:
         """m, l and o after the keys from lo, where a segment begins, to hi.
 
         segment_at: what a segment brings, given its first key. keys: the most there can be; None where that is not
-        known.
+        known. before: m, l and o so far, sinks among them; the keys' sums are merged into it.
         """
         b = self.b
+        begun = self.start(sinks) if before is None else before
 
         def chain(first: SSAValue, last: SSAValue) -> list[SSAValue]:
             with b.loop(first, last, self.segment, self.start(None)) as loop:
@@ -138,10 +143,10 @@ class OnlineSoftmax:
 
         if keys is not None and keys <= self.part:
             # one part: to merge it into nothing would change no bit
-            return chain(lo, hi) if sinks is None else self.merged(self.start(sinks), chain(lo, hi))
+            return chain(lo, hi) if sinks is None and before is None else self.merged(begun, chain(lo, hi))
         at_zero = isinstance(lo.owner, ExprOp) and lo.owner.expr == Expr.of(0)
         begin = lo if at_zero else b.index(floordiv("a0", self.part) * self.part, lo)
-        with b.loop(begin, hi, self.part, self.start(sinks)) as parts:
+        with b.loop(begin, hi, self.part, begun) as parts:
             first = parts.at if at_zero else b.index(maximum("a0", "a1"), parts.at, lo)
             last = b.index(minimum(Expr.of("a0") + self.part, "a1"), parts.at, hi)
             parts.give(*self.merged(parts.carried, chain(first, last)))

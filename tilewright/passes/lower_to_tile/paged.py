@@ -7,12 +7,16 @@ share a key head are rows of one tile: each key is read once for all of them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 from xdsl.ir import BlockArgument, SSAValue
 
 from tilewright.ir.dims import DimSpace, Expr, floordiv, maximum, minimum
-from tilewright.ir.dtypes import I32
-from tilewright.ir.graph import paging
+from tilewright.ir.dtypes import F32, I32
 from tilewright.ir.graph.base import tensor
+from tilewright.ir.graph.paging import PagedAttentionOp
+from tilewright.ir.graph.paging_quantized import QuantizedPagedAttentionOp
 from tilewright.ir.graph.structure import GroupOp
 from tilewright.ir.machine import Machine
 from tilewright.ir.tile.builder import KernelBuilder
@@ -22,17 +26,31 @@ from tilewright.passes.lower_to_tile.access import unsupported
 from tilewright.passes.lower_to_tile.frame import Lowered, Variant, begin
 from tilewright.passes.lower_to_tile.online_softmax import OnlineSoftmax, Segment
 
+Op = PagedAttentionOp | QuantizedPagedAttentionOp
+
 
 def lower_paged_attention(group: GroupOp, name: str, machine: Machine, dims: DimSpace) -> Lowered:
+    """graph.paged_attention: a kernel of its own."""
+    op = next(o for o in group.block.ops if isinstance(o, PagedAttentionOp))
+
+    def kernel(called: str, tokens: int) -> KernelOp:
+        requests = Requests.begin(group, op, called, machine, dims, tokens)
+        return _kernel(op, requests)
+
+    return variants(group, op, name, machine, dims, kernel)
+
+
+def variants(
+    group: GroupOp, op: Op, name: str, machine: Machine, dims: DimSpace, kernel: Callable[[str, int], KernelOp]
+) -> Lowered:
     """One token a block where every request has one, as many as fill the machine's query block beyond."""
-    op = next(o for o in group.block.ops if isinstance(o, paging.PagedAttentionOp))
     if group.yielded != (op.out,) or not all(isinstance(v, BlockArgument) for v in op.operands):
         raise unsupported(op, "paged attention is a kernel of its own")
     several = tensor(op.q).dims[0] - tensor(op.table).dims[0]
     low, high = dims.interval(several)
     blocks = [(0, 1), (None, max(1, machine.rules.query_block // op.group))]
     chosen = [
-        Variant(_kernel(group, op, f"{name}_t{tokens}", machine, dims, tokens), limit)
+        Variant(kernel(f"{name}_t{tokens}", tokens), limit)
         for limit, tokens in blocks
         if (limit is None or low is None or low <= limit) and (limit is not None or high is None or high > 0)
     ]
@@ -40,75 +58,153 @@ def lower_paged_attention(group: GroupOp, name: str, machine: Machine, dims: Dim
     return Lowered(tuple(chosen), tuple(chosen[0].kernel.dims.data), several)
 
 
-def _kernel(
-    group: GroupOp, op: paging.PagedAttentionOp, name: str, machine: Machine, dims: DimSpace, tokens: int
-) -> KernelOp:
-    b, buffers, (output,) = begin(group, name)
-    (total, heads, features), shared, wide = tensor(op.q).dims, tensor(op.k).dims[1], tensor(op.v).dims[2]
-    (requests, most), page, each = tensor(op.table).dims, op.page.data, op.group
-    size, value_size = features.constant, wide.constant
-    if size is None or value_size is None:
-        raise unsupported(op, "head dims must be fixed numbers")
-    rows, segment = tokens * each, machine.rules.key_segment
-    head, request = b.grid([shared, requests], [1, 1])
-    offsets = b.view(buffers[op.offsets], [requests + 1], [1])
-    begins, ends = b.scalar(offsets, [request]), b.scalar(offsets, [b.index(Expr.of("a0") + 1, request)])
-    count = b.index(Expr.of("a1") - "a0", begins, ends)
-    positions = b.view(buffers[op.positions], [total], [1])
+@dataclass
+class Requests:
+    """A program's request and key head, and what there is of them: views, the softmax, what a query head brings.
 
-    def own(view: SSAValue) -> SSAValue:
-        """The request's part of what lies along the tokens."""
-        found: SSAValue = b.add(ViewSegmentOp.make(view, offsets, request, axis=0, extent=[total]))
+    count: the request's tokens in this step. features, wide: of a row of keys, of values.
+    """
+
+    b: KernelBuilder
+    op: Op
+    dims: DimSpace
+    buffers: dict[SSAValue, SSAValue]
+    softmax: OnlineSoftmax
+    tokens: int
+    head: SSAValue
+    request: SSAValue
+    offsets: SSAValue
+    begins: SSAValue
+    count: SSAValue
+    queries: SSAValue
+    results: SSAValue
+    sinks: SSAValue | None
+    slopes: SSAValue | None
+    features: int
+    wide: int
+
+    @staticmethod
+    def begin(group: GroupOp, op: Op, name: str, machine: Machine, dims: DimSpace, tokens: int) -> Requests:
+        """tokens: of a block."""
+        b, buffers, (output,) = begin(group, name)
+        heads, features = tensor(op.q).dims[1:]
+        wide, total = tensor(op.out).dims[2], tensor(op.q).dims[0]
+        size, value_size = features.constant, wide.constant
+        if size is None or value_size is None:
+            raise unsupported(op, "head dims must be fixed numbers")
+        rows, each, requests = tokens * op.group, op.group, tensor(op.table).dims[0]
+        shared = floordiv(heads, each)
+        head, request = b.grid([shared, requests], [1, 1])
+        offsets = b.view(buffers[op.offsets], [requests + 1], [1])
+        begins, ends = b.scalar(offsets, [request]), b.scalar(offsets, [b.index(Expr.of("a0") + 1, request)])
+        count = b.index(Expr.of("a1") - "a0", begins, ends)
+        softmax = OnlineSoftmax.of(b, op, machine, (rows, machine.rules.key_segment), (size, value_size))
+
+        def own(buffer: SSAValue, last: Expr) -> SSAValue:
+            view = b.view(buffer, [total, shared, each, last], [heads * last, last * each, last, 1])
+            found: SSAValue = b.add(ViewSegmentOp.make(view, offsets, request, axis=0, extent=[total]))
+            return found
+
+        def by_row(value: SSAValue) -> SSAValue:
+            row = b.load(b.view(buffers[value], [shared, each], [each, 1]), [head, 0], [1, each])
+            return b.reshape(b.broadcast(row, (tokens, each)), (rows, 1))
+
+        sinks = None if op.sinks is None else by_row(op.sinks)
+        slopes = None if op.slopes is None else b.cast(by_row(op.slopes), F32)
+        queries, results = own(buffers[op.q], features), own(output, wide)
+        return Requests(
+            b, op, dims, buffers, softmax, tokens, head, request, offsets, begins, count, queries, results, sinks,
+            slopes, size, value_size,
+        )  # fmt: skip
+
+    def pages(
+        self, value: SSAValue, table: SSAValue, length: SSAValue, dims: list[Expr], pitches: list[Expr]
+    ) -> SSAValue:
+        """What lies in pages as a sequence [length, heads, ..]. dims, pitches: of [pages, page, heads, ..]."""
+        b, whole = self.b, tensor(table)
+        most = whole.dims[1]
+        row = b.window(b.view(self.buffers[table], [whole.elements], [1]), [b.index(most * "a0", self.request)], [most])
+        view, page = b.view(self.buffers[value], dims, pitches), self.op.page.data
+        found: SSAValue = b.add(ViewPagesOp.make(view, row, length, page=page, extent=[most * page]))
         return found
 
-    def by_head(buffer: SSAValue, last: Expr) -> SSAValue:
-        return b.view(buffer, [total, shared, each, last], [heads * last, last * each, last, 1])
+    def rows(self, value: SSAValue, table: SSAValue, length: SSAValue) -> SSAValue:
+        """Keys or values [S, heads, n] as a sequence [length, heads, n]."""
+        (whole, heads, last), page = tensor(value).dims, self.op.page.data
+        pitches = [heads * last * page, heads * last, last, Expr.of(1)]
+        return self.pages(value, table, length, [floordiv(whole, page), Expr.of(page), heads, last], pitches)
 
-    queries, places = own(by_head(buffers[op.q], features)), own(positions)
-    results = own(by_head(output, wide))
-    table = b.window(b.view(buffers[op.table], [requests * most], [1]), [b.index(most * "a0", request)], [most])
+    def block(self, at: SSAValue, places: SSAValue) -> Block:
+        """The block of tokens from `at` on. places: the operand with their places in what they see."""
+        b, each = self.b, self.op.group
+        view = b.view(self.buffers[places], [tensor(places).dims[0]], [1])
+        own = b.add(ViewSegmentOp.make(view, self.offsets, self.request, axis=0, extent=[tensor(places).dims[0]]))
+        loaded = b.reshape(b.cast(b.load(own, [at], [self.tokens], 0.0), I32), (self.tokens, 1))
+        q_at = b.reshape(b.broadcast(loaded, (self.tokens, each)), (self.tokens * each, 1))
+        first = b.scalar(view, [b.index(Expr.of("a0") + "a1", self.begins, at)])
+        last_token = b.index(minimum(Expr.of("a1") + self.tokens, "a2") - 1 + "a0", self.begins, at, self.count)
+        return Block(q_at, first, b.index(Expr.of("a0") + 1, b.scalar(view, [last_token])))
 
-    def pages(buffer: SSAValue, last: Expr, length: SSAValue) -> SSAValue:
-        view = b.view(buffer, [tensor(op.k).dims[0] // page, page, shared, last], _pitches(page, shared, last))
-        found: SSAValue = b.add(ViewPagesOp.make(view, table, length, page=page, extent=[most * page]))
-        return found
+    def scaled(self, at: SSAValue) -> SSAValue:
+        """The block's queries as the left side of all logits."""
+        loaded = self.b.load(self.queries, [at, self.head, 0, 0], [self.tokens, 1, self.op.group, self.features], 0.0)
+        return self.softmax.queries(self.b.reshape(loaded, (self.tokens * self.op.group, self.features)))
 
-    most_keys = dims.interval(most * page)[1]
-    softmax = OnlineSoftmax.of(b, op, machine, (rows, segment), (size, value_size))
-    sinks = None if op.sinks is None else _sinks(b, op, buffers[op.sinks], rows, head)
-    with b.loop(0, count, tokens) as block:
-        loaded = b.load(queries, [block.at, head, 0, 0], [tokens, 1, each, size], 0.0)
-        scaled = softmax.queries(b.reshape(loaded, (rows, size)))
-        at = b.reshape(b.cast(b.load(places, [block.at], [tokens], 0.0), I32), (tokens, 1))
-        q_at = b.reshape(b.broadcast(at, (tokens, each)), (rows, 1))
-        first = b.scalar(positions, [b.index(Expr.of("a0") + "a1", begins, block.at)])
-        last_token = b.index(minimum(Expr.of("a1") + tokens, "a2") - 1 + "a0", begins, block.at, count)
-        end = b.index(Expr.of("a0") + 1, b.scalar(positions, [last_token]))
-        keys, values = pages(buffers[op.k], features, end), pages(buffers[op.v], wide, end)
+    def taken(self, view: SSAValue, key: SSAValue, size: int) -> SSAValue:
+        """A segment [segment, size] of a sequence from a key on, 0 beyond its length."""
+        segment = self.softmax.segment
+        return self.b.reshape(self.b.load(view, [key, self.head, 0], [segment, 1, size], 0.0), (segment, size))
 
-        lowest = _lowest_key(b, op, first)
+    def sloped(self, logits: SSAValue, q_at: SSAValue, k_at: SSAValue) -> SSAValue:
+        """The logits less the slopes' share, counted from the token, so that a table may begin anywhere."""
+        if self.slopes is None:
+            return logits
+        b = self.b
+        return b.map("add", logits, b.map("mul", self.slopes, b.cast(b.map("sub", k_at, q_at), F32)))
+
+    def from_key(self, v: SSAValue, lowest: SSAValue, key: SSAValue) -> SSAValue:
+        """Values with 0 before the lowest key that any token sees: rows there may be another request's by now, and 0
+        times its NaN is NaN.
+        """
+        b, segment = self.b, self.softmax.segment
+        own_rows = b.map("ge", b.coordinates(key, 0, (segment, 1)), b.splat(lowest, (1, 1)))
+        return b.map("select", own_rows, v, b.constant(0.0, (1, 1), tensor(self.op.q).dtype))
+
+    def store(self, at: SSAValue, state: list[SSAValue]) -> None:
+        """The block's results."""
+        result = self.b.reshape(self.softmax.result(state), (self.tokens, 1, self.op.group, self.wide))
+        self.b.store(result, self.results, [at, self.head, 0, 0])
+
+
+@dataclass(frozen=True)
+class Block:
+    """Tokens of a block: their places as i32 [rows, 1], the first one's, and the one after the last one's."""
+
+    q_at: SSAValue
+    first: SSAValue
+    end: SSAValue
+
+
+def _kernel(op: PagedAttentionOp, r: Requests) -> KernelOp:
+    b, segment = r.b, r.softmax.segment
+    most_keys = r.dims.interval(tensor(op.table).dims[1] * op.page.data)[1]
+    with b.loop(0, r.count, r.tokens) as block:
+        scaled, of = r.scaled(block.at), r.block(block.at, op.positions)
+        keys, values = r.rows(op.k, op.table, of.end), r.rows(op.v, op.table, of.end)
+        lowest = _lowest_key(b, op, of.first)
 
         def segment_at(key: SSAValue) -> Segment:
-            k = b.reshape(b.load(keys, [key, head, 0], [segment, 1, size], 0.0), (segment, size))
-            v = b.reshape(b.load(values, [key, head, 0], [segment, 1, value_size], 0.0), (segment, value_size))
-            if lowest is not None:
-                # rows before what any token sees may be another request's by now, and 0 times its NaN is NaN
-                own_rows = b.map("ge", b.coordinates(key, 0, (segment, 1)), b.splat(lowest, (1, 1)))
-                v = b.map("select", own_rows, v, b.constant(0.0, (1, 1), tensor(op.v).dtype))
-            seen = softmax.visible(q_at, b.coordinates(key, 1, (1, segment)))
-            return Segment(softmax.logits(scaled, k), seen, v)
+            k, v = r.taken(keys, key, r.features), r.taken(values, key, r.wide)
+            v = v if lowest is None else r.from_key(v, lowest, key)
+            k_at = b.coordinates(key, 1, (1, segment))
+            logits = r.sloped(r.softmax.logits(scaled, k), of.q_at, k_at)
+            return Segment(logits, r.softmax.visible(of.q_at, k_at), v)
 
-        state = softmax.over(_first_key(b, op, first, segment), end, sinks, segment_at, most_keys)
-        result = b.reshape(softmax.result(state), (tokens, 1, each, value_size))
-        b.store(result, results, [block.at, head, 0, 0])
+        r.store(block.at, r.softmax.over(_first_key(b, op, of.first, segment), of.end, r.sinks, segment_at, most_keys))
     return b.finish()
 
 
-def _pitches(page: int, heads: Expr, last: Expr) -> list[Expr]:
-    return [heads * last * page, heads * last, last, Expr.of(1)]
-
-
-def _lowest_key(b: KernelBuilder, op: paging.PagedAttentionOp, first: SSAValue) -> SSAValue | None:
+def _lowest_key(b: KernelBuilder, op: PagedAttentionOp, first: SSAValue) -> SSAValue | None:
     """The lowest key that the block's first token sees; None where that is 0."""
     at = Expr.of("a0")
     match op.mask.data:
@@ -120,7 +216,7 @@ def _lowest_key(b: KernelBuilder, op: paging.PagedAttentionOp, first: SSAValue) 
             return None
 
 
-def _first_key(b: KernelBuilder, op: paging.PagedAttentionOp, first: SSAValue, segment: int) -> SSAValue:
+def _first_key(b: KernelBuilder, op: PagedAttentionOp, first: SSAValue, segment: int) -> SSAValue:
     """A segment's border at or before what the block's first token sees."""
     at = Expr.of("a0")
     match op.mask.data:
@@ -130,10 +226,3 @@ def _first_key(b: KernelBuilder, op: paging.PagedAttentionOp, first: SSAValue, s
             return b.index(floordiv(floordiv(at, op.window.data) * op.window.data, segment) * segment, first)
         case _:
             return b.index(0)
-
-
-def _sinks(b: KernelBuilder, op: paging.PagedAttentionOp, buffer: SSAValue, rows: int, head: SSAValue) -> SSAValue:
-    """The sinks of a tile's rows, [rows, 1]."""
-    each = op.group
-    row = b.load(b.view(buffer, [tensor(op.k).dims[1], each], [each, 1]), [head, 0], [1, each])
-    return b.reshape(b.broadcast(row, (rows // each, each)), (rows, 1))

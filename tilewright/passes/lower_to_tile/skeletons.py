@@ -17,6 +17,7 @@ from tilewright.ir.graph.contraction import MatmulOp
 from tilewright.ir.graph.elementwise import CastOp, MapOp
 from tilewright.ir.graph.indexing import GatherOp, PutAlongOp, ScatterOp, StateUpdateOp, TakeAlongOp
 from tilewright.ir.graph.paging import PagedAttentionOp
+from tilewright.ir.graph.paging_quantized import QuantizedPagedAttentionOp
 from tilewright.ir.graph.recurrence import ScanOp
 from tilewright.ir.graph.reduction import CumulativeOp, NormOp, ReduceOp, SoftmaxOp, SortOp, TopkOp
 from tilewright.ir.graph.routing import GroupedMatmulOp, RouteOp, SlotsOp
@@ -35,6 +36,7 @@ from tilewright.passes.lower_to_tile.matmul import lower_matmul, refuses_matmul
 from tilewright.passes.lower_to_tile.ordering import lower_ordering
 from tilewright.passes.lower_to_tile.packing import lower_pack
 from tilewright.passes.lower_to_tile.paged import lower_paged_attention
+from tilewright.passes.lower_to_tile.paged_quantized import lower_quantized_paged_attention
 from tilewright.passes.lower_to_tile.pointwise import lower_map
 from tilewright.passes.lower_to_tile.pooling import lower_pool, refuses_pool
 from tilewright.passes.lower_to_tile.reductions import lower_reduction
@@ -91,6 +93,12 @@ SKELETONS: Final = (
     Skeleton(
         "paged-attention", "one request's tokens and one key head, keys and values from pages", (PagedAttentionOp,),
         lambda group, name, ctx: lower_paged_attention(group, name, ctx.machine, ctx.dims),
+        refuses=refuses_attention, traits=frozenset({"rereads"}),
+    ),
+    Skeleton(
+        "quantized-paged-attention", "the same, old pages in codes, which a segment of keys decodes",
+        (QuantizedPagedAttentionOp,),
+        lambda group, name, ctx: lower_quantized_paged_attention(group, name, ctx.machine, ctx.dims),
         refuses=refuses_attention, traits=frozenset({"rereads"}),
     ),
     Skeleton(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from xdsl.ir import SSAValue
 
 from tilewright.errors import IRError
-from tilewright.ir.dims import Expr
+from tilewright.ir.dims import Expr, product
 from tilewright.ir.graph.attention import AttentionOp
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.contraction import MatmulOp
@@ -31,7 +31,7 @@ class Logits:
     """The logits taken apart: the product, what multiplies it, the cap, what is added, and what must hold to be seen.
 
     conditions: i1 values that are true where a key is seen; hidden: true where it is not. finite: a finite number was
-    taken for what hides keys.
+    taken for what hides keys. lead: the leading axes, batch and heads, where the product has all of them in one.
     """
 
     product: MatmulOp | None = None
@@ -41,6 +41,7 @@ class Logits:
     conditions: tuple[SSAValue, ...] = ()
     hidden: tuple[SSAValue, ...] = ()
     finite: bool = False
+    lead: tuple[Expr, ...] = ()
 
 
 # --- conditions -----------------------------------------------------------------------------------------------------
@@ -96,9 +97,12 @@ def logits_of(value: SSAValue, site: Site, outer: Logits, finite: bool) -> Logit
     if not is_read_once(value):
         site.refuse("attention: the logits are used outside")
         return None
-    product, cast, op = defined(value, MatmulOp), defined(value, CastOp), defined(value, MapOp)
-    if product is not None:
-        return replace(outer, product=product)
+    scores, cast, op = defined(value, MatmulOp), defined(value, CastOp), defined(value, MapOp)
+    if scores is not None:
+        return replace(outer, product=scores)
+    folded = defined(value, ReshapeOp)
+    if folded is not None and not outer.lead and (lead := folded_axes(folded)):
+        return logits_of(folded.x, site, replace(outer, lead=lead), finite)
     if cast is not None and keeps_values(cast):
         return logits_of(cast.x, site, outer, finite)
     found: tuple[SSAValue, Logits] | None = None
@@ -150,7 +154,7 @@ def _biased(op: MapOp, site: Site, outer: Logits) -> tuple[SSAValue, Logits] | N
         elif not scales_alone(outer):
             site.refuse("attention: the bias is scaled, too")
         else:
-            return logits, replace(outer, biases=(*outer.biases, bias))
+            return logits, replace(outer, biases=(*outer.biases, unfolded(bias, outer.lead, site)))
     return None
 
 
@@ -159,9 +163,11 @@ def _selected(op: MapOp, site: Site, outer: Logits, finite: bool) -> tuple[SSAVa
     if not is_outside_cap(outer):
         return None
     if masks.is_hiding(no, outer.scale, finite=finite):
-        return yes, replace(outer, conditions=(*outer.conditions, condition), finite=outer.finite or is_finite(no))
+        seen = (*outer.conditions, unfolded(condition, outer.lead, site))
+        return yes, replace(outer, conditions=seen, finite=outer.finite or is_finite(no))
     if masks.is_hiding(yes, outer.scale, finite=finite):
-        return no, replace(outer, hidden=(*outer.hidden, condition), finite=outer.finite or is_finite(yes))
+        hidden = (*outer.hidden, unfolded(condition, outer.lead, site))
+        return no, replace(outer, hidden=hidden, finite=outer.finite or is_finite(yes))
     for fill, logits in ((no, yes), (yes, no)):
         if leads_to_product(logits) and (why := masks.why_seen(fill, outer.scale)):
             site.refuse(f"attention: {why}")
@@ -173,7 +179,9 @@ def leads_to_product(value: SSAValue, depth: int = 8) -> bool:
     op = value.owner
     if isinstance(op, MatmulOp):
         return True
-    if not depth or not isinstance(op, (MapOp, CastOp)):
+    if not depth or not isinstance(op, (MapOp, CastOp, ReshapeOp)):
+        return False
+    if isinstance(op, ReshapeOp) and not folded_axes(op):
         return False
     if isinstance(op, MapOp) and op.fn.data not in ("add", "mul", "div", "tanh", "select"):
         return False
@@ -181,6 +189,22 @@ def leads_to_product(value: SSAValue, depth: int = 8) -> bool:
 
 
 # --- heads ----------------------------------------------------------------------------------------------------------
+
+
+def folded_axes(op: ReshapeOp) -> tuple[Expr, ...]:
+    """Several leading axes [.., a, b] of which the operand [n, a, b] has one; empty where it is another reshape."""
+    before, after = tensor(op.x).dims, op.dims.data
+    if len(before) != 3 or len(after) < 4 or before[1:] != after[-2:] or product(after[:-2]) != before[0]:
+        return ()
+    return tuple(after[:-2])
+
+
+def unfolded(value: SSAValue, lead: Sequence[Expr], site: Site) -> SSAValue:
+    """A value [n, a, b] with the leading axes that n stands for; one that has no such axis as it is."""
+    dims = tensor(value).dims
+    if not lead or len(dims) != 3 or dims[0].constant == 1:
+        return value
+    return site.make(ReshapeOp, value, dims=(*lead, *dims[-2:]))
 
 
 def unscaled(value: SSAValue) -> tuple[SSAValue, float]:
@@ -224,27 +248,33 @@ def attention_rules(*, finite: bool) -> Rules:
 
 
 def _attention(op: MatmulOp, site: Site, finite: bool) -> SSAValue | None:
-    cast = defined(op.a, CastOp)
-    softmax = defined(op.a if cast is None else cast.x, SoftmaxOp)
+    flat = defined(op.a, ReshapeOp)
+    weights = op.a if flat is None else flat.x
+    cast = defined(weights, CastOp)
+    softmax = defined(weights if cast is None else cast.x, SoftmaxOp)
     if softmax is None or softmax.log.data or softmax.axis.data != tensor(softmax.x).rank - 1:
         return None
     if not leads_to_product(softmax.x):
         return None
-    if not is_read_once(op.a) or not is_read_once(softmax.out):
+    if not all(is_read_once(x) for x in (op.a, weights, softmax.out)):
         site.refuse("attention: the probabilities are used outside")
         return None
     logits = logits_of(softmax.x, site, Logits(), finite)
     if logits is None or logits.product is None:
         site.refuse("attention: the logits are not a scaled, capped, masked product in this order")
         return None
-    product = logits.product
-    (q, q_scale), (k, k_scale) = unscaled(product.a), unscaled(product.b)
-    k = k if product.transpose_b.data else _swapped(k, site)
+    scores = logits.product
+    if flat is not None and (tensor(weights).dims[:-2] != logits.lead or tensor(op.a).dims != tensor(scores.out).dims):
+        site.refuse("attention: weights and logits have their heads along other axes")
+        return None
+    (q, q_scale), (k, k_scale) = unscaled(scores.a), unscaled(scores.b)
+    k = k if scores.transpose_b.data else _swapped(k, site)
     v = _swapped(op.b, site) if op.transpose_b.data else op.b
+    q, k, v = (unfolded(x, logits.lead, site) for x in (q, k, v))
     shared = unrepeated(k), unrepeated(v)
     if shared[0] is not None and shared[1] is not None:
         k, v = shared[0], shared[1]
-    tq, tk = tensor(product.out).dims[-2:]
+    tq, tk = tensor(scores.out).dims[-2:]
     seen = visibility(logits.conditions, logits.hidden, logits.biases, tq, tk, site, finite=finite)
     if tensor(q).rank < 3 or not tensor(q).dims[-3].is_static:
         q, k, v = (with_heads(x, site) for x in (q, k, v))

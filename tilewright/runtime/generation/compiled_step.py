@@ -16,8 +16,8 @@ from tilewright.runtime.generation.step import Float32, GroupStep, Int32, StepIn
 class Addressing:
     """How one group of layers finds its keys and values.
 
-    states: names of the states that hold them, all with the same pages. width: columns of the program's table. unit:
-    where a group with a window lets its tables begin: at multiples of so many tokens.
+    states: names of the states that hold them, all with the same pages, in rows of their own size. width: columns of
+    the program's table. unit: where a group with a window lets its tables begin: at multiples of so many tokens.
     """
 
     states: tuple[str, ...]
@@ -43,7 +43,14 @@ class Addressing:
 class CompiledStep:
     """A compiled causal model as generation sees it; see `step.py`. The executable's states are the cache."""
 
-    def __init__(self, executable: Executable, layout: StepLayout, groups: tuple[Addressing, ...]) -> None:
+    def __init__(
+        self,
+        executable: Executable,
+        layout: StepLayout,
+        groups: tuple[Addressing, ...],
+        coded: tuple[int, int] | None = None,
+    ) -> None:
+        """coded: the groups with codes of old pages and with the last pages as they are, if there are such."""
         if len(groups) != len(layout.groups):
             raise StepProgramError(
                 f"{len(groups)} groups are addressed, the layout has {len(layout.groups)}", step="address each group"
@@ -51,6 +58,7 @@ class CompiledStep:
         self.layout = layout
         self._executable = executable
         self._groups = groups
+        self._coded = coded
 
     def step(self, inputs: StepInputs) -> Float32:
         """Runs one call: logits [w, vocabulary] f32."""
@@ -67,13 +75,19 @@ class CompiledStep:
         ]
         for addressing, held in zip(self._groups, inputs.groups, strict=True):
             given += addressing.arguments(inputs, held)
+        if self._coded is not None:
+            # the pages that the step's tokens fill, in both groups
+            size = self.layout.page_size
+            last = inputs.positions % size == size - 1
+            given += [inputs.groups[group].slots[last] // size for group in self._coded]
         return given
 
     def copy_page(self, group: int, source: int, target: int) -> None:
         """Makes page `target` of a group equal to page `source`."""
-        of = self._groups[group]
-        for name in of.states:
-            self._executable.state.copy_rows(name, source * of.page, target * of.page, of.page)
+        pages, states = self.layout.groups[group].pages, self._executable.state
+        for name in self._groups[group].states:
+            rows = states.rows(name) // pages
+            states.copy_rows(name, source * rows, target * rows, rows)
 
     def reset(self, row: int) -> None:
         """A model without per-request states has none to reset."""

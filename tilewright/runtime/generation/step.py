@@ -44,6 +44,7 @@ class CacheGroup:
 
     pages: how many there are. token_bytes: bytes of one token over all layers of the group. window: how many keys a
     query sees, its own included, or None for all. sinks: so many first tokens stay visible beside the window.
+    page_extra: bytes of a page beside its tokens', such as scales of a page.
     """
 
     name: str
@@ -51,6 +52,7 @@ class CacheGroup:
     token_bytes: int
     window: int | None = None
     sinks: int = 0
+    page_extra: int = 0
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class StepLayout:
 
     def page_bytes(self, group: int) -> int:
         """Bytes of one page of a group."""
-        return self.page_size * self.groups[group].token_bytes
+        return self.page_size * self.groups[group].token_bytes + self.groups[group].page_extra
 
     def columns(self, group: int) -> int:
         """Columns of a group's page table."""
@@ -139,6 +141,8 @@ def _group_faults(group: CacheGroup) -> list[str]:
     said = [f"{name} is {getattr(group, name)}" for name in ("pages", "token_bytes") if getattr(group, name) < 1]
     if group.window is not None and group.window < 1:
         said.append(f"window is {group.window}")
+    if group.page_extra < 0:
+        said.append(f"page_extra is {group.page_extra}")
     if group.sinks < 0 or (group.sinks and group.window is None):
         said.append(f"{group.sinks} sinks make sense beside a window only")
     return said
