@@ -29,3 +29,21 @@ def blocks_of(rules: TileRules, block_q: int, heads: int) -> list[Block]:
 def block_for(rules: TileRules, block_q: int, heads: int, queries: int) -> Block:
     """The variant that so many queries get."""
     return next(b for b in blocks_of(rules, block_q, heads) if b.limit is None or queries <= b.limit)
+
+
+def scratch_of(rows: int, keys: int, features: int, value_features: int) -> int:
+    """Bytes of private memory that a program may need at most: its tiles in f32, the logits with their mask and their
+    weights, the sums of a part and of the parts before it."""
+    return 4 * (rows * (3 * value_features + features + 4 + 3 * keys) + keys * (features + value_features))
+
+
+def own_block(rules: TileRules, features: int, value_features: int) -> int:
+    """The rows of a tile of queries where nothing states them: the machine's, or as many fewer as its scratch holds."""
+    rows, least = rules.query_block, max(rules.dot_least, 1)
+    while (
+        rules.scratch is not None
+        and rows // 2 >= least
+        and scratch_of(rows, rules.key_segment, features, value_features) > rules.scratch
+    ):
+        rows //= 2
+    return rows
