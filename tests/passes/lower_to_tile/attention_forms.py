@@ -240,7 +240,11 @@ def check(form: Form, sizes: Sizes, magnitude: float, rng: np.random.Generator) 
     bound = (4 * large + 2 * sqrt(n)) * unit * most
     assert error <= bound, f"{form} {dict(sizes)}: {error:.3g} off, {bound:.3g} allowed"
     own = (torchs(form, given, sizes) - want)[~empty].abs().max() if (~empty).any() else 0.0
-    assert error <= 2 * float(own) + 8 * unit * most, f"{form} {dict(sizes)}: {error:.3g} off, torch {float(own):.3g}"
+    # sums over many features are one chain here, and many where torch multiplies by few keys
+    times = 2 if form.size <= 128 else 8
+    assert error <= times * float(own) + 8 * unit * most, (
+        f"{form} {dict(sizes)}: {error:.3g} off, torch {float(own):.3g}"
+    )
     if not form.sinks:
         assert (lse[empty] == -torch.inf).all()
     finite = want_lse > -torch.inf

@@ -44,7 +44,14 @@ LENGTHS = st.one_of(KEYS, st.sampled_from([1023, 1024, 1025, 1100]))
 
 
 @settings(max_examples=60, suppress_health_check=list(HealthCheck), phases=[Phase.explicit, Phase.generate])
-@given(st.sampled_from(FORMS), st.integers(1, 2), st.integers(17, 140), KEYS, st.sampled_from(MAGNITUDES), st.integers(0, 2**32))
+@given(
+    st.sampled_from(FORMS),
+    st.integers(1, 2),
+    st.integers(17, 140),
+    KEYS,
+    st.sampled_from(MAGNITUDES),
+    st.integers(0, 2**32),
+)
 def test_attention_is_float64s_within_rounding(
     form: Form, batch: int, queries: int, keys: int, magnitude: float, seed: int
 ) -> None:

@@ -186,11 +186,10 @@ class Tiling:
             if level.kind != "explicit" or tile.name not in ("logits", "sums"):
                 yield tile, level.takes(tile.rows, tile.row)
 
-    @property
-    def scratch(self) -> int:
-        """Bytes of private memory that a program may need at most."""
-        rows = max(self.block_q, self.heads)
-        return scratch_of(rows, self.block_k, self.sizes.features, self.sizes.value_features)
+    def scratch(self, rules: TileRules) -> int:
+        """Bytes of private memory that a program needs at most."""
+        s, rows = self.sizes, max(self.block_q, self.heads)
+        return scratch_of(rules, rows, self.block_k, s.features, s.value_features, s.width)
 
     def work(self, machine: Machine) -> Work:
         """FLOPs computed, and bytes by level: what is named comes from the last level that fills itself; what passes a
@@ -253,7 +252,8 @@ class Tiling:
 def scheduled(sizes: Sizes, schedule: Schedule, rules: TileRules) -> Tiling:
     """The tiling that a group's schedule states, or the lowering's own where it states none."""
     stated = schedule.to_dict()
-    block, heads = schedule.number("block_q", own_block(rules, sizes.features, sizes.value_features)), schedule.number("heads", 1)
+    own = own_block(rules, sizes.features, sizes.value_features, sizes.width)
+    block, heads = schedule.number("block_q", own), schedule.number("heads", 1)
     return Tiling(
         sizes, str(stated.get("order", "query-outer")), block, schedule.number("block_k", rules.key_segment), heads,
         schedule.number("splits", 1), schedule.number("stages", 1), block_for(rules, block, heads, sizes.queries),

@@ -31,19 +31,27 @@ def block_for(rules: TileRules, block_q: int, heads: int, queries: int) -> Block
     return next(b for b in blocks_of(rules, block_q, heads) if b.limit is None or queries <= b.limit)
 
 
-def scratch_of(rows: int, keys: int, features: int, value_features: int) -> int:
-    """Bytes of private memory that a program may need at most: its tiles in f32, the logits with their mask and their
-    weights, the sums of a part and of the parts before it."""
-    return 4 * (rows * (3 * value_features + features + 4 + 3 * keys) + keys * (features + value_features))
+def scratch_of(rules: TileRules, rows: int, keys: int, features: int, value_features: int, width: int) -> int:
+    """Bytes of private memory that a program needs at most, with so many rows of queries and of keys.
+
+    The sums of a part and of the parts before it, queries, keys with their features first, and logits, in f32. Of
+    dtypes of fewer bytes (`width`) also operands as they are, and logits with their weights: on a matrix unit, which
+    takes keys and values in pairs, as they are alone.
+    """
+    each, unit = 2 * value_features + keys + 20, rules.matrix
+    if width >= 4:
+        return 4 * (rows * (each + features) + keys * features + 64)
+    each += features // 2 + keys
+    if unit is not None and not (features % unit.depth or value_features % unit.columns or keys % unit.depth):
+        return 4 * (rows * each + keys * (features + value_features) // 2)
+    return 4 * (rows * each + keys * (2 * features + value_features))
 
 
-def own_block(rules: TileRules, features: int, value_features: int) -> int:
+def own_block(rules: TileRules, features: int, value_features: int, width: int) -> int:
     """The rows of a tile of queries where nothing states them: the machine's, or as many fewer as its scratch holds."""
-    rows, least = rules.query_block, max(rules.dot_least, 1)
-    while (
-        rules.scratch is not None
-        and rows // 2 >= least
-        and scratch_of(rows, rules.key_segment, features, value_features) > rules.scratch
-    ):
+    rows, room = rules.query_block, rules.scratch
+    while room is not None and rows // 2 >= max(rules.dot_least, 1):
+        if scratch_of(rules, rows, rules.key_segment, features, value_features, width) <= room:
+            break
         rows //= 2
     return rows

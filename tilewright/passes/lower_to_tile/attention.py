@@ -46,7 +46,8 @@ def lower_attention(group: GroupOp, name: str, machine: Machine, dims: DimSpace)
     queries = tensor(anchor.q).dims[-2]
     schedule = group.schedule
     widths = (tensor(x).dims[-1].constant or 0 for x in (anchor.q, anchor.v))
-    block_q = schedule.number("block_q", own_block(machine.rules, *widths))
+    own = own_block(machine.rules, *widths, tensor(anchor.q).dtype.bytes)
+    block_q = schedule.number("block_q", own)
     segment = schedule.number("block_k", machine.rules.key_segment)
     heads = schedule.number("heads", 1)
     if schedule.to_dict().get("order", "query-outer") != "query-outer" or heads not in (1, anchor.group):
