@@ -13,6 +13,7 @@ from tilewright.ir.graph.elementwise import ELEMENTWISE
 from tilewright.ir.graph.experts import EXPERTS
 from tilewright.ir.graph.indexing import INDEXING
 from tilewright.ir.graph.paging import PAGING
+from tilewright.ir.graph.polynomial_attention import POLYNOMIAL
 from tilewright.ir.graph.quantization import QUANTIZATION
 from tilewright.ir.graph.recurrence import RECURRENCE
 from tilewright.ir.graph.reduction import REDUCTION
@@ -32,6 +33,7 @@ GRAPH_OPS: Final[list[type[GraphOp]]] = [
     *REDUCTION,
     *ATTENTION,
     *PAGING,
+    *POLYNOMIAL,
     *EXPERTS,
     *RECURRENCE,
     *ROUTING,

@@ -16,6 +16,7 @@ from tilewright.ir.dtypes import F32, F64, I32
 from tilewright.ir.graph import attention
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.paging import PagedAttentionOp
+from tilewright.ir.graph.polynomial_attention import PolynomialAttentionOp
 from tilewright.ir.graph.structure import GroupOp
 from tilewright.ir.machine import Machine
 from tilewright.ir.tile.base import tile as tile_type
@@ -32,7 +33,7 @@ from tilewright.passes.lower_to_tile.skeleton import Refusal
 
 def refuses_attention(op: Operation) -> Refusal | None:
     """f64."""
-    if isinstance(op, (attention.AttentionOp, PagedAttentionOp)) and tensor(op.q).dtype is F64:
+    if isinstance(op, (attention.AttentionOp, PagedAttentionOp, PolynomialAttentionOp)) and tensor(op.q).dtype is F64:
         return Refusal("attention in f64: its exponentials are expanded for f32", "cast q, k and v to f32")
     return None
 
@@ -184,7 +185,7 @@ def _kernel(
     def segment_at(key: SSAValue) -> Segment:
         at[s_at] = key
         keys, values, logits_at = emitter(s_at, e_at), emitter(s_at, d_at), emitter(row_at, s_at)
-        logits = softmax.logits(scaled, _keys_or_values(keys, op.k, (segment, features)))
+        logits = softmax.logits(scaled, keys_or_values(keys, op.k, (segment, features)))
         seen, per_key = _visible(softmax, op, logits_at, walk.extents[s_at], t_at)
         if op.segments is not None:
             own, theirs = logits_at.tile(op.segments), _along_keys(logits_at, op.segments, axes).load(op.segments, 0.0)
@@ -193,7 +194,7 @@ def _kernel(
         if op.bias is not None:
             bias = logits_at.load(op.bias, 0.0) if isinstance(op.bias, BlockArgument) else logits_at.tile(op.bias)
             logits = b.map("add", logits, b.cast(bias, F32))
-        v = _keys_or_values(values, op.v, (segment, value_features))
+        v = keys_or_values(values, op.v, (segment, value_features))
         if per_key is not None:
             # a key that no query may see contributes nothing, not even 0 * NaN
             v = b.map("select", b.reshape(per_key, (segment, 1)), v, b.constant(0.0, (1, 1), tile_type(v).dtype))
@@ -215,7 +216,7 @@ def _along_keys(e: Emitter, value: SSAValue, axes: _Axes) -> Emitter:
     return replace(e, strides={**e.strides, value: Strides(steps, e.strides[value].offset)})
 
 
-def _keys_or_values(e: Emitter, value: SSAValue, extents: tuple[int, int]) -> SSAValue:
+def keys_or_values(e: Emitter, value: SSAValue, extents: tuple[int, int]) -> SSAValue:
     """A block of keys or values; rows past the last key are zero, so that p = 0 times them is 0."""
     source = value
     while not isinstance(source, BlockArgument):
