@@ -242,7 +242,7 @@ def check(form: Form, sizes: Sizes, magnitude: float, rng: np.random.Generator) 
     own = (torchs(form, given, sizes) - want)[~empty].abs().max() if (~empty).any() else 0.0
     # sums over many features are one chain here, and many where torch multiplies by few keys; what torch has no number
     # for says nothing
-    times = 2 if form.size <= 128 else 8
+    times = 2 if form.size <= 64 else 4 if form.size <= 128 else 8
     assert np.isnan(float(own)) or error <= times * float(own) + 8 * unit * most, (
         f"{form} {dict(sizes)}: {error:.3g} off, torch {float(own):.3g}"
     )
