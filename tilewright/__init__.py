@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 from tilewright.errors import TilewrightError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from tilewright.compiler.attention_bounds import ApproximateAttention, AttentionBounds
     from tilewright.compiler.compiled import Compiled
     from tilewright.compiler.kernel import Kernel
     from tilewright.compiler.kv_cache import KVCache
@@ -40,6 +41,8 @@ _LAZY = {
     "Kernel": "tilewright.compiler.kernel",
     "KernelBuilder": "tilewright.ir.tile.builder",
     "KVCache": "tilewright.compiler.kv_cache",
+    "ApproximateAttention": "tilewright.compiler.attention_bounds",
+    "AttentionBounds": "tilewright.compiler.attention_bounds",
     "Sampler": "tilewright.runtime.generation.sampler",
     "Grammar": "tilewright.runtime.generation.grammar",
     "KLAnchor": "tilewright.runtime.generation.mirror",
@@ -50,6 +53,8 @@ _LAZY = {
     "Session": "tilewright.runtime.generation.session",
 }
 __all__ = [
+    "ApproximateAttention",
+    "AttentionBounds",
     "BestOf",
     "Compiled",
     "Context",
@@ -65,6 +70,7 @@ __all__ = [
     "Sampler",
     "Session",
     "TilewrightError",
+    "calibrate_attention",
     "compile",
     "compile_lm",
     "kernel",
@@ -97,6 +103,8 @@ def compile(
     - passes: a pipeline, or its text; tw.pipeline() is the default one to edit.
     - determinism: "free", "run" or "batch" (the default: a row's bits do not depend on batch, neighbours or threads).
     - objective: "time" or "io": schedules are chosen by predicted time, or by the bytes they move.
+    - attention: None, or a `tw.ApproximateAttention`: heads whose logits were small in calibration attend within a stated
+      error, and faster than exactly from some length on; the report says which.
     - expect: pattern counts that must hold: {"attention": 6}.
     - fallback: "error", the only one yet: an operator without a lowering is an error that names it.
     - check: "first" compares the first call with the original model and names the first op that differs.
@@ -109,6 +117,25 @@ def compile(
     from tilewright.compiler.entry import compile_model
 
     return compile_model(model, args, kwargs, dims, **options)
+
+
+def calibrate_attention(
+    model: Any, calls: Sequence[tuple[Any, ...] | Mapping[str, Any]], *, dims: Any = None, **options: Any
+) -> AttentionBounds:
+    """How large logits are when a model is called: what `tw.ApproximateAttention` goes by.
+
+        bounds = tw.calibrate_attention(model, calls, dims=dims)
+        fast = tw.compile(model, args, dims=dims, attention=tw.ApproximateAttention(eps=0.01, bounds=bounds))
+
+    model, dims: as in compile(). calls: of each call its positional arguments as a tuple, or its keyword arguments as a
+    mapping. options: target, passes and precision, as they will be given to compile(). The calls run by the graph's
+    slow interpreter.
+
+    Raises ArgumentError without calls; else as compile().
+    """
+    from tilewright.compiler.calibration import calibrate_attention as calibrate
+
+    return calibrate(model, calls, dims=dims, **options)
 
 
 def compile_lm(

@@ -80,7 +80,7 @@ def _generated(
     return code, facts_of(ctx, watched.structured or {}, captured.source.model, target, options)
 
 
-STRUCTURED: Final = ("attention", "norm", "rotary", "softmax", "experts")
+STRUCTURED: Final = ("attention", "polynomial_attention", "norm", "rotary", "softmax", "experts")
 """Ops of the graph dialect that count as patterns where they stay whole."""
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Final, Literal
 
+from tilewright.compiler.attention_bounds import ApproximateAttention
 from tilewright.errors import OptionError
 from tilewright.ir.compile_options import OBJECTIVES
 from tilewright.ir.passing import Pipeline
@@ -34,12 +35,16 @@ _NOT_HERE: Final = {
 _KINDS: Final[tuple[tuple[str, tuple[type, ...], str, str], ...]] = (
     ("target", (str, tuple), "a target or a list of them", "target='cpu'"),
     ("passes", (Pipeline, str, NoneType), "a pipeline or its text", "passes=None"),
+    (
+        "attention", (ApproximateAttention, NoneType), "a tw.ApproximateAttention",
+        "attention=tw.ApproximateAttention(0.01, tw.calibrate_attention(model, calls))",
+    ),
     ("expect", (Mapping, NoneType), "a mapping of pattern counts", 'expect={"attention": 6}'),
     ("threads", (int, NoneType), "a positive number", "threads=1"),
     ("memory_limit", (int, NoneType), "a positive number of bytes, or a text like '2GiB'", "memory_limit=2**30"),
     ("cache", (bool, str, Path), "True, False or a folder", "cache=True"),
     ("materialise", (bool,), "True or False", "materialise=False"),
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ class Options:
     passes: Pipeline | str | None = None
     determinism: str | None = None
     objective: Literal["time", "io"] = "time"
+    attention: ApproximateAttention | None = None
     expect: Mapping[str, int] | None = None
     fallback: str = "error"
     check: str | None = None

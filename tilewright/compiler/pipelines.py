@@ -12,6 +12,7 @@ from tilewright.compiler.options import Options
 from tilewright.errors import BackendManifestError, OptionError, ParseError, PassOptionError
 from tilewright.ir.backend import Backend
 from tilewright.ir.passing import Pass, Pipeline
+from tilewright.passes.approximate_attention import ApproximateAttention
 from tilewright.passes.pipeline import default_pipeline, materialising_pipeline, parse_pipeline
 from tilewright.passes.plan_memory import PlanMemory
 from tilewright.passes.set_precision import SetPrecision
@@ -45,7 +46,14 @@ def whole_pipeline(
 
 def pipeline_of(options: Options, backend: Backend) -> Pipeline:
     """The pipeline that compile() runs for these options."""
-    return whole_pipeline(backend, options.passes, precision=options.precision, materialise=options.materialise)
+    found = whole_pipeline(backend, options.passes, precision=options.precision, materialise=options.materialise)
+    approximate = options.attention
+    if approximate is None:
+        return found
+    stated = tuple(bound for heads in approximate.bounds.norms for bound in heads)
+    wanted = ApproximateAttention(float(approximate.eps), stated, approximate.crossover)
+    # after all that finds attention, where the bounds were taken; a pipeline from a report has it
+    return found if wanted in found.passes else found.after("recognize", wanted)
 
 
 def kernel_pipeline(backend: Backend) -> Pipeline:

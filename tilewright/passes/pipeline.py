@@ -25,6 +25,8 @@ _DEFAULT: Final = (
     # What models write out by hand becomes the op that means it. Before layers are shared: masks are built outside the
     # layers that read them, and patterns count once a layer.
     "recognize",
+    # (approximate-attention stands here where it is asked for: its bounds were taken of the attentions that are found
+    # by now.)
     # Products of one left-hand side become one. After recognize, whose patterns begin at products; before
     # hoist-weights, which joins their weights once.
     "merge-shared-lhs",
@@ -87,6 +89,7 @@ _OWN: Final = {
     "fold": "tilewright.passes.fold:Fold",
     "channels-last": "tilewright.passes.channels_last:ChannelsLast",
     "recognize": "tilewright.passes.recognize:Recognize",
+    "approximate-attention": "tilewright.passes.approximate_attention:ApproximateAttention",
     "merge-shared-lhs": "tilewright.passes.merge_shared_lhs:MergeSharedLhs",
     "expand-experts": "tilewright.passes.expand_experts:ExpandExperts",
     "hoist-weights": "tilewright.passes.hoist_weights:HoistWeights",

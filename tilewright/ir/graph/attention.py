@@ -33,6 +33,21 @@ if TYPE_CHECKING:
 MASKS = ("none", "causal", "sliding", "chunked")
 
 
+def check_heads(op: GraphOp, q: TensorType, k: TensorType, v: TensorType) -> None:
+    """Raises IRError where q [..., H, Tq, D], k [..., Hkv, Tk, D] and v [..., Hkv, Tk, Dv] are no attention's."""
+    if q.rank < 3 or k.rank != q.rank or v.rank != q.rank or not (q.dtype == k.dtype == v.dtype):
+        raise op.malformed(f"q, k, v need equal ranks of 3 or more and one dtype, got {q}, {k}, {v}")
+    if not q.dtype.is_float:
+        raise op.malformed(f"takes floats, got {q}")
+    if not q.dims[:-3] == k.dims[:-3] == v.dims[:-3] or k.dims[-3:-1] != v.dims[-3:-1] or q.dims[-1] != k.dims[-1]:
+        raise op.malformed(
+            f"q [..., H, Tq, D], k [..., Hkv, Tk, D] and v [..., Hkv, Tk, Dv] do not fit: {q}, {k}, {v}"
+        )
+    heads, groups = q.dims[-3].constant, k.dims[-3].constant
+    if heads is None or groups is None or (groups and heads % groups) or (heads and not groups):
+        raise op.malformed(f"{q.dims[-3]} query heads are not a fixed multiple of {k.dims[-3]} key heads")
+
+
 @irdl_op_definition
 class AttentionOp(GraphOp):
     """softmax(scale q k^T, masked) v over keys, per head; q [..., H, Tq, D], k [..., Hkv, Tk, D], v [..., Hkv, Tk, Dv].
@@ -104,17 +119,7 @@ class AttentionOp(GraphOp):
         mask = self.check_choice("mask", self.mask.data, MASKS)
         if (mask in ("sliding", "chunked")) != (self.window.data > 0):
             raise self.malformed(f"mask {mask!r} with window {self.window.data}")
-        if q.rank < 3 or k.rank != q.rank or v.rank != q.rank or not (q.dtype == k.dtype == v.dtype):
-            raise self.malformed(f"q, k, v need equal ranks of 3 or more and one dtype, got {q}, {k}, {v}")
-        if not q.dtype.is_float:
-            raise self.malformed(f"takes floats, got {q}")
-        if not q.dims[:-3] == k.dims[:-3] == v.dims[:-3] or k.dims[-3:-1] != v.dims[-3:-1] or q.dims[-1] != k.dims[-1]:
-            raise self.malformed(
-                f"q [..., H, Tq, D], k [..., Hkv, Tk, D] and v [..., Hkv, Tk, Dv] do not fit: {q}, {k}, {v}"
-            )
-        heads, groups = q.dims[-3].constant, k.dims[-3].constant
-        if heads is None or groups is None or (groups and heads % groups) or (heads and not groups):
-            raise self.malformed(f"{q.dims[-3]} query heads are not a fixed multiple of {k.dims[-3]} key heads")
+        check_heads(self, q, k, v)
 
     def _check_float(self, what: str, value: SSAValue) -> None:
         if not tensor(value).dtype.is_float:

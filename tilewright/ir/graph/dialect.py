@@ -14,6 +14,7 @@ from tilewright.ir.graph.experts import EXPERTS
 from tilewright.ir.graph.indexing import INDEXING
 from tilewright.ir.graph.paging import PAGING
 from tilewright.ir.graph.paging_quantized import QUANTIZED_PAGING
+from tilewright.ir.graph.polynomial_attention import POLYNOMIAL
 from tilewright.ir.graph.quantization import QUANTIZATION
 from tilewright.ir.graph.recurrence import RECURRENCE
 from tilewright.ir.graph.reduction import REDUCTION
@@ -34,6 +35,7 @@ GRAPH_OPS: Final[list[type[GraphOp]]] = [
     *ATTENTION,
     *PAGING,
     *QUANTIZED_PAGING,
+    *POLYNOMIAL,
     *EXPERTS,
     *RECURRENCE,
     *ROUTING,

@@ -174,9 +174,9 @@ def refusal(tiling: Tiling, ctx: Context) -> str | None:
     level = holding(machine)
     if level is not None and level.size is not None and needed(tiling, level) > level.size:
         return f"its tiles need {needed(tiling, level)} bytes, {level.name} holds {level.size}"
-    room, own = machine.rules.scratch, machine.rules.query_block
-    if room is not None and tiling.block_q > own and tiling.scratch > room:
-        return f"its tiles need {tiling.scratch} bytes of a program's own, which has {room}"
+    room = machine.rules.scratch
+    if room is not None and tiling.scratch(machine.rules) > room:
+        return f"its tiles need {tiling.scratch(machine.rules)} bytes of a program's own, which has {room}"
     batch = ctx.options.determinism in ("batch", "exact")
     if batch and tiling.block_k != machine.rules.key_segment:
         return f"determinism={ctx.options.determinism} adds keys in segments of {machine.rules.key_segment}"

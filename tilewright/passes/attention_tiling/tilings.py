@@ -22,7 +22,7 @@ from tilewright.ir.machine import Level, Machine, TileRules
 from tilewright.ir.schedules import Schedule
 from tilewright.passes.attention_tiling.bounds import compulsory, lse_bytes
 from tilewright.passes.attention_tiling.sizes import Sizes, Visited
-from tilewright.passes.attention_tiling.variants import Block, block_for
+from tilewright.passes.attention_tiling.variants import Block, block_for, own_block, scratch_of
 
 _STATE = 4  # bytes of a running sum, maximum or denominator: f32
 
@@ -186,13 +186,10 @@ class Tiling:
             if level.kind != "explicit" or tile.name not in ("logits", "sums"):
                 yield tile, level.takes(tile.rows, tile.row)
 
-    @property
-    def scratch(self) -> int:
-        """Bytes of private memory that a program may need at most: its tiles in f32, the logits with their mask and
-        their weights, the sums of a part and of the parts before it."""
+    def scratch(self, rules: TileRules) -> int:
+        """Bytes of private memory that a program needs at most."""
         s, rows = self.sizes, max(self.block_q, self.heads)
-        widths = 3 * s.value_features + s.features + 4 + 3 * self.block_k
-        return _STATE * (rows * widths + self.block_k * (s.features + s.value_features))
+        return scratch_of(rules, rows, self.block_k, s.features, s.value_features, s.width)
 
     def work(self, machine: Machine) -> Work:
         """FLOPs computed, and bytes by level: what is named comes from the last level that fills itself; what passes a
@@ -255,7 +252,8 @@ class Tiling:
 def scheduled(sizes: Sizes, schedule: Schedule, rules: TileRules) -> Tiling:
     """The tiling that a group's schedule states, or the lowering's own where it states none."""
     stated = schedule.to_dict()
-    block, heads = schedule.number("block_q", rules.query_block), schedule.number("heads", 1)
+    own = own_block(rules, sizes.features, sizes.value_features, sizes.width)
+    block, heads = schedule.number("block_q", own), schedule.number("heads", 1)
     return Tiling(
         sizes, str(stated.get("order", "query-outer")), block, schedule.number("block_k", rules.key_segment), heads,
         schedule.number("splits", 1), schedule.number("stages", 1), block_for(rules, block, heads, sizes.queries),

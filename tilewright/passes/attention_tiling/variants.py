@@ -29,3 +29,29 @@ def blocks_of(rules: TileRules, block_q: int, heads: int) -> list[Block]:
 def block_for(rules: TileRules, block_q: int, heads: int, queries: int) -> Block:
     """The variant that so many queries get."""
     return next(b for b in blocks_of(rules, block_q, heads) if b.limit is None or queries <= b.limit)
+
+
+def scratch_of(rules: TileRules, rows: int, keys: int, features: int, value_features: int, width: int) -> int:
+    """Bytes of private memory that a program needs at most, with so many rows of queries and of keys.
+
+    The sums of a part and of the parts before it, queries, keys with their features first, and logits, in f32. Of
+    dtypes of fewer bytes (`width`) also operands as they are, and logits with their weights: on a matrix unit, which
+    takes keys and values in pairs, as they are alone.
+    """
+    each, unit = 2 * value_features + keys + 20, rules.matrix
+    if width >= 4:
+        return 4 * (rows * (each + features) + keys * features + 64)
+    each += features // 2 + keys
+    if unit is not None and not (features % unit.depth or value_features % unit.columns or keys % unit.depth):
+        return 4 * (rows * each + keys * (features + value_features) // 2)
+    return 4 * (rows * each + keys * (2 * features + value_features))
+
+
+def own_block(rules: TileRules, features: int, value_features: int, width: int) -> int:
+    """The rows of a tile of queries where nothing states them: the machine's, or as many fewer as its scratch holds."""
+    rows, room = rules.query_block, rules.scratch
+    while room is not None and rows // 2 >= max(rules.dot_least, 1):
+        if scratch_of(rules, rows, rules.key_segment, features, value_features, width) <= room:
+            break
+        rows //= 2
+    return rows

@@ -11,6 +11,7 @@ from tilewright.ir.graph.attention import AttentionOp, RotaryOp
 from tilewright.ir.graph.contraction import MatmulOp
 from tilewright.ir.graph.elementwise import CastOp, MapOp
 from tilewright.ir.graph.indexing import GatherOp, StateUpdateOp, TakeAlongOp
+from tilewright.ir.graph.polynomial_attention import PolynomialAttentionOp
 from tilewright.ir.graph.recurrence import ScanOp
 from tilewright.ir.graph.reduction import CumulativeOp, NormOp, ReduceOp, SoftmaxOp
 from tilewright.ir.graph.shape import ReshapeOp, TransposeOp
@@ -24,13 +25,14 @@ from tilewright.passes.rewriting import only_adds_units
 
 ELEMENTWISE = (MapOp, CastOp, RotaryOp, NormOp, SoftmaxOp, ReduceOp, CumulativeOp, ScanOp)
 LOOKUPS = (GatherOp, TakeAlongOp)  # their second operand, the indices, is computed element by element
+ATTENTIONS = (AttentionOp, PolynomialAttentionOp)
 # operands that attention computes per block of logits instead of loading tiles of q, k and v
 COMPUTED_BY_ATTENTION = ("bias", "valid", "q_positions", "k_positions", "sinks")
 
 
 def takes_views(op: Operation, operand: int | None = None) -> bool:
     """The op's kernel reads its operands (or this one) through transposes, slices and broadcasts."""
-    return isinstance(op, (*ELEMENTWISE, MatmulOp, AttentionOp)) or (isinstance(op, LOOKUPS) and operand == 1)
+    return isinstance(op, (*ELEMENTWISE, MatmulOp, *ATTENTIONS)) or (isinstance(op, LOOKUPS) and operand == 1)
 
 
 def takes_leaf(op: Operation, operand: int) -> bool:
@@ -47,7 +49,7 @@ def addressing(op: Operation, operand: int) -> Hashable:
     if isinstance(op, StateUpdateOp):
         # what changes in place is an argument of its own, whatever else reads the value
         return op, operand
-    return (op, operand) if isinstance(op, (AttentionOp, ConvolutionOp, PoolOp, *LOOKUPS)) else None
+    return (op, operand) if isinstance(op, (*ATTENTIONS, ConvolutionOp, PoolOp, *LOOKUPS)) else None
 
 
 def is_fresh(value: SSAValue) -> bool:

@@ -19,6 +19,7 @@ from tilewright.ir.graph import (
     contraction,
     elementwise,
     indexing,
+    polynomial_attention,
     recurrence,
     reduction,
     routing,
@@ -199,8 +200,10 @@ def _to_operands(space: Space, op: Operation) -> None:
             _known(space, op.b, out)
             if op.h0 is not None:
                 _known(space, op.h0, (*out[: op.axis.data], *out[op.axis.data + 1 :]))
-        case contraction.MatmulOp() | routing.GroupedMatmulOp() | attention.AttentionOp() | windows.WindowOp():
+        case contraction.MatmulOp() | routing.GroupedMatmulOp() | windows.WindowOp():
             pass  # their skeletons map their own operands
+        case attention.AttentionOp() | polynomial_attention.PolynomialAttentionOp():
+            pass  # so do theirs
         case _:
             if op.operands:
                 raise unsupported(op, "no skeleton addresses the operands of this op")

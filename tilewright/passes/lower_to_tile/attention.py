@@ -7,6 +7,8 @@ whole program are not visited, where positions are known to count from zero.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from xdsl.ir import BlockArgument, Operation, SSAValue
 
 from tilewright.ir.dims import DimSpace, Expr, floordiv, maximum, minimum
@@ -15,26 +17,25 @@ from tilewright.ir.graph import attention
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.paging import PagedAttentionOp
 from tilewright.ir.graph.paging_quantized import QuantizedPagedAttentionOp
+from tilewright.ir.graph.polynomial_attention import PolynomialAttentionOp
 from tilewright.ir.graph.structure import GroupOp
 from tilewright.ir.machine import Machine
 from tilewright.ir.tile.base import tile as tile_type
 from tilewright.ir.tile.structure import KernelOp
 from tilewright.passes.attention_tiling.sizes import placed
-from tilewright.passes.attention_tiling.variants import Block, blocks_of
+from tilewright.passes.attention_tiling.variants import Block, blocks_of, own_block
 from tilewright.passes.lower_to_tile.access import UNIT, Axis, Space, map_group, unsupported
 from tilewright.passes.lower_to_tile.emit import Emitter
 from tilewright.passes.lower_to_tile.frame import Lowered, Variant, all_strides, begin
-from tilewright.passes.lower_to_tile.layout import merge_axes
+from tilewright.passes.lower_to_tile.layout import Strides, merge_axes
 from tilewright.passes.lower_to_tile.online_softmax import OnlineSoftmax, Segment
 from tilewright.passes.lower_to_tile.skeleton import Refusal
 
 
 def refuses_attention(op: Operation) -> Refusal | None:
     """f64."""
-    if (
-        isinstance(op, (attention.AttentionOp, PagedAttentionOp, QuantizedPagedAttentionOp))
-        and tensor(op.q).dtype is F64
-    ):
+    kinds = attention.AttentionOp, PagedAttentionOp, QuantizedPagedAttentionOp, PolynomialAttentionOp
+    if isinstance(op, kinds) and tensor(op.q).dtype is F64:
         return Refusal("attention in f64: its exponentials are expanded for f32", "cast q, k and v to f32")
     return None
 
@@ -42,12 +43,14 @@ def refuses_attention(op: Operation) -> Refusal | None:
 def lower_attention(group: GroupOp, name: str, machine: Machine, dims: DimSpace) -> Lowered:
     """Variants with few and with the schedule's block of rows, as far as the number of queries can reach them.
 
-    Without a schedule the block is the machine's, and keys come in its segments.
+    Without a schedule the block is the machine's as far as it fits, and keys come in the machine's segments.
     """
     anchor = next(op for op in group.block.ops if isinstance(op, attention.AttentionOp))
     queries = tensor(anchor.q).dims[-2]
     schedule = group.schedule
-    block_q = schedule.number("block_q", machine.rules.query_block)
+    widths = (tensor(x).dims[-1].constant or 0 for x in (anchor.q, anchor.v))
+    own = own_block(machine.rules, *widths, tensor(anchor.q).dtype.bytes)
+    block_q = schedule.number("block_q", own)
     segment = schedule.number("block_k", machine.rules.key_segment)
     heads = schedule.number("heads", 1)
     if schedule.to_dict().get("order", "query-outer") != "query-outer" or heads not in (1, anchor.group):
@@ -114,7 +117,8 @@ def _seed(space: Space, op: attention.AttentionOp, axes: _Axes) -> None:
             if space.maps.setdefault(value, wanted) != wanted:
                 raise unsupported(op, "queries and keys share one positions operand: clone it first")
     if op.segments is not None:
-        raise unsupported(op, "segments")
+        # of queries; those of keys are the same numbers, read along the other axis
+        space.maps[op.segments] = trimmed(op.segments, (*lead, t))
 
 
 def _key_range(op: attention.AttentionOp, rows: int, segment: int) -> tuple[Expr, Expr]:
@@ -183,12 +187,16 @@ def _kernel(
     def segment_at(key: SSAValue) -> Segment:
         at[s_at] = key
         keys, values, logits_at = emitter(s_at, e_at), emitter(s_at, d_at), emitter(row_at, s_at)
-        logits = softmax.logits(scaled, _keys_or_values(keys, op.k, (segment, features)))
+        logits = softmax.logits(scaled, keys_or_values(keys, op.k, (segment, features)))
         seen, per_key = _visible(softmax, op, logits_at, walk.extents[s_at], t_at)
+        if op.segments is not None:
+            own, theirs = logits_at.tile(op.segments), _along_keys(logits_at, op.segments, axes).load(op.segments, 0.0)
+            same = b.map("eq", own, theirs)
+            seen = same if seen is None else b.map("and", seen, same)
         if op.bias is not None:
             bias = logits_at.load(op.bias, 0.0) if isinstance(op.bias, BlockArgument) else logits_at.tile(op.bias)
             logits = b.map("add", logits, b.cast(bias, F32))
-        v = _keys_or_values(values, op.v, (segment, value_features))
+        v = keys_or_values(values, op.v, (segment, value_features))
         if per_key is not None:
             # a key that no query may see contributes nothing, not even 0 * NaN
             v = b.map("select", b.reshape(per_key, (segment, 1)), v, b.constant(0.0, (1, 1), tile_type(v).dtype))
@@ -204,7 +212,13 @@ def _kernel(
     return b.finish()
 
 
-def _keys_or_values(e: Emitter, value: SSAValue, extents: tuple[int, int]) -> SSAValue:
+def _along_keys(e: Emitter, value: SSAValue, axes: _Axes) -> Emitter:
+    """An emitter that reads a value of queries as one of keys."""
+    steps = {axes.s if axis in axes.t else axis: step for axis, step in e.strides[value].steps.items()}
+    return replace(e, strides={**e.strides, value: Strides(steps, e.strides[value].offset)})
+
+
+def keys_or_values(e: Emitter, value: SSAValue, extents: tuple[int, int]) -> SSAValue:
     """A block of keys or values; rows past the last key are zero, so that p = 0 times them is 0."""
     source = value
     while not isinstance(source, BlockArgument):

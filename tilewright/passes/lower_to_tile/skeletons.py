@@ -18,6 +18,7 @@ from tilewright.ir.graph.elementwise import CastOp, MapOp
 from tilewright.ir.graph.indexing import GatherOp, PutAlongOp, ScatterOp, StateUpdateOp, TakeAlongOp
 from tilewright.ir.graph.paging import PagedAttentionOp
 from tilewright.ir.graph.paging_quantized import QuantizedPagedAttentionOp
+from tilewright.ir.graph.polynomial_attention import PolynomialAttentionOp
 from tilewright.ir.graph.recurrence import ScanOp
 from tilewright.ir.graph.reduction import CumulativeOp, NormOp, ReduceOp, SoftmaxOp, SortOp, TopkOp
 from tilewright.ir.graph.routing import GroupedMatmulOp, RouteOp, SlotsOp
@@ -38,6 +39,7 @@ from tilewright.passes.lower_to_tile.packing import lower_pack
 from tilewright.passes.lower_to_tile.paged import lower_paged_attention
 from tilewright.passes.lower_to_tile.paged_quantized import lower_quantized_paged_attention
 from tilewright.passes.lower_to_tile.pointwise import lower_map
+from tilewright.passes.lower_to_tile.polynomial_attention import lower_polynomial_attention
 from tilewright.passes.lower_to_tile.pooling import lower_pool, refuses_pool
 from tilewright.passes.lower_to_tile.reductions import lower_reduction
 from tilewright.passes.lower_to_tile.routing import lower_route, lower_slots
@@ -88,6 +90,12 @@ SKELETONS: Final = (
     Skeleton(
         "attention", "a block of queries stays on chip while keys and values stream past", (AttentionOp,),
         lambda group, name, ctx: lower_attention(group, name, ctx.machine, ctx.dims),
+        refuses=refuses_attention, traits=frozenset({"rereads", "turned"}),
+    ),
+    Skeleton(
+        "polynomial-attention", "one key head's sums of features stay on chip while its keys, then its queries, stream past",
+        (PolynomialAttentionOp,),
+        lambda group, name, ctx: lower_polynomial_attention(group, name, ctx.machine, ctx.dims),
         refuses=refuses_attention, traits=frozenset({"rereads", "turned"}),
     ),
     Skeleton(
