@@ -7,7 +7,7 @@ from typing import Final
 
 from tilewright.ir.dtypes import F32, F64, I32, I64
 from tilewright.ir.loop_math import tables
-from tilewright.ir.loop_math.evaluation import MAGIC64, SIGN, horner, like, require_f32
+from tilewright.ir.loop_math.evaluation import BIASES, MAGIC64, SIGN, horner, like, require_f32
 from tilewright.ir.loop_math.exponentials import times_power_of_two
 from tilewright.ir.loops import LoopBuilder, Value
 
@@ -38,8 +38,8 @@ def pow(b: LoopBuilder, x: Value, y: Value) -> Value:
     logarithm = _log2_wide(b, b.cast(b.abs(x), F64))
     product = b.select(b.compare("eq", logarithm, 0.0), like(b, 0.0, wide_y), b.mul(wide_y, logarithm))
     product = b.max(like(b, -151.0, product), b.min(like(b, 129.0, product), product))
-    shifted = b.add(product, MAGIC64)
-    r = b.cast(b.sub(product, b.sub(shifted, MAGIC64)), F32)
+    shifted = b.add(product, MAGIC64 + BIASES)
+    r = b.cast(b.sub(product, b.sub(shifted, MAGIC64 + BIASES)), F32)
     bits = b.cast(b.bitcast(shifted, I64), I32)
     result = times_power_of_two(b, b.fma(horner(b, r, tables.EXP2), r, 1.0), bits)
     # A negative base: a sign for odd exponents, NaN for finite bases with exponents that are no integers.
