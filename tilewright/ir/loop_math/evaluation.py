@@ -11,8 +11,6 @@ from tilewright.ir.loops import LoopBuilder, Value
 # Adding 1.5 * 2**(mantissa bits) rounds to the nearest integer and leaves that integer in the low bits.
 MAGIC32: Final = 1.5 * 2.0**23
 MAGIC64: Final = 1.5 * 2.0**52
-# Twice the bias of an f32's exponent: half of n + BIASES is the exponent field of 2**(n // 2).
-BIASES: Final = 254
 ONE: Final = 0x3F800000  # the bits of 1.0
 SIGN: Final = -(1 << 31)
 # ln 2 in two parts: the first has 10 bits, so that its product with an exponent is exact without a fused multiply-add.
