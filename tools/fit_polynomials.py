@@ -47,6 +47,10 @@ def _erfc_exponent(t: mpf) -> mpf:
     return mpmath.log(mpmath.erfc(t)) / t
 
 
+def _root_erfc(t: mpf) -> mpf:
+    return mpmath.sqrt(mpmath.erfc(t / mpmath.sqrt(2)))
+
+
 HALF_LN2 = float(mpmath.log(2)) / 2 * 1.0001
 LOW_ROOT, HIGH_ROOT = float(mpmath.sqrt(0.5)) - 1, float(mpmath.sqrt(2)) - 1
 
@@ -108,12 +112,13 @@ FITS = (
     ),
     Fit(
         "GELU",
-        "erfc(t) = exp(t * P(t)) for 0 <= t <= 6.5; where erfc is small its relative accuracy may fall to 3e-4",
-        _erfc_exponent,
-        lambda t: t * max(mpmath.sqrt(mpmath.erfc(t)), mpf(2) ** -14),
+        "sqrt(2 Phi(-t)) = sqrt(erfc(t / sqrt 2)) = 1 + t * P(t) for 0 <= t <= 5.8, weighed for the error in 2 Phi(-t),"
+        "\n# relative above 0.2 and absolute below, where it falls on beyond",
+        lambda t: (_root_erfc(t) - 1) / t,
+        lambda t: 2 * t * _root_erfc(t) / max(_root_erfc(t) ** 2, mpf("0.2")),
         0.0,
-        6.5,
-        10,
+        5.8,
+        13,
     ),
     Fit(
         "SIN",

@@ -95,7 +95,8 @@ class TileRules:
     program may have (None: no such limit). f32_only: functions of the scalar table that the machine does not compute in
     f64.
     streaming: bytes of results from which a kernel that passes over its data once writes past the caches; None where it
-    never does.
+    never does. ahead: how many bytes before it reads them such a kernel asks for the elements that its results are made
+    of; 0 where the machine looks ahead far enough by itself.
     """
 
     lanes: int
@@ -115,6 +116,7 @@ class TileRules:
     scratch: int | None = None
     matrix: MatrixUnit | None = None
     streaming: int | None = None
+    ahead: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,18 @@ def _shifts(arrays: list[np.ndarray]) -> list[np.ndarray]:
     return [a, (b.astype(np.int64) % (8 * b.dtype.itemsize)).astype(b.dtype)]
 
 
+def _scalable(arrays: list[np.ndarray]) -> list[np.ndarray]:
+    a, b = arrays
+    mantissas = np.frexp(np.where(np.isfinite(a), a, 0))[0] * 2
+    whole = np.nan_to_num(b).clip(-1e9, 1e9).astype(np.int64) % 507 - 252
+    return [np.where(np.isnan(a), a, mantissas).astype(np.float32), whole.astype(np.float32)]
+
+
+@grid
+def test_powers_of_two_have_the_interpreters_bits(cpu: str, lanes: int, rng: np.random.Generator) -> None:
+    run_cases([Case("scale", (F32, F32), lambda b, x, y: b.scale(x, y), _scalable)], lanes, cpu, rng, rounds=11)
+
+
 @grid
 def test_integer_arithmetic_has_the_interpreters_bits(cpu: str, lanes: int, rng: np.random.Generator) -> None:
     cases = []

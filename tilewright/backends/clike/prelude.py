@@ -40,6 +40,12 @@ _BY_TYPE: Final[dict[str, str]] = {
 _FIXED: Final[dict[str, str]] = {
     "bits_of_f32": "static inline uint32_t bits_of_f32(float a) { uint32_t b; memcpy(&b, &a, 4); return b; }",
     "f32_of_bits": "static inline float f32_of_bits(uint32_t a) { float b; memcpy(&b, &a, 4); return b; }",
+    # In two factors, neither of which is subnormal or infinite; their exponent fields are the halves of b + 254.
+    "scale_f32": """\
+static inline float scale_f32(float a, float b) {
+    uint32_t fields = bits_of_f32(b + 12583166.0f) << 23, half = fields >> 1 & 0xff800000;
+    return a * f32_of_bits(half) * f32_of_bits(fields - half);
+}""",
     "bits_of_f64": "static inline uint64_t bits_of_f64(double a) { uint64_t b; memcpy(&b, &a, 8); return b; }",
     "f64_of_bits": "static inline double f64_of_bits(uint64_t a) { double b; memcpy(&b, &a, 8); return b; }",
     "f32_of_bf16": "static inline float f32_of_bf16(uint16_t a) { return f32_of_bits((uint32_t)a << 16); }",
@@ -84,6 +90,7 @@ static inline int64_t i64_of_f64(double a) {
 }""",
 }
 _NEEDS: Final[dict[str, tuple[str, ...]]] = {
+    "scale_f32": ("bits_of_f32", "f32_of_bits"),
     "f32_of_bf16": ("f32_of_bits",),
     "bf16_of_f32": ("bits_of_f32",),
     "f32_of_f16": ("bits_of_f32", "f32_of_bits"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from tilewright.backends.cpu.emitter import Emitter, type_text
-from tilewright.ir.dtypes import F32, I1
+from tilewright.ir.dtypes import F32, I1, I16, I32
 from tilewright.ir.loops import BinaryKind, Predicate, ReduceKind, UnaryKind, ValueType, scalar, vec
 
 _FLOAT: Final[dict[str, str]] = {"add": "addf", "sub": "subf", "mul": "mulf", "div": "divf"}
@@ -25,10 +25,14 @@ _INTRINSIC: Final[dict[str, str]] = {
     "abs": "fabs", "sqrt": "sqrt", "floor": "floor", "ceil": "ceil", "trunc": "trunc", "round": "roundeven",
 }  # fmt: skip
 
+_CURRENT_ROUNDING: Final = 4  # "as the control register says" in the intrinsic's operand
+
 
 def binary(e: Emitter, kind: BinaryKind | ReduceKind, type_: ValueType, a: str, b: str) -> str:
     """One two-operand op."""
     typed, dtype = type_text(type_), type_.dtype
+    if kind == "scale":
+        return _scale(e, type_, a, b)
     if dtype.is_float:
         direct = _FLOAT.get(kind)
         if direct is not None:
@@ -56,6 +60,28 @@ def binary(e: Emitter, kind: BinaryKind | ReduceKind, type_: ValueType, a: str, 
     quotient = e.emit(f"arith.divsi {a}, {b} : {typed}")
     lower = e.emit(f"arith.subi {quotient}, {e.constant(1, dtype, type_.lanes)} : {typed}")
     return select(e, down, type_, lower, quotient)
+
+
+def _scale(e: Emitter, type_: ValueType, a: str, b: str) -> str:
+    """a * 2**b, in one instruction or in two factors that are neither subnormal nor infinite.
+
+    The factors' exponent fields are the halves of b + 254, which a sum brings into the low bits of a float.
+    """
+    typed, lanes = type_text(type_), type_.lanes
+    if e.cpu.scaling and lanes == e.cpu.lanes:
+        all_lanes, nearest = e.constant(-1, I16), e.constant(_CURRENT_ROUNDING, I32)
+        return e.emit(
+            f'llvm.call_intrinsic "llvm.x86.avx512.mask.scalef.ps.512"({a}, {b}, {a}, {all_lanes}, {nearest}) : '
+            f"({typed}, {typed}, {typed}, i16, i32) -> {typed}"
+        )
+    whole = scalar(I32) if lanes == 1 else vec(I32, lanes)
+    sum_ = binary(e, "add", type_, b, e.constant(1.5 * 2.0**23 + 254, F32, lanes))
+    bits = bitcast(e, type_, whole, sum_)
+    half = binary(e, "shl", whole, bits, e.constant(22, I32, lanes))
+    half = binary(e, "and", whole, half, e.constant(-(1 << 23), I32, lanes))
+    rest = binary(e, "sub", whole, binary(e, "shl", whole, bits, e.constant(23, I32, lanes)), half)
+    first = binary(e, "mul", type_, a, bitcast(e, whole, type_, half))
+    return binary(e, "mul", type_, first, bitcast(e, whole, type_, rest))
 
 
 def divide_by_constant(e: Emitter, kind: BinaryKind, type_: ValueType, a: str, divisor: int) -> str | None:

@@ -5,7 +5,7 @@ Every function takes a builder and f32 values of any lane count, and returns the
 samples of the whole range on every class:
 
     exp, exp2 1.5   expm1 1.75   log 1   log1p 1.75   tanh 2.75   sigmoid 2.5   silu 3.5   erf 1.5   softplus 2
-    sin, cos 2.25 (|x| <= 1e8)   pow 1.25   rsqrt 1.5   gelu, gelu_tanh 4 for x >= -1
+    sin, cos 2.25 (|x| <= 1e8)   pow 1.25   rsqrt 1.5   gelu 3.25, gelu_tanh 4 for x >= -1
 
 Below -1, where the value of gelu is small beside its argument, its error is at most 5e-8 |x|, as the argument's own
 rounding is multiplied by x**2 there in any formula. silu below -87 multiplies x by a subnormal.

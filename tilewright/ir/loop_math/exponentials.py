@@ -7,29 +7,18 @@ from typing import Final
 
 from tilewright.ir.dtypes import F32, I32
 from tilewright.ir.loop_math import tables
-from tilewright.ir.loop_math.evaluation import LN2_HIGH, LN2_LOW, MAGIC32, ONE, horner, like, require_f32, with_sign_of
+from tilewright.ir.loop_math.evaluation import LN2_HIGH, LN2_LOW, MAGIC32, horner, like, require_f32, with_sign_of
 from tilewright.ir.loops import LoopBuilder, Value
 
 _LOG2E: Final = math.log2(math.e)
 
 
-def _reduced(b: LoopBuilder, x: Value) -> tuple[Value, Value]:
-    """x = n ln 2 + r with |r| <= ln(2) / 2: r, and bits that end in the integer n."""
+def _reduced(b: LoopBuilder, x: Value) -> tuple[Value, Value, Value]:
+    """x = n ln 2 + r with |r| <= ln(2) / 2: r, the integer n, and bits that end in n."""
     shifted = b.fma(x, _LOG2E, MAGIC32)
     n = b.sub(shifted, MAGIC32)
     r = b.fma(n, -LN2_LOW, b.fma(n, -LN2_HIGH, x))
-    return r, b.bitcast(shifted, I32)
-
-
-def times_power_of_two(b: LoopBuilder, value: Value, bits: Value) -> Value:
-    """value * 2**n for n in -252..254 in the low bits of `bits`.
-
-    In two factors, so that neither is subnormal or infinite and the result is rounded once: the first is 2**(n // 2).
-    """
-    half = b.and_(b.shl(bits, 22), -(1 << 23))
-    rest = b.sub(b.shl(bits, 23), half)
-    first, second = (b.bitcast(b.add(exponent, ONE), F32) for exponent in (half, rest))
-    return b.mul(b.mul(value, first), second)
+    return r, n, b.bitcast(shifted, I32)
 
 
 def _expm1_reduced(b: LoopBuilder, r: Value) -> Value:
@@ -41,8 +30,8 @@ def exp_up_to(b: LoopBuilder, x: Value) -> Value:
     """exp for x <= 89."""
     # The bound comes first: `max` gives its second operand where unordered, so a NaN stays.
     x = b.max(like(b, -104.0, x), x)
-    r, bits = _reduced(b, x)
-    return times_power_of_two(b, b.fma(b.fma(horner(b, r, tables.EXP), r, 1.0), r, 1.0), bits)
+    r, n, _ = _reduced(b, x)
+    return b.scale(b.fma(b.fma(horner(b, r, tables.EXP), r, 1.0), r, 1.0), n)
 
 
 def exp(b: LoopBuilder, x: Value) -> Value:
@@ -55,15 +44,15 @@ def exp2(b: LoopBuilder, x: Value) -> Value:
     """2**x."""
     require_f32(x, "exp2")
     x = b.max(like(b, -151.0, x), b.min(like(b, 129.0, x), x))
-    shifted = b.add(x, MAGIC32)
-    r = b.sub(x, b.sub(shifted, MAGIC32))
-    return times_power_of_two(b, b.fma(horner(b, r, tables.EXP2), r, 1.0), b.bitcast(shifted, I32))
+    n = b.sub(b.add(x, MAGIC32), MAGIC32)
+    r = b.sub(x, n)
+    return b.scale(b.fma(horner(b, r, tables.EXP2), r, 1.0), n)
 
 
 def _expm1_up_to(b: LoopBuilder, x: Value) -> Value:
     """exp(x) - 1 for x <= 89; the sign of a zero is lost."""
     x = b.max(like(b, -20.0, x), x)
-    r, bits = _reduced(b, x)
+    r, _, bits = _reduced(b, x)
     # Half the result, so that 2**(n-1) stays finite; doubling is exact.
     scale = b.bitcast(b.add(b.shl(bits, 23), 126 << 23), F32)
     half = b.fma(scale, _expm1_reduced(b, r), b.sub(scale, 0.5))
@@ -104,18 +93,17 @@ def gelu_tanh(b: LoopBuilder, x: Value) -> Value:
 
 
 def gelu(b: LoopBuilder, x: Value) -> Value:
-    """x * Phi(x), with the normal distribution from one exponential of a polynomial: Phi(-u) = erfc(u / sqrt 2) / 2.
+    """x * Phi(x), from the root of the normal distribution's tail, w = sqrt(2 Phi(-|x|)): x / 2 times w**2 below zero
+    and 2 - w**2 above. Both sides come from the small tail, so that nothing cancels.
 
-    Both sides of zero come from the small tail, so that nothing cancels.
+    The root is a polynomial where the tail itself would need half as many terms again: it is a bell twice as wide, and
+    an error in it counts 2 w fold. Beyond the range of the fit the polynomial falls to -inf, and max makes that 0.
     """
     require_f32(x, "gelu")
-    t = b.mul(b.abs(x), math.sqrt(0.5))
-    inside = b.min(like(b, 6.5, t), t)
-    exponent = b.mul(horner(b, inside, tables.GELU), inside)
-    # Beyond the polynomial's range a straight line falls more slowly than log(erfc), and still takes the result to 0.
-    exponent = b.fma(b.sub(t, inside), -13.0, exponent)
-    tail = b.mul(exp_up_to(b, exponent), 0.5)
-    return b.mul(x, b.select(b.compare("gt", x, 0.0), b.sub(1.0, tail), tail))
+    t = b.abs(x)
+    w = b.fma(horner(b, t, tables.GELU), t, 1.0)
+    w = b.max(like(b, 0.0, w), w)  # a NaN stays
+    return b.mul(b.mul(x, 0.5), b.select(b.compare("gt", x, 0.0), b.fma(b.neg(w), w, 2.0), b.mul(w, w)))
 
 
 def erf(b: LoopBuilder, x: Value) -> Value:

@@ -119,6 +119,10 @@ class Arithmetic(Operands):
     def ushr(self, a: Operand, b: Operand) -> Value:
         return self.binary("ushr", a, b)
 
+    def scale(self, a: Operand, b: Operand) -> Value:
+        """a * 2**b; see `Binary` for what they may be."""
+        return self.binary("scale", a, b)
+
     def ceildiv(self, a: Operand, b: Operand) -> Value:
         """Blocks of b that cover a, for b > 0."""
         return self.floordiv(self.add(self.add(a, b), -1), b)

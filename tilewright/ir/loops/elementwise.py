@@ -57,6 +57,10 @@ def _unsigned_shift(a: Lanes, b: Lanes) -> Lanes:
     return np.asarray(np.right_shift(a.view(unsigned), b.view(unsigned))).view(a.dtype)
 
 
+def _scale(a: Lanes, b: Lanes) -> Lanes:
+    return np.ldexp(a, np.where(np.isnan(a), 0, b).astype(np.int32))
+
+
 BINARY: Final[dict[BinaryKind, Callable[[Lanes, Lanes], Lanes]]] = {
     "add": np.add,
     "sub": np.subtract,
@@ -76,6 +80,7 @@ BINARY: Final[dict[BinaryKind, Callable[[Lanes, Lanes], Lanes]]] = {
     "shl": np.left_shift,
     "shr": np.right_shift,
     "ushr": _unsigned_shift,
+    "scale": _scale,
 }
 
 COMPARE: Final[dict[Predicate, Callable[[Lanes, Lanes], Lanes]]] = {

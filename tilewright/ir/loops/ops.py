@@ -17,7 +17,7 @@ from tilewright.ir.loops.values import Argument, Result, Value
 UnaryKind = Literal["neg", "abs", "sqrt", "floor", "ceil", "trunc", "round", "not"]
 BinaryKind = Literal[
     "add", "sub", "mul", "div", "floordiv", "mod", "truncdiv", "truncmod",
-    "min", "max", "minimum", "maximum", "and", "or", "xor", "shl", "shr", "ushr",
+    "min", "max", "minimum", "maximum", "and", "or", "xor", "shl", "shr", "ushr", "scale",
 ]  # fmt: skip
 Predicate = Literal["eq", "ne", "lt", "le", "gt", "ge"]
 ReduceKind = Literal["add", "mul", "min", "max", "minimum", "maximum", "and", "or"]
@@ -48,6 +48,7 @@ class Binary(Value):
       minimum maximum    floats as torch has them: NaN where either is NaN (equal operands give b)
       and or xor         integers and masks
       shl shr ushr       integers; shr keeps the sign of signed types, ushr never does; the amount is 0..bits-1
+      scale              f32: a * 2**b, rounded once; |a| is 0 or from 1/2 to 2, b a whole number of -252..254; or a is NaN
     """
 
     kind: BinaryKind

@@ -12,7 +12,7 @@ from tilewright.ir.loops.values import BOOL, INDEX, LEAVES, DimValue, Value, Val
 
 _FLOAT_UNARY = frozenset({"neg", "abs", "sqrt", "floor", "ceil", "trunc", "round"})
 _INT_UNARY = frozenset({"neg", "abs"})
-_FLOAT_BINARY = frozenset({"add", "sub", "mul", "div", "min", "max", "minimum", "maximum"})
+_FLOAT_BINARY = frozenset({"add", "sub", "mul", "div", "min", "max", "minimum", "maximum", "scale"})
 _INT_BINARY = frozenset(
     {
         "add",
@@ -155,7 +155,7 @@ class _Checker:
         self.same(op, "b", op.b.type, op.type)
         dtype = op.type.dtype
         allowed = _FLOAT_BINARY if dtype.is_float else _INT_BINARY if dtype.is_integer else _MASK_BINARY
-        if op.kind not in allowed or dtype in (BF16, F16):
+        if op.kind not in allowed or dtype in (BF16, F16) or (op.kind == "scale" and dtype is not F32):
             self.fault(f"does not compute on {op.type}", op)
 
     def reduce(self, op: ops.Reduce) -> None:

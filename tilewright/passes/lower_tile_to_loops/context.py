@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from tilewright.ir.loops import BufferArg, Scratch, Value
 from tilewright.ir.machine import Machine
 from tilewright.ir.operation import TwOperation
 from tilewright.ir.tile.base import tile
+from tilewright.ir.tile.memory import LoadOp
 from tilewright.ir.tile.ranges import READ
 from tilewright.ir.tile.structure import KernelOp
 from tilewright.passes.lower_tile_to_loops.emission import Emission
@@ -35,7 +36,8 @@ class Lowering:
 
     buffers, indices, views, tiles: what buffer, index, view and materialised tile values have become; a tile value that
     is in none of them is inline and evaluated where it is used. sweep: numbers the traversals. Results of evaluation
-    are shared inside one traversal only, because scratch changes.
+    are shared inside one traversal only, because scratch changes. op: the one that is being lowered. ahead: loads that
+    ask for what follows in memory, each while one op is lowered.
     """
 
     kernel: KernelOp
@@ -50,6 +52,8 @@ class Lowering:
     tiles: dict[SSAValue, Storage] = field(default_factory=dict)
     done: set[Operation] = field(default_factory=set)
     sweep: int = 0
+    op: Operation | None = None
+    ahead: Mapping[LoadOp, Operation] = field(default_factory=dict)
     _free: dict[tuple[str, int], list[Scratch]] = field(default_factory=dict)
     _holders: dict[Scratch, int] = field(default_factory=dict)
     _made: int = 0

@@ -37,6 +37,8 @@ def load(cx: Lowering, op: LoadOp, site: Site) -> Value:
     varies = any(c.varies for c in site.coords)
     # A scalar load under a condition is a branch, so scalars are clamped where possible, even if they are filled.
     place = cx.views[op.source].place(spans, site.lanes, clamp=fill is None or not varies, counts=site.mask)
+    if cx.op is not None and cx.ahead.get(op) is cx.op:
+        _ask_ahead(cx, place, site)
     lanes = site.lanes if varies else 1
     mask = all_of(b, place.conditions, lanes)
     if varies and site.mask is not None:
@@ -46,6 +48,13 @@ def load(cx: Lowering, op: LoadOp, site: Site) -> Value:
     if outside is not None and fill is not None:
         loaded = b.select(outside, loaded, b.const(fill, loaded.type.dtype))
     return loaded
+
+
+def _ask_ahead(cx: Lowering, place: Place, site: Site) -> None:
+    """The request for what lies so many bytes behind the site as the machine is to look ahead."""
+    if site.lanes > 1 and place.spread is None and place.step == 1:
+        elements = cx.machine.rules.ahead // place.memory.dtype.bytes
+        cx.b.prefetch(place.memory, cx.b.add(place.offset, elements), near=False)
 
 
 def read(b: Emission, place: Place, lanes: int, mask: Value | None, fill: int | float | None) -> Value:

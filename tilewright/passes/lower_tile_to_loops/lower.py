@@ -27,6 +27,7 @@ from tilewright.passes.lower_tile_to_loops.lines import lower_sort_line, lower_t
 from tilewright.passes.lower_tile_to_loops.matrix_dots import lower_matrix_dot
 from tilewright.passes.lower_tile_to_loops.ordering import lower_sort, lower_topk
 from tilewright.passes.lower_tile_to_loops.placement import place
+from tilewright.passes.lower_tile_to_loops.reading_ahead import asking
 from tilewright.passes.lower_tile_to_loops.reductions import lower_accumulate, lower_reduce
 from tilewright.passes.lower_tile_to_loops.scaled_dots import lower_dot_scaled
 from tilewright.passes.lower_tile_to_loops.scans import lower_scan
@@ -43,6 +44,7 @@ def lower_kernel(kernel: KernelOp, machine: Machine, *, instrument: bool = False
     """
     b = Emission(kernel.sym_name.data)
     cx = Lowering(kernel, machine, b, Facts(), place(kernel, machine.rules))
+    cx.ahead = asking(cx)
     for name in kernel.dims.data:
         b.dim(name)
     written = {root(op.target) for op in kernel.walk() if isinstance(op, StoreOp)}
@@ -71,6 +73,7 @@ def lower_block(cx: Lowering, block: Block) -> None:
 
 
 def _lower(cx: Lowering, op: Operation) -> None:
+    cx.op = op
     if lower_index_op(cx, op):
         return
     match op:

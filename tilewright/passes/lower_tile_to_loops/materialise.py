@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import replace
 
 from xdsl.ir import Operation, SSAValue
@@ -103,13 +104,17 @@ def static_axes(cx: Lowering, value: SSAValue) -> frozenset[int]:
             return frozenset().union(*below)
 
 
-def weight(cx: Lowering, value: SSAValue) -> int:
-    """Ops that one site of a value takes, roughly; what decides between unrolling and a loop."""
+def weight(cx: Lowering, value: SSAValue, kept: Container[SSAValue] | None = None) -> int:
+    """Ops that one site of a value takes, roughly; what decides between unrolling and a loop.
+
+    kept: values that are read and not computed; None: those that have a tile by now.
+    """
+    kept = cx.tiles if kept is None else kept
     seen: set[SSAValue] = set()
 
     def count(value: SSAValue) -> int:
         op = value.owner
-        if value in cx.tiles or value in seen or not isinstance(op, Operation) or type(op) not in INLINE:
+        if value in kept or value in seen or not isinstance(op, Operation) or type(op) not in INLINE:
             return 0
         seen.add(value)
         own = max(1, _OPS_A_FLOP * SCALARS[op.fn.data].flops) if isinstance(op, compute.MapOp) else 1

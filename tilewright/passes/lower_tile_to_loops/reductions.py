@@ -79,10 +79,18 @@ class RowFold:
         parts = zip(identity(self.op.fn.data, self.dtypes), self.dtypes, strict=True)
         return [self.cx.b.const(value, dtype, LANES) for value, dtype in parts]
 
+    def at(self, site: Site) -> list[Value]:
+        """The lanes of a site."""
+        return [lanes_at(self.cx, a, site) for a in self.op.args]
+
+    def join(self, left: Parts, right: Parts) -> list[Value]:
+        """Two partial results as one."""
+        return combine(self.cx.b, self.op.fn.data, left, right)
+
     def step(self, site: Site, parts: Parts) -> list[Value]:
         """The lanes of a site joined to what came before; lanes that do not count keep what they had."""
         b = self.cx.b
-        joined = combine(b, self.op.fn.data, parts, [lanes_at(self.cx, a, site) for a in self.op.args])
+        joined = self.join(parts, self.at(site))
         if site.mask is None:
             return joined
         return [b.select(site.mask, new, old) for new, old in zip(joined, parts, strict=True)]
@@ -132,7 +140,18 @@ def _fold_row(
             first(site)
         return [v for fold, parts in zip(folds, _split(carried, starts), strict=True) for v in fold.step(site, parts)]
 
-    ends = columns(cx, space, coords, visit, [v for s in starts for v in s])
+    def visit_several(sites: Sequence[Site], carried: Sequence[Value]) -> Sequence[Value]:
+        joined = []
+        for fold, parts in zip(folds, _split(carried, starts), strict=True):
+            own = [fold.at(site) for site in sites]
+            while len(own) > 1:
+                own = [fold.join(own[n], own[n + 1]) for n in range(0, len(own), 2)]
+            joined += fold.join(parts, own[0])
+        return joined
+
+    free = first is None and all(f.op.fn.data in UNORDERED for f in folds)
+    carries = [v for s in starts for v in s]
+    ends = columns(cx, space, coords, visit, carries, visit_several if free else None)
     for fold, parts in zip(folds, _split(ends, starts), strict=True):
         fold.finish(coords, parts)
 

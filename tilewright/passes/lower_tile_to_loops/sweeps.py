@@ -20,6 +20,7 @@ UNROLLED_COLUMNS: Final = 8  # vectors along the lane axis that are unrolled rat
 _COLUMNS_A_TURN: Final = 4  # vectors that one turn of a column loop handles
 
 Visit = Callable[[Site, Sequence[Value]], Sequence[Value]]
+VisitSeveral = Callable[[Sequence[Site], Sequence[Value]], Sequence[Value]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +128,18 @@ def outer(cx: Lowering, space: Space, visit: Callable[[tuple[Coord, ...]], None]
 
 
 def columns(
-    cx: Lowering, space: Space, coords: tuple[Coord, ...], visit: Visit, carries: Sequence[Value] = ()
+    cx: Lowering,
+    space: Space,
+    coords: tuple[Coord, ...],
+    visit: Visit,
+    carries: Sequence[Value] = (),
+    visit_several: VisitSeveral | None = None,
 ) -> Sequence[Value]:
-    """Visits the vectors along the lane axis in order, handing values on from one to the next; gives the last ones."""
+    """Visits the vectors along the lane axis in order, handing values on from one to the next; gives the last ones.
+
+    visit_several: visits the vectors of one turn of a loop together, where every turn has all of them. What joins them
+    among themselves first waits for the turn before once, and not once for each.
+    """
     b, axis, lanes = cx.b, space.axis, space.lanes
     if axis is None:
         return visit(Site(coords), carries)
@@ -158,6 +168,12 @@ def columns(
     count = b.index(extent) if limit is None else b.min(limit.value, extent)
     if limit is not None and not cx.facts.at_least(limit.expr, 0):
         count = b.max(count, 0)  # a region may start beyond the view's end
+    turn = _COLUMNS_A_TURN * lanes
+    if visit_several is not None and limit is None and extent % turn == 0:
+        with b.loop(0, extent, turn, carries, name="c") as loop:
+            starts = [b.add(loop.index, n * lanes) for n in range(_COLUMNS_A_TURN)]
+            loop.next(*visit_several([site(at, None) for at in starts], loop.carries))
+        return loop.results
     whole = b.mul(b.floordiv(count, lanes), lanes) if limit is not None else b.index(extent // lanes * lanes)
     with b.loop(0, whole, lanes, carries, unroll=_COLUMNS_A_TURN, name="c") as loop:
         loop.next(*visit(site(loop.index, None), loop.carries))

@@ -235,18 +235,27 @@ class _Reducer:
         self._later(op, normed)
 
     def _softmax(self, op: reduction.SoftmaxOp) -> None:
+        """exp(x - top) times one reciprocal a row: a division of every element would take longer than its exp."""
         b = self.b
         kind = F32 if tensor(op.x).dtype.bits < 32 else tensor(op.x).dtype
         top = self._fold("max", kind, lambda: self._wide(op.x))
-        total = self._fold("sum", kind, lambda: b.map("exp", b.map("sub", self._wide(op.x), top)))
+
+        def raised() -> SSAValue:
+            return b.map("exp", b.map("sub", self._wide(op.x), top))
+
+        if self.whole and self.folded == [self.column] and not op.log.data:
+            once = raised()  # of a row that stays on chip each is computed once
+            total = self._fold("sum", kind, lambda: once)
+        else:
+            once = None
+            total = self._fold("sum", kind, raised)
+        scale = b.map("log" if op.log.data else "reciprocal", total)
 
         def soft() -> SSAValue:
-            shifted = b.map("sub", self._wide(op.x), top)
-            y = (
-                b.map("sub", shifted, b.map("log", total))
-                if op.log.data
-                else b.map("div", b.map("exp", shifted), total)
-            )
+            if op.log.data:
+                y = b.map("sub", b.map("sub", self._wide(op.x), top), scale)
+            else:
+                y = b.map("mul", raised() if once is None else once, scale)
             return b.cast(y, tensor(op.out).dtype)
 
         self._later(op, soft)
