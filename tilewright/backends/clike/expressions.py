@@ -67,6 +67,8 @@ class Expressions:
             return self.call(typed(kind, dtype), a, b)
         if kind in ("floordiv", "mod"):
             return f"({a} {'/' if kind == 'floordiv' else '%'} {b})"
+        if kind == "scale":
+            return f"ldexpf({a}, {self.cast(F32, I32, b)})"
         if kind in ("shl", "shr", "ushr"):
             return self.shift(kind, dtype, a, b)
         return self.narrowed(f"({a} {_OPERATOR[kind]} {b})", dtype)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from tilewright.backends.cpu.emitter import Emitter, type_text
-from tilewright.ir.dtypes import F32, I1
+from tilewright.ir.dtypes import F32, I1, I16, I32
 from tilewright.ir.loops import BinaryKind, Predicate, ReduceKind, UnaryKind, ValueType, scalar, vec
 
 _FLOAT: Final[dict[str, str]] = {"add": "addf", "sub": "subf", "mul": "mulf", "div": "divf"}
@@ -29,6 +29,8 @@ _INTRINSIC: Final[dict[str, str]] = {
 def binary(e: Emitter, kind: BinaryKind | ReduceKind, type_: ValueType, a: str, b: str) -> str:
     """One two-operand op."""
     typed, dtype = type_text(type_), type_.dtype
+    if kind == "scale":
+        return _scale(e, type_, a, b)
     if dtype.is_float:
         direct = _FLOAT.get(kind)
         if direct is not None:
@@ -56,6 +58,30 @@ def binary(e: Emitter, kind: BinaryKind | ReduceKind, type_: ValueType, a: str, 
     quotient = e.emit(f"arith.divsi {a}, {b} : {typed}")
     lower = e.emit(f"arith.subi {quotient}, {e.constant(1, dtype, type_.lanes)} : {typed}")
     return select(e, down, type_, lower, quotient)
+
+
+_ONE: Final = 0x3F800000  # the bits of 1.0
+_WHOLE: Final = 1.5 * 2.0**23  # added to a whole number, it leaves that number in the low bits
+
+
+def _scale(e: Emitter, type_: ValueType, a: str, b: str) -> str:
+    """a * 2**b: one instruction, or two factors, neither subnormal nor infinite, so that the result is rounded once."""
+    typed, lanes = type_text(type_), type_.lanes
+    if e.cpu.scaling and lanes == e.cpu.lanes:
+        every, nearest = e.constant(-1, I16), e.constant(4, I32)
+        operands = f"({a}, {b}, {a}, {every}, {nearest}) : ({typed}, {typed}, {typed}, i16, i32) -> {typed}"
+        return e.emit(f'llvm.call_intrinsic "llvm.x86.avx512.mask.scalef.ps.512"{operands}')
+    words, result = vec(I32, lanes), a
+    # the sum ends in the bits of b, and a NaN stays a number of bits
+    sum_ = binary(e, "add", type_, b, e.constant(_WHOLE, F32, lanes))
+    bits = e.emit(f"arith.bitcast {sum_} : {typed} to {type_text(words)}")
+    doubled = binary(e, "shl", words, bits, e.constant(22, I32, lanes))
+    half = binary(e, "and", words, doubled, e.constant(-(1 << 23), I32, lanes))
+    rest = binary(e, "sub", words, binary(e, "shl", words, bits, e.constant(23, I32, lanes)), half)
+    for exponent in (half, rest):
+        factor = binary(e, "add", words, exponent, e.constant(_ONE, I32, lanes))
+        result = binary(e, "mul", type_, result, e.emit(f"arith.bitcast {factor} : {type_text(words)} to {typed}"))
+    return result
 
 
 def divide_by_constant(e: Emitter, kind: BinaryKind, type_: ValueType, a: str, divisor: int) -> str | None:

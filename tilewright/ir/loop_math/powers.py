@@ -8,7 +8,6 @@ from typing import Final
 from tilewright.ir.dtypes import F32, F64, I32, I64
 from tilewright.ir.loop_math import tables
 from tilewright.ir.loop_math.evaluation import MAGIC64, SIGN, horner, like, require_f32
-from tilewright.ir.loop_math.exponentials import times_power_of_two
 from tilewright.ir.loops import LoopBuilder, Value
 
 _ROOT_HALF: Final = 0x3FE6A09E667F3BCD  # the bits of sqrt(1/2) in f64
@@ -39,9 +38,9 @@ def pow(b: LoopBuilder, x: Value, y: Value) -> Value:
     product = b.select(b.compare("eq", logarithm, 0.0), like(b, 0.0, wide_y), b.mul(wide_y, logarithm))
     product = b.max(like(b, -151.0, product), b.min(like(b, 129.0, product), product))
     shifted = b.add(product, MAGIC64)
-    r = b.cast(b.sub(product, b.sub(shifted, MAGIC64)), F32)
-    bits = b.cast(b.bitcast(shifted, I64), I32)
-    result = times_power_of_two(b, b.fma(horner(b, r, tables.EXP2), r, 1.0), bits)
+    n = b.sub(shifted, MAGIC64)
+    r = b.cast(b.sub(product, n), F32)
+    result = b.scale(b.fma(horner(b, r, tables.EXP2), r, 1.0), b.cast(n, F32))
     # A negative base: a sign for odd exponents, NaN for finite bases with exponents that are no integers.
     half = b.mul(y, 0.5)
     whole = b.compare("eq", b.trunc(y), y)

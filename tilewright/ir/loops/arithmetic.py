@@ -110,6 +110,10 @@ class Arithmetic(Operands):
     def xor(self, a: Operand, b: Operand) -> Value:
         return self.binary("xor", a, b)
 
+    def scale(self, a: Operand, b: Operand) -> Value:
+        """a * 2**b; see `Binary` for what they may be."""
+        return self.binary("scale", a, b)
+
     def shl(self, a: Operand, b: Operand) -> Value:
         return self.binary("shl", a, b)
 

@@ -76,6 +76,7 @@ BINARY: Final[dict[BinaryKind, Callable[[Lanes, Lanes], Lanes]]] = {
     "shl": np.left_shift,
     "shr": np.right_shift,
     "ushr": _unsigned_shift,
+    "scale": lambda a, b: np.ldexp(a, np.nan_to_num(b).astype(np.int32)),
 }
 
 COMPARE: Final[dict[Predicate, Callable[[Lanes, Lanes], Lanes]]] = {

@@ -18,6 +18,7 @@ UnaryKind = Literal["neg", "abs", "sqrt", "floor", "ceil", "trunc", "round", "no
 BinaryKind = Literal[
     "add", "sub", "mul", "div", "floordiv", "mod", "truncdiv", "truncmod",
     "min", "max", "minimum", "maximum", "and", "or", "xor", "shl", "shr", "ushr",
+    "scale",
 ]  # fmt: skip
 Predicate = Literal["eq", "ne", "lt", "le", "gt", "ge"]
 ReduceKind = Literal["add", "mul", "min", "max", "minimum", "maximum", "and", "or"]
@@ -47,6 +48,7 @@ class Binary(Value):
       min max            integers; floats as machines have them: `a < b ? a : b`, so b where unordered or equal
       minimum maximum    floats as torch has them: NaN where either is NaN (equal operands give b)
       and or xor         integers and masks
+      scale              f32: a * 2**b, rounded once, for a in 1/4..4 or NaN and a whole b in -252..252; NaN stays
       shl shr ushr       integers; shr keeps the sign of signed types, ushr never does; the amount is 0..bits-1
     """
 

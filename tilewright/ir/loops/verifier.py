@@ -155,7 +155,8 @@ class _Checker:
         self.same(op, "b", op.b.type, op.type)
         dtype = op.type.dtype
         allowed = _FLOAT_BINARY if dtype.is_float else _INT_BINARY if dtype.is_integer else _MASK_BINARY
-        if op.kind not in allowed or dtype in (BF16, F16):
+        known = dtype is F32 if op.kind == "scale" else op.kind in allowed
+        if not known or dtype in (BF16, F16):
             self.fault(f"does not compute on {op.type}", op)
 
     def reduce(self, op: ops.Reduce) -> None:

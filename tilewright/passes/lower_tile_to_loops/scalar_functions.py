@@ -18,8 +18,8 @@ NARROW: Final = (BF16, F16)  # storage dtypes: computed with in f32
 _TRANSCENDENTAL: Final[dict[str, Callable[..., Value]]] = {
     name: getattr(loop_math, name)
     for name in (
-        "exp", "exp2", "expm1", "log", "log1p", "sin", "cos", "tanh", "erf", "sigmoid", "silu", "gelu", "gelu_tanh",
-        "softplus", "rsqrt", "pow",
+        "exp", "exp2", "exp2_coarse", "expm1", "log", "log1p", "sin", "cos", "tanh", "erf", "sigmoid", "silu", "gelu",
+        "gelu_tanh", "softplus", "rsqrt", "pow",
     )
 }  # fmt: skip
 _COMPARE: Final[dict[str, Predicate]] = {"eq": "eq", "ne": "ne", "lt": "lt", "le": "le", "gt": "gt", "ge": "ge"}

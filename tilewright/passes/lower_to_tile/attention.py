@@ -183,7 +183,7 @@ def _kernel(
         seen, per_key = _visible(softmax, op, logits_at, walk.extents[s_at], t_at)
         if op.bias is not None:
             bias = logits_at.load(op.bias, 0.0) if isinstance(op.bias, BlockArgument) else logits_at.tile(op.bias)
-            logits = b.map("add", logits, b.cast(bias, F32))
+            logits = b.map("add", logits, softmax.logit(bias))
         v = _keys_or_values(values, op.v, (segment, value_features))
         if per_key is not None:
             # a key that no query may see contributes nothing, not even 0 * NaN
