@@ -114,6 +114,8 @@ def test_error_stays_within_the_documented_bound(name: str, cpu: str, rng: np.ra
         x = x[~(np.abs(x) > 1e8)]
     if name == "silu":
         x = x[~(x < -87)]
+    if name == "exp2_coarse":
+        x = x[~(x > 127)]
     with np.errstate(all="ignore"):
         wide = x.astype(np.float64)
         wanted = np.asarray(REFERENCES[name](wide))
@@ -193,6 +195,8 @@ def test_native_code_and_interpreter_agree_bit_for_bit(name: str, rng: np.random
     b.store(MATH[name](b, *[b.load(x, 0, count) for x in inputs]), out, 0)
     kernel = b.finish()
     arrays = [rng.permutation(samples(rng, count))[:count] for _ in inputs]
+    if name == "exp2_coarse":
+        arrays = [np.where(np.abs(x) > 127, np.float32(-np.inf), x) for x in arrays]
     wanted = np.zeros(count, np.float32)
     for cpu in DISTINCT:
         run_kernel(kernel, [*arrays, wanted], fused=CPU_CLASSES[cpu].fma)
