@@ -22,6 +22,9 @@ _TRANSCENDENTAL: Final[dict[str, Callable[..., Value]]] = {
         "gelu_tanh", "softplus", "rsqrt", "pow",
     )
 }  # fmt: skip
+NORMAL: Final = frozenset({"exp2_coarse"})
+"""Functions whose results are never subnormal."""
+
 _COMPARE: Final[dict[str, Predicate]] = {"eq": "eq", "ne": "ne", "lt": "lt", "le": "le", "gt": "gt", "ge": "ge"}
 _VANISHES: Final = {"exp": -104.0, "exp2": -151.0}  # arguments below which the f32 result is 0
 _BITS: Final = ("and", "or", "xor")

@@ -192,11 +192,8 @@ class OnlineSoftmax:
         p = self._exponential(logits, shift, coarse=self.dtype is not F32)
         fade = self._exponential(m, shift)
         held = _pairs_of_keys(b, v) if self.on_unit else v
-        # the weights are summed as they are multiplied, so that those of a row add up to 1 once they are divided
-        weights = b.cast(p, tile_type(v).dtype)
-        mixed = b.dot(weights, held, b.map("mul", o, fade))
-        added = b.reduce("sum", b.cast(weights, F32), 1)
-        return top, b.map("add", b.map("mul", total, fade), added), mixed
+        mixed = b.dot(b.cast(p, tile_type(v).dtype), held, b.map("mul", o, fade))
+        return top, b.map("add", b.map("mul", total, fade), b.reduce("sum", p, 1)), mixed
 
     def result(self, carried: Sequence[SSAValue]) -> SSAValue:
         """The rows' results, 0 where a row saw nothing."""
