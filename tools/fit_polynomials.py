@@ -74,6 +74,15 @@ FITS = (
         5,
     ),
     Fit(
+        "EXP2_COARSE",
+        "2**r = 1 + r * P(r), to 13 bits",
+        lambda r: mpmath.expm1(r * mpmath.log(2)) / r,
+        lambda r: r / 2**r,
+        -0.5,
+        0.5,
+        2,
+    ),
+    Fit(
         "LOG",
         "log(1 + f) = f - f**2 / 2 + f**3 * P(f)",
         lambda f: (mpmath.log1p(f) - f + f**2 / 2) / f**3,

@@ -64,9 +64,7 @@ def _tensors(leaves: Sequence[Any]) -> list[torch.Tensor]:
 class _Watching(GraphInterpreter):
     """Runs a module and remembers what attentions are given."""
 
-    def __init__(
-        self, module: Any, weights: Mapping[str, torch.Tensor], states: Mapping[str, torch.Tensor]
-    ) -> None:
+    def __init__(self, module: Any, weights: Mapping[str, torch.Tensor], states: Mapping[str, torch.Tensor]) -> None:
         super().__init__(module, weights=weights, states=dict(states))
         found = [op for f in functions(module).values() for op in f.walk() if isinstance(op, AttentionOp)]
         self.norms = {op: [0.0] * (tensor(op.q).dims[-3].constant or 0) for op in found}

@@ -16,7 +16,8 @@ class CpuClass:
 
     lanes: f32 elements of a full vector. registers: architectural vector registers. fma: fused multiply-add. rounding:
     floor, ceil, trunc and round as instructions. half: f16 <-> f32 as instructions. scaling: powers of two as one
-    instruction, on full vectors of f32. matrix: tiles of 16 rows of 64 bytes, and tdpbf16ps.
+    instruction, on full vectors of f32. narrowing: f32 -> bf16 of full vectors as an instruction. matrix: tiles of 16
+    rows of 64 bytes, and tdpbf16ps.
     """
 
     name: str
@@ -26,13 +27,14 @@ class CpuClass:
     rounding: bool
     half: bool
     scaling: bool = False
+    narrowing: bool = False
     matrix: bool = False
 
 
 GENERIC: Final = CpuClass("generic", 4, 16, fma=False, rounding=False, half=False)
 AVX2: Final = CpuClass("avx2", 8, 16, fma=True, rounding=True, half=True)
 AVX512: Final = CpuClass("avx512", 16, 32, fma=True, rounding=True, half=True, scaling=True)
-AVX512_BF16: Final = replace(AVX512, name="avx512-bf16")
+AVX512_BF16: Final = replace(AVX512, name="avx512-bf16", narrowing=True)
 AVX512_AMX: Final = replace(AVX512_BF16, name="avx512-amx", matrix=True)
 AARCH64: Final = CpuClass("aarch64", 4, 32, fma=True, rounding=True, half=True)
 

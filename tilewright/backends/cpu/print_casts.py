@@ -1,6 +1,6 @@
 """`Cast` of the loop IR as MLIR lines: torch's conversions, with the same bits on every CPU class.
 
-bf16 is rounded by integer arithmetic everywhere: the native instruction flushes subnormals.
+bf16 is rounded by integer arithmetic, but for numbers known to be normal: the native instruction flushes subnormals.
 """
 
 from __future__ import annotations
@@ -15,9 +15,14 @@ from tilewright.ir.loops import ValueType, vec
 _QUIET_NAN: Final = 0x7FC0
 
 
-def cast(e: Emitter, source: ValueType, target: DType, a: str) -> str:
-    """A value of type `source` as lanes of `target`."""
+def cast(e: Emitter, source: ValueType, target: DType, a: str, *, normal: bool = False) -> str:
+    """A value of type `source` as lanes of `target`; see `Cast` for those that are known to be normal."""
     lanes, here = source.lanes, source.dtype
+    if normal and e.cpu.narrowing and lanes == e.cpu.lanes:
+        short = f"vector<{lanes}xbf16>"
+        name = "llvm.x86.avx512bf16.cvtneps2bf16.512"
+        narrow = e.emit(f'llvm.call_intrinsic "{name}"({a}) : ({type_text(source)}) -> {short}')
+        return e.emit(f"llvm.bitcast {narrow} : {short} to {type_text(vec(target, lanes))}")
     if here is target:
         return a
     if here is BF16 or here is F16:

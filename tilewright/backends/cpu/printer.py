@@ -206,7 +206,7 @@ class _KernelPrinter(Operands):
         self.names[op] = arithmetic.select(self.e, condition, op.type, self.name(op.a), self.name(op.b), lanes)
 
     def cast(self, op: Cast) -> None:
-        self.names[op] = cast(self.e, op.a.type, op.type.dtype, self.name(op.a))
+        self.names[op] = cast(self.e, op.a.type, op.type.dtype, self.name(op.a), normal=op.normal)
 
     def bitcast(self, op: Bitcast) -> None:
         self.names[op] = arithmetic.bitcast(self.e, op.a.type, op.type, self.name(op.a))

@@ -115,8 +115,9 @@ class ComputeOps(CombiningOps):
         match fn:
             case "sum":
                 text = f"tl.sum({self.within(source, axis, '0')}, {at})"
-            case "max" | "min":
-                text = self._extreme(fn, self.within(source, axis, _worst(fn, dtype)), at, dtype)
+            case "max" | "maxnum" | "min":
+                way = fn.removesuffix("num")
+                text = self._extreme(way, self.within(source, axis, _worst(way, dtype)), at, dtype)
             case "prod":
                 self.helpers.add("multiply")
                 text = f"tl.reduce({self.within(source, axis, '1')}, {at}, multiply)"

@@ -7,6 +7,7 @@ samples of the whole range on every class:
     exp, exp2 1.5   expm1 1.75   log 1   log1p 1.75   tanh 2.75   sigmoid 2.5   silu 3.5   erf 1.5   softplus 2
     sin, cos 2.25 (|x| <= 1e8)   pow 1.25   rsqrt 1.5   gelu 3.25, gelu_tanh 4 for x >= -1
 
+exp2_coarse is for weights that are rounded to 16 bits: it has 13 of them.
 Below -1, where the value of gelu is small beside its argument, its error is at most 5e-8 |x|, as the argument's own
 rounding is multiplied by x**2 there in any formula. silu below -87 multiplies x by a subnormal.
 
@@ -24,7 +25,18 @@ from collections.abc import Callable
 from typing import Final
 
 from tilewright.ir.loop_math.division import fmod
-from tilewright.ir.loop_math.exponentials import erf, exp, exp2, expm1, gelu, gelu_tanh, sigmoid, silu, tanh
+from tilewright.ir.loop_math.exponentials import (
+    erf,
+    exp,
+    exp2,
+    exp2_coarse,
+    expm1,
+    gelu,
+    gelu_tanh,
+    sigmoid,
+    silu,
+    tanh,
+)
 from tilewright.ir.loop_math.logarithms import log, log1p, softplus
 from tilewright.ir.loop_math.powers import pow, rsqrt  # noqa: A004  # the name it has in ir.scalars
 from tilewright.ir.loop_math.trigonometry import cos, sin
@@ -37,6 +49,7 @@ __all__ = [
     "erf",
     "exp",
     "exp2",
+    "exp2_coarse",
     "expm1",
     "fmod",
     "gelu",
@@ -55,6 +68,7 @@ __all__ = [
 MATH: Final[dict[str, Callable[..., Value]]] = {
     "exp": exp,
     "exp2": exp2,
+    "exp2_coarse": exp2_coarse,
     "expm1": expm1,
     "log": log,
     "log1p": log1p,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from tilewright.ir.dtypes import F32, I32
 from tilewright.ir.loop_math import tables
 from tilewright.ir.loop_math.evaluation import LN2_HIGH, LN2_LOW, MAGIC32, horner, like, require_f32, with_sign_of
 from tilewright.ir.loops import LoopBuilder, Value
@@ -13,12 +12,10 @@ from tilewright.ir.loops import LoopBuilder, Value
 _LOG2E: Final = math.log2(math.e)
 
 
-def _reduced(b: LoopBuilder, x: Value) -> tuple[Value, Value, Value]:
-    """x = n ln 2 + r with |r| <= ln(2) / 2: r, the integer n, and bits that end in n."""
-    shifted = b.fma(x, _LOG2E, MAGIC32)
-    n = b.sub(shifted, MAGIC32)
-    r = b.fma(n, -LN2_LOW, b.fma(n, -LN2_HIGH, x))
-    return r, n, b.bitcast(shifted, I32)
+def _reduced(b: LoopBuilder, x: Value) -> tuple[Value, Value]:
+    """x = n ln 2 + r with |r| <= ln(2) / 2: r, and the whole number n."""
+    n = b.sub(b.fma(x, _LOG2E, MAGIC32), MAGIC32)
+    return b.fma(n, -LN2_LOW, b.fma(n, -LN2_HIGH, x)), n
 
 
 def _expm1_reduced(b: LoopBuilder, r: Value) -> Value:
@@ -30,7 +27,7 @@ def exp_up_to(b: LoopBuilder, x: Value) -> Value:
     """exp for x <= 89."""
     # The bound comes first: `max` gives its second operand where unordered, so a NaN stays.
     x = b.max(like(b, -104.0, x), x)
-    r, n, _ = _reduced(b, x)
+    r, n = _reduced(b, x)
     return b.scale(b.fma(b.fma(horner(b, r, tables.EXP), r, 1.0), r, 1.0), n)
 
 
@@ -49,12 +46,25 @@ def exp2(b: LoopBuilder, x: Value) -> Value:
     return b.scale(b.fma(horner(b, r, tables.EXP2), r, 1.0), n)
 
 
+def exp2_coarse(b: LoopBuilder, x: Value) -> Value:
+    """2**x with a relative error below 2**-13, exact where x is 0; 0 below 2**-126. For x <= 128.
+
+    For weights that are rounded to 16 bits: what is in doubt lies below their last digit.
+    """
+    require_f32(x, "exp2_coarse")
+    n = b.sub(b.add(x, MAGIC32), MAGIC32)
+    r = b.sub(x, n)
+    result = b.scale(b.fma(horner(b, r, tables.EXP2_COARSE), r, 1.0), n)
+    # a NaN stays, and so does what became one beyond the bound: it is not looked at
+    return b.select(b.compare("lt", x, -126.0), like(b, 0.0, x), result)
+
+
 def _expm1_up_to(b: LoopBuilder, x: Value) -> Value:
     """exp(x) - 1 for x <= 89; the sign of a zero is lost."""
     x = b.max(like(b, -20.0, x), x)
-    r, _, bits = _reduced(b, x)
+    r, n = _reduced(b, x)
     # Half the result, so that 2**(n-1) stays finite; doubling is exact.
-    scale = b.bitcast(b.add(b.shl(bits, 23), 126 << 23), F32)
+    scale = b.scale(like(b, 0.5, n), n)
     half = b.fma(scale, _expm1_reduced(b, r), b.sub(scale, 0.5))
     return b.add(half, half)
 

@@ -25,6 +25,14 @@ EXP2: Final = (
     0.0001532646274426952,
 )
 
+# 2**r = 1 + r * P(r), to 13 bits;
+# largest weighted error 1.0e-04.
+EXP2_COARSE: Final = (
+    0.6932829022407532,
+    0.24221095442771912,
+    0.05500904470682144,
+)
+
 # log(1 + f) = f - f**2 / 2 + f**3 * P(f);
 # largest weighted error 5.8e-09.
 LOG: Final = (

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from tilewright.errors import IRError
 from tilewright.ir.dims import Atom, Expr, ExprLike
-from tilewright.ir.dtypes import I1, I32, DType
+from tilewright.ir.dtypes import BF16, F32, I1, I32, DType
 from tilewright.ir.loops.folding import COMMUTATIVE, fold_binary, fold_compare, reassociate
 from tilewright.ir.loops.operands import Operand, Operands
 from tilewright.ir.loops.ops import (
@@ -187,13 +187,14 @@ class Arithmetic(Operands):
         """min(max(a, low), high) in the plain form; a NaN becomes `low`."""
         return self.min(self.max(a, low), high)
 
-    def cast(self, a: Value, dtype: DType) -> Value:
-        """The number in another dtype; see `Cast` for the rounding."""
+    def cast(self, a: Value, dtype: DType, *, normal: bool = False) -> Value:
+        """The number in another dtype; see `Cast` for the rounding, and for numbers known to be normal."""
         if a.type.dtype is dtype:
             return a
         if isinstance(a, Const) and not a.type.dtype.is_float and not dtype.is_float:
             return self.const(a.value, dtype, a.type.lanes)
-        return self._pure(("cast", dtype.name, id(a)), Cast(vec(dtype, a.type.lanes), a))
+        normal = normal and (a.type.dtype, dtype) == (F32, BF16)
+        return self._pure(("cast", dtype.name, normal, id(a)), Cast(vec(dtype, a.type.lanes), a, normal))
 
     def bitcast(self, a: Value, dtype: DType) -> Value:
         """The same bits as lanes of `dtype`."""

@@ -58,7 +58,8 @@ def _unsigned_shift(a: Lanes, b: Lanes) -> Lanes:
 
 
 def _scale(a: Lanes, b: Lanes) -> Lanes:
-    return np.ldexp(a, np.where(np.isnan(a), 0, b).astype(np.int32))
+    result: Lanes = np.ldexp(a, np.clip(np.nan_to_num(b), -300, 300).astype(np.int32))
+    return result
 
 
 BINARY: Final[dict[BinaryKind, Callable[[Lanes, Lanes], Lanes]]] = {

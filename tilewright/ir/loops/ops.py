@@ -96,9 +96,12 @@ class Cast(Value):
     float -> i8, i16, u8: through i32, low bits.
     integer -> float: to nearest even. integer -> integer: sign or zero extended, or low bits.
     anything -> i1: nonzero (NaN too). i1 -> anything: 0 or 1.
+    normal: of f32 -> bf16, that the number is not subnormal, and that a NaN may become any NaN: machines have an
+    instruction for that.
     """
 
     a: Value
+    normal: bool = False
 
 
 @dataclass(slots=True, eq=False)

@@ -77,6 +77,7 @@ COMBINES: Final[dict[str, Combine]] = {
     "sum": _single(np.add),
     "prod": _single(np.multiply),
     "max": _single(np.maximum),
+    "maxnum": _single(np.fmax),  # any of the operands where one is NaN
     "min": _single(np.minimum),
     "any": _single(np.logical_or),
     "all": _single(np.logical_and),

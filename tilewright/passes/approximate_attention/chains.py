@@ -120,5 +120,3 @@ def crossover(sizes: Sizes, blocks: Sequence[tuple[int, int]], machine: Machine,
         middle = (low + high) // 2
         low, high = (low, middle) if faster(middle) else (middle, high)
     return high
-
-

@@ -17,7 +17,7 @@ from tilewright.passes.lower_tile_to_loops.scalar_functions import NARROW, apply
 Parts = Sequence[Value]
 
 # Combines for which any order gives the same bits, so that one accumulator is enough.
-UNORDERED: Final = frozenset({"max", "min", "any", "all", "argmax", "argmin"})
+UNORDERED: Final = frozenset({"max", "maxnum", "min", "any", "all", "argmax", "argmin"})
 _FUNCTION: Final = {"sum": "add", "prod": "mul", "max": "max", "min": "min", "any": "or", "all": "and"}
 _TREE: Final[dict[str, ReduceKind]] = {"sum": "add", "prod": "mul", "any": "or", "all": "and"}
 
@@ -31,6 +31,8 @@ def combine(b: LoopBuilder, fn: str, left: Parts, right: Parts) -> list[Value]:
             return _attention(b, left, right)
         case "welford":
             return _welford(b, left, right)
+        case "maxnum":
+            return [b.max(right[0], left[0])]  # the plain form gives its second operand where unordered
         case _:
             return [apply(b, _FUNCTION[fn], [left[0], right[0]])]
 
@@ -43,8 +45,8 @@ def identity(fn: str, dtypes: Sequence[DType]) -> list[int | float]:
             return [-0.0 if first.is_float else 0]  # 0.0 + -0.0 is 0.0, so -0.0 is the neutral one
         case "prod":
             return [1.0 if first.is_float else 1]
-        case "max" | "min":
-            return [_extreme(first, lowest=fn == "max")]
+        case "max" | "maxnum" | "min":
+            return [_extreme(first, lowest=fn != "min")]
         case "any" | "all":
             return [0 if fn == "any" else 1]
         case "argmax" | "argmin":
@@ -76,6 +78,8 @@ def across(b: LoopBuilder, fn: str, parts: Parts, present: int = LANES) -> list[
 
 
 def _kind(fn: str, dtype: DType) -> ReduceKind:
+    if fn == "maxnum":
+        return "or" if dtype is I1 else "max"
     if fn in ("max", "min"):
         if dtype is I1:
             return "or" if fn == "max" else "and"

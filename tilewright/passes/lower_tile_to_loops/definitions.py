@@ -72,7 +72,7 @@ def _readers(cx: Lowering, op: Operation) -> list[ReduceOp]:
     while later is not None:
         if isinstance(later, ReduceOp) and later.axis.data == axis and later.fn.data != "attention":
             same = all(tile(a).extents == extents for a in later.args)
-            reads = any(_reads(a, value) for a in later.args)
+            reads = any(_reads(a, value) or _passes(cx, a, value) for a in later.args)
             wanted = any(cx.plan.roots.get(r) for r in later.results)
             if same and reads and wanted and all(_ready(cx, a, value) for a in later.args):
                 found.append(later)
@@ -86,6 +86,14 @@ def _reads(value: SSAValue, source: SSAValue) -> bool:
         return True
     op = value.owner
     return isinstance(op, Operation) and type(op) in INLINE and any(_reads(o, source) for o in op.operands)
+
+
+def _passes(cx: Lowering, value: SSAValue, target: SSAValue) -> bool:
+    """Whether evaluating the target comes by a value that is not kept, wherever anyone looks at that value."""
+    if value in cx.plan.homes or not _reads(target, value):
+        return False
+    here, there = ({axis: at.expr for axis, at in cx.live(v).items()} for v in (value, target))
+    return here == there
 
 
 def _ready(cx: Lowering, value: SSAValue, source: SSAValue) -> bool:

@@ -65,7 +65,9 @@ def _map(cx: Lowering, op: compute.MapOp, site: Site) -> Value:
 
 
 def _cast(cx: Lowering, op: compute.CastOp, site: Site) -> Value:
-    return cx.b.widened(evaluate(cx, op.source, site), DTYPES[op.dtype.data])
+    source = op.source.owner
+    normal = isinstance(source, compute.MapOp) and source.fn.data in scalar_functions.NORMAL
+    return cx.b.widened(evaluate(cx, op.source, site), DTYPES[op.dtype.data], normal=normal)
 
 
 def _broadcast(cx: Lowering, op: compute.BroadcastOp, site: Site) -> Value:

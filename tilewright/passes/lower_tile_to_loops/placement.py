@@ -178,8 +178,22 @@ class _Placer:
         cost = self.cost(value, set())
         if self.expanded[value] and cost > (0 if self.column(value) else _EXPANDED) and not isinstance(op, LoadOp):
             return True
+        if self.folded_on_the_way(value):
+            return False
         inside_loop = any(_in_inner_loop(root, op) for root in roots)
         return (len(roots) > 1 or inside_loop) and cost > _REPEATED
+
+    def folded_on_the_way(self, value: SSAValue) -> bool:
+        """Whether a value is cast to what lies in scratch, and otherwise only folded along its rows: then one sweep does
+        both, see `definitions`, and the value itself is not kept."""
+        axis = lane_axis(tile(value).extents)
+        casts = [u.operation for u in value.uses if isinstance(u.operation, compute.CastOp)]
+        folds = [u.operation for u in value.uses if isinstance(u.operation, compute.ReduceOp)]
+        if len(casts) != 1 or not folds or len(casts) + len(folds) != len(list(value.uses)):
+            return False
+        block, home = casts[0].parent, self.plan.homes.get(casts[0].results[0])
+        along = all(f.parent is block and f.axis.data == axis and f.fn.data != "attention" for f in folds)
+        return home == "scratch" and along and all(casts[0].is_before_in_block(f) for f in folds)
 
     def column(self, value: SSAValue) -> bool:
         """A few scalars, one a row."""

@@ -18,10 +18,13 @@ NARROW: Final = (BF16, F16)  # storage dtypes: computed with in f32
 _TRANSCENDENTAL: Final[dict[str, Callable[..., Value]]] = {
     name: getattr(loop_math, name)
     for name in (
-        "exp", "exp2", "expm1", "log", "log1p", "sin", "cos", "tanh", "erf", "sigmoid", "silu", "gelu", "gelu_tanh",
-        "softplus", "rsqrt", "pow",
+        "exp", "exp2", "exp2_coarse", "expm1", "log", "log1p", "sin", "cos", "tanh", "erf", "sigmoid", "silu", "gelu",
+        "gelu_tanh", "softplus", "rsqrt", "pow",
     )
 }  # fmt: skip
+NORMAL: Final = frozenset({"exp2_coarse"})
+"""Functions whose results are never subnormal."""
+
 _COMPARE: Final[dict[str, Predicate]] = {"eq": "eq", "ne": "ne", "lt": "lt", "le": "le", "gt": "gt", "ge": "ge"}
 _VANISHES: Final = {"exp": -104.0, "exp2": -151.0}  # arguments below which the f32 result is 0
 _BITS: Final = ("and", "or", "xor")

@@ -28,8 +28,16 @@ from tilewright.ir.tile.structure import ExprOp, ForOp, KernelOp
 from tilewright.passes.lower_tile_to_loops.operands import unit_axis, unit_reshape
 from tilewright.passes.lower_tile_to_loops.sites import lane_axis
 
-_KEEPS_NAN: Final = frozenset({"sum", "add", "sub", "mul", "div", "neg", "exp", "exp2"})
-_NEUTRAL: Final = {"sum": 0.0, "max": -float("inf"), "min": float("inf"), "any": 0.0, "all": 1.0, "prod": 1.0}
+_KEEPS_NAN: Final = frozenset({"sum", "add", "sub", "mul", "div", "neg", "exp", "exp2", "exp2_coarse"})
+_NEUTRAL: Final = {
+    "sum": 0.0,
+    "max": -float("inf"),
+    "maxnum": -float("inf"),
+    "min": float("inf"),
+    "any": 0.0,
+    "all": 1.0,
+    "prod": 1.0,
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -195,7 +195,7 @@ def _kernel(
             seen = same if seen is None else b.map("and", seen, same)
         if op.bias is not None:
             bias = logits_at.load(op.bias, 0.0) if isinstance(op.bias, BlockArgument) else logits_at.tile(op.bias)
-            logits = b.map("add", logits, b.cast(bias, F32))
+            logits = b.map("add", logits, softmax.logit(bias))
         v = keys_or_values(values, op.v, (segment, value_features))
         if per_key is not None:
             # a key that no query may see contributes nothing, not even 0 * NaN

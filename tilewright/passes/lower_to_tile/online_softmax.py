@@ -11,6 +11,7 @@ parts of 1024 keys take 0 to 3%, up to 5% there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -90,19 +91,31 @@ class OnlineSoftmax:
         if sinks is None:
             m, total = b.constant(MINUS_INFINITY, (self.rows, 1)), b.constant(0.0, (self.rows, 1))
         else:
-            m, total = b.broadcast(b.cast(sinks, F32), (self.rows, 1)), b.constant(1.0, (self.rows, 1))
+            m, total = b.broadcast(self.logit(sinks), (self.rows, 1)), b.constant(1.0, (self.rows, 1))
         return [m, total, b.constant(0.0, (self.rows, self.value_features))]
 
+    @property
+    def base(self) -> float:
+        """Of the exponentials. That of 16-bit weights is 2: it takes fewer operations, and the logarithm is in the scale
+        already; f32 keeps the digits that the product with it would cost."""
+        return math.e if self.dtype is F32 else 2.0
+
+    def logit(self, x: SSAValue) -> SSAValue:
+        """What is added to logits, or is one, in f32 and for exponentials of `base`."""
+        x = self.b.cast(x, F32)
+        return x if self.dtype is F32 else self.b.map("mul", x, self.b.constant(1 / math.log(self.base), (1, 1)))
+
     def logits(self, queries: SSAValue, k: SSAValue) -> SSAValue:
-        """Scaled and capped logits of a segment, from `queries()` and k [segment, features]."""
+        """Scaled and capped logits of a segment for exponentials of `base`, from `queries()` and k [segment, features]."""
         b, cap = self.b, self.op.softcap.data
         turned = _pairs_of_features(b, k) if self.on_unit else b.transpose(k, (1, 0))
         logits = b.dot(queries, turned, b.constant(0.0, (self.rows, self.segment)))
+        unit = 1 / math.log(self.base)
         if self.dtype is not F32:
-            logits = b.map("mul", logits, self._scale())
+            logits = b.map("mul", logits, b.constant(self.op.scale.data * (1 if cap else unit), (1, 1)))
         if cap:
             capped = b.map("tanh", b.map("div", logits, b.constant(cap, (1, 1))))
-            logits = b.map("mul", b.constant(cap, (1, 1)), capped)
+            logits = b.map("mul", b.constant(cap * unit, (1, 1)), capped)
         return logits
 
     def visible(self, q_at: SSAValue, k_at: SSAValue) -> SSAValue:
@@ -158,7 +171,7 @@ class OnlineSoftmax:
         (m, total, o), (m_later, total_later, o_later) = earlier, later
         top = b.map("max", m, m_later)
         shift = self._shift(top)
-        fade, fade_later = b.map("exp", b.map("sub", m, shift)), b.map("exp", b.map("sub", m_later, shift))
+        fade, fade_later = self._exponential(m, shift), self._exponential(m_later, shift)
 
         def both(x: SSAValue, y: SSAValue) -> SSAValue:
             return b.map("add", b.map("mul", x, fade), b.map("mul", y, fade_later))
@@ -177,10 +190,11 @@ class OnlineSoftmax:
             wide = b.broadcast(seen, (self.rows, self.segment))
             logits = b.map("select", wide, logits, b.constant(MINUS_INFINITY, (1, 1)))
         m, total, o = carried
-        top = b.map("max", m, b.reduce("max", logits, 1))
+        # a NaN need not be the maximum: its weight is NaN either way
+        top = b.map("max", m, b.reduce("maxnum", logits, 1))
         shift = self._shift(top)
-        p = b.map("exp", b.map("sub", logits, shift))
-        fade = b.map("exp", b.map("sub", m, shift))
+        p = self._exponential(logits, shift, coarse=self.dtype is not F32)
+        fade = self._exponential(m, shift)
         held = _pairs_of_keys(b, v) if self.on_unit else v
         mixed = b.dot(b.cast(p, tile_type(v).dtype), held, b.map("mul", o, fade))
         return top, b.map("add", b.map("mul", total, fade), b.reduce("sum", p, 1)), mixed
@@ -195,8 +209,15 @@ class OnlineSoftmax:
 
     def log_sum_exp(self, carried: Sequence[SSAValue]) -> SSAValue:
         """[rows, 1], -inf where a row saw nothing."""
-        m, total, _ = carried
-        return self.b.map("add", m, self.b.map("log", total))
+        b, (m, total, _) = self.b, carried
+        if self.dtype is not F32:
+            m = b.map("mul", m, b.constant(math.log(self.base), (1, 1)))
+        return b.map("add", m, b.map("log", total))
+
+    def _exponential(self, x: SSAValue, shift: SSAValue, *, coarse: bool = False) -> SSAValue:
+        """`base` to the x - shift. coarse: as 16-bit weights need it."""
+        name = "exp" if self.dtype is F32 else "exp2_coarse" if coarse else "exp2"
+        return self.b.map(name, self.b.map("sub", x, shift))
 
     def _shift(self, top: SSAValue) -> SSAValue:
         """What logits are lowered by: their maximum, but where nothing is visible yet, that would be -inf - -inf."""
