@@ -61,8 +61,8 @@ TW009 not a model: Linear is a class
   next: pass an instance: Linear(...)""",
     "TW010": """
 TW010 unsupported operators: 2 problems
-  - aten._linalg_det.default: no lowering, 1 use  (at example.py:10)
-  - aten.linalg_inv_ex.default: no lowering, 1 use  (at example.py:10)
+  - aten.linalg_det.default: no lowering for aten._linalg_det.default, which it is made of, 1 use  (at example.py:10)
+  - aten.linalg_inv.default: no lowering for aten.linalg_inv_ex.default, which it is made of, 1 use  (at example.py:10)
   next: write these parts with supported operators, or compile the rest of the model; \
 whether the other operators have kernels shows after that""",
     "TW011": """

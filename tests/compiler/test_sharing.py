@@ -33,7 +33,7 @@ from tilewright.compiler import entry
 
 root, ready, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 torch.set_num_threads(1)
-captured = entry.capture
+captured = entry.capture_unproved
 
 def capture(*args, **kwargs):
     found = captured(*args, **kwargs)
@@ -43,7 +43,7 @@ def capture(*args, **kwargs):
     return found
 
 def child():
-    entry.capture = capture
+    entry.capture_unproved = capture
     model = mlp(7)
     compiled = compile_mlp(model, cache=root)
     x = torch.randn(5, 24)
