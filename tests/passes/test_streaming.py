@@ -106,7 +106,7 @@ def test_what_follows_dense_operands_is_asked_for_in_one_sweep(
     assert "prefetch" not in plain
     requests = re.findall(r"prefetch far (\w+)\[", streamed)
     assert set(requests) == asked
-    # a short row is read by two sweeps, and a line that one of them asked for is on its way; walks of a long row all ask
+    # two sweeps read a short row, and a line that one of them asked for is on its way; all walks of a long row ask
     for name in asked:
         assert 1 <= requests.count(name) <= len(re.findall(rf"load {name}\[", streamed)) // sweeps
     assert "prefetch" not in print_kernel(lower_kernel(lowered(made, silent).variants[-1].kernel, silent))
