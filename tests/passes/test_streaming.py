@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from xdsl.ir import SSAValue
 
 import tilewright as tw
 from tests.backends.cpu.native_kernel import NativeKernel, host_classes
-from tests.passes.lower_to_tile.groups import SPACE, group
+from tests.passes.lower_to_tile.groups import SPACE, Body, group
 from tilewright.backends.cpu.machines import MACHINES
 from tilewright.ir.dtypes import F32
 from tilewright.ir.graph.elementwise import MapOp
 from tilewright.ir.graph.reduction import SoftmaxOp
+from tilewright.ir.graph.shape import BroadcastOp
 from tilewright.ir.graph.structure import GroupOp
 from tilewright.ir.loops.text import print_kernel
 from tilewright.ir.machine import Machine
@@ -75,6 +78,38 @@ def test_only_whole_lines_are_streamed(made: GroupOp, streams: bool, cpu: str) -
     assert "stream " not in plain
     if on.rules.lanes * 4 == 64 or streams:
         assert ("stream " in streamed) == streams
+
+
+def added(width: int) -> GroupOp:
+    """The sum of two operands and a row."""
+    x, row = TensorType.of(("t", width), F32), TensorType.of((width,), F32)
+
+    def build(g: Body, x: SSAValue, y: SSAValue, row: SSAValue) -> list[SSAValue]:
+        wide = g.add(BroadcastOp.make(row, dims=["t", width]))
+        return [g.add(MapOp.make(g.add(MapOp.make(x, y, fn="add")), wide, fn="add"))]
+
+    return group("map", [x, x, row], build)
+
+
+@pytest.mark.parametrize("cpu", list(MACHINES))
+@pytest.mark.parametrize(
+    ("made", "asked", "sweeps"),
+    [(doubled(64), {"arg0"}, 1), (added(64), {"arg0", "arg1"}, 1), (soft(64), {"arg0"}, 2), (soft(8192), {"arg0"}, 1)],
+    ids=["map", "map of three", "rows", "long rows"],
+)
+def test_what_follows_dense_operands_is_asked_for_in_one_sweep(
+    made: GroupOp, asked: set[str], sweeps: int, cpu: str
+) -> None:
+    on = machine(cpu)
+    silent = replace(on, rules=replace(on.rules, ahead=0))
+    plain, streamed = (print_kernel(lower_kernel(v.kernel, on)) for v in lowered(made, on).variants)
+    assert "prefetch" not in plain
+    requests = re.findall(r"prefetch far (\w+)\[", streamed)
+    assert set(requests) == asked
+    # two sweeps read a short row, and a line that one of them asked for is on its way; all walks of a long row ask
+    for name in asked:
+        assert 1 <= requests.count(name) <= len(re.findall(rf"load {name}\[", streamed)) // sweeps
+    assert "prefetch" not in print_kernel(lower_kernel(lowered(made, silent).variants[-1].kernel, silent))
 
 
 @pytest.mark.parametrize("cpu", host_classes())

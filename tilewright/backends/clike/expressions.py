@@ -63,9 +63,8 @@ class Expressions:
 
     def binary(self, kind: BinaryKind | ReduceKind, dtype: DType, a: str, b: str) -> str:
         """One two-operand op."""
-        if kind in ("min", "max", "minimum", "maximum", "scale") or (
-            kind in ("floordiv", "mod") and dtype.kind == "int"
-        ):
+        own = ("min", "max", "minimum", "maximum", "scale")
+        if kind in own or (kind in ("floordiv", "mod") and dtype.kind == "int"):
             return self.call(typed(kind, dtype), a, b)
         if kind in ("floordiv", "mod"):
             return f"({a} {'/' if kind == 'floordiv' else '%'} {b})"

@@ -48,7 +48,7 @@ class Binary(Value):
       minimum maximum    floats as torch has them: NaN where either is NaN (equal operands give b)
       and or xor         integers and masks
       shl shr ushr       integers; shr keeps the sign of signed types, ushr never does; the amount is 0..bits-1
-      scale              f32: a * 2**b, rounded once; |a| is 0 or from 1/2 to 2, b a whole number of -252..254; or a is NaN
+      scale              f32: a * 2**b, rounded once; |a| is 0 or 1/2..2, b a whole number of -252..254, or a is NaN
     """
 
     kind: BinaryKind

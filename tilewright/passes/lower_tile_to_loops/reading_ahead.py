@@ -3,7 +3,8 @@
 Such a kernel passes over its data once. Where an operand has an element for each of the results and lies dense, the
 elements that come next are those that follow in memory, whatever the tiles are. A load is evaluated in every sweep that
 reads it, and finds its elements in a cache in all but the first; the requests are made in the sweep with the most
-arithmetic, whose time the memory has.
+arithmetic, whose time the memory has. Rows that are walked in tiles have a load for each walk, and each asks: whether a
+cache still holds what the one before brought is not known here.
 """
 
 from __future__ import annotations
