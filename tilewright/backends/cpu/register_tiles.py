@@ -74,9 +74,10 @@ under the steps of k, "+panels" for the panels that follow, a share a band of ro
     4096x1536x384, f32 + residual           1839    1910     1936            1909              1946
     4096x384x1536, bf16                     1969    2193     2246            2373              2403
 
-(64: tiles of 64 rows with k in blocks of 256; 32: all of k at once.) In a compiled decoder, whose weights come from main
-memory, tall tiles pay for K of 3072 too (49 for 59 ms in 28 layers) and change nothing at 1536 and 2048. Copying rows into dense registers first, tiles of 128 to 512 columns and blocks of k of 384 or 512 were no faster;
-neither were huge pages on a quiet machine. vdpbf16ps is not used.
+(64: tiles of 64 rows with k in blocks of 256; 32: all of k at once.) In a compiled decoder, whose weights come from
+main memory, tall tiles pay for K of 3072 too (49 for 59 ms in 28 layers) and change nothing at 1536 and 2048. Copying rows
+into dense registers first, tiles of 128 to 512 columns and blocks of k of 384 or 512 were no faster; neither were huge
+pages on a quiet machine. vdpbf16ps is not used.
 
 All inner loops were read as assembly: no spills, panel and broadcast addresses are displacements from two registers.
 """
