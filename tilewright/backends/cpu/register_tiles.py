@@ -63,10 +63,11 @@ side in the first-level cache, the other core idle:
     rows 256 bytes apart       3050           1780
     1 KiB each, dense          3150           3130          880
 
-So panels are as wide as a register. Whole products in C on both cores, GFLOP/s, best of 9 interleaved rounds; "now" is panels of 64 columns, "+lines" asks for the lines of the result (and of what is added to it)
-under the steps of k, "+panels" for the panels that follow, a share a band of rows:
+So panels are as wide as a register. Whole products in C on both cores, GFLOP/s, best of 9 interleaved rounds; "old" is
+panels of 64 columns, "+lines" asks for the lines of the result (and of what is added to it) under the steps of k,
+"+panels" for the panels that follow, a share a band of rows:
 
-    rows x K x columns, result             now 64  now 32   dense 64+lines  64+lines+panels   dense 32+both
+    rows x K x columns, result             old 64  old 32   dense 64+lines  64+lines+panels   dense 32+both
     512x1024x4096, bf16, L2-resident rows   2200             2390            2650              2340
     512x3072x1024, f32 + residual           1606    1695     1643            1649              1687
     512x2048x1024, f32 + residual           1841    1844     1820            1786              1940
