@@ -63,20 +63,22 @@ side in the first-level cache, the other core idle:
     rows 256 bytes apart       3050           1780
     1 KiB each, dense          3150           3130          880
 
-So panels are as wide as a register. Whole products in C on both cores, GFLOP/s, best of 9 interleaved rounds while
-nothing else ran; "now" is panels of 64 columns, "+lines" asks for the lines of the result (and of what is added to it)
-under the steps of k, "+panels" for the panels that follow, a share a band of rows:
+So panels are as wide as a register. Whole products in C on both cores, GFLOP/s, best of 9 interleaved rounds; "old" is
+panels of 64 columns, "+lines" asks for the lines of the result (and of what is added to it) under the steps of k,
+"+panels" for the panels that follow, a share a band of rows:
 
-    rows x K x columns, result             now 64  now 32   dense 64+lines  64+lines+panels   dense 32+both
+    rows x K x columns, result             old 64  old 32   dense 64+lines  64+lines+panels   dense 32+both
     512x1024x4096, bf16, L2-resident rows   2200             2390            2650              2340
     512x3072x1024, f32 + residual           1606    1695     1643            1649              1687
     512x2048x1024, f32 + residual           1841    1844     1820            1786              1940
     4096x1536x384, f32 + residual           1839    1910     1936            1909              1946
     4096x384x1536, bf16                     1969    2193     2246            2373              2403
 
-(64: tiles of 64 rows with k in blocks of 256; 32: all of k at once.) So tall tiles pay for K of 1024 and cost time for
-more. Copying rows into dense registers first, tiles of 128 to 512 columns and blocks of k of 384 or 512 were no faster;
-neither were huge pages on a quiet machine. vdpbf16ps is not used.
+(64: tiles of 64 rows with k in blocks of 256; 32: all of k at once. Rows were taken at different times, so they compare
+within themselves.) In a compiled decoder, whose weights come from main memory, tall tiles pay for K of 3072 too (49 for
+59 ms in 28 layers) and change nothing at 1536 and 2048. Copying rows into dense registers first, tiles of 128 to 512
+columns and blocks of k of 384 or 512 were no faster; neither were huge pages on a quiet machine.
+vdpbf16ps is not used.
 
 All inner loops were read as assembly: no spills, panel and broadcast addresses are displacements from two registers.
 """

@@ -41,14 +41,12 @@ def multiplies_attention(
 
 
 def is_deep(machine: Machine, op: MatmulOp, unit: MatrixUnit) -> bool:
-    """Whether a product's rows lie in memory, and its K is more than the first-level cache holds pairs of, but no more
-    than twice that.
+    """Whether a product's rows lie in memory, and its K is more than the first-level cache holds pairs of.
 
-    Then the bands of a tall tile share blocks of k. Below, a low tile's rows stay in that cache while pairs stream;
-    above, the rows of a tall one leave too little of the second level to the pairs (`register_tiles.py`).
+    Then the bands of a tall tile share blocks of k; else a low tile's rows stay in that cache while pairs stream.
     """
-    k, most = op.sizes()[-1].constant, 2 * machine.resident_depth(unit)
-    return k is not None and isinstance(op.a, BlockArgument) and most < k <= 2 * most
+    k = op.sizes()[-1].constant
+    return k is not None and isinstance(op.a, BlockArgument) and k > 2 * machine.resident_depth(unit)
 
 
 def steps_of(k: int, unit: MatrixUnit, rules: TileRules) -> tuple[int, int]:
