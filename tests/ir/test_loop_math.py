@@ -49,7 +49,8 @@ REFERENCES: dict[str, Reference] = {
     "rsqrt": lambda x: 1 / np.sqrt(x),
 }
 BOUNDS = {
-    "exp": 1.5, "exp2": 1.5, "exp2_coarse": 1750.0, "expm1": 1.75, "log": 1.0, "log1p": 1.75, "sin": 2.25, "cos": 2.25, "tanh": 2.75,
+    "exp": 1.5, "exp2": 1.5, "exp2_coarse": 1750.0,
+    "expm1": 1.75, "log": 1.0, "log1p": 1.75, "sin": 2.25, "cos": 2.25, "tanh": 2.75,
     "erf": 1.5, "sigmoid": 2.5, "silu": 3.5, "gelu": 3.25, "gelu_tanh": 4.0, "softplus": 2.0, "pow": 1.25, "rsqrt": 1.5,
 }  # fmt: skip
 # At these arguments the value or its sign is fixed by definition.

@@ -65,7 +65,9 @@ class MatrixUnit:
     right [depth, columns], the right one in pairs of k, [depth/2, columns, 2].
 
     dtype: of the factors, by name; sums are f32. rows, columns, depth: the largest a register takes; one may be told to
-    have fewer rows. registers: how many there are.
+    have fewer rows. registers: how many there are. packing: FLOPs of the vector unit whose time an element takes to be
+    brought into pairs. idle, wake: vectors that are handled between two products before the unit falls asleep (None: it
+    does not), and the seconds it takes to wake.
     """
 
     dtype: str
@@ -73,6 +75,9 @@ class MatrixUnit:
     columns: int
     depth: int
     registers: int
+    packing: float = 0.0
+    idle: int | None = None
+    wake: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,14 +213,16 @@ class Machine:
         """
         return max(self.caches, key=lambda level: level.size or 0, default=None)
 
-    def seconds(self, work: Work, *, imbalance: float = 1.0) -> float:
+    def seconds(self, work: Work, *, imbalance: float = 1.0, in_turn: bool = False) -> float:
         """Predicted time of work spread over all cores: that of the unit or level that is busy longest.
 
-        imbalance: the largest share of a core, as a multiple of the mean share; 1 where it is not known.
+        imbalance: the largest share of a core, as a multiple of the mean share; 1 where it is not known. in_turn: each
+        unit waits for what the other computes.
         """
         busy: dict[str, float] = {}
-        for (unit, dtype), flops in work.flops.items():
-            busy[unit] = busy.get(unit, 0.0) + flops / (self.unit(unit).rate(dtype) * self.cores)
+        for (name, dtype), flops in work.flops.items():
+            unit = "units" if in_turn else name
+            busy[unit] = busy.get(unit, 0.0) + flops / (self.unit(name).rate(dtype) * self.cores)
         for level in self.levels:
             moved = work.moved.get(level.name, 0.0)
             busy[f"level {level.name}"] = moved / (level.bandwidth * (1 if level.shared else self.cores))

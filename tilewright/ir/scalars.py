@@ -182,9 +182,7 @@ _TABLE: Final = [
     ScalarFunction("reciprocal", 1, "float", 1, lambda a: a.reciprocal(), _wide(lambda x: 1 / x), "1 / a"),
     ScalarFunction("exp", 1, "float", 8, lambda a: a.exp(), _wide(np.exp), "e to the a"),
     ScalarFunction("exp2", 1, "float", 8, lambda a: _t().exp2(a), _wide(np.exp2), "2 to the a"),
-    ScalarFunction(
-        "exp2_coarse", 1, "float", 8, lambda a: _t().exp2(a), _wide(np.exp2), "2 to the a, to 13 bits, or 0"
-    ),
+    ScalarFunction("exp2_coarse", 1, "float", 8, lambda a: _t().exp2(a), _wide(np.exp2), "2 to the a, to 13 bits"),
     ScalarFunction("expm1", 1, "float", 8, lambda a: _t().expm1(a), _wide(np.expm1), "exp(a) - 1"),
     ScalarFunction("log", 1, "float", 8, lambda a: a.log(), _wide(np.log), "natural logarithm"),
     ScalarFunction("log1p", 1, "float", 8, lambda a: _t().log1p(a), _wide(np.log1p), "log(1 + a)"),

@@ -270,8 +270,9 @@ class CLike(Expressions):
 
     def arithmetic(self, op: Binary) -> None:
         kind, dtype, a = op.kind, op.type.dtype, self.at(op.a)
-        whole = isinstance(op.b, Const) and dtype.is_integer
-        cheap = self.by_constant(kind, dtype, a, int(op.b.value)) if whole else None
+        cheap = None
+        if isinstance(op.b, Const) and dtype.is_integer:
+            cheap = self.by_constant(kind, dtype, a, int(op.b.value))
         self.define(op, cheap or self.binary(kind, dtype, a, self.at(op.b)))
 
     def lane_of(self, op: Broadcast | Extract) -> None:

@@ -15,9 +15,8 @@ class CpuClass:
     """What lowering (by way of the machine's tile rules) and printing may assume.
 
     lanes: f32 elements of a full vector. registers: architectural vector registers. fma: fused multiply-add. rounding:
-    floor, ceil, trunc and round as instructions. half: f16 <-> f32 as instructions. scaling: powers of two as one
-    instruction, on full vectors of f32. narrowing: f32 -> bf16 of full vectors as an instruction. matrix: tiles of 16
-    rows of 64 bytes, and tdpbf16ps.
+    floor, ceil, trunc and round as instructions. half: f16 <-> f32 as instructions. scaling, narrowing: a * 2**b, and
+    f32 -> bf16, of full vectors as instructions. matrix: tiles of 16 rows of 64 bytes, and tdpbf16ps.
     """
 
     name: str

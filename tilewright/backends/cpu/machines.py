@@ -48,7 +48,7 @@ _RULES: Final = {
     # bf16 operands are widened and multiplied in f32: the class's pair products ran at half the rate of f32's, see
     # register_tiles.py, and panels of pairs would only be taken apart again
     "avx512-bf16": _AVX512_RULES,
-    "avx512-amx": replace(_AVX512_RULES, matrix=MatrixUnit("bf16", 16, 16, 32, 8)),
+    "avx512-amx": replace(_AVX512_RULES, matrix=MatrixUnit("bf16", 16, 16, 32, 8, packing=1.5, idle=128, wake=150e-9)),
 }
 # FLOPs of products that one core does in a cycle, by class and dtype; with a nominal clock they give predicted times.
 _FLOPS_PER_CYCLE: Final = {
@@ -59,6 +59,7 @@ _FLOPS_PER_CYCLE: Final = {
     "avx512-amx": {"f32": 64, "bf16": 1024, "f64": 32},
 }
 _CLOCK: Final = 2.6e9
+_SECOND_LEVEL: Final = {"avx512-amx": 2 << 20}  # bytes, where all of a class have more than the others
 
 
 def _describe(name: str) -> Callable[[], Machine]:
@@ -74,7 +75,7 @@ def _describe(name: str) -> Callable[[], Machine]:
             units=(Unit("matrix", products, near), Unit("vector", lanewise, near)),
             levels=(
                 Level("memory", None, 12e9, alignment=64),
-                Level("l2", 1 << 20, 80e9, alignment=64),
+                Level("l2", _SECOND_LEVEL.get(name, 1 << 20), 80e9, alignment=64),
                 Level("l1", 32 << 10, 200e9, alignment=64),
                 Level("registers", rules.registers * rules.lanes * 4, 1e12, "registers"),
             ),

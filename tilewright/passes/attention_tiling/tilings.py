@@ -18,7 +18,7 @@ import numpy as np
 
 from tilewright.ir.cost import Work
 from tilewright.ir.graph.reduction import SOFTMAX_FLOPS
-from tilewright.ir.machine import Level, Machine, TileRules
+from tilewright.ir.machine import Level, Machine, MatrixUnit, TileRules
 from tilewright.ir.schedules import Schedule
 from tilewright.passes.attention_tiling.bounds import compulsory, lse_bytes
 from tilewright.passes.attention_tiling.sizes import Sizes, Visited
@@ -206,7 +206,28 @@ class Tiling:
             moved[explicit.name] = self.named
         dtype = {2: "bf16", 4: "f32", 8: "f64"}[self.sizes.width]
         logits = self.logits(machine.rules)
-        return Work({("matrix", dtype): self._products(logits), ("vector", "f32"): SOFTMAX_FLOPS * logits}, moved)
+        vector = float(SOFTMAX_FLOPS * logits)
+        unit = self.unit(machine)
+        if unit is not None:
+            vector += unit.packing * self._keys() / self.sizes.width
+            # logits and weights lie in scratch between the units: what the last cache has no room for passes it again
+            each = _STATE + self.sizes.width
+            if caches and self.near_rows * self.block_k * each > (caches[-1].size or 0):
+                source = machine.way(caches[-1])[-2].name
+                moved[source] = moved.get(source, 0.0) + 2 * each * logits
+        return Work({("matrix", dtype): self._products(logits), ("vector", "f32"): vector}, moved)
+
+    @property
+    def near_rows(self) -> int:
+        """Rows of a tile that there are queries for."""
+        return min(self.rows, self.sizes.queries * self.packed)
+
+    def unit(self, machine: Machine) -> MatrixUnit | None:
+        """The machine's matrix unit where it takes the products, from pairs and in scratch."""
+        unit, s = machine.rules.matrix, self.sizes
+        if unit is None or {"bf16": 2}.get(unit.dtype) != s.width:
+            return None
+        return None if s.features % unit.depth or s.value_features % unit.columns or self.block_k % unit.depth else unit
 
     def passing(self, room: int) -> float:
         """Bytes that pass a cache of `room` bytes.
@@ -231,8 +252,12 @@ class Tiling:
 
     def seconds(self, machine: Machine) -> float:
         """Predicted time."""
-        imbalance = self.imbalance(machine)
-        return self.launches * machine.launch + machine.seconds(self.work(machine), imbalance=imbalance)
+        imbalance, unit = self.imbalance(machine), self.unit(machine)
+        busy = machine.seconds(self.work(machine), imbalance=imbalance, in_turn=unit is not None)
+        vectors = self.near_rows * self.block_k / machine.rules.lanes
+        if unit is not None and unit.idle is not None and vectors > unit.idle:
+            busy += unit.wake * int(self.visited.steps.sum()) * self.repeats / machine.cores
+        return self.launches * machine.launch + busy
 
     def imbalance(self, machine: Machine) -> float:
         """The largest share of a core as a multiple of the mean share, where each takes a contiguous part of the

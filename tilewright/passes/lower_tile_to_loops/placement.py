@@ -184,8 +184,10 @@ class _Placer:
         return (len(roots) > 1 or inside_loop) and cost > _REPEATED
 
     def folded_on_the_way(self, value: SSAValue) -> bool:
-        """Whether a value is cast to what lies in scratch, and otherwise only folded along its rows: then one sweep does
-        both, see `definitions`, and the value itself is not kept."""
+        """Whether a value is cast to what lies in scratch, and otherwise only folded along its rows.
+
+        One sweep does both then, see `definitions`, and the value itself is not kept.
+        """
         axis = lane_axis(tile(value).extents)
         casts = [u.operation for u in value.uses if isinstance(u.operation, compute.CastOp)]
         folds = [u.operation for u in value.uses if isinstance(u.operation, compute.ReduceOp)]

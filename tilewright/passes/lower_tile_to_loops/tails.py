@@ -29,15 +29,10 @@ from tilewright.passes.lower_tile_to_loops.operands import unit_axis, unit_resha
 from tilewright.passes.lower_tile_to_loops.sites import lane_axis
 
 _KEEPS_NAN: Final = frozenset({"sum", "add", "sub", "mul", "div", "neg", "exp", "exp2", "exp2_coarse"})
+_LEAST: Final = -float("inf")
 _NEUTRAL: Final = {
-    "sum": 0.0,
-    "max": -float("inf"),
-    "maxnum": -float("inf"),
-    "min": float("inf"),
-    "any": 0.0,
-    "all": 1.0,
-    "prod": 1.0,
-}
+    "sum": 0.0, "max": _LEAST, "maxnum": _LEAST, "min": -_LEAST, "any": 0.0, "all": 1.0, "prod": 1.0,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from xdsl.ir import BlockArgument, Operation, SSAValue
 
 from tilewright.ir.dims import DimSpace, Expr, floordiv, maximum, minimum
-from tilewright.ir.dtypes import F32, F64, I32
+from tilewright.ir.dtypes import F64, I32
 from tilewright.ir.graph import attention
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.paging import PagedAttentionOp

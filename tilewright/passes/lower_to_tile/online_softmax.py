@@ -96,8 +96,8 @@ class OnlineSoftmax:
 
     @property
     def base(self) -> float:
-        """Of the exponentials. That of 16-bit weights is 2: it takes fewer operations, and the logarithm is in the scale
-        already; f32 keeps the digits that the product with it would cost."""
+        """Of the exponentials. That of 16-bit weights is 2: it takes fewer operations, and the logarithm lies in the
+        scale; f32 keeps the digits that the product with it would cost."""
         return math.e if self.dtype is F32 else 2.0
 
     def logit(self, x: SSAValue) -> SSAValue:
@@ -106,7 +106,7 @@ class OnlineSoftmax:
         return x if self.dtype is F32 else self.b.map("mul", x, self.b.constant(1 / math.log(self.base), (1, 1)))
 
     def logits(self, queries: SSAValue, k: SSAValue) -> SSAValue:
-        """Scaled and capped logits of a segment for exponentials of `base`, from `queries()` and k [segment, features]."""
+        """Scaled and capped logits of a segment, for `base`, from `queries()` and k [segment, features]."""
         b, cap = self.b, self.op.softcap.data
         turned = _pairs_of_features(b, k) if self.on_unit else b.transpose(k, (1, 0))
         logits = b.dot(queries, turned, b.constant(0.0, (self.rows, self.segment)))
