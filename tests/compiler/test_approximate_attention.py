@@ -29,8 +29,7 @@ class Attend(torch.nn.Module):
 def call(n: int, rng: np.random.Generator, size: float = 0.3, last: float = 1.0) -> tuple[torch.Tensor, ...]:
     """q, k and v of n tokens. size: of queries and keys; last: times that of the last key head's keys."""
     q, k, v = (
-        torch.from_numpy(rng.uniform(-1, 1, (1, h, n, SIZE)).astype(np.float32))
-        for h in (HEADS, KEY_HEADS, KEY_HEADS)
+        torch.from_numpy(rng.uniform(-1, 1, (1, h, n, SIZE)).astype(np.float32)) for h in (HEADS, KEY_HEADS, KEY_HEADS)
     )
     k[:, -1] *= last
     return q * size, k * size, v
@@ -126,9 +125,9 @@ def test_what_is_asked_for_wrongly_is_told(programs: Any, rng: np.random.Generat
         assert (
             raised.value.step == "write attention=tw.ApproximateAttention(0.01, tw.calibrate_attention(model, calls))"
         )
-    with pytest.raises(OptionError, match="attention=0.01 is not a tw.ApproximateAttention"):
+    with pytest.raises(OptionError, match=r"attention=0\.01 is not a tw\.ApproximateAttention"):
         tw.compile(Attend().eval(), call(9, rng), attention=0.01)
-    with pytest.raises(OptionError, match="bounds is a float, not what tw.calibrate_attention gives"):
+    with pytest.raises(OptionError, match=r"bounds is a float, not what tw\.calibrate_attention gives"):
         tw.ApproximateAttention(0.01, 3.0)  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="calls is no list of example calls"):
         tw.calibrate_attention(Attend().eval(), [])
@@ -151,9 +150,7 @@ def test_time_grows_with_the_length_from_the_crossover_on(rng: np.random.Generat
     model = Attend(causal=False).eval()
     bounds = tw.calibrate_attention(model, [call(300, rng)], dims=dims)
     asked = tw.ApproximateAttention(EPS, bounds)
-    near, exact = (
-        tw.compile(model, call(9, rng), dims=dims, attention=option, threads=1) for option in (asked, None)
-    )
+    near, exact = (tw.compile(model, call(9, rng), dims=dims, attention=option, threads=1) for option in (asked, None))
     lengths, times = [4096, 8192, 16384, 32768], []
     for n in lengths:
         args = call(n, rng)

@@ -40,9 +40,7 @@ def check_heads(op: GraphOp, q: TensorType, k: TensorType, v: TensorType) -> Non
     if not q.dtype.is_float:
         raise op.malformed(f"takes floats, got {q}")
     if not q.dims[:-3] == k.dims[:-3] == v.dims[:-3] or k.dims[-3:-1] != v.dims[-3:-1] or q.dims[-1] != k.dims[-1]:
-        raise op.malformed(
-            f"q [..., H, Tq, D], k [..., Hkv, Tk, D] and v [..., Hkv, Tk, Dv] do not fit: {q}, {k}, {v}"
-        )
+        raise op.malformed(f"q [..., H, Tq, D], k [..., Hkv, Tk, D] and v [..., Hkv, Tk, Dv] do not fit: {q}, {k}, {v}")
     heads, groups = q.dims[-3].constant, k.dims[-3].constant
     if heads is None or groups is None or (groups and heads % groups) or (heads and not groups):
         raise op.malformed(f"{q.dims[-3]} query heads are not a fixed multiple of {k.dims[-3]} key heads")
