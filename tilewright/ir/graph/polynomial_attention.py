@@ -48,8 +48,9 @@ class PolynomialAttentionOp(GraphOp):
 
     first, last: the blocks of features that this op adds, [first, last). Under a causal mask a query and the keys of
     its own chunk of `chunk` positions meet in the first op, by all blocks, and in no other. All but the first op of a
-    chain take `partial`, f32 [..., H, T, Dv + 1], the numerators and in the last column the denominator up to here; all but the last result
-    in it, and the last in [..., H, T, Dv] of q's dtype. What partial sums are where exactness is asked for is open; 0.
+    chain take `partial`, f32 [..., H, T, Dv + 1], the numerators and in the last column the denominator up to here;
+    all but the last result in it, and the last in [..., H, T, Dv] of q's dtype. What partial sums are where exactness
+    is asked for is open; 0.
     """
 
     name = "graph.polynomial_attention"
