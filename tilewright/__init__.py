@@ -103,8 +103,8 @@ def compile(
     - passes: a pipeline, or its text; tw.pipeline() is the default one to edit.
     - determinism: "free", "run" or "batch" (the default: a row's bits do not depend on batch, neighbours or threads).
     - objective: "time" or "io": schedules are chosen by predicted time, or by the bytes they move.
-    - attention: None, or a `tw.ApproximateAttention`: heads whose logits were small in calibration attend within a stated
-      error, and faster than exactly from some length on; the report says which.
+    - attention: None, or a `tw.ApproximateAttention`: heads whose logits were small in calibration attend within an
+      error that is stated, and in time that grows with the length; the report says which.
     - expect: pattern counts that must hold: {"attention": 6}.
     - fallback: "error", the only one yet: an operator without a lowering is an error that names it.
     - check: "first" compares the first call with the original model and names the first op that differs.

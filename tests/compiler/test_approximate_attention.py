@@ -125,9 +125,9 @@ def test_what_is_asked_for_wrongly_is_told(programs: Any, rng: np.random.Generat
         assert (
             raised.value.step == "write attention=tw.ApproximateAttention(0.01, tw.calibrate_attention(model, calls))"
         )
-    with pytest.raises(OptionError, match="attention=0.01 is not a tw.ApproximateAttention"):
+    with pytest.raises(OptionError, match=r"attention=0\.01 is not a tw\.ApproximateAttention"):
         tw.compile(Attend().eval(), call(9, rng), attention=0.01)
-    with pytest.raises(OptionError, match="bounds is a float, not what tw.calibrate_attention gives"):
+    with pytest.raises(OptionError, match=r"bounds is a float, not what tw\.calibrate_attention gives"):
         tw.ApproximateAttention(0.01, 3.0)  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="calls is no list of example calls"):
         tw.calibrate_attention(Attend().eval(), [])

@@ -82,11 +82,13 @@ class _Watching(GraphInterpreter):
         return super()._run(op, operands, setting, sizes)
 
     def _note(self, op: AttentionOp, q: torch.Tensor, k: torch.Tensor) -> None:
+        import torch
+
         scale = abs(op.scale.data)
         for head in range(q.shape[-3]):
             queries, keys = (x[..., n, :, :] for x, n in ((q, head), (k, head // op.group)))
             norm = scale * float(queries.norm(dim=-1).max()) * float(keys.norm(dim=-1).max())
             # a block of queries at a time: the logits of all may be more than memory
-            largest = max(float((block @ keys.mT).abs().max()) for block in queries.split(256, -2))
+            largest = max(float((block @ keys.mT).abs().max()) for block in torch.split(queries, 256, -2))
             self.norms[op][head] = max(self.norms[op][head], norm)
             self.logits[op][head] = max(self.logits[op][head], scale * largest)

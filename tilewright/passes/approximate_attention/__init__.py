@@ -86,7 +86,7 @@ class ApproximateAttention(Pass):
             return
         sizes = Sizes.of(op, judged_at(op, ctx.dims)[0])
         dtype, most = tensor(op.q).dtype.name, ctx.at_most(tensor(op.k).dims[-2]) or 0
-        blocks = chain_of(ctx.machine, sizes.features, sizes.value_features)
+        blocks = chain_of(ctx.machine, sizes.features, sizes.value_features, sizes.width)
         if not blocks:
             ctx.refuse(op, "all heads are exact: no kernel's memory holds the sums of a block of features (regime C)")
             return
@@ -104,8 +104,8 @@ class ApproximateAttention(Pass):
             if not taken:
                 ctx.refuse(
                     op,
-                    f"{_named(head, op.group)} exact: logits up to {bound:.3g}, and an error of at most {self.eps:g} is "
-                    f"proved up to {largest:.3g}",
+                    f"{_named(head, op.group)} exact: logits up to {bound:.3g}, and an error of at most {self.eps:g} "
+                    f"is proved up to {largest:.3g}",
                 )
         if not any(chosen):
             return

@@ -6,7 +6,7 @@ differs from sum(w v) by the covariance of r and v under w over the mean of r, a
 the product of both ranges (Gruess). v ranges over twice its largest magnitude.
 
 Rounding: numerators and denominators are sums of products, each of at most keys + features + head dim terms and a few
-factors, one after the other in f32 (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1). The magnitudes
+factors, one after the other in f32 (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1). Magnitudes
 behind a weight add up to at most |c0| + |c1| bound + |c2| bound^2, while it is at least the least of p.
 """
 

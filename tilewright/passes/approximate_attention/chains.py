@@ -26,24 +26,29 @@ def block_sizes(features: int) -> list[int]:
     return [features, *((a[1] - a[0]) * (b[1] - b[0]) for a, b in pairs(features))]
 
 
-def chain_of(machine: Machine, features: int, value_features: int) -> list[tuple[int, int]]:
-    """The blocks [first, last) of each kernel, as many as its private memory holds; nothing where not all fit."""
-    level, chunk = machine.blocking_level(), machine.rules.key_segment
+def chain_of(machine: Machine, features: int, value_features: int, width: int) -> list[tuple[int, int]]:
+    """The blocks [first, last) of each kernel, as many as its private memory holds; nothing where not all fit.
+
+    width: bytes of an element of q, k and v.
+    """
+    level, sizes = machine.blocking_level(), block_sizes(features)
     rooms = [size for size in (machine.rules.scratch, level.size if level else None) if size is not None]
-    sizes = block_sizes(features)
-    # beside the sums: the features of a chunk, operands and results, and products of queries and keys
-    beside = _WORD * chunk * (max(sizes) + 2 * features + 2 * value_features + chunk + 64)
-    room = min(rooms, default=1 << 20) - beside
+    wide, values = (n + -n % machine.rules.lanes for n in (features, value_features))
+    # beside the sums: features of a chunk, operands and results, and products of queries and keys. Tiles of one size
+    # take each other's place; of narrow dtypes one operand lies there twice.
+    rows = sum(set(sizes[1:])) + 2 * wide + (2 if wide == values else 3) * values + machine.rules.key_segment + 64
+    rows += max(wide, values) if width < _WORD else 0
+    room = min(rooms, default=1 << 20) - _WORD * machine.rules.key_segment * rows
     found: list[tuple[int, int]] = []
     first, held = 0, 0
     for block, size in enumerate(sizes):
-        bytes_ = _WORD * size * (value_features + 2) + _WORD * value_features * (block == 0)
-        if bytes_ > room:
+        needed = _WORD * (size * (values + 2) + values)
+        if needed > room:
             return []
-        if held + bytes_ > room:
+        if held + needed > room:
             found.append((first, block))
             first, held = block, 0
-        held += bytes_
+        held += needed
     return [*found, (first, len(sizes))]
 
 

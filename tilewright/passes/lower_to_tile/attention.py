@@ -48,8 +48,8 @@ def lower_attention(group: GroupOp, name: str, machine: Machine, dims: DimSpace)
     anchor = next(op for op in group.block.ops if isinstance(op, attention.AttentionOp))
     queries = tensor(anchor.q).dims[-2]
     schedule = group.schedule
-    widths = (tensor(x).dims[-1].constant or 0 for x in (anchor.q, anchor.v))
-    own = own_block(machine.rules, *widths, tensor(anchor.q).dtype.bytes)
+    size, value_size = (tensor(x).dims[-1].constant or 0 for x in (anchor.q, anchor.v))
+    own = own_block(machine.rules, size, value_size, tensor(anchor.q).dtype.bytes)
     block_q = schedule.number("block_q", own)
     segment = schedule.number("block_k", machine.rules.key_segment)
     heads = schedule.number("heads", 1)

@@ -22,7 +22,6 @@ from tilewright.ir.graph.polynomial_attention import PolynomialAttentionOp, pair
 from tilewright.ir.graph.structure import GroupOp
 from tilewright.ir.machine import Machine
 from tilewright.ir.tile.base import tile as tile_type
-from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.structure import KernelOp
 from tilewright.passes.lower_to_tile.access import UNIT, Axis, Space, map_group, unsupported
 from tilewright.passes.lower_to_tile.attention import keys_or_values

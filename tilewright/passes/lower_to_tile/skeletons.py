@@ -93,7 +93,7 @@ SKELETONS: Final = (
         refuses=refuses_attention, traits=frozenset({"rereads", "turned"}),
     ),
     Skeleton(
-        "polynomial-attention", "one key head's sums of features stay on chip while its keys, then its queries, stream past",
+        "polynomial-attention", "a key head's sums of features stay on chip while its keys and queries stream past",
         (PolynomialAttentionOp,),
         lambda group, name, ctx: lower_polynomial_attention(group, name, ctx.machine, ctx.dims),
         refuses=refuses_attention, traits=frozenset({"rereads", "turned"}),
