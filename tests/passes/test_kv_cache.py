@@ -253,3 +253,46 @@ def test_tables_of_windows_longer_than_a_part_of_keys_begin_where_parts_do() -> 
     assert layout.unit(100) == 64
     assert layout.columns(100, 64) * 16 <= 1024
     assert layout.unit(2000) == 1024
+
+
+class Latents(torch.nn.Module):
+    """One layer of multi-head latent attention, keys and values expanded. `turned` features of a key are shared."""
+
+    size, turned, values = 10, 4, 6
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Embedding(LETTERS, WIDTH)
+        self.q = torch.nn.Linear(WIDTH, HEADS * (SIZE + self.turned))
+        self.down = torch.nn.Linear(WIDTH, self.size + self.turned)
+        self.up = torch.nn.Linear(self.size, HEADS * (SIZE + self.values), bias=False)
+        self.out = torch.nn.Linear(HEADS * self.values, WIDTH)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        batch, tokens = ids.shape
+        x = self.table(ids)
+        q = self.q(x).view(batch, tokens, HEADS, -1).transpose(1, 2)
+        latent, turned = self.down(x).split([self.size, self.turned], dim=-1)
+        both = self.up(latent.tanh()).view(batch, tokens, HEADS, -1).transpose(1, 2)
+        keys, values = both.split([SIZE, self.values], dim=-1)
+        keys = torch.cat([keys, turned[:, None].expand(-1, HEADS, -1, -1)], -1)
+        y = torch.nn.functional.scaled_dot_product_attention(q, keys, values, is_causal=True)
+        return (x + self.out(y.transpose(1, 2).flatten(2))) @ self.table.weight.T
+
+
+def test_latents_are_kept_in_the_place_of_what_they_expand_to(rng: np.random.Generator) -> None:
+    model, tokens, page = Latents(), 19, 4
+    made, weights = step(model, PagedLayout(page, 40, 64, 1, segment=1, codes=Codes(8)))
+    verify(made.module)
+    (group,) = made.groups
+    assert group.token_bytes == (Latents.size + Latents.turned) * 4
+    states = {name: torch.full([d.evaluate({}) for d in kind.dims], torch.nan) for name, kind in made.states.items()}
+    ids, found = torch.from_numpy(rng.integers(0, LETTERS, tokens)), []
+    for first, last in ((0, 7), (7, 8), (8, tokens)):
+        at = torch.arange(first, last)
+        given = [ids[first:last], at, torch.tensor([0, last - first], dtype=torch.int32), at - first, at]
+        given.append(torch.arange(-(-last // page), dtype=torch.int32)[None])
+        named = dict(zip(made.arguments, given, strict=True))
+        found.append(interpret(made.module, named, weights=weights, states=states)["logits"])
+    wanted = model.double()(ids[None])[0]
+    assert torch.allclose(torch.cat(found).double(), wanted, rtol=0, atol=2e-5)

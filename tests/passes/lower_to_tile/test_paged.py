@@ -39,23 +39,27 @@ class Shape:
     dtype: DType = F32
     sinks: bool = False
     slopes: bool = False
+    prefix: bool = False
 
     def group(self, **stated: Any) -> GroupOp:
         """One paged attention alone."""
         types = [
             TensorType.of(("t", self.heads, self.size), self.dtype),
             TensorType.of((self.pages * self.page, self.shared, self.size), self.dtype),
-            TensorType.of((self.pages * self.page, self.shared, self.wide), self.dtype),
+            *([] if self.prefix else [TensorType.of((self.pages * self.page, self.shared, self.wide), self.dtype)]),
             TensorType.of(("t",), I64),
             TensorType.of(("r + 1",), I32),
             TensorType.of(("r", "m"), I32),
             *([TensorType.of((self.heads,), F32)] if self.sinks or self.slopes else []),
         ]
-        given = {"page": self.page, "scale": 0.3, **stated}
+        given = {"page": self.page, "scale": 0.3, "values": self.wide if self.prefix else 0, **stated}
         slot = [None] if self.slopes else []
 
         def made(g: Any, *xs: Any) -> list[Any]:
-            return [g.add(PagedAttentionOp.make(*xs[:6], *slot, *xs[6:], **given))]
+            q, k, *rest = xs
+            v = [None] if self.prefix else []
+            args = [q, k, *v, *rest]
+            return [g.add(PagedAttentionOp.make(*args[:6], *slot, *args[6:], **given))]
 
         return group("paged-attention", types, made)
 
@@ -78,7 +82,7 @@ class Shape:
         operands = [
             torch.from_numpy(rng.standard_normal((tokens, self.heads, self.size)).astype(np.float32)).to(kind),
             torch.from_numpy(keys).to(kind),
-            torch.from_numpy(values).to(kind),
+            *([] if self.prefix else [torch.from_numpy(values).to(kind)]),
             torch.from_numpy(np.concatenate([np.arange(old, old + new) for old, new in [(0, 0), *requests]])),
             torch.from_numpy(np.cumsum([0, *(new for _, new in requests)]).astype(np.int32)),
             torch.from_numpy(table),
@@ -113,6 +117,7 @@ SHAPES = [
     Shape(shared=1, slopes=True),
     Shape(heads=3, shared=1, size=5, wide=7, page=3, pages=90),
     Shape(sinks=True, heads=2),
+    Shape(shared=1, size=24, wide=16, prefix=True),
 ]
 # every step and every way with every shape once, not all with all
 CASES = [(step, WAYS[(i + n) % len(WAYS)], shape) for i, step in enumerate(STEPS) for n, shape in enumerate(SHAPES)]
@@ -196,6 +201,8 @@ def test_heads_and_pages_that_do_not_fit_are_refused() -> None:
         Shape(page=7, pages=3).group(page=4)
     with pytest.raises(Exception, match="not a fixed multiple"):
         Shape(heads=3, shared=2).group()
+    with pytest.raises(Exception, match="as values"):
+        Shape(prefix=True).group(values=99)
     with pytest.raises(Exception, match="with window 0"):
         Shape().group(mask="sliding")
     (op,) = (o for o in Shape(sinks=True).group().block.ops if isinstance(o, PagedAttentionOp))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.backends.cpu.native_kernel import host_classes
+from tests.backends.cpu.native_kernel import NativeKernel, host_classes
 from tests.passes.lower_tile_to_loops.running import interpreted, native
 from tests.passes.lower_to_tile.groups import group, reference, run_lowered
 from tilewright.backends.cpu.machines import MACHINES
@@ -20,6 +20,7 @@ from tilewright.ir.graph.paging_quantized import QuantizedPagedAttentionOp
 from tilewright.ir.graph.structure import GroupOp
 from tilewright.ir.passing import Context
 from tilewright.ir.types import TensorType
+from tilewright.passes.lower_tile_to_loops import lower_kernel
 from tilewright.passes.lower_to_tile.frame import Lowered
 from tilewright.passes.lower_to_tile.skeletons import lower_group
 
@@ -152,7 +153,7 @@ def test_every_variant_computes_what_the_op_says(
         torch.testing.assert_close(torch.from_numpy(got).double(), want.double(), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("bits", "dtype"), [(8, BF16), (4, F32)], ids=str)
+@pytest.mark.parametrize(("bits", "dtype"), [(8, BF16), pytest.param(4, F32, marks=pytest.mark.slow)], ids=str)
 def test_the_machine_computes_what_the_interpreter_does(bits: int, dtype: DType, rng: np.random.Generator) -> None:
     shape, cpu = Shape(heads=2, shared=1, size=32, wide=32, bits=bits, dtype=dtype), host_classes()[-1]
     made = shape.group()
@@ -168,22 +169,25 @@ def test_a_tokens_bits_depend_on_its_own_request_alone(rng: np.random.Generator)
     shape = Shape(size=24, wide=40, bits=4)
     made = shape.group()
     operands, sizes = shape.draw([(5, 20), (90, 1), (61, 7)], rng)
-    (many, one), cpu = lowered(made).variants[::-1], host_classes()[-1]
+    cpu = host_classes()[-1]
+    machine, found = MACHINES[cpu](), lowered(made, cpu)
+    many, one = (NativeKernel(lower_kernel(v.kernel, machine), cpu) for v in found.variants[::-1])
 
-    def run(kernel: Any, given: list[torch.Tensor], dims: dict[str, int]) -> np.ndarray[Any, Any]:
-        (got,) = native(kernel, flat(given), dims, cpu)
-        return got.reshape(dims["t"], shape.heads, shape.wide)
+    def run(kernel: NativeKernel, given: list[torch.Tensor], dims: dict[str, int]) -> np.ndarray[Any, Any]:
+        out = np.full((dims["t"], shape.heads, shape.wide), np.nan, np.float32)
+        kernel([*flat(given), out.reshape(-1)], [dims[name] for name in found.dims], nthreads=2)
+        return out
 
-    together = run(many.kernel, operands, sizes)
+    together = run(many, operands, sizes)
     assert np.isfinite(together).all()
-    np.testing.assert_array_equal(run(one.kernel, operands, sizes), together)
+    np.testing.assert_array_equal(run(one, operands, sizes), together)
     q, *cache, positions, places, offsets, table, near = operands
     for r, (first, last) in enumerate(pairwise(offsets.tolist())):
         for t in range(first, last):
             # alone, one token at a time
             own = [positions[t : t + 1], places[t : t + 1], torch.tensor([0, 1], dtype=torch.int32)]
             alone = [q[t : t + 1], *cache, *own, table[r : r + 1], near[r : r + 1]]
-            np.testing.assert_array_equal(run(one.kernel, alone, {**sizes, "t": 1, "r": 1})[0], together[t])
+            np.testing.assert_array_equal(run(one, alone, {**sizes, "t": 1, "r": 1})[0], together[t])
 
 
 def test_what_does_not_fit_is_refused() -> None:

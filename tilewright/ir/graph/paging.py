@@ -40,14 +40,15 @@ class PagedAttentionOp(GraphOp):
     at position p of request r is row table[r, p // page] * page + p % page, table [R, M]. A token sees the keys of its
     request up to its own position, and of those what mask and window leave (see graph.attention); rows that no token
     sees are not read. scale, softcap, sinks [H]: as in graph.attention. slopes [H], not beside sinks: a key's logit
-    falls by the head's slope with every position between it and the token (ALiBi, Press et al. 2022). The softmax runs
-    in f32 or wider; results [T, H, Dv] have q's dtype. Integers are i32 or i64.
+    falls by the head's slope with every position between it and the token (ALiBi, Press et al. 2022). Without v, values
+    are the first `values` features of k. The softmax runs in f32 or wider; results [T, H, Dv] have q's dtype. Integers
+    are i32 or i64.
     """
 
     name = "graph.paged_attention"
     q = operand_def(TensorType)
     k = operand_def(TensorType)
-    v = operand_def(TensorType)
+    v = opt_operand_def(TensorType)
     positions = operand_def(TensorType)
     offsets = operand_def(TensorType)
     table = operand_def(TensorType)
@@ -59,11 +60,15 @@ class PagedAttentionOp(GraphOp):
     mask = prop_def(Str, default_value=Str("causal"))
     window = prop_def(Int, default_value=Int(0))
     softcap = prop_def(Float, default_value=Float(0.0))
+    values = prop_def(Int, default_value=Int(0))
     irdl_options = (AttrSizedOperandSegments(as_property=True),)
     traits = traits_def(Pure())
 
     def infer(self) -> Sequence[TensorType]:
-        q, k, v = tensor(self.q), tensor(self.k), tensor(self.v)
+        q, k = tensor(self.q), tensor(self.k)
+        v = TensorType.of((*k.dims[:2], self.values.data), k.dtype) if self.v is None else tensor(self.v)
+        if (self.v is None) != (self.values.data > 0) or (k.rank and self.values.data > (k.dims[-1].constant or 0)):
+            raise self.malformed(f"the first {self.values.data} features of {k} as values, beside v {self.v}")
         mask = self.check_choice("mask", self.mask.data, PAGED_MASKS)
         if (mask != "causal") != (self.window.data > 0):
             raise self.malformed(f"mask {mask!r} with window {self.window.data}")
@@ -90,7 +95,7 @@ class PagedAttentionOp(GraphOp):
         self,
         q: torch.Tensor,
         k: torch.Tensor,
-        v: torch.Tensor,
+        v: torch.Tensor | None,
         positions: torch.Tensor,
         offsets: torch.Tensor,
         table: torch.Tensor,
@@ -99,6 +104,7 @@ class PagedAttentionOp(GraphOp):
     ) -> torch.Tensor:
         import torch
 
+        v = k[..., : self.values.data] if v is None else v
         out = q.new_zeros((*q.shape[:2], v.shape[2]))
         for r in range(table.shape[0]):
             for t in range(int(offsets[r]), int(offsets[r + 1])):
@@ -127,7 +133,7 @@ class PagedAttentionOp(GraphOp):
 
     def cost(self) -> Cost:
         """The work of every token against as many keys as its request's pages hold."""
-        q, v, table = tensor(self.q), tensor(self.v), tensor(self.table)
+        q, v, table = tensor(self.q), tensor(self.out), tensor(self.table)
         logits = q.dims[0] * q.dims[1] * table.dims[1] * self.page.data
         per_logit = SOFTMAX_FLOPS + 1 + (SCALARS["tanh"].flops + 2 if self.softcap.data else 0)
         per_logit += 3 if self.slopes is not None else 0

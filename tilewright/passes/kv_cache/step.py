@@ -30,21 +30,23 @@ from tilewright.ir.dims import Dim, Expr
 from tilewright.ir.dtypes import F32, I32, I64
 from tilewright.ir.graph.attention import AttentionOp
 from tilewright.ir.graph.base import tensor
+from tilewright.ir.graph.contraction import MatmulOp
 from tilewright.ir.graph.elementwise import CastOp
 from tilewright.ir.graph.indexing import GatherOp, StateUpdateOp
 from tilewright.ir.graph.paging import PagedAttentionOp
-from tilewright.ir.graph.shape import ReshapeOp, TransposeOp
+from tilewright.ir.graph.shape import ConcatOp, ReshapeOp, SliceOp, TransposeOp
 from tilewright.ir.graph.structure import FuncOp, PositionsOp, ReturnOp, StateReadOp, StateWriteOp
 from tilewright.ir.module import functions, new_module
 from tilewright.ir.operation import TwOperation
 from tilewright.ir.types import TensorType
+from tilewright.passes.kv_cache.latents import Latent, latent_of
 from tilewright.passes.kv_cache.layout import Kept, PagedLayout, joined, names
 from tilewright.passes.kv_cache.quantized import CLOSED, CLOSED_CODES, CLOSED_NEAR, Quantized, quantized_groups
 from tilewright.passes.kv_cache.slopes import slopes_of
 from tilewright.passes.kv_cache.token_wise import Tokens
 
 TOKENS, REQUESTS, WANTED = "tokens", "requests", "wanted"
-NAMES = ("keys", "values")
+NAMES, LATENTS = ("keys", "values"), ("latents",)
 
 
 @dataclass(frozen=True)
@@ -223,26 +225,63 @@ class Stepper:
             flat = TensorType.of([d.substitute(sizes) for d in kind.dims], kind.dtype)
             self.values[op.out] = self.add(StateReadOp.make(name="refused", result_types=[flat], like=op))
             return
-        q, k, v = (self._by_token(x, op) for x in (op.q, op.k, op.v))
         sinks, slopes = None if op.sinks is None else self.values[op.sinks], slopes_of(op)
         if slopes is not None:
             slopes = self.add(ReshapeOp.make(self.values[slopes], dims=[tensor(op.q).dims[1]], like=op))
         layer, self.layers = self.layers, self.layers + 1
-        (group, *near) = self.of[layer]
-        if near:
+        (group, *near), latent = self.of[layer], latent_of(op)
+        q = self._by_token(op.q, op)
+        if latent is not None:
+            out = self._attend_latent(op, latent, names(layer, LATENTS)[0], group, q, sinks)
+        elif near:
+            k, v = (self._by_token(x, op) for x in (op.k, op.v))
             out = Quantized(self, op, layer, group, near[0]).attend(q, k, v, sinks, slopes)
         else:
+            k, v = (self._by_token(x, op) for x in (op.k, op.v))
             keys, values = (self.kept(name, group, x, op) for name, x in zip(names(layer, NAMES), (k, v), strict=True))
-            given = [self.given[name] for name in (group.places or "positions", "offsets", group.table)]
-            out = self.add(
-                PagedAttentionOp.make(
-                    q, keys, values, *given, sinks, slopes, page=self.layout.page, scale=op.scale.data,
-                    mask=op.mask.data, window=op.window.data, softcap=op.softcap.data, like=op,
-                )
-            )  # fmt: skip
+            out = self._paged(op, group, q, keys, values, sinks, slopes)
         # the sequence's axis first, then the turn: so it meets the model's own turns, and both go
         whole = self.add(ReshapeOp.make(out, dims=[1, *tensor(out).dims], like=op))
         self.values[op.out] = self.add(TransposeOp.make(whole, permutation=[0, 2, 1, 3], like=op))
+
+    def _paged(self, op: AttentionOp, group: Kept, *values: SSAValue | None, first: int = 0) -> SSAValue:
+        """graph.paged_attention. values: q, keys, values, sinks, slopes. first: so many features of keys are values."""
+        q, keys, held, sinks, slopes = values
+        given = [self.given[name] for name in (group.places or "positions", "offsets", group.table)]
+        return self.add(
+            PagedAttentionOp.make(
+                q, keys, held, *given, sinks, slopes, page=self.layout.page, scale=op.scale.data, mask=op.mask.data,
+                window=op.window.data, softcap=op.softcap.data, values=first, like=op,
+            )
+        )  # fmt: skip
+
+    def _attend_latent(
+        self, op: AttentionOp, of: Latent, name: str, group: Kept, q: SSAValue, sinks: SSAValue | None
+    ) -> SSAValue:
+        """Attention over latents: queries go through the keys' matrix, results through the values'."""
+        rows = self.add(ReshapeOp.make(self.values[of.latent], dims=[TOKENS, 1, of.size], like=op))
+        if of.shared is not None:
+            turned = self.add(ReshapeOp.make(self.values[of.shared], dims=[TOKENS, 1, of.rotated], like=op))
+            rows = self.add(ConcatOp.make([rows, turned], axis=2, like=op))
+        by_head = self.add(ReshapeOp.make(self.values[of.weight], dims=[of.heads, of.each, of.size], like=op))
+
+        def features(x: SSAValue, axis: int, first: int, count: int) -> SSAValue:
+            dims = tensor(x).dims
+            starts, stops = [Expr.of(0)] * len(dims), list(dims)
+            starts[axis], stops[axis] = Expr.of(first), Expr.of(first + count)
+            return self.add(SliceOp.make(x, starts=starts, stops=stops, steps=[1] * len(dims), like=op))
+
+        def turn(x: SSAValue) -> SSAValue:
+            return self.add(TransposeOp.make(x, permutation=[1, 0, 2], like=op))
+
+        plain = turn(features(q, 2, 0, of.key_features))
+        queries = turn(self.add(MatmulOp.make(plain, features(by_head, 1, of.keys, of.key_features), like=op)))
+        if of.rotated:
+            queries = self.add(ConcatOp.make([queries, features(q, 2, of.key_features, of.rotated)], axis=2, like=op))
+        kept = self.kept(name, group, rows, op)
+        mixed = turn(self._paged(op, group, queries, kept, None, sinks, None, first=of.size))
+        matrix = features(by_head, 1, of.values, of.value_features)
+        return turn(self.add(MatmulOp.make(mixed, matrix, transpose_b=True, like=op)))
 
     def _by_token(self, value: SSAValue, op: AttentionOp) -> SSAValue:
         """[1, heads, tokens, features] as [tokens, heads, features]."""
@@ -274,22 +313,27 @@ def _groups(main: FuncOp, layout: PagedLayout) -> tuple[Kept, ...]:
     found: dict[tuple[str, int], Kept] = {}
     attentions = (op for op in main.block.ops if isinstance(op, AttentionOp) and not any(_unfit(op)))
     for layer, op in enumerate(attentions):
-        mask, window = op.mask.data, op.window.data or None
-        if window is None and layout.codes is not None:
+        mask, window, latent = op.mask.data, op.window.data or None, latent_of(op)
+        if window is None and layout.codes is not None and latent is None:
             for key, group in quantized_groups(op, layer, layout, layout.codes).items():
                 found[key] = group if key not in found else joined(found[key], group)
             continue
         unit = layout.unit(window)
         if window is not None and mask == "chunked":
             unit = math.lcm(unit, window)
-        k, v = tensor(op.k), tensor(op.v)
+        size = latent.width * tensor(op.k).dtype.bits // 8 if latent is not None else _token_bytes(op)
         group = Kept(
             "full" if window is None else f"{mask}{window}", window, unit, layout.columns(window, unit), (layer,),
-            tuple(names(layer, NAMES)), sum((x.dims[1] * x.dims[3]).evaluate({}) * x.dtype.bits // 8 for x in (k, v)),
+            tuple(names(layer, NAMES if latent is None else LATENTS)), size,
         )  # fmt: skip
         key = (mask, window or 0)
         found[key] = group if key not in found else joined(found[key], group)
     return tuple(found.values())
+
+
+def _token_bytes(op: AttentionOp) -> int:
+    """Of a token's keys and values as they are."""
+    return sum((x.dims[1] * x.dims[3]).evaluate({}) * x.dtype.bits // 8 for x in (tensor(op.k), tensor(op.v)))
 
 
 def _needed(logits: SSAValue) -> set[Operation]:
@@ -301,10 +345,19 @@ def _needed(logits: SSAValue) -> set[Operation]:
         if not isinstance(op, Operation) or op in found:
             continue
         found.add(op)
-        slopes = slopes_of(op) if isinstance(op, AttentionOp) else None
-        left += [x for x in op.operands if slopes is None or x is not op.bias]  # type: ignore[attr-defined]
-        left += [] if slopes is None else [slopes]
+        left += _sources(op) if isinstance(op, AttentionOp) else op.operands
     return found
+
+
+def _sources(op: AttentionOp) -> list[SSAValue]:
+    """What a step's attention is computed from, in the place of the model's operands."""
+    slopes, latent = slopes_of(op), latent_of(op)
+    left_out = [] if slopes is None else [op.bias]
+    made = [] if slopes is None else [slopes]
+    if latent is not None:
+        left_out += [op.k, op.v]
+        made += [latent.latent, latent.weight, *([] if latent.shared is None else [latent.shared])]
+    return [*(x for x in op.operands if not any(x is y for y in left_out)), *made]
 
 
 def _unfit(op: AttentionOp) -> Iterator[str]:

@@ -190,7 +190,9 @@ def _kernel(op: PagedAttentionOp, r: Requests) -> KernelOp:
     most_keys = r.dims.interval(tensor(op.table).dims[1] * op.page.data)[1]
     with b.loop(0, r.count, r.tokens) as block:
         scaled, of = r.scaled(block.at), r.block(block.at, op.positions)
-        keys, values = r.rows(op.k, op.table, of.end), r.rows(op.v, op.table, of.end)
+        keys = r.rows(op.k, op.table, of.end)
+        # a segment's values are its keys' first features where they have no memory of their own
+        values = keys if op.v is None else r.rows(op.v, op.table, of.end)
         lowest = _lowest_key(b, op, of.first)
 
         def segment_at(key: SSAValue) -> Segment:
