@@ -19,28 +19,33 @@ from typing import Any, Final
 _PACKAGES: Final = ("torch", "transformers", "tilewright")
 _IMPORT: Final = dis.opmap["IMPORT_NAME"]
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # What users' code may name besides its own and torch's: nothing that looks anything up by a name made while it runs,
 # that reads files, clocks, the environment or the machine, or that draws numbers.
-PURE_BUILTINS: Final = frozenset(
-    "abs all any bool bytes callable classmethod complex dict divmod enumerate filter float frozenset int isinstance "
-    "issubclass iter len list map max min next object pow print property range repr reversed round set slice sorted "
-    "staticmethod str sum super tuple type zip Exception AssertionError AttributeError IndexError KeyError "
-    "NotImplementedError RuntimeError StopIteration TypeError ValueError ZeroDivisionError NotImplemented Ellipsis "
-    "__name__".split()
+PURE_BUILTINS: Final = _words(
+    "abs all any bool bytes callable classmethod complex dict divmod enumerate filter float frozenset int "
+    "isinstance issubclass iter len list map max min next object pow print property range repr reversed "
+    "round set slice sorted staticmethod str sum super tuple type zip Exception AssertionError "
+    "AttributeError IndexError KeyError NotImplementedError RuntimeError StopIteration TypeError "
+    "ValueError ZeroDivisionError NotImplemented Ellipsis __name__"
 )
-_PURE_MODULES: Final = frozenset(
-    "__future__ _abc _collections _collections_abc _functools _typing _warnings abc cmath collections collections.abc "
-    "contextlib copy dataclasses enum functools itertools logging math numbers re string textwrap types typing "
-    "typing_extensions warnings".split()
+_PURE_MODULES: Final = _words(
+    "__future__ _abc _collections _collections_abc _functools _typing _warnings abc cmath collections "
+    "collections.abc contextlib copy dataclasses enum functools itertools logging math numbers re string "
+    "textwrap types typing typing_extensions warnings"
 )
-_DUNDERS: Final = frozenset(
-    "__init__ __new__ __call__ __class__ __name__ __qualname__ __doc__ __enter__ __exit__ __len__ __iter__ __next__ "
-    "__bool__ __post_init__ __class_getitem__".split()
+_DUNDERS: Final = _words(
+    "__init__ __new__ __call__ __class__ __name__ __qualname__ __doc__ __enter__ __exit__ __len__ "
+    "__iter__ __next__ __bool__ __post_init__ __class_getitem__"
 )
 # names of torch that answer from a file or from the process rather than from what they are given
-_STATEFUL: Final = frozenset(
-    "load from_file hub environ getenv get_num_threads get_num_interop_threads initial_seed seed get_rng_state "
-    "default_generator modules_by_name Generator".split()
+_STATEFUL: Final = _words(
+    "load from_file hub environ getenv get_num_threads get_num_interop_threads initial_seed seed "
+    "get_rng_state default_generator modules_by_name Generator"
 )
 
 
@@ -145,10 +150,10 @@ def unprovable_name(function: types.FunctionType) -> str | None:
     """A name in a user's function by which it may reach what names do not tell."""
     held, builtin = function.__globals__, vars(sys.modules["builtins"])
     for code in codes_in(function.__code__):
+        loaded = {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+        impure = {n for n in loaded if n in builtin and n not in held and n not in PURE_BUILTINS}
         for name in code.co_names:
-            if name in _STATEFUL or (name in builtin and name not in held and name not in PURE_BUILTINS):
-                return name
             dunder = name.startswith("__") and name.endswith("__")
-            if dunder and name not in _DUNDERS and not hasattr(operator, name):
+            if name in impure or name in _STATEFUL or (dunder and name not in _DUNDERS and not hasattr(operator, name)):
                 return name
     return None

@@ -109,7 +109,7 @@ class Reached:
                 for name in names:
                     if name in attributes:
                         self._attribute(label, name, attributes[name], strict)
-            for label, attributes, _ in list(self._holders):
+            for _, attributes, _ in list(self._holders):
                 for name in sorted(self._users_names & attributes.keys()):
                     if isinstance(attributes[name], types.ModuleType):
                         self._strict = True
@@ -135,7 +135,7 @@ class Reached:
         self._open[id(found)] = len(self._open)
         parts: Any = [self.kind(type(found))]
         if isinstance(found, (list, tuple)):
-            base = list if isinstance(found, list) else tuple
+            base: Any = list if isinstance(found, list) else tuple
             parts += [self.value(v, f"{place}[{i}]") for i, v in enumerate(base.__iter__(found))]
         elif isinstance(found, (set, frozenset)):
             parts += sorted(repr(self.value(v, place)) for v in tuple(found))
@@ -182,7 +182,7 @@ class Reached:
             self._module(found)
             return ["module", found.__name__]
         if isinstance(found, types.GeneratorType) and inspect.getgeneratorstate(found) == inspect.GEN_CREATED:
-            return ["generator", digest_of(found.gi_code), self.value(dict(found.gi_frame.f_locals), place)]
+            return ["generator", digest_of(found.gi_code), self.value(inspect.getgeneratorlocals(found), place)]
         if isinstance(found, ContextVar):
             return ["context", found.name, self.value(found.get(None), place)]
         if isinstance(found, (PurePath, re.Pattern)):
@@ -209,7 +209,8 @@ class Reached:
             followed = owner_of_named(base.__module__) in {*self._packages, "torch"}
             if base not in _OPEN and base.__module__ not in _OPEN_MODULES and not (followed and _is_python(base)):
                 raise UnprovedError(f"{place} is a {_name(kind)}")
-        content = [repr(base.__repr__(found)) for base in _PLAIN if isinstance(found, base)]
+        bases: tuple[Any, ...] = _PLAIN
+        content = [base.__repr__(found) for base in bases if isinstance(found, base)]
         asked, self._strict = self._strict, self._strict or owner_of_named(kind.__module__) == ""
         told = [self.kind(kind), *content, *self._state(found, place)]
         self._strict = asked
@@ -227,7 +228,8 @@ class Reached:
     def kind(self, found: type) -> Any:
         """A class: its methods and constants count as far as functions ask for them by name."""
         self._permit(found.__module__, _name(found))
-        for base in (*found.__mro__, *type(found).__mro__):
+        metaclass: Any = type(found)
+        for base in (*found.__mro__, *metaclass.__mro__):
             owner = owner_of_named(base.__module__)
             if id(base) in self._seen or owner not in self._packages:
                 continue
