@@ -68,6 +68,16 @@ def test_other_options_find_the_capture_but_no_code(cache: Path) -> None:
     assert "options" in program.report.to_dict()["cache"]
 
 
+@pytest.mark.parametrize("name", ["bert", "gpt-2", "t5", "vit"])
+def test_models_of_transformers_are_told_whatever_else_is_loaded(name: str) -> None:
+    family, model = NAMED[name], NAMED[name].build(0)
+    call = family.draw(np.random.default_rng(0), max(2, family.least[0]), max(5, family.least[1]))
+    first = identify(model, (), call, None, "error")
+    assert first.factors is not None, first.unproved
+    NAMED["gemma-3"].build(0)
+    assert identify(model, (), call, None, "error").factors == first.factors
+
+
 def _hook(model: Any) -> None:
     model.model.layers[1].register_forward_pre_hook(lambda *_: None)
 

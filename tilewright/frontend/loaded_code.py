@@ -45,7 +45,7 @@ _DUNDERS: Final = _words(
 # names of torch that answer from a file or from the process rather than from what they are given
 _STATEFUL: Final = _words(
     "load from_file hub environ getenv get_num_threads get_num_interop_threads initial_seed seed "
-    "get_rng_state default_generator modules_by_name Generator"
+    "get_rng_state default_generator Generator"
 )
 
 

@@ -242,7 +242,7 @@ class Reached:
 
     def _hold(self, label: str, attributes: Mapping[str, Any], strict: bool, implied: list[str]) -> None:
         self._holders.append((label, attributes, strict))
-        for name in {*implied, *(self._names & attributes.keys())}:
+        for name in sorted({*implied, *(self._names & attributes.keys())}):
             self._pending.append(functools.partial(self._attribute, label, name, attributes[name], strict))
 
     def function(self, found: types.FunctionType) -> Any:
@@ -299,7 +299,7 @@ class Reached:
             raise UnprovedError(f"{label} is of no module")
 
     def _ask(self, names: set[str]) -> None:
-        self._fresh += names - self._names
+        self._fresh += sorted(names - self._names)
         self._names |= names
 
     def _module(self, found: types.ModuleType) -> None:
