@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
+import functools
+import importlib
+import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 import tilewright as tw
 from tests.models.families import NAMED, decoder
@@ -62,6 +66,16 @@ def test_other_options_find_the_capture_but_no_code(cache: Path) -> None:
     program = compiled(LLAMA.build(0), cache, determinism="run")
     assert program.report.to_dict()["capture"].startswith("made")
     assert "options" in program.report.to_dict()["cache"]
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt-2", "t5", "vit"])
+def test_models_of_transformers_are_told_whatever_else_is_loaded(name: str) -> None:
+    family, model = NAMED[name], NAMED[name].build(0)
+    call = family.draw(np.random.default_rng(0), max(2, family.least[0]), max(5, family.least[1]))
+    first = identify(model, (), call, None, "error")
+    assert first.factors is not None, first.unproved
+    NAMED["gemma-3"].build(0)
+    assert identify(model, (), call, None, "error").factors == first.factors
 
 
 def _hook(model: Any) -> None:
@@ -139,9 +153,130 @@ def test_a_function_that_a_forward_calls_and_that_was_replaced_is_seen(
     assert "rotate_half" in asked(model, cache)
 
 
-def test_a_function_of_torchs_that_was_replaced_is_seen(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.nn.functional, "silu", lambda x, inplace=False: x)
-    assert "silu" in asked(LLAMA.build(0), cache)
+REPLACED: list[tuple[Any, str]] = [
+    (torch.nn.functional, "silu"), (torch.nn.functional, "linear"), (torch.nn.functional, "embedding"),
+    (torch, "rsqrt"), (torch, "cat"), (torch.nn.Linear, "forward"), (torch.nn.Module, "_call_impl"),
+    (torch.Tensor, "transpose"), (torch.Tensor, "__mul__"), (torch.Tensor, "float"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("holder", "name"), REPLACED, ids=lambda part: getattr(part, "__name__", part))
+def test_what_torch_defines_and_somebody_replaced_is_seen(
+    holder: Any, name: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    was, model = getattr(holder, name), LLAMA.build(0)
+    with monkeypatch.context() as patch:
+        patch.setattr(holder, name, torch.stack, raising=False)
+        other = asked(model, cache)
+    with monkeypatch.context() as patch:
+        patch.setattr(holder, name, lambda *args, **kwargs: [was(*args, **kwargs)][0])
+        own = asked(model, cache)
+    assert "hit" not in (other, own)
+
+
+def test_a_tensors_method_as_a_function_of_torchs_is_not_proved(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "rsqrt", torch.ones(3).add)
+    assert "is a tensor" in asked(LLAMA.build(0), cache)
+
+
+# what a method of a user's multiplies by, and how it comes to it; each is told by its value or not proved
+STEP = 7.0
+TABLE: dict[str, Any] = {"step": 7.0}
+
+
+class Held:
+    def __init__(self, step: Any) -> None:
+        self.step = step
+
+
+def _by_global(step: Any) -> Callable[..., Any]:
+    globals()["STEP"] = step
+    return lambda self, x: MLP_FORWARD(self, x) * STEP
+
+
+def _by_table(step: Any) -> Callable[..., Any]:
+    TABLE["step"] = step
+    return lambda self, x: MLP_FORWARD(self, x) * TABLE["step"]
+
+
+def _by_default(step: Any) -> Callable[..., Any]:
+    return lambda self, x, step=step: MLP_FORWARD(self, x) * step
+
+
+def _by_closure(step: Any) -> Callable[..., Any]:
+    return lambda self, x: MLP_FORWARD(self, x) * step
+
+
+def _by_object(step: Any) -> Callable[..., Any]:
+    held = Held(step)
+    return lambda self, x: MLP_FORWARD(self, x) * held.step
+
+
+def _by_partial(step: Any) -> Callable[..., Any]:
+    scaled = functools.partial(torch.mul, step)
+    return lambda self, x: scaled(MLP_FORWARD(self, x))
+
+
+def _by_another_function(step: Any) -> Callable[..., Any]:
+    def scaled(x: Any) -> Any:
+        return x * step
+
+    return lambda self, x: scaled(MLP_FORWARD(self, x))
+
+
+MLP = LlamaMLP
+MLP_FORWARD = LlamaMLP.forward
+WAYS = (_by_global, _by_table, _by_default, _by_closure, _by_object, _by_partial, _by_another_function)
+
+
+def _told(forward: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Any:
+    with monkeypatch.context() as patch:
+        patch.setattr(MLP, "forward", forward)
+        return identify(LLAMA.build(0), (), decoder(np.random.default_rng(0), 2, 5), None, "error")
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+def test_a_number_that_a_replaced_method_computes_with_is_told(
+    way: Callable[[Any], Callable[..., Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (_told(way(step), monkeypatch).factors for step in (7.0, -20.0))
+    assert first is not None
+    assert first == _told(way(7.0), monkeypatch).factors
+    assert first != second
+
+
+def _asks_the_system(self: Any, x: Any) -> Any:
+    return x * float(os.environ.get("STEP", "1"))
+
+
+def _reads_a_file(self: Any, x: Any) -> Any:
+    with open("step") as file:
+        return x * float(file.read())
+
+
+def _asks_for_any_name(self: Any, x: Any) -> Any:
+    return x * getattr(self, "st" + str(x.ndim))
+
+
+def _asks_torch(self: Any, x: Any) -> Any:
+    return x * torch.get_num_threads()
+
+
+UNPROVED = {
+    "a tensor": _by_closure(torch.ones(1)), "an array": _by_closure(np.ones(1)),
+    "a list of tensors": _by_object([torch.ones(1)]), "a number of numpy's": _by_closure(np.float32(2)),
+    "a thread's": _by_closure(threading.local()), "a function of the system's": _by_closure({"of": os.getenv}),
+    "the environment": _asks_the_system, "a file": _reads_a_file, "any name": _asks_for_any_name, "torch": _asks_torch,
+    "a script": _by_closure(torch.jit.script(torch.nn.ReLU())),
+    "remembered results": _by_closure(functools.lru_cache(lambda: 2.0)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("forward", UNPROVED.values(), ids=UNPROVED)
+def test_what_cannot_be_told_is_not_proved(forward: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    found = _told(forward, monkeypatch)
+    assert found.factors is None
+    assert found.unproved
 
 
 def test_an_attention_that_was_registered_is_seen(cache: Path) -> None:
@@ -163,46 +298,58 @@ def test_torchs_switches_are_seen(cache: Path) -> None:
         torch.set_default_dtype(torch.float32)
 
 
+PARTS = "SCALE = 2.0\n\n\ndef inner(x):\n    return x.mean(1)\n\n\ndef pooled(x):\n    return inner(x) * SCALE\n"
+HOWS = {"a module": "own_parts.pooled", "a name": "pooled"}
+
+
 @pytest.fixture
-def written(tmp_path: Path) -> Iterator[Path]:
-    """A module of the user's with a transformers model in it."""
-    path = tmp_path / "own_decoder.py"
-    path.write_text(
-        "from transformers import LlamaForCausalLM\n\n\n"
-        "class OwnDecoder(LlamaForCausalLM):\n"
-        "    def forward(self, **kwargs):\n"
-        "        return super().forward(**kwargs)\n"
-    )
-    yield path
-    sys.modules.pop("own_decoder", None)
+def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder for modules of the user's: a transformers model, and the functions that it calls."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (tmp_path / "own_parts.py").write_text(PARTS)
+    yield tmp_path
+    for name in ("own_decoder", "own_parts"):
+        sys.modules.pop(name, None)
 
 
-def _loaded(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location("own_decoder", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["own_decoder"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def _factors(path: Path) -> Any:
+def _factors(folder: Path, how: str) -> Any:
+    """The factors of the model as another process would load it."""
     import transformers
 
-    model = _loaded(path).OwnDecoder(transformers.LlamaConfig(**LLAMA.settings)).eval()
+    (folder / "own_decoder.py").write_text(
+        "from transformers import LlamaForCausalLM\n\nimport own_parts\nfrom own_parts import pooled\n\n\n"
+        "class OwnDecoder(LlamaForCausalLM):\n    def forward(self, **kwargs):\n"
+        f"        return {how}(super().forward(**kwargs).logits)\n"
+    )
+    for name in ("own_decoder", "own_parts"):
+        sys.modules.pop(name, None)
+    importlib.invalidate_caches()
+    own = importlib.import_module("own_decoder")
+    model = own.OwnDecoder(transformers.LlamaConfig(**LLAMA.settings)).eval()
     found = identify(model, (), decoder(np.random.default_rng(0), 2, 5), None, "error")
     assert found.factors is not None, found.unproved
     return found.factors
 
 
-def test_an_edited_source_is_another_model(written: Path) -> None:
-    before = _factors(written)
-    assert _factors(written) == before
-    written.write_text(written.read_text().replace("forward(**kwargs)\n", "forward(**kwargs)  # as it was\n", 2))
-    after = _factors(written)
-    assert after["sources"] != before["sources"]
-    assert {name for name in after if after[name] != before[name]} <= {"sources", "code"}
+@pytest.mark.parametrize("how", HOWS.values(), ids=HOWS)
+def test_an_edit_of_what_a_users_function_calls_is_another_model(written: Path, how: str) -> None:
+    before = _factors(written, how)
+    assert _factors(written, how) == before
+    for was, now in (("mean(1)", "amax(1)"), ("SCALE = 2.0", "SCALE = 3.0")):
+        (written / "own_parts.py").write_text(PARTS.replace(was, now))
+        after = _factors(written, how)
+        assert {name for name in after if after[name] != before[name]} == {"code"}
+
+
+def test_an_edit_on_disk_counts_from_when_it_is_loaded(written: Path) -> None:
+    import transformers
+
+    before = _factors(written, "pooled")
+    (written / "own_parts.py").write_text(PARTS.replace("mean", "amax"))
+    model = sys.modules["own_decoder"].OwnDecoder(transformers.LlamaConfig(**LLAMA.settings)).eval()
+    assert identify(model, (), decoder(np.random.default_rng(0), 2, 5), None, "error").factors == before
+    assert _factors(written, "pooled") != before
 
 
 def test_a_model_of_torch_alone_is_always_captured(tmp_path: Path) -> None:

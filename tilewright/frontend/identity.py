@@ -21,9 +21,10 @@ from tilewright.errors import TilewrightError
 from tilewright.frontend import huggingface, inspection
 from tilewright.frontend.declaring import declare
 from tilewright.frontend.examples import Example, bind
+from tilewright.frontend.loaded_code import owner_of_named
 from tilewright.frontend.preserving import preserved
 from tilewright.frontend.quiet import quiet
-from tilewright.frontend.reached import Reached, UnprovedError, source_files
+from tilewright.frontend.reached import Reached, UnprovedError
 from tilewright.ir.dims import Dim
 
 if TYPE_CHECKING:
@@ -77,9 +78,9 @@ def tensors_of(model: Any) -> dict[str, torch.Tensor]:
 
 
 def _factors(model: torch.nn.Module, example: Example, fallback: str) -> dict[str, Any]:
-    kinds = {base for module in model.modules() for base in type(module).__mro__ if base is not object}
-    roots = {kind.__module__.partition(".")[0] for kind in kinds} - {"torch", "builtins", "typing"}
-    reached = Reached({*roots, "transformers"})
+    kinds = {base for module in model.modules() for base in type(module).__mro__}
+    packages = {owner_of_named(kind.__module__) for kind in kinds} - {"torch", "python", "tilewright"}
+    reached = Reached({*packages, "transformers"})
     registered = huggingface.registered()
     plain = {
         "kind": "capture",
@@ -90,7 +91,6 @@ def _factors(model: torch.nn.Module, example: Example, fallback: str) -> dict[st
         "tensors": _tensors(model),
         "example": _example(example),
         "registered": {name: reached.value(table, name) for name, table in sorted(registered.items())},
-        "sources": source_files(kinds),
         "torch": _switches(),
         "environment": {n: v for n, v in sorted(os.environ.items()) if n.startswith(_ENVIRONMENT)},
         "versions": {**{name: version(name) for name in ("torch", "transformers")}, "python": sys.version},
