@@ -112,6 +112,47 @@ def test_sizes_and_integers_as_values(rng: np.random.Generator) -> None:
     assert counted("graphs") == 1
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
+def test_integers_of_either_sign(rng: np.random.Generator) -> None:
+    def function(x: torch.Tensor, n: int) -> tuple[torch.Tensor, int]:
+        return x * n + n, 3 - n
+
+    run = compiled(function)
+    for n in (2, 5, 0, 1, -1, -7, 2**40, -(2**40)):
+        x = tensor(rng, 3)
+        same(run(x, n), function(x, n))
+    # one for the first number, one for all others; torch makes numbers 0 and 1 programs of their own
+    assert counted("graphs") <= 4
+
+
+def test_negative_integers_as_sizes_and_places(rng: np.random.Generator) -> None:
+    def function(x: torch.Tensor, n: int) -> torch.Tensor:
+        return torch.cat((x[n:], x[:n], torch.arange(5 - n)[:, None] + x[:1]))
+
+    run = compiled(function)
+    for n in (-3, -5, -2):
+        x = tensor(rng, 9, 4)
+        same(run(x, n), function(x, n))
+
+
+def test_inputs_that_lie_otherwise_than_before(rng: np.random.Generator) -> None:
+    """A recompilation takes the steps of a strided tensor as integers, which nothing is computed from."""
+    run = compiled(lambda x: x * 2 + x.sum(0))
+    for x in (
+        tensor(rng, 4, 3),
+        tensor(rng, 8, 6)[::2, ::2],
+        tensor(rng, 10, 8)[::2, ::2],
+        tensor(rng, 5, 7).t(),
+        tensor(rng, 1, 1),
+    ):
+        same(run(x), x * 2 + x.sum(0))
+    image = torch.nn.Conv2d(3, 4, 3).eval()
+    run = compiled(image)
+    with torch.no_grad():
+        for x in (tensor(rng, 2, 3, 8, 8).to(memory_format=torch.channels_last), tensor(rng, 2, 3, 8, 8)):
+            same(run(x), image(x))
+
+
 # --- writes and views -------------------------------------------------------------------------------------------------
 
 

@@ -130,7 +130,7 @@ class _Piece:
     ) -> None:
         self._compiled = compiled
         self._numbers = found.arguments
-        self._integers = {found.arguments[read.argument] for read in found.captured.reads}
+        self._signs = [found.signs.get(i, 0) for i in range(len(found.arguments))]
         self._layouts = [(i, order) for i, order in enumerate(layouts) if order is not None]
         self._views = views
         self._names = {number: name for number, (name, _) in frozen.items()}
@@ -143,7 +143,10 @@ class _Piece:
     def run(self, arguments: list[Any]) -> list[Any]:
         """The outputs; `arguments` is emptied, so that what only this call holds can be freed."""
         executable = self._executable(arguments) if self._names else self._compiled.executable
-        given = [np.array(arguments[i], np.int64) if i in self._integers else arguments[i] for i in self._numbers]
+        given = [
+            np.array(max(sign * arguments[i], 0), np.int64) if sign else arguments[i]
+            for i, sign in zip(self._numbers, self._signs, strict=True)
+        ]
         outputs = list(executable(*given))
         for index, order in self._layouts:
             inverse = sorted(range(len(order)), key=order.__getitem__)
