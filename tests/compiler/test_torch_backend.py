@@ -86,6 +86,24 @@ def test_sizes_0_and_1(rng: np.random.Generator) -> None:
         same(run(x), (x.softmax(-1) + x.sum(-1, keepdim=True)).relu())
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_with_heads_of_a_size_that_varies(masked: bool, rng: np.random.Generator) -> None:
+    def written(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        return (q @ k.mT).softmax(-1) @ k
+
+    def whole(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        seen = k[..., 0] > 0 if masked else None
+        return torch.nn.functional.scaled_dot_product_attention(q, k, k, None if seen is None else seen[..., None, :])
+
+    run = compiled(lambda q, k: (written(q, k), whole(q, k)), dynamic=True)
+    for heads, queries, keys, width in ((2, 5, 7, 16), (3, 33, 19, 5), (2, 2, 3, 40)):
+        q, k = tensor(rng, heads, queries, width), tensor(rng, heads, keys, width)
+        k[0, :, 0] = -1.0
+        found, expected = run(q, k), (written(q.double(), k.double()), whole(q.double(), k.double()))
+        same([x.double() for x in found], list(expected))
+    assert counted("graphs") == 1
+
+
 def test_graph_breaks(rng: np.random.Generator) -> None:
     def function(x: torch.Tensor, notes: list[float]) -> torch.Tensor:
         y = x.sin() * 2

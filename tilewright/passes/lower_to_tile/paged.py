@@ -46,9 +46,7 @@ def _kernel(
     b, buffers, (output,) = begin(group, name)
     (total, heads, features), shared, wide = tensor(op.q).dims, tensor(op.k).dims[1], tensor(op.v).dims[2]
     (requests, most), page, each = tensor(op.table).dims, op.page.data, op.group
-    size, value_size = features.constant, wide.constant
-    if size is None or value_size is None:
-        raise unsupported(op, "head dims must be fixed numbers")
+    size, value_size = features.evaluate({}), wide.evaluate({})
     rows, segment = tokens * each, machine.rules.key_segment
     head, request = b.grid([shared, requests], [1, 1])
     offsets = b.view(buffers[op.offsets], [requests + 1], [1])
