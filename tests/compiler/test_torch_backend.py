@@ -306,6 +306,35 @@ def test_new_values_of_parameters_are_seen(freeze: bool, rng: np.random.Generato
         same(run(x), model(x))
 
 
+def test_parameters_with_other_memory_are_packed_again(rng: np.random.Generator) -> None:
+    model = torch.nn.Linear(6, 6).eval().requires_grad_(False)
+    run, x = compiled(model, freeze_weights=True), tensor(rng, 5, 6)
+    same(run(x), model(x))
+    for _ in range(3):
+        model.weight.data = tensor(rng, 6, 6)  # the memory of one before it is free to be taken again
+        model.weight.data = tensor(rng, 6, 6)
+        same(run(x), model(x))
+    model.weight.data = model.weight.data.t()
+    same(run(x), model(x))
+    before = run(x)
+    # what the module's docstring says is not seen: writes that torch does not count
+    model.weight.data.mul_(2)
+    torch.testing.assert_close(run(x), before, rtol=0, atol=0)
+    dynamo.reset()
+    same(run(x), model(x))
+
+
+def test_parameters_made_in_inference_mode(rng: np.random.Generator) -> None:
+    with torch.inference_mode():
+        model = torch.nn.Linear(6, 6).eval()
+        run = compiled(model, freeze_weights=True)
+        for _ in range(2):
+            x = tensor(rng, 5, 6)
+            same(run(x), model(x))
+        model.weight = torch.nn.Parameter(tensor(rng, 6, 6), requires_grad=False)
+        same(run(x), model(x))
+
+
 def test_layers_that_share_code_keep_their_own_weights(rng: np.random.Generator) -> None:
     layers = [Block().eval() for _ in range(3)]
     run = compiled(lambda layer, x: layer(x), freeze_weights=True)

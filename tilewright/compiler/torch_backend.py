@@ -5,7 +5,11 @@ views of what; the composite operators that we lower whole (linear, attention, n
 
 Parameters are inputs: nothing is packed, and what the user does to them is seen. With
 `options={"freeze_weights": True}` they are packed when first met; a parameter that is another tensor at a later call,
-or that has been written to since, is packed again.
+that has other memory (`p.data = ...`), or that torch counts a write to since (`p.mul_`, `load_state_dict`, an
+optimizer's step), is packed again. Not seen are writes into the same memory that torch does not count: through
+`p.data` (`p.data.mul_(2)`), through a NumPy array that shares it, or by code outside torch; and of parameters made
+under `torch.inference_mode()`, for which torch counts nothing, all writes in place. Whoever writes so compiles again
+(`torch._dynamo.reset()`), or leaves freeze_weights off.
 
 Calls that autograd would record run in eager: one warning for the process, and counts in
 `torch._dynamo.utils.counters["tilewright"]`.
@@ -16,8 +20,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
@@ -97,8 +101,8 @@ def _build(graph: Any, weights: Frozen, count: int, options: Options) -> Callabl
     with unset_fake_temporarily():
         found = capture_functional(graph, frozen)
         compiled = finish(found.captured, Target.of(options), options, Stopwatch())
+        piece = _Piece(compiled, found, frozen, layouts, views)
     counters["tilewright"]["graphs"] += 1
-    piece = _Piece(compiled, found, frozen, layouts, views)
     run: Any = piece.run
     return _Boxed(run)
 
@@ -134,11 +138,11 @@ class _Piece:
         self._layouts = [(i, order) for i, order in enumerate(layouts) if order is not None]
         self._views = views
         self._names = {number: name for number, (name, _) in frozen.items()}
-        self._packed: dict[tuple[tuple[int, int], ...], tuple[Executable, list[Any]]] = {}
+        self._packed: dict[_State, tuple[Executable, list[Any]]] = {}
         self._lock = threading.Lock()
         if frozen:
             held = {number: value for number, (_, value) in frozen.items()}
-            self._packed[_state(held.values())] = (compiled.executable, list(held.values()))
+            self._packed[_state(held.values())] = (compiled.executable, _kept(held.values()))
 
     def run(self, arguments: list[Any]) -> list[Any]:
         """The outputs; `arguments` is emptied, so that what only this call holds can be freed."""
@@ -165,9 +169,9 @@ class _Piece:
             with self._lock:
                 found = self._packed.get(key)
                 if found is None:
-                    found = (self._again(held), held)
+                    found = (self._again(held), _kept(held))
                     # what was packed of the same tensors before they were written to will not be asked for again
-                    same = [k for k in self._packed if [i for i, _ in k] == [i for i, _ in key]]
+                    same = [k for k in self._packed if [of[0] for of in k] == [of[0] for of in key]]
                     for old in same:
                         del self._packed[old]
                     self._packed[key] = found
@@ -178,9 +182,23 @@ class _Piece:
         return self._compiled.executable.sibling(values)
 
 
-def _state(tensors: Any) -> tuple[tuple[int, int], ...]:
-    """Which tensors they are, and how often each was written to. The piece keeps them alive, so ids stay theirs."""
-    return tuple((id(t), t._version) for t in tensors)
+_State: TypeAlias = tuple[tuple[Any, ...], ...]
+
+
+def _state(tensors: Iterable[torch.Tensor]) -> _State:
+    """Which tensors they are, where and how they lie in memory, and how often torch counts that each was written to.
+
+    The piece keeps them and their memory alive, so that ids and addresses stay theirs: setting `.data` does not raise
+    the count, and other values could come to lie where the old ones did.
+    """
+    return tuple(
+        (id(t), t.data_ptr(), t.dtype, t.shape, t.stride(), None if t.is_inference() else t._version) for t in tensors
+    )
+
+
+def _kept(tensors: Iterable[torch.Tensor]) -> list[Any]:
+    """The tensors, and what holds the memory that they have now."""
+    return [(t, t.detach()) for t in tensors]
 
 
 def _in_eager(graph_module: Any, asking: Sequence[str]) -> Callable[..., Any]:
