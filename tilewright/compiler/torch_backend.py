@@ -31,7 +31,7 @@ from tilewright.compiler.options import Options
 from tilewright.compiler.stopwatch import Stopwatch
 from tilewright.compiler.target import Target
 from tilewright.errors import AutogradError, AutogradWarning, OptionError
-from tilewright.frontend.custom_ops import decompositions
+from tilewright.frontend.custom_ops import decompositions, require_references
 from tilewright.frontend.functional import Functional, capture_functional
 from tilewright.frontend.registry import lowerings
 from tilewright.frontend.views import Views, split_views
@@ -71,6 +71,7 @@ def tilewright(
     ]
     if asking and torch.is_grad_enabled():
         return _in_eager(graph_module, asking)
+    require_references(graph_module.graph.nodes)
     weights = _weights(graph_module, inputs) if freeze else {}
 
     def build(gm: Any, example_inputs: Sequence[Any]) -> Any:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tilewright.errors import CaptureError, SpecialisationError, TilewrightError
 from tilewright.frontend.conversions import explained, recorded
+from tilewright.frontend.custom_ops import require_references
 from tilewright.frontend.decomposing import table_for
 from tilewright.frontend.examples import Example
 from tilewright.frontend.export_faults import capture_error, with_partners
@@ -184,6 +185,7 @@ def functional(program: ExportedProgram, example: Example) -> ExportedProgram:
         for node in nodes
         if node.users and node not in dead and isinstance(node.meta.get("val"), (torch.Tensor, tuple, list))
     ]
+    require_references(given)
     table = table_for({node.target for node in given if node.op == "call_function"})
     return _decomposed(program, table, example) if table else program
 
