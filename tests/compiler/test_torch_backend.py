@@ -14,7 +14,7 @@ import torch._dynamo as dynamo
 from torch._dynamo.backends.registry import list_backends
 
 from tilewright.compiler import torch_backend
-from tilewright.errors import AutogradWarning, OptionError, UnsupportedOpError
+from tilewright.errors import AutogradWarning, EagerWarning, OptionError, UnsupportedOpError
 
 # Products of sizes below 64, in f32.
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -380,6 +380,28 @@ def test_an_operator_without_a_lowering_is_named() -> None:
     assert "test_torch_backend.py:" in str(raised.value)
 
 
+def test_what_has_no_kernel_runs_in_eager_where_asked(rng: np.random.Generator) -> None:
+    def function(x: torch.Tensor) -> torch.Tensor:
+        y = torch.fft.rfft(x * 2).abs()
+        dynamo.graph_break()
+        return y.relu() + 1
+
+    dropping = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.Dropout(0.5)).train()
+    x = tensor(rng, 4, 6)
+    with warnings.catch_warnings(record=True) as caught, torch.no_grad():
+        warnings.simplefilter("always")
+        for _ in range(2):
+            same(compiled(function, fallback="torch")(x), function(x))
+        torch.manual_seed(3)
+        found = compiled(dropping, fallback="torch")(x)
+        torch.manual_seed(3)
+        same(found, dropping(x))
+    (told,) = [str(w.message) for w in caught if issubclass(w.category, EagerWarning)]
+    assert "TW010" in told
+    assert "fft" in told
+    assert (counted("unsupported_in_eager"), counted("graphs") >= 1) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -394,7 +416,7 @@ def test_an_operator_without_a_lowering_is_named() -> None:
             "objective, passes, precision, target, threads, verify_each\n",
         ),
         ({"freeze_weights": 1}, "freeze_weights=1 is not True or False"),
-        ({"fallback": "torch"}, "fallback='torch' is not available"),
+        ({"fallback": "eager"}, "fallback='eager'"),
         ({"check": "first"}, "check is an option of tilewright.compile alone"),
     ],
 )

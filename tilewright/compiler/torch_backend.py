@@ -11,7 +11,8 @@ optimizer's step), is packed again. Not seen are writes into the same memory tha
 under `torch.inference_mode()`, for which torch counts nothing, all writes in place. Whoever writes so compiles again
 (`torch._dynamo.reset()`), or leaves freeze_weights off.
 
-Calls that autograd would record run in eager: one warning for the process, and counts in
+Calls that autograd would record run in eager, and with `options={"fallback": "torch"}` also graphs that have no kernels
+or are in training mode: one warning of each kind for the process, and counts in
 `torch._dynamo.utils.counters["tilewright"]`.
 """
 
@@ -30,7 +31,16 @@ from tilewright.compiler.entry import finish
 from tilewright.compiler.options import Options
 from tilewright.compiler.stopwatch import Stopwatch
 from tilewright.compiler.target import Target
-from tilewright.errors import AutogradError, AutogradWarning, OptionError
+from tilewright.errors import (
+    AutogradError,
+    AutogradWarning,
+    EagerWarning,
+    LoweringError,
+    OptionError,
+    TilewrightError,
+    TrainingModeError,
+    UnsupportedOpError,
+)
 from tilewright.frontend.custom_ops import decompositions, require_references
 from tilewright.frontend.functional import Functional, capture_functional
 from tilewright.frontend.registry import lowerings
@@ -50,7 +60,9 @@ def tilewright(
 ) -> Any:
     """The backend, as torch calls it. options: those of `tilewright.compile` but for check, and freeze_weights.
 
-    Raises what `tilewright.compile` raises; torch shows it inside its own BackendCompilerFailed.
+    Raises what `tilewright.compile` raises; torch shows it inside its own BackendCompilerFailed. With fallback="torch",
+    graphs that it has no kernels for, or that are in training mode, run in eager instead: whole, with one EagerWarning
+    for the process that names the operators, and counts ("unsupported_in_eager").
     """
     import torch
     from torch._functorch.aot_autograd import aot_module_simplified
@@ -65,28 +77,35 @@ def tilewright(
     if faults:
         raise OptionError(faults, step='torch.compile(model, backend="tilewright", options={"freeze_weights": True})')
     caller = 'torch.compile(backend="tilewright")'
-    chosen = Options.of(given, caller=caller, more=("freeze_weights",), less=_NOT_TAKEN)
+    falls = given.get("fallback") == "torch"
+    stated = {name: value for name, value in given.items() if not (falls and name == "fallback")}
+    chosen = Options.of(stated, caller=caller, more=("freeze_weights",), less=_NOT_TAKEN)
     asking = [
         n for n, value in zip(_names(graph_module), inputs, strict=True) if getattr(value, "requires_grad", False)
     ]
     if asking and torch.is_grad_enabled():
         return _in_eager(graph_module, asking)
-    require_references(graph_module.graph.nodes)
     weights = _weights(graph_module, inputs) if freeze else {}
 
     def build(gm: Any, example_inputs: Sequence[Any]) -> Any:
         del example_inputs
         return _build(gm, weights, len(inputs), chosen)
 
-    with _composites_whole():
-        return aot_module_simplified(
-            graph_module,
-            list(inputs),
-            fw_compiler=build,
-            bw_compiler=_no_backward,
-            decompositions=decompositions(_targets(graph_module)),
-            inference_compiler=build,
-        )
+    try:
+        require_references(graph_module.graph.nodes)
+        with _composites_whole():
+            return aot_module_simplified(
+                graph_module,
+                list(inputs),
+                fw_compiler=build,
+                bw_compiler=_no_backward,
+                decompositions=decompositions(_targets(graph_module)),
+                inference_compiler=build,
+            )
+    except (UnsupportedOpError, TrainingModeError, LoweringError) as fault:
+        if not falls:
+            raise
+        return _unsupported_in_eager(graph_module, fault)
 
 
 def _build(graph: Any, weights: Frozen, count: int, options: Options) -> Callable[[list[Any]], list[Any]]:
@@ -220,6 +239,16 @@ def _in_eager(graph_module: Any, asking: Sequence[str]) -> Callable[..., Any]:
         return graph_module(*arguments)
 
     return run
+
+
+def _unsupported_in_eager(graph_module: Any, fault: TilewrightError) -> Any:
+    """The piece as torch itself runs it, counted, because of what the fault says."""
+    from torch._dynamo.utils import counters
+
+    if not counters["tilewright"]["unsupported_in_eager"]:
+        warnings.warn(f"a graph runs in eager, as fallback='torch' asks: {fault}", EagerWarning, stacklevel=2)
+    counters["tilewright"]["unsupported_in_eager"] += 1
+    return graph_module
 
 
 def _no_backward(gm: Any, example_inputs: Sequence[Any]) -> Any:
