@@ -109,7 +109,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _are_alike(found: Any, wanted: Any) -> bool:
-    """Whether values have the same dtypes and sizes; sizes that only the data of a call decides are left to the call."""
+    """Whether values have the same dtypes and sizes; sizes that only data decides are left to the call."""
     ours, theirs = _listed(found), _listed(wanted)
     return len(ours) == len(theirs) and all(_is_like(a, b) for a, b in zip(ours, theirs, strict=True))
 
