@@ -228,10 +228,14 @@ def register_op(
     """Teaches compile() an operator that a library has defined with torch.library: "mylib::swiglu".
 
     kernel: made with @tw.kernel; its inputs are the operator's tensors in order, and its static parameters come from
-    their dtypes and sizes, or are the operator's arguments of the same name. reference: without a kernel, a function of
-    the operator's arguments that computes it from operators that compile. shape: what the operator gives, without
-    computing it, where torch does not know yet (`torch.library.register_fake`); the reference says it, too.
-    Raises OptionError. Compiling raises UnsupportedOpError where the kernel does not fit the model's tensors.
+    their dtypes and sizes, or are the operator's arguments of the same name (integers); it computes the operator with
+    its other arguments at the defaults of its schema, and a call that gives one of those another value is refused.
+    reference: without a kernel, a function of the operator's arguments that computes it from operators that compile.
+    shape: what the operator gives, without computing it, where torch does not know yet
+    (`torch.library.register_fake`); the reference says it, too.
+    Raises OptionError, also for operators that write to their operands or give views of them. Compiling raises
+    UnsupportedOpError where the kernel does not fit a call, or gives, as a reference may, other dtypes or sizes than
+    torch was told; what is wrong in the kernel itself keeps its own code (KernelError, KernelStoreError).
     """
     from tilewright.compiler.register_op import register_op as register
 

@@ -157,6 +157,10 @@ class AutogradWarning(UserWarning):
     """Under torch.compile: a graph that autograd records runs in eager. The text is AutogradError's, code included."""
 
 
+class EagerWarning(UserWarning):
+    """Under torch.compile with fallback="torch": a graph without kernels runs in eager. It ends in the error's text."""
+
+
 class ExpectationError(TilewrightError):
     """A pattern count given in `expect` did not hold; the nearest near-miss and its reason are named."""
 

@@ -12,7 +12,8 @@ import torch._dynamo as dynamo
 import tilewright as tw
 from tests.compiler.test_torch_backend import compiled as torch_compiled
 from tests.compiler.test_torch_backend import fresh  # noqa: F401  (a fixture: the backend is registered)
-from tilewright.errors import OptionError, UnsupportedOpError
+from tilewright.errors import KernelError, OptionError, UnsupportedOpError
+from tilewright.frontend import custom_ops
 
 
 @torch.library.custom_op("tilewright_tests::swiglu", mutates_args=())
@@ -171,11 +172,125 @@ def test_a_kernel_that_does_not_fit() -> None:
     assert "x is" in refused(lambda x: best(x.double(), 2), 2, 5)
 
 
+@torch.library.custom_op("tilewright_tests::affine", mutates_args=())
+def affine(x: torch.Tensor, by: int, negative: bool = False, shift: torch.Tensor | None = None) -> torch.Tensor:
+    return x * by * (-1 if negative else 1) + (0 if shift is None else shift)
+
+
+@affine.register_fake
+def _(x: torch.Tensor, by: int, negative: bool = False, shift: torch.Tensor | None = None) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+@tw.kernel("x f32[rows, n] -> y f32[rows, n]")
+def affine_kernel(b: Any, x: Any, y: Any, *, by: int = 7) -> None:
+    row, column = b.grid(["rows", "n"], [4, 64])
+    tile = b.load(b.dense(x), [row, column], [4, 64])
+    b.store(b.map("mul", tile, b.constant(float(by), [4, 64], "f32")), b.dense(y), [row, column])
+
+
+def test_arguments_that_a_kernel_lacks_have_their_defaults(rng: np.random.Generator) -> None:
+    tw.register_op("tilewright_tests::affine", kernel=affine_kernel)
+    x = torch.from_numpy(rng.standard_normal((3, 5), np.float32))
+    model = Calls(lambda x: affine(x, 3, False)).eval()
+    same([tw.compile(model, (x,))(x)], [model(x)])
+    text = refused(lambda x: affine(x, 3, True), 2, 3)
+    assert "tilewright_tests.affine.default" in text
+    assert "@affine_kernel does not fit: it has no parameter for the operator's argument negative=True" in text
+    assert "it takes 1 tensors, the operator gives it 2" in refused(lambda x: affine(x, 3, shift=x), 2, 3)
+
+
+@torch.library.custom_op("tilewright_tests::by_default", mutates_args=())
+def by_default(x: torch.Tensor, by: int = 3) -> torch.Tensor:
+    return x * by
+
+
+@by_default.register_fake
+def _(x: torch.Tensor, by: int = 3) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+def test_the_operators_defaults_count_not_the_kernels(rng: np.random.Generator) -> None:
+    tw.register_op("tilewright_tests::by_default", kernel=affine_kernel)
+    x = torch.from_numpy(rng.standard_normal((3, 5), np.float32))
+    model = Calls(by_default).eval()
+    same([tw.compile(model, (x,))(x)], [model(x)])
+
+
+@torch.library.custom_op("tilewright_tests::place", mutates_args=())
+def place(x: torch.Tensor) -> torch.Tensor:
+    return x.argmax(-1).int()
+
+
+@place.register_fake
+def _(x: torch.Tensor) -> torch.Tensor:
+    return x.new_empty(x.shape[:-1], dtype=torch.int32)
+
+
+@pytest.mark.parametrize(
+    ("reference", "said"),
+    [
+        (lambda x: x.argmax(-1), "its reference gives int64[2], its shape rule int32[2]"),
+        (lambda x: x.argmax(-1, keepdim=True).int(), "its reference gives int32[2, 1], its shape rule int32[2]"),
+        (lambda x: x.argmax(0).int(), "its reference gives int32[3], its shape rule int32[2]"),
+        (lambda x: x.argmax(-1).int(), None),
+    ],
+)
+def test_a_reference_gives_what_the_shape_rule_says(reference: Any, said: str | None) -> None:
+    tw.register_op("tilewright_tests::place", reference=reference)
+    x = torch.tensor([[1.0, 3.0, 2.0], [5.0, 4.0, 0.0]])
+    if said is None:
+        same([tw.compile(Calls(place).eval(), (x,))(x), torch_compiled(place)(x)], [place(x)] * 2)
+        return
+    text = refused(place, 2, 3)
+    assert f"tilewright_tests.place.default: {said}" in text
+    with pytest.raises(dynamo.exc.BackendCompilerFailed, match=r"TW010.*its reference gives"):
+        torch_compiled(place)(x)
+
+
+@torch.library.custom_op("tilewright_tests::turned", mutates_args=())
+def turned(x: torch.Tensor) -> torch.Tensor:
+    return x.t().clone()
+
+
+@turned.register_fake
+def _(x: torch.Tensor) -> torch.Tensor:
+    return x.new_empty(x.shape[1], x.shape[0])
+
+
+def test_a_kernel_gives_the_sizes_of_the_shape_rule() -> None:
+    tw.register_op("tilewright_tests::turned", kernel=affine_kernel)
+    assert "torch says that it gives f32[3, 2], its kernel gives f32[2, 3]" in refused(turned, 2, 3)
+
+
+@tw.kernel("x f32[rows, n] -> y f32[rows, n]")
+def faulty_kernel(b: Any, x: Any, y: Any) -> None:
+    row, column = b.grid(["rows", "n"], [4, 64])
+    b.store(b.load(b.dense(x), [row, column], [4, 64]), b.dense(y), [row])
+
+
+def test_a_fault_in_a_kernel_keeps_its_own_code_and_line() -> None:
+    tw.register_op("tilewright_tests::unknown", kernel=faulty_kernel)
+    try:
+        with pytest.raises(KernelError, match=r"test_register_op\.py:\d+") as raised:
+            tw.compile(Calls(unknown).eval(), (torch.ones(2, 3),))
+    finally:
+        custom_ops._REGISTERED.pop("tilewright_tests.unknown.default")
+    assert raised.value.code == "TW035"
+
+
+@torch.library.custom_op("tilewright_tests::written", mutates_args={"x"})
+def written(x: torch.Tensor) -> None:
+    x.add_(1)
+
+
 @pytest.mark.parametrize(
     ("name", "given", "said"),
     [
         ("tilewright_tests::no_such", {"reference": torch.relu}, "torch has no operator 'tilewright_tests::no_such'"),
         ("relu", {"reference": torch.relu}, "torch has no operator 'relu'"),
+        ("tilewright_tests::written", {"reference": torch.relu}, "tilewright_tests::written writes to its operands"),
+        ("aten::view", {"reference": torch.relu}, "aten::view gives views of its operands"),
         ("tilewright_tests::swiglu", {}, "neither a kernel nor a reference"),
         ("tilewright_tests::swiglu", {"kernel": torch.relu}, "is not made with @tw.kernel"),
     ],

@@ -52,9 +52,32 @@ def test_scaled_dot_product_attention_in_all_its_forms(rng: np.random.Generator)
     assert names.count("graph.attention") == len(TABLE) - 1
 
 
+@pytest.mark.parametrize("queries", [None, Dim("queries", 1, 64)])
+def test_heads_of_a_size_that_varies_are_products_and_a_softmax(queries: Dim | None, rng: np.random.Generator) -> None:
+    calls = []
+    for b, t, s, e in [(3, 5, 7, 6), (1, 5, 1, 1), (2, 5, 5, 9)]:
+        valid = torch.from_numpy(rng.random((b, s)) > 0.4)
+        valid[:1] = False
+        q, k, v = floats(rng, b, 4, t, e), floats(rng, b, 4, s, e), floats(rng, b, 4, s, e)
+        calls.append((q, k, v, valid, floats(rng, b, 4, t, s)))
+    width = Dim("width", 1, 64)
+    dims = {
+        "inputs.0": (B, None, queries, width), "inputs.1": (B, None, S, width), "inputs.2": (B, None, S, width),
+        "inputs.3": (B, S), "inputs.4": (B, None, queries, S),
+    }  # fmt: skip
+    grouped: Table = {
+        "grouped_bias": lambda q, k, v, m, f: sdpa(q, k[:, :2], v[:, :2], f, enable_gqa=True),
+        "grouped_keys": lambda q, k, v, m, f: sdpa(q, k[:, :2], v[:, :2], m[:, None, None, :], enable_gqa=True),
+        "narrow": lambda q, k, v, m, f: sdpa(q, k, v[..., :1], scale=0.1),
+    }
+    captured = captured_equals_eager(Many({**TABLE, **grouped}), calls, dims)
+    assert "graph.attention" not in [op.name for op in captured.module.walk()]
+
+
 def test_a_row_that_may_see_no_key_is_zero(rng: np.random.Generator) -> None:
     q, mask = floats(rng, 1, 2, 3, 4), torch.tensor([[True, True, False], [False] * 3, [True] * 3])
-    captured_equals_eager(Many({"masked": lambda q, m: sdpa(q, q, q, m)}), [(q, mask)])
+    for dims in (None, {"inputs.0": (None, None, None, Dim("width", 1, 64))}):
+        captured_equals_eager(Many({"masked": lambda q, m: sdpa(q, q, q, m)}), [(q, mask)], dims)
 
 
 def test_multi_head_attention_module(rng: np.random.Generator) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tilewright.compiler.kernel import Kernel
-from tilewright.errors import KernelError, OptionError, Problem
+from tilewright.errors import KernelError, OptionError
 from tilewright.frontend.custom_ops import CustomOp, Instance, register
+from tilewright.frontend.registry import Unsupported
 from tilewright.ir.dims import Expr
 from tilewright.ir.types import TensorType
 
@@ -29,6 +30,10 @@ def register_op(
     target = None if packet is None else getattr(packet, overload or "default", None)
     if target is None:
         faults.append(f"torch has no operator {name!r}")
+    elif target._schema.is_mutable:
+        faults.append(f"{name} writes to its operands: {target._schema}")
+    elif any(result.alias_info is not None for result in target._schema.returns):
+        faults.append(f"{name} gives views of its operands: {target._schema}")
     if kernel is None and reference is None:
         faults.append(f"{name} has neither a kernel nor a reference: nothing says how it is computed")
     if kernel is not None and not isinstance(kernel, Kernel):
@@ -60,12 +65,16 @@ class _Instances:
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
 
-    def __call__(self, operands: Sequence[TensorType], others: Mapping[str, Any]) -> Instance:
+    def __call__(self, operands: Sequence[TensorType], others: Mapping[str, tuple[Any, bool]]) -> Instance:
         """Static parameters come from the operands' dtypes and sizes, and from the operator's arguments of their name.
 
-        KernelError where a size that is static in the kernel varies, or a dim stands alone on no axis.
+        Unsupported where an argument that the kernel lacks is not its default, a size that is static in the kernel
+        varies, or a dim stands alone on no axis.
         """
         spec = self._kernel.spec
+        for name, (value, is_default) in others.items():
+            if name not in spec.statics and not is_default:
+                raise _wrong(spec.name, f"it has no parameter for the operator's argument {name}={value}")
         if len(operands) != len(spec.inputs):
             raise _wrong(spec.name, f"it takes {len(spec.inputs)} tensors, the operator gives it {len(operands)}")
         sizes: dict[str, Expr] = {}
@@ -75,16 +84,21 @@ class _Instances:
             for dim, size in zip(buffer.dims, given.dims, strict=True):
                 if len(dim.symbols) == 1 and dim == Expr.of(next(iter(dim.symbols))):
                     sizes.setdefault(next(iter(dim.symbols)), size)
-        statics: dict[str, Any] = {n: v for n, v in others.items() if n in spec.statics and v is not None}
-        for name in sizes.keys() & spec.statics.keys():
+        statics: dict[str, Any] = {n: v for n, (v, _) in others.items() if n in spec.statics and v is not None}
+        told: list[tuple[str, Any]] = []
+        for name in sorted(sizes.keys() & spec.statics.keys()):
             size = sizes.pop(name)
             if size.constant is None:
                 raise _wrong(spec.name, f"{name} is static in the kernel, and {size} in the model")
-            statics[name] = size.constant
-        for buffer, given in zip(spec.inputs, operands, strict=True):
-            if buffer.dtype in spec.dtypes:
-                statics[buffer.dtype] = given.dtype
-        found = spec.resolve(statics)
+            told.append((name, size.constant))
+        told += [(b.dtype, g.dtype) for b, g in zip(spec.inputs, operands, strict=True) if b.dtype in spec.dtypes]
+        for name, value in told:
+            if statics.setdefault(name, value) != value:
+                raise _wrong(spec.name, f"{name} is {value} by one operand, and {statics[name]} otherwise")
+        try:
+            found = spec.resolve(statics)
+        except KernelError as fault:
+            raise _wrong(spec.name, fault.problems[0].text) from fault
         missing = [d for d in spec.dims if d not in sizes]
         if missing:
             raise _wrong(spec.name, f"no axis of its inputs is just {', '.join(missing)}")
@@ -101,5 +115,5 @@ class _Instances:
         return Instance(kernel, tuple(sizes[d] for d in kernel.dims.data), results)
 
 
-def _wrong(name: str, text: str) -> KernelError:
-    return KernelError(Problem(text, op=f"@{name}"), step="give the kernel a signature that fits the operator")
+def _wrong(name: str, text: str) -> Unsupported:
+    return Unsupported(f"its kernel @{name} does not fit: {text}")

@@ -5,9 +5,14 @@ views of what; the composite operators that we lower whole (linear, attention, n
 
 Parameters are inputs: nothing is packed, and what the user does to them is seen. With
 `options={"freeze_weights": True}` they are packed when first met; a parameter that is another tensor at a later call,
-or that has been written to since, is packed again.
+that has other memory (`p.data = ...`), or that torch counts a write to since (`p.mul_`, `load_state_dict`, an
+optimizer's step), is packed again. Not seen are writes into the same memory that torch does not count: through
+`p.data` (`p.data.mul_(2)`), through a NumPy array that shares it, or by code outside torch; and of parameters made
+under `torch.inference_mode()`, for which torch counts nothing, all writes in place. Whoever writes so compiles again
+(`torch._dynamo.reset()`), or leaves freeze_weights off.
 
-Calls that autograd would record run in eager: one warning for the process, and counts in
+Calls that autograd would record run in eager, and with `options={"fallback": "torch"}` also graphs that have no kernels
+or are in training mode: one warning of each kind for the process, and counts in
 `torch._dynamo.utils.counters["tilewright"]`.
 """
 
@@ -16,8 +21,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
@@ -26,8 +31,17 @@ from tilewright.compiler.entry import finish
 from tilewright.compiler.options import Options
 from tilewright.compiler.stopwatch import Stopwatch
 from tilewright.compiler.target import Target
-from tilewright.errors import AutogradError, AutogradWarning, OptionError
-from tilewright.frontend.custom_ops import decompositions
+from tilewright.errors import (
+    AutogradError,
+    AutogradWarning,
+    EagerWarning,
+    LoweringError,
+    OptionError,
+    TilewrightError,
+    TrainingModeError,
+    UnsupportedOpError,
+)
+from tilewright.frontend.custom_ops import decompositions, require_references
 from tilewright.frontend.functional import Functional, capture_functional
 from tilewright.frontend.registry import lowerings
 from tilewright.frontend.views import Views, split_views
@@ -46,7 +60,9 @@ def tilewright(
 ) -> Any:
     """The backend, as torch calls it. options: those of `tilewright.compile` but for check, and freeze_weights.
 
-    Raises what `tilewright.compile` raises; torch shows it inside its own BackendCompilerFailed.
+    Raises what `tilewright.compile` raises; torch shows it inside its own BackendCompilerFailed. With fallback="torch",
+    graphs that it has no kernels for, or that are in training mode, run in eager instead: whole, with one EagerWarning
+    for the process that names the operators, and counts ("unsupported_in_eager").
     """
     import torch
     from torch._functorch.aot_autograd import aot_module_simplified
@@ -61,7 +77,9 @@ def tilewright(
     if faults:
         raise OptionError(faults, step='torch.compile(model, backend="tilewright", options={"freeze_weights": True})')
     caller = 'torch.compile(backend="tilewright")'
-    chosen = Options.of(given, caller=caller, more=("freeze_weights",), less=_NOT_TAKEN)
+    falls = given.get("fallback") == "torch"
+    stated = {name: value for name, value in given.items() if not (falls and name == "fallback")}
+    chosen = Options.of(stated, caller=caller, more=("freeze_weights",), less=_NOT_TAKEN)
     asking = [
         n for n, value in zip(_names(graph_module), inputs, strict=True) if getattr(value, "requires_grad", False)
     ]
@@ -73,15 +91,21 @@ def tilewright(
         del example_inputs
         return _build(gm, weights, len(inputs), chosen)
 
-    with _composites_whole():
-        return aot_module_simplified(
-            graph_module,
-            list(inputs),
-            fw_compiler=build,
-            bw_compiler=_no_backward,
-            decompositions=decompositions(_targets(graph_module)),
-            inference_compiler=build,
-        )
+    try:
+        require_references(graph_module.graph.nodes)
+        with _composites_whole():
+            return aot_module_simplified(
+                graph_module,
+                list(inputs),
+                fw_compiler=build,
+                bw_compiler=_no_backward,
+                decompositions=decompositions(_targets(graph_module)),
+                inference_compiler=build,
+            )
+    except (UnsupportedOpError, TrainingModeError, LoweringError) as fault:
+        if not falls:
+            raise
+        return _unsupported_in_eager(graph_module, fault)
 
 
 def _build(graph: Any, weights: Frozen, count: int, options: Options) -> Callable[[list[Any]], list[Any]]:
@@ -97,8 +121,8 @@ def _build(graph: Any, weights: Frozen, count: int, options: Options) -> Callabl
     with unset_fake_temporarily():
         found = capture_functional(graph, frozen)
         compiled = finish(found.captured, Target.of(options), options, Stopwatch())
+        piece = _Piece(compiled, found, frozen, layouts, views)
     counters["tilewright"]["graphs"] += 1
-    piece = _Piece(compiled, found, frozen, layouts, views)
     run: Any = piece.run
     return _Boxed(run)
 
@@ -130,20 +154,23 @@ class _Piece:
     ) -> None:
         self._compiled = compiled
         self._numbers = found.arguments
-        self._integers = {found.arguments[read.argument] for read in found.captured.reads}
+        self._signs = [found.signs.get(i, 0) for i in range(len(found.arguments))]
         self._layouts = [(i, order) for i, order in enumerate(layouts) if order is not None]
         self._views = views
         self._names = {number: name for number, (name, _) in frozen.items()}
-        self._packed: dict[tuple[tuple[int, int], ...], tuple[Executable, list[Any]]] = {}
+        self._packed: dict[_State, tuple[Executable, list[Any]]] = {}
         self._lock = threading.Lock()
         if frozen:
             held = {number: value for number, (_, value) in frozen.items()}
-            self._packed[_state(held.values())] = (compiled.executable, list(held.values()))
+            self._packed[_state(held.values())] = (compiled.executable, _kept(held.values()))
 
     def run(self, arguments: list[Any]) -> list[Any]:
         """The outputs; `arguments` is emptied, so that what only this call holds can be freed."""
         executable = self._executable(arguments) if self._names else self._compiled.executable
-        given = [np.array(arguments[i], np.int64) if i in self._integers else arguments[i] for i in self._numbers]
+        given = [
+            np.array(max(sign * arguments[i], 0), np.int64) if sign else arguments[i]
+            for i, sign in zip(self._numbers, self._signs, strict=True)
+        ]
         outputs = list(executable(*given))
         for index, order in self._layouts:
             inverse = sorted(range(len(order)), key=order.__getitem__)
@@ -162,9 +189,9 @@ class _Piece:
             with self._lock:
                 found = self._packed.get(key)
                 if found is None:
-                    found = (self._again(held), held)
+                    found = (self._again(held), _kept(held))
                     # what was packed of the same tensors before they were written to will not be asked for again
-                    same = [k for k in self._packed if [i for i, _ in k] == [i for i, _ in key]]
+                    same = [k for k in self._packed if [of[0] for of in k] == [of[0] for of in key]]
                     for old in same:
                         del self._packed[old]
                     self._packed[key] = found
@@ -175,9 +202,23 @@ class _Piece:
         return self._compiled.executable.sibling(values)
 
 
-def _state(tensors: Any) -> tuple[tuple[int, int], ...]:
-    """Which tensors they are, and how often each was written to. The piece keeps them alive, so ids stay theirs."""
-    return tuple((id(t), t._version) for t in tensors)
+_State: TypeAlias = tuple[tuple[Any, ...], ...]
+
+
+def _state(tensors: Iterable[torch.Tensor]) -> _State:
+    """Which tensors they are, where and how they lie in memory, and how often torch counts that each was written to.
+
+    The piece keeps them and their memory alive, so that ids and addresses stay theirs: setting `.data` does not raise
+    the count, and other values could come to lie where the old ones did.
+    """
+    return tuple(
+        (id(t), t.data_ptr(), t.dtype, t.shape, t.stride(), None if t.is_inference() else t._version) for t in tensors
+    )
+
+
+def _kept(tensors: Iterable[torch.Tensor]) -> list[Any]:
+    """The tensors, and what holds the memory that they have now."""
+    return [(t, t.detach()) for t in tensors]
 
 
 def _in_eager(graph_module: Any, asking: Sequence[str]) -> Callable[..., Any]:
@@ -198,6 +239,16 @@ def _in_eager(graph_module: Any, asking: Sequence[str]) -> Callable[..., Any]:
         return graph_module(*arguments)
 
     return run
+
+
+def _unsupported_in_eager(graph_module: Any, fault: TilewrightError) -> Any:
+    """The piece as torch itself runs it, counted, because of what the fault says."""
+    from torch._dynamo.utils import counters
+
+    if not counters["tilewright"]["unsupported_in_eager"]:
+        warnings.warn(f"a graph runs in eager, as fallback='torch' asks: {fault}", EagerWarning, stacklevel=2)
+    counters["tilewright"]["unsupported_in_eager"] += 1
+    return graph_module
 
 
 def _no_backward(gm: Any, example_inputs: Sequence[Any]) -> Any:

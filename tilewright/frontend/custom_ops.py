@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
-from tilewright.errors import TilewrightError
+from xdsl.ir import SSAValue
+
+from tilewright.errors import Problem, UnsupportedOpError
 from tilewright.frontend.builder import Builder
+from tilewright.frontend.locations import of_node
 from tilewright.frontend.registry import Unsupported
 from tilewright.ir.dims import Expr
 from tilewright.ir.graph.base import tensor
@@ -25,8 +29,11 @@ class Instance:
     results: tuple[TensorType, ...]
 
 
-Instantiate: TypeAlias = Callable[[Sequence[TensorType], Mapping[str, Any]], Instance]
-"""From the types of an operator's tensors and its other arguments by name. Raises a coded error where it cannot be."""
+Instantiate: TypeAlias = Callable[[Sequence[TensorType], Mapping[str, tuple[Any, bool]]], Instance]
+"""From the types of an operator's tensors and its other arguments, by name with whether each has its default.
+
+Raises Unsupported where the kernel does not fit, and a coded error of its own where the kernel is wrong.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +69,77 @@ def decompositions(targets: set[Any]) -> dict[Any, Callable[..., Any]]:
     return found
 
 
+def require_references(nodes: Iterable[Any]) -> None:
+    """Holds what references give against what torch was told that their operators give, at each call in a graph.
+
+    UnsupportedOpError names the operators whose results have other dtypes or sizes.
+    """
+    problems = []
+    for node in nodes:
+        target = getattr(node.target, "default", node.target)
+        op = _REGISTERED.get(str(target)) if node.op == "call_function" else None
+        if op is None or op.kernel is not None or op.reference is None:
+            continue
+        wanted = _traced(node)
+        found = _called(op.reference, node, wanted)
+        if not _are_alike(found, wanted):
+            text = f"its reference gives {_shown(found)}, its shape rule {_shown(wanted)}"
+            problems.append(Problem(text, op=str(target), where=of_node(node)))
+    if problems:
+        raise UnsupportedOpError(problems, step="correct the reference or the rule: what they give must be the same")
+
+
+def _traced(node: Any) -> Any:
+    return node.meta.get("val", node.meta.get("example_value"))
+
+
+def _called(reference: Callable[..., Any], node: Any, wanted: Any) -> Any:
+    """What a reference gives for the traced operands of a node."""
+    import torch
+    from torch.fx.node import map_arg
+
+    args, kwargs = map_arg((node.args, node.kwargs), _traced)
+    modes = [v.fake_mode for v in _listed(wanted) if hasattr(v, "fake_mode")]
+    with modes[0] if modes else contextlib.nullcontext(), torch.no_grad():
+        return reference(*args, **kwargs)
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (tuple, list)) else [value]
+
+
+def _are_alike(found: Any, wanted: Any) -> bool:
+    """Whether values have the same dtypes and sizes; sizes that only data decides are left to the call."""
+    ours, theirs = _listed(found), _listed(wanted)
+    return len(ours) == len(theirs) and all(_is_like(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def _is_like(found: Any, wanted: Any) -> bool:
+    if not hasattr(wanted, "shape"):
+        return type(found) is type(wanted)
+    if not hasattr(found, "shape") or found.dtype != wanted.dtype or len(found.shape) != len(wanted.shape):
+        return False
+    hints = [(_hint(a), _hint(b)) for a, b in zip(found.shape, wanted.shape, strict=True)]
+    return all(a == b or a is None or b is None for a, b in hints)
+
+
+def _hint(size: Any) -> int | None:
+    """The size in the trace; None where data decides it."""
+    node = getattr(size, "node", None)
+    if node is None:
+        return int(size)
+    return int(node.hint) if node.has_hint() else None
+
+
+def _shown(value: Any) -> str:
+    """Dtypes and sizes, as in "f32[3, 5]"."""
+    texts = [
+        f"{str(v.dtype).removeprefix('torch.')}[{', '.join(map(str, v.shape))}]" if hasattr(v, "shape") else repr(v)
+        for v in _listed(value)
+    ]
+    return ", ".join(texts)
+
+
 class Launches:
     """Calls of registered operators as launches; `kernels` is what they launch, to be added to the module."""
 
@@ -72,19 +150,22 @@ class Launches:
     def call(self, builder: Builder, node: Any, op: CustomOp, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """The results of one call. Unsupported where the kernel does not fit the operands or torch's results."""
         assert op.kernel is not None  # decomposed before
-        schema = [a.name for a in node.target._schema.arguments]
-        given = {**dict(zip(schema, args, strict=False)), **kwargs}
-        operands = [value for value in given.values() if hasattr(value, "type")]
-        others = {name: value for name, value in given.items() if not hasattr(value, "type")}
-        try:
-            made = op.kernel([tensor(v) for v in operands], others)
-        except TilewrightError as fault:
-            raise Unsupported(fault.problems[0].text) from fault
+        schema = {a.name: a for a in node.target._schema.arguments}
+        passed = {**dict(zip(schema, args, strict=False)), **kwargs}
+        # in the schema's order, and what the call leaves out has its default: the kernel's own may be another
+        given = {name: passed.get(name, a.default_value) for name, a in schema.items()}
+        operands = [value for value in given.values() if isinstance(value, SSAValue)]
+        others = {
+            name: (value, schema[name].has_default_value() and _is_same(value, schema[name].default_value))
+            for name, value in given.items()
+            if not isinstance(value, SSAValue)
+        }
+        made = op.kernel([tensor(v) for v in operands], others)
         val = node.meta["val"]
         several = isinstance(val, (tuple, list))
         wanted = [builder.type_of(v) for v in (val if several else [val])]
-        if [t.dtype for t in wanted] != [t.dtype for t in made.results] or any(
-            len(w.dims) != len(m.dims) for w, m in zip(wanted, made.results, strict=True)
+        if len(wanted) != len(made.results) or not all(
+            _fits(builder, m, w, of_node(node)) for w, m in zip(wanted, made.results, strict=True)
         ):
             theirs, ours = (", ".join(map(str, types)) for types in (wanted, made.results))
             raise Unsupported(f"torch says that it gives {theirs}, its kernel gives {ours}")
@@ -109,3 +190,20 @@ class Launches:
             clone.properties["sym_name"] = type(kernel.sym_name)(name)
             self._names[text], self.kernels[name] = name, clone
         return self._names[text]
+
+
+def _is_same(value: Any, default: Any) -> bool:
+    return type(value) is type(default) and bool(value == default)
+
+
+def _fits(builder: Builder, made: TensorType, wanted: TensorType, where: str | None) -> bool:
+    """Whether a kernel's result may be what torch says of it. Sizes that may be equal are held equal at every call."""
+    if made.dtype != wanted.dtype or len(made.dims) != len(wanted.dims):
+        return False
+    for ours, theirs in zip(made.dims, wanted.dims, strict=True):
+        equal = builder.symbols.space.compare(ours, "==", theirs)
+        if equal is False:
+            return False
+        if equal is None:
+            builder.symbols.require(ours, "==", theirs, where)
+    return True

@@ -1,14 +1,15 @@
 """Functional graphs to `@main`: what torch.compile hands over, one piece of a program between two graph breaks.
 
 Everything that the graph reads is an argument of the graph: tensors, parameters among them, and integers that stand for
-sizes. An integer that no tensor's shape gives is a tensor of one element of `@main`, and a dim read from it.
+sizes. An integer that no tensor's shape gives is a tensor of one element of `@main`, and a dim read from it. Dims are
+never negative: an integer that may be is the difference of two of them, of which one is 0 in every call.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from xdsl.ir import SSAValue
 
@@ -19,7 +20,7 @@ from tilewright.frontend.captured import Captured, Source
 from tilewright.frontend.liveness import live_nodes
 from tilewright.frontend.lowering import REFUSED, GraphLowering, arrange
 from tilewright.frontend.registry import Unsupported
-from tilewright.frontend.symbols import Symbols
+from tilewright.frontend.symbols import Symbols, finite
 from tilewright.frontend.weights import Tensors, is_structure
 from tilewright.ir.dims import Dim, DimSpace, Expr
 from tilewright.ir.dtypes import I64
@@ -37,10 +38,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Functional:
-    """A captured piece. arguments: for each tensor of a call to the program, the number of the graph's argument."""
+    """A captured piece. arguments: for each tensor of a call to the program, the number of the graph's argument.
+    signs: by the number of such a tensor, for those that hold an integer n of the graph: 1 for max(n, 0), -1 for
+    max(-n, 0).
+    """
 
     captured: Captured
     arguments: tuple[int, ...]
+    signs: Mapping[int, int]
 
 
 def capture_functional(graph_module: Any, frozen: Mapping[int, tuple[str, torch.Tensor]]) -> Functional:
@@ -57,14 +62,14 @@ def capture_functional(graph_module: Any, frozen: Mapping[int, tuple[str, torch.
     _require_cpu(placeholders)
     symbols = _symbols(placeholders)
     taken = _arguments(graph, placeholders, symbols, frozen)
-    told = [Read(str(symbols.size(p.meta["val"])), i) for i, p in enumerate(taken) if not _is_tensor(p)]
-    symbols.space = _with_reads(symbols.space, {read.dim for read in told})
-    types = {p.name: _type(p, symbols) for p in taken}
+    told = [Read(part.dim, i) for i, (_, part) in enumerate(taken) if part is not None]
+    symbols.space = _taken_dims(symbols, taken, {read.dim for read in told})
+    types = {_name(node, part): _type(node, symbols) for node, part in taken}
     main = FuncOp.begin("main", types)
     builder = Builder(main.block, symbols)
     builder.token_dims = token_dims(graph, builder)
     lowering = GraphLowering(builder, externs=None)
-    for node, argument in zip(taken, main.block.args, strict=True):
+    for (node, _), argument in zip(taken, main.block.args, strict=True):
         lowering.values[node] = argument
     for number, (name, value) in frozen.items():
         tensors.weights[name] = value.detach()
@@ -100,7 +105,8 @@ def capture_functional(graph_module: Any, frozen: Mapping[int, tuple[str, torch.
         externs={},
     )
     numbers = {node: i for i, node in enumerate(placeholders)}
-    return Functional(captured, tuple(numbers[node] for node in taken))
+    signs = {i: part.sign for i, (_, part) in enumerate(taken) if part is not None}
+    return Functional(captured, tuple(numbers[node] for node, _ in taken), signs)
 
 
 def _lift_constants(graph_module: Any, tensors: Tensors) -> list[Any]:
@@ -134,62 +140,118 @@ def _require_cpu(placeholders: Sequence[Any]) -> None:
 
 
 def _symbols(placeholders: Sequence[Any]) -> Symbols:
-    """Every symbol among the arguments as a dim of its own name, with the range that it is guarded to."""
+    """Every symbol among the arguments as the dims of its parts, with the range that it is guarded to."""
     shape_env: Any = None
-    found: dict[Any, Expr] = {}
+    found: set[Any] = set()
     for node in placeholders:
         value = node.meta.get("val")
         for size in (*getattr(value, "shape", ()), *(() if hasattr(value, "shape") else (value,))):
             if hasattr(size, "node"):
                 shape_env = size.node.shape_env
-                for symbol in size.node.expr.free_symbols:
-                    found.setdefault(symbol, Expr.of(str(symbol)))
+                found |= size.node.expr.free_symbols
         fake = getattr(value, "fake_mode", None)
         shape_env = shape_env or getattr(fake, "shape_env", None)
-    dims = [_dim(symbol, shape_env) for symbol in sorted(found, key=str)]
-    traced = {str(symbol): int(shape_env.size_hint(symbol)) for symbol in found}
-    return Symbols(shape_env, DimSpace(dims), found, traced)
+    names: dict[Any, Expr] = {}
+    dims: list[Dim] = []
+    own: dict[str, int] = {}
+    for symbol in sorted(found, key=str):
+        least, most = _range(symbol, shape_env)
+        value = int(shape_env.backed_var_to_val[symbol])
+        parts = _parts(str(symbol), least, most)
+        names[symbol] = sum((part.sign * Expr.of(part.dim) for part in parts), start=Expr.of(0))
+        for part in parts:
+            low, high = (least, most) if part.sign > 0 else (None if n is None else -n for n in (most, least))
+            dims.append(Dim(part.dim, max(low or 0, 0), high))
+            own[part.dim] = max(part.sign * value, 0)
+    return Symbols(shape_env, DimSpace(dims), names, own)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A dim that is an integer where that has the sign, and 0 elsewhere."""
+
+    dim: str
+    sign: int
+
+
+def _parts(symbol: str, least: int | None, most: int | None) -> list[_Part]:
+    """The dims whose sum, with their signs, is the symbol: one where its range has one sign."""
+    signs = [1] if least is not None and least >= 0 else [-1] if most is not None and most <= 0 else [1, -1]
+    return [_Part(symbol if sign > 0 else f"minus_{symbol}", sign) for sign in signs]
 
 
 _UNBOUNDED: Final = 2**62
-"""torch's own upper ends of ranges lie about here; they bound nothing."""
+"""torch's own ends of ranges lie about here; they bound nothing."""
 
 
-def _dim(symbol: Any, shape_env: Any) -> Dim:
+def _range(symbol: Any, shape_env: Any) -> tuple[int | None, int | None]:
+    """What torch guards a symbol to; None where there is no end."""
     bounds: Any = shape_env.var_to_range.get(symbol)
-    least, most = (int(end) if getattr(end, "is_Integer", False) else None for end in (bounds.lower, bounds.upper))
-    return Dim(str(symbol), max(least or 0, 0), most if most is not None and most < _UNBOUNDED else None)
+    ends = (finite(bounds.lower), finite(bounds.upper))
+    least, most = (end if end is not None and abs(end) < _UNBOUNDED else None for end in ends)
+    return least, most
 
 
-def _arguments(graph: Any, placeholders: Sequence[Any], symbols: Symbols, frozen: Mapping[int, Any]) -> list[Any]:
-    """The placeholders that are arguments of @main: tensors that are used, then what else it takes to know all dims."""
+_Taken: TypeAlias = tuple[Any, _Part | None]
+"""A placeholder that is an argument of @main; of an integer, the part that it is."""
+
+
+def _arguments(graph: Any, placeholders: Sequence[Any], symbols: Symbols, frozen: Mapping[int, Any]) -> list[_Taken]:
+    """The placeholders that are arguments of @main: tensors that are used, then what else it takes to know the dims of
+    all that is computed. The steps of a strided input are integers of the graph that nothing is computed from.
+    """
     live = live_nodes(graph)
     values = {node: node.meta.get("val") for i, node in enumerate(placeholders) if i not in frozen}
-    shaped = [n for n, v in values.items() if hasattr(v, "shape")]
-    taken = [n for n in shaped if n in live]
+    sizes = {node: symbols.dims(v.shape) for node, v in values.items() if hasattr(v, "shape")}
+    taken: list[_Taken] = [(n, None) for n in sizes if n in live]
 
     def known() -> set[str]:
-        return solvable([d for n in taken for d in symbols.dims(values[n].shape)], read)
+        return solvable([d for n, part in taken if part is None for d in sizes[n]], read)
 
     read: set[str] = set()
-    wanted = set(symbols.space.dims)
-    for node in shaped:
-        if node not in live and set().union(*(d.symbols for d in symbols.dims(values[node].shape))) - known():
-            taken.append(node)
+    wanted = {symbol for node in live for symbol in _free(node, symbols)}
+    for node, dims in sizes.items():
+        if node not in live and set().union(*(d.symbols for d in dims)) & wanted - known():
+            taken.append((node, None))
     for node, value in values.items():
-        if hasattr(value, "node") and (name := str(symbols.size(value))) in wanted - known():
-            taken.append(node)
-            read.add(name)
+        if hasattr(value, "node") and (symbol := value.node.expr).is_Symbol:
+            for part in _parts(str(symbol), *_range(symbol, symbols.shape_env)):
+                if part.dim in wanted - known():
+                    taken.append((node, part))
+                    read.add(part.dim)
     return taken
+
+
+def _free(node: Any, symbols: Symbols) -> set[str]:
+    """The dims that the sizes of what a node gives are made of."""
+    found: set[str] = set()
+    pending = [node.meta.get("val")]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, (tuple, list)):
+            pending += value
+        elif hasattr(value, "shape"):
+            pending += value.shape
+        elif hasattr(value, "node"):
+            free = [symbols.names[s] for s in value.node.expr.free_symbols if s in symbols.names]
+            found |= set().union(*(expr.symbols for expr in free))
+    return found
+
+
+def _name(node: Any, part: _Part | None) -> str:
+    return str(node.name) if part is None or part.sign > 0 else f"minus_{node.name}"
 
 
 def _is_tensor(node: Any) -> bool:
     return hasattr(node.meta["val"], "shape")
 
 
-def _with_reads(space: DimSpace, names: set[str]) -> DimSpace:
-    """The dims, those that no shape gives marked as read from an input."""
-    return DimSpace([Dim(d.name, d.min, d.max, "read") if d.name in names else d for d in space.dims.values()])
+def _taken_dims(symbols: Symbols, taken: Sequence[_Taken], read: set[str]) -> DimSpace:
+    """The dims of the arguments, those that no shape gives marked as read from an input."""
+    shaped = [symbols.dims(node.meta["val"].shape) for node, part in taken if part is None]
+    known = read.union(*(d.symbols for dims in shaped for d in dims))
+    dims = [d for d in symbols.space.dims.values() if d.name in known]
+    return DimSpace([Dim(d.name, d.min, d.max, "read") if d.name in read else d for d in dims])
 
 
 def _type(node: Any, symbols: Symbols) -> TensorType:

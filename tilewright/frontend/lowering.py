@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, Final
 
 from xdsl.ir import Block, Operation, SSAValue
@@ -143,13 +144,14 @@ class GraphLowering:
         is_complex = has_pair([*args, *kwargs.values()]) or self.builder.is_complex
         lower = in_parts(name) if is_complex else lowerings().get(name)
         reason = "no lowering for complex numbers" if is_complex else "no lowering"
+        fault: IRError | None = None
         if lower is not None:
             try:
                 return self._fitted(node, lower(self.builder, *args, **kwargs))
             except Unsupported as verdict:
                 reason = str(verdict)
-            except IRError as fault:
-                reason = fault.problems[0].text
+            except IRError as malformed:
+                fault = malformed
         custom = registered(name)
         if custom is not None:
             try:
@@ -163,6 +165,10 @@ class GraphLowering:
                 return self.externs.call(self.builder, node, args, kwargs)
             except Unsupported as verdict:
                 reason = str(verdict)
+        if fault is not None:
+            # a lowering that built what the graph dialect refuses: not an operator that is missing
+            problems = [replace(p, where=p.where or _place(node)) for p in fault.problems]
+            raise type(fault)(problems, step=fault.step) from fault
         return self._refuse(node, reason)
 
     def _fitted(self, node: Any, made: Any) -> Any:

@@ -269,3 +269,12 @@ def test_keys_repeated_one_after_another_stay_so(seed: int) -> None:
     after = ground(g.done(g.matmul(g.softmax(g.matmul(q, k, transpose_b=True)), v)), PASSES, seed=seed)
     (found,) = [op for op in after.walk() if isinstance(op, AttentionOp)]
     assert tensor(found.k).dims[-2].constant == 8
+
+
+def test_heads_of_a_size_that_varies_stay_products_and_a_softmax() -> None:
+    g = Graph("width: 1..9", dtype="f32")
+    x = g.input("x", [2, 3, 5, "width"])
+    module = g.done(g.matmul(g.softmax(g.matmul(x, x, transpose_b=True)), x))
+    ctx = context(module)
+    assert "attention" not in ops_of(transform(module, PASSES, ctx))
+    assert any("head dims must be fixed numbers, not width" in refusal.reason for refusal in ctx.refused)

@@ -9,11 +9,12 @@ from typing import Any
 from xdsl.ir import SSAValue
 
 from tilewright.errors import Problem, TrainingModeError
+from tilewright.frontend.aten.written_attention import written_attention
 from tilewright.frontend.builder import Builder
 from tilewright.frontend.liveness import consecutive
 from tilewright.frontend.locations import of_node
 from tilewright.frontend.operators import ATTENTION, MASK
-from tilewright.frontend.registry import Unsupported, lowers
+from tilewright.frontend.registry import lowers
 from tilewright.ir.dims import Expr
 from tilewright.ir.dtypes import I1, I64
 from tilewright.ir.graph.attention import AttentionOp
@@ -226,8 +227,8 @@ def scaled_dot_product(
             "compiling",
         )
     width = tensor(query).dims[-1].constant
-    if width is None:
-        raise Unsupported("a head size that varies")
+    if width is None or tensor(value).dims[-1].constant is None:
+        return written_attention(c, query, key, value, attn_mask, causal=is_causal, scale=scale, grouped=enable_gqa)
     scale = scale if scale is not None else 1 / math.sqrt(width)
     if attn_mask is not None and tensor(query).rank == tensor(attn_mask).rank == 3:
         attn_mask = _with_heads(c, attn_mask)

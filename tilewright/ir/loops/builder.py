@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from types import TracebackType
 
 from tilewright.errors import IRError
@@ -55,6 +56,11 @@ class LoopBuilder(Arithmetic):
         if found is None:
             found = self._dims[name] = DimValue(INDEX, name)
         return found
+
+    def fresh(self, hint: str) -> str:
+        """The next name of a series, s0, s1, ..., that nothing declared so far has: users' dims may be called so."""
+        taken = {*(b.name for b in self._buffers), *(s.name for s in self._scratch), *self._dims}
+        return next(name for name in (f"{hint}{n}" for n in count()) if name not in taken)
 
     def scratch(self, name: str, dtype: DType, elements: int, align: int = 64) -> Scratch:
         """Memory of this thread's own; uninitialised unless `zeroed` is set on it before the kernel is finished."""

@@ -56,7 +56,6 @@ class Lowering:
     ahead: Mapping[LoadOp, Operation] = field(default_factory=dict)
     _free: dict[tuple[str, int], list[Scratch]] = field(default_factory=dict)
     _holders: dict[Scratch, int] = field(default_factory=dict)
-    _made: int = 0
 
     @property
     def lanes(self) -> int:
@@ -112,8 +111,7 @@ class Lowering:
         if free:
             memory = free.pop()
         else:
-            memory = self.b.scratch(f"s{self._made}", dtype, elements)
-            self._made += 1
+            memory = self.b.scratch(self.b.fresh("s"), dtype, elements)
         self._holders[memory] = 1
         return ScratchTile(memory, extents)
 

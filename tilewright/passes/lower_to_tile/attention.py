@@ -33,10 +33,22 @@ from tilewright.passes.lower_to_tile.skeleton import Refusal
 
 
 def refuses_attention(op: Operation) -> Refusal | None:
-    """f64."""
-    kinds = attention.AttentionOp, PagedAttentionOp, QuantizedPagedAttentionOp, PolynomialAttentionOp
-    if isinstance(op, kinds) and tensor(op.q).dtype is F64:
+    """f64, and head dims that vary: what lies along them is in registers."""
+    if not isinstance(op, (attention.AttentionOp, PagedAttentionOp, QuantizedPagedAttentionOp, PolynomialAttentionOp)):
+        return None
+    if tensor(op.q).dtype is F64:
         return Refusal("attention in f64: its exponentials are expanded for f32", "cast q, k and v to f32")
+    return refuses_heads(op)
+
+
+def refuses_heads(
+    op: attention.AttentionOp | PagedAttentionOp | QuantizedPagedAttentionOp | PolynomialAttentionOp,
+) -> Refusal | None:
+    """Heads whose size varies, in any dtype. recognize asks, too: as products and a softmax they have kernels."""
+    values = op.k if op.v is None else op.v  # a cache of latents holds both in one
+    varying = [str(x.dims[-1]) for x in (tensor(op.q), tensor(values)) if x.dims[-1].constant is None]
+    if varying:
+        return Refusal(f"head dims must be fixed numbers, not {varying[0]}", "write it as products and a softmax")
     return None
 
 
@@ -156,9 +168,7 @@ def _kernel(
         raise unsupported(op, "the value's features or the queries are split into several axes")
     t_at = place[axes.t] if axes.t else None
     s_at, e_at, d_at = place[axes.s,], place[axes.e,], place[axes.d]
-    features, value_features = walk.extents[e_at].constant, walk.extents[d_at].constant
-    if features is None or value_features is None:
-        raise unsupported(op, "head dims must be fixed numbers")
+    features, value_features = (size.evaluate({}) for size in (walk.extents[e_at], walk.extents[d_at]))
     # the axis along a tile's rows, and the queries that it spans
     row_at = place[axes.h] if packed else t_at
     rows = block.rows if row_at is not None else 1

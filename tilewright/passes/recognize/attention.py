@@ -21,6 +21,7 @@ from tilewright.ir.graph.elementwise import CastOp, MapOp
 from tilewright.ir.graph.reduction import SoftmaxOp
 from tilewright.ir.graph.shape import BroadcastOp, ReshapeOp, TransposeOp
 from tilewright.passes.canonicalize.shapes import loses_nothing
+from tilewright.passes.lower_to_tile.attention import refuses_heads
 from tilewright.passes.recognize import masks
 from tilewright.passes.recognize.visibility import Visibility, visibility
 from tilewright.passes.rewriting import Rules, Site, defined, mapped, splat, with_splat
@@ -299,6 +300,11 @@ def _attention(op: MatmulOp, site: Site, finite: bool) -> SSAValue | None:
         )
     except IRError as fault:
         site.refuse(f"attention: {fault.problems[0].text}")
+        return None
+    made = defined(out, AttentionOp)
+    refusal = None if made is None else refuses_heads(made)
+    if refusal is not None:
+        site.refuse(f"attention: {refusal.reason}")
         return None
     out = out if tensor(out).dims == tensor(op.out).dims else _as(out, op.out, site)
     if out.type != op.out.type:
