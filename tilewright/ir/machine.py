@@ -84,21 +84,20 @@ class MatrixUnit:
 class TileRules:
     """What shapes tiles may take on a machine, and which ops it has natively.
 
-    lanes: f32 elements of one vector. registers: vectors a program may hold. dot:
-    (rows, vectors) register tiles by the number of rows a kernel has, ascending: ((4, 4, 2), (16, 8, 2), (None, 14, 2))
-    reads "up to 4 rows: 4 by 2 vectors; up to 16: 8 by 2; more: 14 by 2". panel: columns of a packed matrix operand.
-    reduction_chunk: k elements accumulated before a chunk's sum joins the total. block: rows that a stretch of a panel
-    meets while the next one comes from memory, sums kept in the cache between stretches (0: the register tile's rows
-    meet all of k at once). key_segment: keys of one attention segment. key_part: keys of a part, whose segments
-    continue one sum before parts are merged. query_block: query rows of one attention program. rows, columns: extents
-    of elementwise and row-reduction tiles. extent: "any", or "power-of-two" where the machine prints every tile as
-    large as the next power of two, so that K is walked in steps of the chunk itself. dot_least: the fewest rows a dot
-    multiplies; smaller variants of a
-    kernel would do the same work. matrix: the unit that multiplies matrices whole, where there is one; its products
-    take tiles of 1, `matrix.rows` and two or four times as many rows, and their packed operands lie in panels of
-    `matrix.columns`, of which a tile takes as many as `panel` has room for. scratch: bytes of private memory that a
-    program may have (None: no such limit). f32_only: functions of the scalar table that the machine does not compute in
-    f64.
+    lanes: f32 elements of one vector. registers: vectors a program may hold. dot: (rows, vectors) register tiles by the
+    number of rows a kernel has, ascending: ((4, 4, 2), (16, 8, 2), (None, 14, 2)) reads "up to 4 rows: 4 by 2 vectors;
+    up to 16: 8 by 2; more: 14 by 2". panel: columns of a packed matrix operand. reduction_chunk: k elements accumulated
+    before a chunk's sum joins the total. block: rows that a stretch of a panel meets while the next one comes from
+    memory, sums kept in the cache between stretches (0: the register tile's rows meet all of k at once). near: bytes of
+    the cache that blocks are made for, from which products gain (None: all). key_segment: keys of one attention
+    segment. key_part: keys of a part, whose segments continue one sum before parts are merged. query_block: query rows
+    of one attention program. rows, columns: extents of elementwise and row-reduction tiles. extent: "any", or
+    "power-of-two" where the machine prints every tile as large as the next power of two, so that K is walked in steps
+    of the chunk itself. dot_least: the fewest rows a dot multiplies; smaller variants of a kernel would do the same
+    work. matrix: the unit that multiplies matrices whole, where there is one; its products take tiles of 1,
+    `matrix.rows` and two or four times as many rows, and their packed operands lie in panels of `matrix.columns`, of
+    which a tile takes as many as `panel` has room for. scratch: bytes of private memory that a program may have (None:
+    no such limit). f32_only: functions of the scalar table that the machine does not compute in f64.
     streaming: bytes of results from which a kernel that passes over its data once writes past the caches; None where it
     never does. ahead: how many bytes before it reads them such a kernel asks for the elements that its results are made
     of; 0 where the machine looks ahead far enough by itself.
@@ -110,6 +109,7 @@ class TileRules:
     panel: int
     reduction_chunk: int = 4096
     block: int = 0
+    near: int | None = None
     key_segment: int = 64
     key_part: int = 1024
     query_block: int = 64

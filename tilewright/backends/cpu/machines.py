@@ -31,6 +31,7 @@ def _rules(cpu: CpuClass, panel: int) -> TileRules:
         REGISTER_TILES[cpu.name],
         panel,
         block=96,
+        near=1 << 20,
         rows=1,
         columns=64,
         f32_only=F32_ONLY,
