@@ -18,7 +18,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 # Compiling inside a property takes as long as it takes; a deadline would only report a busy machine.
-hypothesis.settings.register_profile("tilewright", deadline=None, print_blob=True)
+# a seed that is given holds for drawn examples, too
+hypothesis.settings.register_profile(
+    "tilewright", deadline=None, print_blob=True, derandomize="TILEWRIGHT_TEST_SEED" in os.environ
+)
 hypothesis.settings.load_profile("tilewright")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -142,26 +141,3 @@ def test_what_is_asked_for_wrongly_is_told(programs: Any, rng: np.random.Generat
     (tmp_path / "other.json").write_text("[]")
     with pytest.raises(OptionError, match="holds no bounds of attention"):
         tw.AttentionBounds.load(tmp_path / "other.json")
-
-
-@pytest.mark.slow
-def test_time_grows_with_the_length_from_the_crossover_on(rng: np.random.Generator) -> None:
-    dims = {name: {2: tw.Dim("n", 1, 1 << 15)} for name in "qkv"}
-    model = Attend(causal=False).eval()
-    bounds = tw.calibrate_attention(model, [call(300, rng)], dims=dims)
-    asked = tw.ApproximateAttention(EPS, bounds)
-    near, exact = (tw.compile(model, call(9, rng), dims=dims, attention=option, threads=1) for option in (asked, None))
-    lengths, times = [4096, 8192, 16384, 32768], []
-    for n in lengths:
-        args = call(n, rng)
-        near(*args)
-        found = []
-        for _ in range(5):
-            begin = time.process_time()
-            near(*args)
-            found.append(time.process_time() - begin)
-        times.append(min(found))
-    assert np.polyfit(np.log(lengths), np.log(times), 1)[0] < 1.3
-    begin = time.process_time()
-    exact(*args)
-    assert time.process_time() - begin > 4 * times[-1]

@@ -24,18 +24,6 @@ def test_float_arithmetic_has_the_interpreters_bits(cpu: str, lanes: int, rng: n
     run_cases(cases, lanes, cpu, rng)
 
 
-def _scalable(arrays: list[np.ndarray]) -> list[np.ndarray]:
-    a, b = arrays
-    significands = np.copysign(np.frexp(np.where(np.isfinite(a), a, 1))[0] * 2 + (a == 0), a)
-    whole = np.rint(np.clip(np.nan_to_num(b), -1, 1) * 252)
-    return [np.where(np.isnan(a), a, significands).astype(np.float32), whole.astype(np.float32)]
-
-
-@grid
-def test_scaling_by_a_power_of_two_has_the_interpreters_bits(cpu: str, lanes: int, rng: np.random.Generator) -> None:
-    run_cases([Case("scale", (F32, F32), lambda b, x, y: b.scale(x, y), _scalable)], lanes, cpu, rng)
-
-
 def _divisible(arrays: list[np.ndarray]) -> list[np.ndarray]:
     a, b = arrays
     least = np.iinfo(a.dtype).min

@@ -16,6 +16,16 @@ def test_every_cast_has_the_interpreters_bits(cpu: str, lanes: int, rng: np.rand
     run_cases(cases, lanes, cpu, rng)
 
 
+def _normal(arrays: list[np.ndarray]) -> list[np.ndarray]:
+    (a,) = arrays
+    return [np.where(np.isfinite(a) & (np.abs(a) < 2.0**-126), 0, np.where(np.isnan(a), 1, a)).astype(np.float32)]
+
+
+@grid
+def test_numbers_known_to_be_normal_are_rounded_alike(cpu: str, lanes: int, rng: np.random.Generator) -> None:
+    run_cases([Case("normal", (F32,), lambda b, x: b.cast(x, BF16, normal=True), _normal)], lanes, cpu, rng, rounds=11)
+
+
 @every_printer
 def test_every_half_and_bfloat_pattern_survives_widening_and_narrowing(cpu: str) -> None:
     b = LoopBuilder("patterns")

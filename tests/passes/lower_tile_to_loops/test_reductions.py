@@ -22,7 +22,7 @@ def reduced(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize(("shape", "axis"), SHAPES)
-@pytest.mark.parametrize("fn", ["sum", "prod", "max", "min"])
+@pytest.mark.parametrize("fn", ["sum", "prod", "max", "maxnum", "min"])
 @pytest.mark.parametrize("dtype", [F32, BF16, I32], ids=str)
 def test_reductions_give_the_interpreter_s_bits(
     fn: str, shape: tuple[int, ...], axis: int, dtype: DType, rng: np.random.Generator

@@ -31,6 +31,8 @@ def combine(b: LoopBuilder, fn: str, left: Parts, right: Parts) -> list[Value]:
             return _attention(b, left, right)
         case "welford":
             return _welford(b, left, right)
+        case "maxnum" if left[0].type.dtype in NARROW:
+            return [apply(b, "max", [left[0], right[0]])]
         case "maxnum":
             return [b.max(right[0], left[0])]  # the plain form gives its second operand where unordered
         case _:
