@@ -89,6 +89,7 @@ def test_other_texts_are_errors(texts: list[str], error: type[Exception], messag
         ("threads=0 is none; threads=None uses all", "--threads 0 is none; leaving out --threads uses all"),
         ('write expect={"attention": 0, "rope": 2}', "write --expect attention=0 --expect rope=2"),
         ("tw.Sampler(top_p=0.95, seed=0) is one", "--top-p 0.95 --seed 0 is one"),
+        ("(others: report.at(batch=..., n=8))", "(others: --at batch=...,n=8)"),
         ("memory_limit=2**30, my_threads=2, x.cache='a'",) * 2,
     ],
 )

@@ -297,6 +297,6 @@ def test_expected_pattern_counts(tw: Call) -> None:
     assert code == 1
     assert err == (
         "TW016 expected pattern counts do not hold: attention: expected 2, matched 0\n"
-        '  next: if the model is meant so, write expect={"attention": 0}\n'
+        '  next: if the model is meant so, write --expect attention=0\n'
     )
     assert not Path("x.tilewright").exists()

@@ -228,7 +228,7 @@ def test_a_sparse_tensor_is_told_from_one_with_strides() -> None:
 def test_sizes_without_a_bound_are_not_called_the_largest() -> None:
     rows = {"input": (tw.Dim("rows", 0), 4)}
     text = str(tw.compile(torch.nn.ReLU(), (torch.randn(3, 4),), dims=rows).report)
-    assert "At rows=1, the largest, and small where no upper bound is declared: rows (" in text
+    assert "At rows=128, an example, because rows may be as large as you like (others: " in text
 
 
 def test_states_show_what_they_are(model: Mlp) -> None:

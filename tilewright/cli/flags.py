@@ -17,12 +17,14 @@ _FLAGS: Final = {
 }  # fmt: skip
 _EXPECT: Final = re.compile(r"expect=(\{[^{}]*\})")
 _SAMPLER: Final = re.compile(r"tw\.Sampler\(([^()]*)\)")
+_SIZES: Final = re.compile(r"report\.at\(([^()]*)\)")
 _ARGUMENT: Final = re.compile(rf"(?<![\w.-])({'|'.join(_FLAGS)})=(None|'[^']*'|\"[^\"]*\"|-?\d[\w.]*(?!\*))")
 
 
 def for_command_line(text: str) -> str:
     """A message with dims, `expect` and keyword arguments as options to type; what the line cannot say stays."""
     said = _SAMPLER.sub(lambda found: found[1].replace(", ", " "), written_as_options(text))
+    said = _SIZES.sub(lambda found: f"--at {found[1].replace(', ', ',')}", said)
     return _ARGUMENT.sub(_as_flag, _EXPECT.sub(_as_counts, said))
 
 

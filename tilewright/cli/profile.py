@@ -58,6 +58,7 @@ def profile(
     cache: Cache = None,
 ) -> None:
     """Prints the report with a clock around every step."""
+    from tilewright.cli.flags import for_command_line
     from tilewright.cli.inputs import read_arrays
     from tilewright.cli.progress import say
     from tilewright.cli.run import call_for
@@ -76,7 +77,7 @@ def profile(
         compiled(*args, **kwargs)
     measured = compiled.profile(*args, **kwargs)
     found = measured.at(**sizes) if sizes else measured
-    print(json.dumps(found.to_dict(), default=str, indent=2) if as_json else str(found).rstrip())
+    print(json.dumps(found.to_dict(), default=str, indent=2) if as_json else for_command_line(str(found)).rstrip())
     if found.profile is not None:
         say(f"the timed call took {found.profile.seconds * 1e3:.2f} ms on {found.profile.threads} threads")
         if trace is not None:
