@@ -138,7 +138,7 @@ TW033 toolchain failed: kernel @<unnamed>: Unable to parse module assembly:
     line 1: llvm.func @f() -> i32 { llvm.return }
   next: this is a fault of Tilewright's code generator, not of the model: report the kernel and the lines above""",
     "TW034": """
-TW034 a kernel's writes are unsound: tile.kernel: 1 of 4 elements of y are never written, the first at [3], \
+TW034 a kernel's writes are unsound: tile.kernel: 1 of 4 elements of output 1 are never written, the first at [3], \
 in @copy
   next: make the grid and the stores cover the output""",
     "TW035": """

@@ -111,9 +111,9 @@ def far_apart(found: Report) -> str:
     if not measured or not predicted or 1 / _FAR < measured / predicted < _FAR:
         return ""
     more = measured > predicted
+    times = measured / predicted if more else predicted / measured
     return (
-        f"measured is {measured / predicted if more else predicted / measured:.1f} times as {'long' if more else 'short'} "
-        "as predicted: "
+        f"measured is {times:.1f} times as {'long' if more else 'short'} as predicted: "
         + ("others used the machine, or it is slower than its description" if more else "caches kept what it moves")
         + "; compare kernels by either column, not across them"
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import html
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -204,18 +202,13 @@ class Report:
 
     def save_html(self, path: str | Path) -> None:
         """Writes the report as one self-contained page. OptionError where the path cannot be written."""
-        body = html.escape(str(self))
-        plots = "".join(row.plot(self.machine) for row in self.attentions)
-        details = html.escape("\n".join(row.details for row in self.attentions))
-        data = html.escape(json.dumps(self.to_dict(), default=str))
-        page = (
-            f"<!doctype html><meta charset=utf-8><title>Tilewright report</title>"
-            f"<style>body{{font:14px/1.4 system-ui;margin:2em}}pre{{overflow-x:auto}}</style>"
-            f"<h1>Tilewright report</h1><pre>{body}</pre><pre>{details}</pre>{plots}"
-            f"<script type=application/json id=report>{data}</script>\n"
-        )
         try:
-            Path(path).write_text(page, encoding="utf-8")
+            from tilewright.compiler.report_page import page
+        except ImportError as fault:
+            raise _needs(fault) from fault
+        made = page(self)
+        try:
+            Path(path).write_text(made, encoding="utf-8")
         except OSError as fault:
             raise OptionError(
                 f"the report cannot be written to {path}: {fault.strerror}", step="give a path you can write to"
