@@ -90,6 +90,7 @@ def test_other_texts_are_errors(texts: list[str], error: type[Exception], messag
         ('write expect={"attention": 0, "rope": 2}', "write --expect attention=0 --expect rope=2"),
         ("tw.Sampler(top_p=0.95, seed=0) is one", "--top-p 0.95 --seed 0 is one"),
         ("(others: report.at(batch=..., n=8))", "(others: --at batch=...,n=8)"),
+        ("write memory_limit='1GiB'", "write --memory-limit 1GiB"),
         ("memory_limit=2**30, my_threads=2, x.cache='a'",) * 2,
     ],
 )

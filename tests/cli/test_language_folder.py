@@ -30,12 +30,12 @@ def lm(inside: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         (
             ["generate", "lm", "a", "--tokens", "99999"],
-            "TW050 prompt cannot be continued: 1 tokens of the prompt and 99999 new ones are more than the 256 that lm "
+            "TW050 prompt cannot be continued: the prompt's 1 and 99999 new tokens are more than the 256 that lm "
             "takes\n  next: write --tokens 255\n",
         ),
         (
             ["generate", "lm", "a" * 300],
-            "TW050 prompt cannot be continued: 300 tokens of the prompt and 128 new ones are more than the 256 that lm "
+            "TW050 prompt cannot be continued: the prompt's 300 and 128 new tokens are more than the 256 that lm "
             "takes\n  next: shorten the prompt to 255 tokens or less\n",
         ),
         (
@@ -53,7 +53,7 @@ def lm(inside: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ),
         (
             ["bench", "lm", "--prompt", "200", "--tokens", "100"],
-            "TW050 prompt cannot be continued: 200 tokens of the prompt and 100 new ones are more than the 256 that lm "
+            "TW050 prompt cannot be continued: the prompt's 200 and 100 new tokens are more than the 256 that lm "
             "takes\n  next: write --tokens 56\n",
         ),
         (

@@ -63,7 +63,7 @@ def compiled(model: Mlp) -> Any:
         (
             {"memory_limit": -1},
             "memory_limit=-1 is not a positive number of bytes, or a text like '2GiB'\n"
-            "  next: write memory_limit=2**30",
+            "  next: write memory_limit='1GiB'",
         ),
         ({"target": []}, "target=[] names none\n  next: write target='cpu'"),
         ({"target": ["cpu", 3]}, "target=['cpu', 3] is not a target or a list of them\n  next: write target='cpu'"),

@@ -52,7 +52,7 @@ class LanguageFolder:
             return
         room = self.most - prompt
         raise PromptError(
-            f"{prompt} tokens of the prompt and {tokens} new ones are more than the {self.most} that {self.path} takes",
+            f"the prompt's {prompt} and {tokens} new tokens are more than the {self.most} that {self.path} takes",
             step=f"write {flag} {room}" if room > 0 else f"shorten the prompt to {self.most - 1} tokens or less",
         )
 
