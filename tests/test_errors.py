@@ -138,15 +138,15 @@ TW033 toolchain failed: kernel @<unnamed>: Unable to parse module assembly:
     line 1: llvm.func @f() -> i32 { llvm.return }
   next: this is a fault of Tilewright's code generator, not of the model: report the kernel and the lines above""",
     "TW034": """
-TW034 a kernel's writes are unsound: tile.kernel: 1 of 4 elements of output 1 are never written, the first at 3, \
-in @copy at ()
+TW034 a kernel's writes are unsound: tile.kernel: 1 of 4 elements of output 1 are never written, the first at [3], \
+in @copy
   next: make the grid and the stores cover the output""",
     "TW035": """
 TW035 user kernel is wrong: @double: no input's shape gives m  (at example.py:8)
   next: write it as "x f32[rows, 64] -> y f32[rows, 64]\"""",
     "TW036": """
 TW036 a pass is at fault: graph.map: by flip (example_{N}.Flip): no elementwise function is called 'minus'
-  next: mend the pass, or compile with passes=pipeline.without('flip')""",
+  next: mend the pass, or compile with passes=tw.pipeline().without('flip')""",
     "TW037": """
 TW037 cannot generate step by step: graph.attention: tokens see later ones  (at example.py:15)
   next: use a model whose layers outside attention work on each token by itself""",

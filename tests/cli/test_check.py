@@ -29,7 +29,7 @@ def test_a_right_model_agrees_at_every_tuple_of_sizes(tw: Call) -> None:
     assert (code, err) == (0, "")
     assert out.splitlines()[-1] == "4 of 4 agree"
     found = rows(out)
-    assert found[0][0] == "batch=1, tokens=1"
+    assert [row[0] for row in found[:2]] == ["batch=1, tokens=1", "batch=8, tokens=64"]
     assert len({row[0] for row in found}) == 4
     assert all(float(row[1]) <= float(row[2]) and row[3] == "ok" for row in found)
     assert out == tw("check", "sample_models:make", "-n", "4", "--seed", "9", *DIMS)[1]
@@ -84,7 +84,9 @@ def test_sizes_start_with_the_least_and_repeat_none() -> None:
     rng = np.random.default_rng(0)
     dims = [Dim("a", 0, 3), Dim("b", 2), Dim("hits", 0, 9, "runtime")]
     found = list(draw_sizes(dims, 9, rng))
-    assert found[0] == {"a": 0, "b": 2}
+    assert found[:2] == [{"a": 0, "b": 2}, {"a": 3, "b": 128}]
+    far = [Dim("a", 1, 64), Dim("b", 2, 10**6)]
+    assert list(draw_sizes(far, 3, rng)) == [{"a": 1, "b": 2}, {"a": 64, "b": 2}, {"a": 1, "b": 4096}]
     assert len(found) == len({tuple(f.values()) for f in found}) > 4
     assert all(0 <= f["a"] <= 3 and 2 <= f["b"] <= 128 for f in found)
     assert list(draw_sizes([], 5, rng)) == [{}]

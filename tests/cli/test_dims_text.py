@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tilewright.cli.dims_text import for_command_line, parse_dims, parse_sizes
+from tilewright.cli.dims_text import parse_dims, parse_sizes
+from tilewright.cli.flags import for_command_line
 from tilewright.errors import DimDeclarationError, ParseError
 from tilewright.ir.dims import Dim
 
@@ -83,6 +84,14 @@ def test_other_texts_are_errors(texts: list[str], error: type[Exception], messag
         # a path cannot say these
         ('dims={"in": {"a.b": {0: "n"}}}', 'dims={"in": {"a.b": {0: "n"}}}'),
         ("dims={'x': (B, T)} and tw.Dim(name, least, largest)",) * 2,
+        # other arguments
+        ("precision='f16' needs more; write precision='bf16'", "--precision f16 needs more; write --precision bf16"),
+        ("threads=0 is none; threads=None uses all", "--threads 0 is none; leaving out --threads uses all"),
+        ('write expect={"attention": 0, "rope": 2}', "write --expect attention=0 --expect rope=2"),
+        ("tw.Sampler(top_p=0.95, seed=0) is one", "--top-p 0.95 --seed 0 is one"),
+        ("(others: report.at(batch=..., n=8))", "(others: --at batch=...,n=8)"),
+        ("write memory_limit='1GiB'", "write --memory-limit 1GiB"),
+        ("memory_limit=2**30, my_threads=2, x.cache='a'",) * 2,
     ],
 )
 def test_python_in_messages_is_written_as_options(python: str, said: str) -> None:

@@ -189,8 +189,7 @@ def test_text_that_is_wrong_is_pointed_at(tw: Call, edit: tuple[str, str], messa
         ),
         (
             ["small.mlir", "-o", "no/out.mlir"],
-            "TW008 wrong option: -o no/out.mlir cannot be written: "
-            "No such file or directory\n  next: give a path you can write to\n",
+            "TW008 wrong option: -o no/out.mlir: there is no folder no\n  next: mkdir -p no\n",
         ),
     ],
 )

@@ -112,7 +112,7 @@ def test_places_from_inputs_are_not_held_against_a_kernel(rng: np.random.Generat
 
 def test_a_cached_kernel_is_not_checked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checked: list[object] = []
-    monkeypatch.setattr(kernel_program, "check_kernel", lambda kernel: checked.append(check_kernel(kernel)))
+    monkeypatch.setattr(kernel_program, "check_kernel", lambda *given: checked.append(check_kernel(*given)))
 
     def halved(b: Any, x: Any, y: Any, *, n: int, T: Any) -> None:  # noqa: N803
         (row,) = b.grid(["rows"], [8])

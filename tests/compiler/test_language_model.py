@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 
 import tilewright as tw
 from tests.models.language_models import VOCABULARY, build, prompt
@@ -167,6 +168,29 @@ def test_models_that_mix_tokens_are_refused_with_the_ops() -> None:
 
     with pytest.raises(StepError, match=r"(?s)reduces over tokens.*test_language_model\.py:\d+"):
         tw.compile_lm(Mixing(), max_tokens=32)
+
+
+def test_models_of_another_kind_are_refused_by_it() -> None:
+    sizes = {"vocab_size": 30, "num_attention_heads": 2, "num_hidden_layers": 1}
+    bert = transformers.BertConfig(hidden_size=16, intermediate_size=16, **sizes)
+    t5 = transformers.T5Config(vocab_size=30, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    for other, said in (
+        (
+            transformers.T5ForConditionalGeneration(t5),
+            "T5ForConditionalGeneration is an encoder-decoder model; compile_lm() takes causal ones: a decoder of ids "
+            "alone\n  next: give a causal model (transformers' AutoModelForCausalLM), or tw.compile() this one with "
+            "its own example inputs: one call of its forward",
+        ),
+        (
+            transformers.BertModel(bert),
+            "the model has 2 results; a causal language model takes ids and gives logits [batch, tokens, V], one each\n"
+            "  next: take the class with the language head (transformers' AutoModelForCausalLM), or wrap the model in "
+            "one that returns its logits alone",
+        ),
+    ):
+        with pytest.raises(StepError) as caught:
+            tw.compile_lm(other.eval(), max_tokens=32)
+        assert str(caught.value) == f"TW037 cannot generate step by step: {said}"
 
 
 def test_a_directory_brings_its_model(model: Any, lm: Any, rng: np.random.Generator, tmp_path: Path) -> None:

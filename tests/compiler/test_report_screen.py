@@ -23,7 +23,7 @@ def test_one_screen_with_every_kernel_and_their_sum(model: Any) -> None:
     lines = str(report).splitlines()
     assert len(lines) <= 45
     assert all(len(line) <= WIDTH for line in lines)
-    assert "At batch=2, tokens=7 " in str(report)
+    assert "At batch=2, tokens=7, all launches together, reads and writes in bytes:" in str(report)
     for row in report.rows:
         (line,) = [line for line in lines if line.split()[:2] == [row.kernel, str(row.launches)]]
         assert line.split()[2] == number(row.flops)
@@ -41,7 +41,7 @@ def test_the_columns_are_explained_and_small_memory_is_not_zero(model: Any) -> N
 
 
 def test_without_sizes_it_shows_the_largest_and_gives_formulas_as_data(model: Any) -> None:
-    assert "At batch=6, tokens=40, the largest" in str(model.report)
+    assert "At batch=6, tokens=40, the largest (others: report.at(batch=..., tokens=...)), all" in str(model.report)
     data = json.loads(json.dumps(model.report.to_dict()))
     assert data["at"] is None
     assert any("batch" in str(kernel["read"]) for kernel in data["kernels"])
@@ -52,7 +52,10 @@ def test_sentences_are_shown_whole_however_long(model: Any) -> None:
     facts = dataclasses.replace(
         model.report.facts, cache=texts["cache"], checked=texts["checked"], notes=(texts["note"],)
     )
+    facts = dataclasses.replace(facts, seconds={f"a-stage-{n}": 1.0 for n in range(40)})
     screen = str(dataclasses.replace(model.report, facts=facts))
+    assert "…" not in screen
+    assert "a-stage-39 1.00" in screen
     assert max(map(len, screen.splitlines())) <= WIDTH
     joined = " ".join(screen.split())
     assert all(f"{kind}: {text}" in joined for kind, text in texts.items())

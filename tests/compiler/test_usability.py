@@ -63,7 +63,7 @@ def compiled(model: Mlp) -> Any:
         (
             {"memory_limit": -1},
             "memory_limit=-1 is not a positive number of bytes, or a text like '2GiB'\n"
-            "  next: write memory_limit=2**30",
+            "  next: write memory_limit='1GiB'",
         ),
         ({"target": []}, "target=[] names none\n  next: write target='cpu'"),
         ({"target": ["cpu", 3]}, "target=['cpu', 3] is not a target or a list of them\n  next: write target='cpu'"),
@@ -228,7 +228,7 @@ def test_a_sparse_tensor_is_told_from_one_with_strides() -> None:
 def test_sizes_without_a_bound_are_not_called_the_largest() -> None:
     rows = {"input": (tw.Dim("rows", 0), 4)}
     text = str(tw.compile(torch.nn.ReLU(), (torch.randn(3, 4),), dims=rows).report)
-    assert "At rows=1, the largest, and small where no upper bound is declared: rows (" in text
+    assert "At rows=128, an example, because rows may be as large as you like (others: " in text
 
 
 def test_states_show_what_they_are(model: Mlp) -> None:

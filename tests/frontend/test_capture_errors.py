@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def test_hooks_are_named() -> None:
     ("thing", "message"),
     [
         (torch.nn.Linear, "Linear is a class"),
-        (lambda x: x, "function is not a model"),
+        (lambda x: x, "<lambda> is a function, not a model"),
         ({"weights": 1}, "dict is not a model"),
         ("no/such/model.pt2", "there is no file"),
     ],
@@ -82,6 +83,15 @@ def test_hooks_are_named() -> None:
 def test_what_is_not_a_model_is_said_so(thing: object, message: str) -> None:
     with pytest.raises(ModelInputError, match=message):
         capture(thing, (torch.ones(1),))
+
+
+def test_a_function_is_told_its_ways() -> None:
+    with pytest.raises(ModelInputError) as caught:
+        capture(math.sqrt, (torch.ones(1),))
+    assert str(caught.value) == (
+        "TW009 not a model: sqrt is a function, not a model\n"
+        '  next: compile it with torch.compile(f, backend="tilewright"), or call it in a torch.nn.Module\'s forward'
+    )
 
 
 def test_a_file_that_is_not_a_program(tmp_path: Path) -> None:
@@ -218,8 +228,9 @@ def test_paths_that_are_no_programs(tmp_path: Path) -> None:
     for path, said in (
         ("bert-base-uncased", "there is no file bert-base-uncased\n  next: give the path of a .pt2 file or of a model "
          "directory, or load the model first: transformers.AutoModel.from_pretrained('bert-base-uncased')"),
-        (str(tmp_path / "m.onnx"), "m.onnx: ONNX files are not read yet\n"
-         "  next: export the PyTorch model: torch.export.save(program, path)"),
+        (str(tmp_path / "m.onnx"), "m.onnx: ONNX files are not read\n"
+         "  next: give the PyTorch model itself, or a .pt2 file: "
+         "torch.export.save(torch.export.export(model, args), 'model.pt2')"),
     ):  # fmt: skip
         with pytest.raises(ModelInputError) as caught:
             capture(path)

@@ -23,7 +23,7 @@ TAKEN: dict[str, tuple[Callable[[torch.Tensor], Any], str, str]] = {
     "float": (lambda x: x * float(x.shape[0]), "float(x.shape[0])", "leave out the conversion in float(x.shape[0])"),
     "log": (lambda x: x * math.log(x.shape[0]), "math.log(x.shape[0])", "torch.full((), n, dtype=torch.float32).log()"),
     "root": (lambda x: x[: int(x.shape[0] ** 0.5)] * 1, "int(x.shape[0] ** 0.5)", "+, -, *, // and % of sizes"),
-    "range": (lambda x: sum(x[i] for i in range(x.shape[0])), "range(x.shape[0])", "torch.arange(n)"),
+    "range": (lambda x: sum(x[i] for i in range(x.shape[0])), "range(x.shape[0])", "its length must be fixed"),
 }
 
 
@@ -39,6 +39,24 @@ def test_the_expression_that_fixed_a_size_is_named(rng: np.random.Generator, nam
     assert step in caught.value.step
     # what was said before still follows
     assert "; or " in caught.value.step
+
+
+def test_a_recurrent_layer_is_named_where_its_length_varies(rng: np.random.Generator) -> None:
+    class Tagger(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gru = torch.nn.GRU(3, 4, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.gru(x)[0]
+
+    with pytest.raises(SpecialisationError) as caught:
+        capture(Tagger().eval(), (floats(rng, 2, 5, 3),), None, {"x": {1: T}})
+    assert str(caught.value) == (
+        "TW014 a declared dim was specialised: t (t: 1..12) was fixed to 5: gru (GRU): nn.LSTM, nn.GRU and nn.RNN are "
+        "unrolled over time, so their length must be fixed\n"
+        "  next: leave t out of dims (its size is 5); or change the line that fixes it"
+    )
 
 
 def test_what_the_steps_say_to_write_compiles_for_every_size(rng: np.random.Generator) -> None:

@@ -243,7 +243,7 @@ class TestWrites:
             run_kernel(kernel, [np.array([1, 6], np.int32), y_], {"n": 2}, complete=False)
 
     def test_an_element_left_out_is_named(self) -> None:
-        with pytest.raises(KernelStoreError, match="4 of 8 elements of output 0 are never written, the first at 4"):
+        with pytest.raises(KernelStoreError, match=r"4 of 8 elements of output 0 are never written, .* at \[4\]"):
             run_kernel(store_at([8], [1], [4]), [np.zeros(8, np.float32)], {})
         run_kernel(store_at([8], [1], [4]), [np.zeros(8, np.float32)], {}, complete=False)
 

@@ -32,7 +32,7 @@ def command_line(arguments: Sequence[str]) -> int:
         print(error, file=sys.stderr)
         return USER_ERROR
     except TilewrightError as error:
-        from tilewright.cli.dims_text import for_command_line
+        from tilewright.cli.flags import for_command_line
 
         print(for_command_line(str(error)), file=sys.stderr)
         return USER_ERROR

@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tilewright.cli.generate import KVType, ModelFolder, compiled
+from tilewright.cli.generate import KVType, ModelFolder
+from tilewright.cli.language_folder import LanguageFolder, require_kv_type
 from tilewright.cli.options import Threads
 
 if TYPE_CHECKING:
     from tilewright.runtime.generation.language_model import LanguageModel
 
-PromptTokens = Annotated[int, typer.Option("-p", "--prompt", metavar="N", help="Tokens of a prompt.")]
-AnswerTokens = Annotated[int, typer.Option("-n", "--tokens", metavar="N", help="Tokens of an answer.")]
-Requests = Annotated[int, typer.Option("-r", "--requests", metavar="N", help="Requests at the same time.")]
-Rounds = Annotated[int, typer.Option("--rounds", metavar="N", help="Measured rounds, after one that is not.")]
+PromptTokens = Annotated[int, typer.Option("-p", "--prompt", metavar="N", min=1, help="Tokens of a prompt.")]
+AnswerTokens = Annotated[int, typer.Option("-n", "--tokens", metavar="N", min=1, help="Tokens of an answer.")]
+Requests = Annotated[int, typer.Option("-r", "--requests", metavar="N", min=1, help="Requests at the same time.")]
+Rounds = Annotated[int, typer.Option("--rounds", metavar="N", min=1, help="Measured rounds, after one that is not.")]
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,10 @@ def bench(
     threads: Threads = None,
 ) -> None:
     """Tokens a second of prompts and of answers, with their spread."""
-    lm = compiled(model, kv_dtype, threads)
+    require_kv_type(kv_dtype)
+    folder = LanguageFolder.of(model)
+    folder.require_room(prompt, tokens)
+    lm = folder.compiled(kv_dtype, threads)
     show_rounds(measure(lm, prompt, tokens, requests, rounds), prompt, tokens, requests)
 
 
@@ -53,15 +57,10 @@ def measure(
 ) -> list[Round]:
     """Rounds of random prompts, each read once: none finds its prefix in the cache. The first is thrown away.
 
-    Raises OptionError for sizes below 1, PromptError and CacheFullError where the model does not hold them.
+    Sizes are from 1 on. Raises PromptError and CacheFullError where the model does not hold them.
     """
     import numpy as np
 
-    from tilewright.errors import OptionError
-
-    sizes = {"-p": prompt, "-n": tokens, "-r": requests, "--rounds": rounds}
-    if wrong := [f"{name} {size}" for name, size in sizes.items() if size < 1]:
-        raise OptionError([f"{each} is below 1" for each in wrong], step="write -p 512 -n 128 -r 1 --rounds 5")
     rng = np.random.default_rng(0)
     found = []
     for _ in range(rounds + 1):

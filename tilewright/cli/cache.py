@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from tilewright.runtime.cache import Cache, Item
 
 cache = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Looks into what was compiled before, and why not."
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Looks into what was compiled before, and why not. --cache DIR comes after the verb: cache ls --cache DIR.",
 )
 Folder = Annotated[
     str | None, typer.Option("--cache", metavar="DIR", help="The cache's folder.", show_default="the user's")

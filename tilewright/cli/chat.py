@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -12,20 +12,28 @@ from tilewright.cli.generate import (
     KVType,
     MinP,
     ModelFolder,
-    NewTokens,
     Seed,
     Temperature,
     TopK,
     TopP,
-    compiled,
     sampler_of,
 )
+from tilewright.cli.language_folder import LanguageFolder, require_kv_type
 from tilewright.cli.options import Threads
 
 if TYPE_CHECKING:
     from tilewright.runtime.generation.language_model import LanguageModel
     from tilewright.runtime.generation.sampler import Sampler
     from tilewright.runtime.generation.session import Session
+
+_ANSWER: Final = 1024
+AnswerTokens = Annotated[
+    int | None,
+    typer.Option(
+        "-n", "--tokens", metavar="N", min=1, help="At most so many tokens an answer.",
+        show_default="1024, or half of what the model takes",
+    ),
+]  # fmt: skip
 
 HELP = """/again    another answer to the last message
 /undo     take back the last message and its answer
@@ -36,7 +44,7 @@ HELP = """/again    another answer to the last message
 def chat(
     model: ModelFolder,
     system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="The system message.")] = None,
-    tokens: NewTokens = 1024,
+    tokens: AnswerTokens = None,
     temperature: Temperature = 0.7,
     top_p: TopP = 0.95,
     top_k: TopK = None,
@@ -47,7 +55,13 @@ def chat(
 ) -> None:
     """Talks with a model through its own chat template. /help lists what else can be typed."""
     sampler = sampler_of(temperature, top_p, top_k, min_p, seed)
-    lm = compiled(model, kv_dtype, threads)
+    require_kv_type(kv_dtype)
+    folder = LanguageFolder.of(model)
+    folder.require_chat_template()
+    if tokens is None:
+        tokens = _ANSWER if folder.most is None else min(_ANSWER, max(1, folder.most // 2))
+    folder.require_room(1, tokens)
+    lm = folder.compiled(kv_dtype, threads)
     with contextlib.suppress(ImportError):
         # the line editor that input() takes up: arrows and history; some systems are built without it
         import readline  # noqa: F401

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -31,12 +32,15 @@ if TYPE_CHECKING:
     from tilewright.ir.dims import Dim
 
 Count = Annotated[
-    int, typer.Option("-n", "--count", min=1, help="How many tuples of sizes to draw, the least one first.")
+    int,
+    typer.Option("-n", "--count", min=1, help="How many tuples of sizes to draw: the least, the largest, then others."),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Of the sizes and the inputs.")]
 
 # Dims without an upper bound, or with a far one, are drawn up to here: the model itself runs at every size drawn.
 _LARGEST = 128
+# At the upper ends of the ranges, the product of all sizes is at most this.
+_MOST = 4096
 
 
 def check(
@@ -164,15 +168,25 @@ def locate(model: Model, dims: Sequence[str] | None, options: Mapping[str, Any],
 
 
 def draw_sizes(dims: Sequence[Dim], count: int, rng: np.random.Generator) -> Iterator[dict[str, int]]:
-    """The least size of every dim, then others whose logarithms are spread evenly."""
+    """The least size of every dim, the largest, then others whose logarithms are spread evenly."""
     declared = [d for d in dims if d.kind != "runtime"]
     seen: list[dict[str, int]] = []
-    for attempt in range(4 * count):
-        sizes = {d.name: _drawn(d, rng) if attempt else d.min for d in declared}
+    drawn = ({d.name: _drawn(d, rng) for d in declared} for _ in range(4 * count))
+    for sizes in chain([{d.name: d.min for d in declared}], _upper_ends(declared), drawn):
         # a range may hold fewer tuples than were asked for
         if sizes not in seen and len(seen) < count:
             seen.append(sizes)
             yield sizes
+
+
+def _upper_ends(dims: Sequence[Dim]) -> Iterator[dict[str, int]]:
+    """The largest size of every dim; where the model would run too long at those, of one dim after the other."""
+    least = {d.name: d.min for d in dims}
+    tops = {d.name: max(d.min, min(_LARGEST if d.max is None else d.max, _MOST)) for d in dims}
+    if math.prod(tops.values()) <= _MOST:
+        yield tops
+    else:
+        yield from ({**least, name: top} for name, top in tops.items())
 
 
 def _drawn(dim: Dim, rng: np.random.Generator) -> int:

@@ -21,6 +21,7 @@ from tilewright.cli.options import (
     compile_given,
     compile_options,
 )
+from tilewright.cli.writing import require_folder
 from tilewright.errors import OptionError
 
 Output = Annotated[
@@ -55,8 +56,7 @@ def compile_model(
     from tilewright.ir.backend import resolve_target
     from tilewright.runtime.memory import shown
 
-    if not output.parent.is_dir():
-        raise OptionError(f"-o {output}: there is no folder {output.parent}", step=f"mkdir -p {output.parent}")
+    require_folder("-o", output)
     options = compile_options(
         target=target,
         precision=precision,

@@ -50,7 +50,7 @@ def parse_sizes(text: str | None) -> dict[str, int]:
     return sizes
 
 
-def for_command_line(text: str) -> str:
+def written_as_options(text: str) -> str:
     """A message with its `dims={...}` and `tw.Dim(...)` as the command line writes them; what it cannot say stays."""
     parts, at = [], 0
     for found in _PYTHON.finditer(text):

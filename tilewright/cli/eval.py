@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tilewright.cli.generate import KVType, ModelFolder, compiled
+from tilewright.cli.generate import KVType, ModelFolder
+from tilewright.cli.language_folder import LanguageFolder, require_kv_type
 from tilewright.cli.options import Threads
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 TextFile = Annotated[Path, typer.Option("--text", metavar="FILE", help="A text file in UTF-8.", show_default=False)]
 Stride = Annotated[
     int | None,
-    typer.Option("--stride", metavar="N", help="By how many tokens windows move.", show_default="half a window"),
+    typer.Option("--stride", metavar="N", min=1, help="By how many tokens windows move.", show_default="half a window"),
 ]
 
 
@@ -45,8 +46,9 @@ def evaluate(
     model: ModelFolder, text: TextFile, stride: Stride = None, kv_dtype: KVType = "model", threads: Threads = None
 ) -> None:
     """Perplexity of a text."""
-    content = read_text(text)
-    show_surprise(surprise(compiled(model, kv_dtype, threads), content, stride))
+    require_kv_type(kv_dtype)
+    content, folder = read_text(text), LanguageFolder.of(model)
+    show_surprise(surprise(folder.compiled(kv_dtype, threads), content, stride))
 
 
 def read_text(path: Path) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tilewright.cli.language_folder import LanguageFolder, require_kv_type
 from tilewright.cli.options import Threads
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from tilewright.runtime.generation.sampler import Sampler
 
 ModelFolder = Annotated[str, typer.Argument(metavar="MODEL", help="A model's folder.", show_default=False)]
-NewTokens = Annotated[int, typer.Option("-n", "--tokens", metavar="N", help="At most so many new tokens.")]
+NewTokens = Annotated[int, typer.Option("-n", "--tokens", metavar="N", min=1, help="At most so many new tokens.")]
 Temperature = Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token.")]
 TopP = Annotated[float | None, typer.Option("--top-p", help="Only the likeliest tokens of this mass.")]
 TopK = Annotated[int | None, typer.Option("--top-k", help="Only so many likeliest tokens.")]
@@ -41,17 +42,12 @@ def generate(
 ) -> None:
     """Continues a text and prints it as it comes; tells the speed."""
     sampler = sampler_of(temperature, top_p, top_k, min_p, seed)
-    lm = compiled(model, kv_dtype, threads)
+    require_kv_type(kv_dtype)
+    folder = LanguageFolder.of(model)
     text = sys.stdin.read() if prompt == "-" else prompt
+    folder.require_room(len(folder.tokenizer.encode(text)), tokens)
+    lm = folder.compiled(kv_dtype, threads)
     write_answer(lm, text, max_new_tokens=tokens, sampler=sampler, stop=stop or [])
-
-
-def compiled(model: str, kv_dtype: str, threads: int | None) -> LanguageModel:
-    """The model in a folder. Raises OptionError for a type that caches do not have."""
-    import tilewright
-
-    kept: Any = kv_dtype  # the cache's options say which there are
-    return tilewright.compile_lm(model, kv=tilewright.KVCache(dtype=kept), threads=threads)
 
 
 def sampler_of(

@@ -33,7 +33,7 @@ Passes = Annotated[
     str | None, typer.Option(metavar="PIPELINE", help="A pipeline in place of the default one.", show_default=False)
 ]
 Determinism = Annotated[str | None, typer.Option(help="free, run or batch.", show_default=False)]
-Threads = Annotated[int | None, typer.Option(help="At most so many threads a call.", show_default="all cores")]
+Threads = Annotated[int | None, typer.Option(min=1, help="At most so many threads a call.", show_default="all cores")]
 MemoryLimit = Annotated[
     str | None,
     typer.Option(metavar="SIZE", help="Bytes that one call may need: 500000000, 512MiB, 2GiB.", show_default=False),

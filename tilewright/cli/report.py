@@ -55,10 +55,13 @@ def report(
 ) -> None:
     """Prints what runs, what moves, what was refused and why."""
     from tilewright.cli.dims_text import parse_sizes
+    from tilewright.cli.flags import for_command_line
     from tilewright.cli.models import is_artifact
     from tilewright.cli.progress import say
+    from tilewright.cli.writing import require_folder
     from tilewright.errors import OptionError
 
+    require_folder("--html", html)
     sizes = parse_sizes(at)
     if compile_time:
         if is_artifact(source):
@@ -78,7 +81,7 @@ def report(
     elif attention and not as_json:
         print("\n".join(row.details for row in found.attentions) or "no attention")
     else:
-        print(json.dumps(found.to_dict(), default=str, indent=2) if as_json else str(found).rstrip())
+        print(json.dumps(found.to_dict(), default=str, indent=2) if as_json else for_command_line(str(found)).rstrip())
     if html is not None:
         found.save_html(html)
         say(f"wrote {html}")

@@ -9,6 +9,12 @@ from pathlib import Path
 from tilewright.errors import OptionError
 
 
+def require_folder(option: str, path: Path | None) -> None:
+    """Before anything runs: OptionError, naming both, where there is no folder for an option's file."""
+    if path is not None and not path.parent.is_dir():
+        raise OptionError(f"{option} {path}: there is no folder {path.parent}", step=f"mkdir -p {path.parent}")
+
+
 @contextmanager
 def writing(option: str, path: Path) -> Iterator[None]:
     """Around what writes an option's file: OptionError, naming both, where the system refuses."""

@@ -16,7 +16,7 @@ from tilewright.compiler.kernel_spec import KernelSpec, Static
 from tilewright.compiler.kernel_tracing import place_of, trace
 from tilewright.compiler.options import Options
 from tilewright.compiler.target import Target
-from tilewright.errors import ArgumentError, DTypeError, OptionError, RankError
+from tilewright.errors import ArgumentError, DimMismatchError, DTypeError, OptionError, Problem, RankError
 from tilewright.ir.dtypes import DTYPES, DType
 from tilewright.ir.signature import Input, bind_call
 from tilewright.ir.solve import Axis, solve
@@ -67,6 +67,8 @@ class Kernel:
             return compiled(*inputs)
         except RankError as fault:
             raise self._of_another_rank(fault) from None
+        except DimMismatchError as fault:
+            raise self._of_other_sizes(fault, inputs) from None
 
     def compile(self, target: str | Sequence[str] = "cpu", **given: Any) -> Compiled:
         """The kernel for these values of its static parameters, to call, profile, save, and read the report of.
@@ -90,7 +92,7 @@ class Kernel:
         values = self.spec.resolve(statics)
         kernel, key = self._trace(values), tuple(values.values())
         if key not in self._sound:
-            check_kernel(kernel)
+            check_kernel(kernel, [b.name for b in self.spec.buffers])
             self._sound.add(key)
         return kernel
 
@@ -132,7 +134,9 @@ class Kernel:
             for b in self.spec.outputs
         ]
         kernel = self._trace(statics)
-        run_kernel(kernel, [*arrays, *outputs], {d: solution.values[d] for d in kernel.dims.data}, counters)
+        names = [b.name for b in self.spec.buffers]
+        dims = {d: solution.values[d] for d in kernel.dims.data}
+        run_kernel(kernel, [*arrays, *outputs], dims, counters, names=names)
         found: list[Any] = list(outputs)
         if any(is_torch(value) for value in inputs):
             found = [_torch(b.dtype_at(statics), a) for b, a in zip(self.spec.outputs, outputs, strict=True)]
@@ -197,8 +201,28 @@ class Kernel:
 
     def _of_another_rank(self, fault: RankError) -> RankError:
         """The fault with a kernel's next step: it has no example to go by."""
-        texts = [f"{b.name} {b.dtype}[{', '.join(map(str, b.dims))}]" for b in self.spec.inputs]
-        return RankError(fault.problems, step=f"pass what the signature says: {', '.join(texts)}")
+        return RankError(fault.problems, step=f"pass what the signature says: {self._inputs_text}")
+
+    def _of_other_sizes(self, fault: DimMismatchError, tensors: Sequence[Any]) -> DimMismatchError:
+        """The fault in the signature's words: what each input says of a dim that they do not agree about."""
+        said: dict[str, dict[int, str]] = {}
+        for buffer, value in zip(self.spec.inputs, tensors, strict=True):
+            found = describe(value)
+            for dim, size in zip(buffer.dims, found.shape if found is not None else (), strict=True):
+                said.setdefault(str(dim), {} if dim.constant is None else {dim.constant: "the signature says"})
+                said[str(dim)].setdefault(size, f"{buffer.name} gives")
+        problems: list[str | Problem] = [
+            ", ".join(f"{who} {dim}={size}" if not dim.isdigit() else f"{who} {size}" for size, who in sizes.items())
+            for dim, sizes in said.items()
+            if len(sizes) > 1
+        ]
+        step = f"pass sizes that agree with the signature: {self._inputs_text}"
+        return DimMismatchError(problems or fault.problems, step=step)
+
+    @property
+    def _inputs_text(self) -> str:
+        """The signature's left side."""
+        return ", ".join(f"{b.name} {b.dtype}[{', '.join(map(str, b.dims))}]" for b in self.spec.inputs)
 
     def _trace(self, statics: Mapping[str, Static]) -> KernelOp:
         key = tuple(statics.values())

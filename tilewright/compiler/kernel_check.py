@@ -7,7 +7,7 @@ the extent of the tiles that cover it: one less, equal, one more, and more than 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -28,27 +28,27 @@ _ALWAYS: Final = 3
 _DRAWS: Final = (0, None, 1, 2, 4)
 
 
-def check_kernel(kernel: KernelOp) -> None:
+def check_kernel(kernel: KernelOp, names: Sequence[str] = ()) -> None:
     """Raises KernelStoreError or PoisonError, with the user's line and the sizes, where the kernel is unsound.
 
     Integers are drawn as zeros. Where a kernel takes places from its inputs, they are also drawn as 0, 1, 2, ... and as
     small numbers, it passes when it is sound for one of these draws, and what only other numbers could decide is left
-    open: poison, because a place outside is poison, and stores to places that the inputs give.
+    open: poison, because a place outside is poison, and stores to places that the inputs give. names: of the buffers.
     """
     work = 0
     for number, sizes in enumerate(_sizes(kernel)):
         cost = _cost(kernel, sizes)
         if number < _ALWAYS or work + cost <= _WORK:
             work += cost
-            _check_at(kernel, sizes)
+            _check_at(kernel, sizes, names)
 
 
-def _check_at(kernel: KernelOp, sizes: Mapping[str, int]) -> None:
+def _check_at(kernel: KernelOp, sizes: Mapping[str, int], names: Sequence[str]) -> None:
     chosen = any(isinstance(op, _CHOSEN) for op in kernel.walk())
     told = ", ".join(f"{name}={size}" for name, size in sizes.items())
     for draw in _DRAWS if chosen else _DRAWS[:1]:
         try:
-            run_kernel(kernel, _drawn(kernel, sizes, draw), sizes)
+            run_kernel(kernel, _drawn(kernel, sizes, draw), sizes, names=names)
             return
         except (PoisonError, KernelStoreError) as fault:
             # A place that is none is poison too: it says nothing where the drawn integers are places.

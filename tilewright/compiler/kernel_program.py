@@ -109,7 +109,7 @@ def compile_kernel(kernel: KernelOp, spec: KernelSpec, statics: Mapping[str, Sta
 
     def build() -> tuple[Code, Facts]:
         # What a cache holds has been checked: its key names the kernel's text and this package's sources.
-        check_kernel(kernel)
+        check_kernel(kernel, [b.name for b in spec.buffers])
         return kernel_code(module, signature, spec, target, options, watch)
 
     code, facts, origin = Store.of(options).code(factors, build)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tilewright.compiler.causal import MOST_TOKENS, refuse_encoder_decoder
 from tilewright.compiler.compiled import Compiled
 from tilewright.compiler.entry import finish
 from tilewright.compiler.kv_cache import KVCache
@@ -20,7 +21,7 @@ from tilewright.compiler.target import Target
 from tilewright.errors import OptionError, StepError
 from tilewright.frontend.captured import Captured
 from tilewright.frontend.capturing import capture
-from tilewright.frontend.directories import open_directory
+from tilewright.frontend.directories import open_directory, read_config
 from tilewright.ir.dims import Dim, DimSpace
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.module import functions
@@ -33,9 +34,6 @@ from tilewright.runtime.generation.compiled_step import Addressing, CompiledStep
 from tilewright.runtime.generation.language_model import LanguageModel
 from tilewright.runtime.generation.step import CacheGroup, StepLayout
 from tilewright.runtime.generation.tokenizer import FolderTokenizer, Tokenizer
-
-# The longest sequence, prompt included, where nothing is asked for.
-_MOST_TOKENS = 4096
 
 # What a step is made from: equal things in one form, and attention as an op.
 _BEFORE = "canonicalize,fold,canonicalize,recognize,canonicalize"
@@ -108,15 +106,17 @@ def compile_language_model(
     tokenizer: Tokenizer | None = None
     if isinstance(model, (str, os.PathLike)):
         folder = Path(model)
+        refuse_encoder_decoder(read_config(folder), str(folder))
         model = open_directory(folder).model
         tokenizer = FolderTokenizer(folder) if (folder / "tokenizer.json").is_file() else None
+    refuse_encoder_decoder(getattr(model, "config", None), type(model).__name__)
     known = _positions(model)
     if max_tokens is not None and known is not None and max_tokens > known:
         raise OptionError(
             f"max_tokens={max_tokens} is more than the {known} positions of {type(model).__name__}",
             step=f"write max_tokens={known}",
         )
-    most, cache = max_tokens or min(known or _MOST_TOKENS, _MOST_TOKENS), kv or KVCache()
+    most, cache = max_tokens or min(known or MOST_TOKENS, MOST_TOKENS), kv or KVCache()
     layout = PagedLayout(
         cache.page_of(most), most, min(max_step, most * max_batch), max_batch, cache.bytes, codes=cache.codes
     )

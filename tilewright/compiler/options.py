@@ -41,7 +41,7 @@ _KINDS: Final[tuple[tuple[str, tuple[type, ...], str, str], ...]] = (
     ),
     ("expect", (Mapping, NoneType), "a mapping of pattern counts", 'expect={"attention": 6}'),
     ("threads", (int, NoneType), "a positive number", "threads=1"),
-    ("memory_limit", (int, NoneType), "a positive number of bytes, or a text like '2GiB'", "memory_limit=2**30"),
+    ("memory_limit", (int, NoneType), "a positive number of bytes, or a text like '2GiB'", "memory_limit='1GiB'"),
     ("cache", (bool, str, Path), "True, False or a folder", "cache=True"),
     ("materialise", (bool,), "True or False", "materialise=False"),
 )  # fmt: skip

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import html
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from tilewright.compiler.code import Code
 from tilewright.errors import MissingDependencyError, OptionError
@@ -23,6 +21,10 @@ from tilewright.runtime.resolve import footprint
 if TYPE_CHECKING:
     from tilewright.compiler.counting import KernelCounts
     from tilewright.compiler.report_attention import AttentionRow
+
+
+# What a dim without an upper bound is shown at: enough for several tiles.
+OPEN_SIZE: Final = 128
 
 
 @dataclass(frozen=True)
@@ -171,23 +173,25 @@ class Report:
     def shown(self) -> Report:
         """This report at the sizes its screen shows: those of `.at`, else of the profiled call, else the largest.
 
-        A dim without an upper bound is at its least, but not at 0, where there is nothing to see.
+        A dim without an upper bound is at `OPEN_SIZE`, or its least if that is more.
         """
         if self.dims is not None:
             return self
         if self.profile is not None:
             return replace(self, dims=dict(self.profile.sizes))
         return replace(
-            self, dims={d.name: d.max if d.max is not None else max(d.min, 1) for d in self.code.program.dims}
+            self, dims={d.name: d.max if d.max is not None else max(d.min, OPEN_SIZE) for d in self.code.program.dims}
         )
 
     @property
     def why_these_sizes(self) -> str:
         """What the sizes are that nobody asked for."""
-        open_dims = [d.name for d in self.code.program.dims if d.max is None]
+        every = self.code.program.dims
+        open_dims = [d.name for d in every if d.max is None]
         if not open_dims:
             return "the largest"
-        return f"the largest, and small where no upper bound is declared: {', '.join(open_dims)}"
+        chosen = f"an example, because {' and '.join(open_dims)} may be as large as you like"
+        return chosen if len(open_dims) == len(every) else f"the largest that are declared; {chosen}"
 
     def __str__(self) -> str:
         try:
@@ -198,18 +202,13 @@ class Report:
 
     def save_html(self, path: str | Path) -> None:
         """Writes the report as one self-contained page. OptionError where the path cannot be written."""
-        body = html.escape(str(self))
-        plots = "".join(row.plot(self.machine) for row in self.attentions)
-        details = html.escape("\n".join(row.details for row in self.attentions))
-        data = html.escape(json.dumps(self.to_dict(), default=str))
-        page = (
-            f"<!doctype html><meta charset=utf-8><title>Tilewright report</title>"
-            f"<style>body{{font:14px/1.4 system-ui;margin:2em}}pre{{overflow-x:auto}}</style>"
-            f"<h1>Tilewright report</h1><pre>{body}</pre><pre>{details}</pre>{plots}"
-            f"<script type=application/json id=report>{data}</script>\n"
-        )
         try:
-            Path(path).write_text(page, encoding="utf-8")
+            from tilewright.compiler.report_page import page
+        except ImportError as fault:
+            raise _needs(fault) from fault
+        made = page(self)
+        try:
+            Path(path).write_text(made, encoding="utf-8")
         except OSError as fault:
             raise OptionError(
                 f"the report cannot be written to {path}: {fault.strerror}", step="give a path you can write to"

@@ -31,36 +31,34 @@ def screen(report: Report) -> str:
     console = Console(width=WIDTH, record=True, file=io.StringIO(), highlight=False, color_system=None)
     shown, data = report.shown, report.to_dict()
 
-    def line(text: str) -> None:
-        console.print(Text(text), no_wrap=True, overflow="ellipsis")
-
     def paragraph(text: str) -> None:
-        """What is a sentence is shown whole: its end says what to do."""
-        for part in textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False):
+        """A text on as many lines as it takes: nothing is cut off."""
+        for part in textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False) or [""]:
             console.print(Text(part), no_wrap=True)
 
-    line(f"{data['model']} on {data['target']}, dims {'; '.join(data['dims']) or 'none'}")
-    line(
+    paragraph(f"{data['model']} on {data['target']}, dims {'; '.join(data['dims']) or 'none'}")
+    paragraph(
         f"{sum(row.launches for row in shown.rows)} launches of {len(shown.rows)} kernels; "
         f"fallbacks: {', '.join(data['fallbacks']) or 'none'}; memory: {bytes_text(data['memory']['bytes'])}"
     )
     paragraph(f"cache: {data['cache'] or 'off'}" + (f"; capture: {data['capture']}" if data["capture"] else ""))
-    line("")
+    paragraph("")
     if shown.dims:
         sizes = ", ".join(f"{n}={v}" for n, v in shown.dims.items())
         why = "" if report.dims else ", the profiled call" if report.profile else f", {report.why_these_sizes}"
-        line(f"At {sizes}{why} (.at(...) for others), all launches together, reads and writes in bytes:")
+        others = "" if report.dims else f" (others: report.at({', '.join(f'{name}=...' for name in shown.dims)}))"
+        paragraph(f"At {sizes}{why}{others}, all launches together, reads and writes in bytes:")
     console.print(kernels(shown.rows))
-    line(_LEGEND)
+    paragraph(_LEGEND)
     for attention in shown.attentions:
         paragraph(attention.line)
-    line("")
+    paragraph("")
     for label, counts in (("patterns", data["patterns"]), ("applied", data["applied"])):
         if counts:
-            line(f"{label}: " + "; ".join(f"{name} {count}" for name, count in counts.items()))
+            paragraph(f"{label}: " + "; ".join(f"{name} {count}" for name, count in counts.items()))
     for text in reasons(data["refused"]):
-        line(f"refused: {text}")
-    line("seconds to compile: " + ", ".join(f"{name} {seconds:.2f}" for name, seconds in data["seconds"].items()))
+        paragraph(f"refused: {text}")
+    paragraph("seconds to compile: " + ", ".join(f"{name} {seconds:.2f}" for name, seconds in data["seconds"].items()))
     if data["checked"]:
         paragraph(f"checked: {data['checked']}")
     for note in data["notes"]:
@@ -75,7 +73,14 @@ def kernels(rows: list[Row]) -> Table:
     headings = ("kernel", "x", "FLOPs", "reads", "writes", "bound", "ratio", "predicted")
     for heading in (*headings, *(("measured",) if measured else ()), "where"):
         names = heading in ("kernel", "where")
-        table.add_column(heading, justify="left" if names else "right", no_wrap=True, max_width=30 if names else None)
+        # a long name goes on in the next line
+        table.add_column(
+            heading,
+            justify="left" if names else "right",
+            no_wrap=not names,
+            overflow="fold",
+            max_width=30 if names else None,
+        )
 
     def add(name: str, part: list[Row], where: str) -> None:
         read, write, bound = (_sum(getattr(row, field) for row in part) for field in ("read", "write", "bound"))

@@ -133,16 +133,17 @@ def load_program(path: Path) -> Any:
 
     from tilewright.frontend.quiet import quiet
 
+    if path.suffix == ".onnx":
+        raise ModelInputError(
+            f"{path.name}: ONNX files are not read",
+            step="give the PyTorch model itself, or a .pt2 file: "
+            "torch.export.save(torch.export.export(model, args), 'model.pt2')",
+        )
     if not path.exists():
         step = "give the path of a .pt2 file or of a model directory"
         if path.suffix != ".pt2" and not path.is_absolute():
             step += f", or load the model first: transformers.AutoModel.from_pretrained({str(path)!r})"
         raise ModelInputError(f"there is no file {path}", step=step)
-    if path.suffix == ".onnx":
-        raise ModelInputError(
-            f"{path.name}: ONNX files are not read yet",
-            step="export the PyTorch model: torch.export.save(program, path)",
-        )
     if path.suffix != ".pt2" or path.is_dir():
         raise ModelInputError(f"{path.name} is not a .pt2 file", step="save one with torch.export.save(program, path)")
     try:

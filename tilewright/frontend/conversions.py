@@ -13,10 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tilewright.errors import Problem, SpecialisationError
 from tilewright.frontend.locations import innermost
+
+if TYPE_CHECKING:
+    import torch
 
 _TAKING: Final = {"SymInt": ("__int__", "__index__", "__float__"), "SymFloat": ("__int__", "__float__")}
 _LONGEST: Final = 80
@@ -39,7 +42,12 @@ class Conversion:
             return f"write {self.text} in whole numbers, such as n * 3 // 10: +, -, *, // and % of sizes stay sizes"
         if self.call == "float":
             return f"leave out the conversion in {self.text}: n * 0.5 and x / n take sizes as they are"
-        if self.call in ("range", "list", "math.isqrt", "math.comb", "math.factorial", "") or "." not in self.call:
+        if self.call == "range":
+            return (
+                f"a loop over {self.text} is unrolled: where a round needs the one before (a recurrence), its length "
+                "must be fixed, else write it with tensor operators, such as torch.arange(n)"
+            )
+        if self.call in ("list", "math.isqrt", "math.comb", "math.factorial", "") or "." not in self.call:
             return f"write {self.text} with tensor operators, such as torch.arange(n)"
         name = self.call.rpartition(".")[2]
         return (
@@ -91,6 +99,18 @@ def explained(fault: SpecialisationError, found: list[Conversion]) -> Specialisa
     ]
     steps = list(dict.fromkeys(conversion.step for conversion in used.values()))
     return SpecialisationError(problems, step="; ".join([*steps, f"or {fault.step}"]))
+
+
+def unrolled(fault: SpecialisationError, model: torch.nn.Module) -> SpecialisationError:
+    """The error with the recurrent layers that fixed a size nobody's line did: torch runs them a step at a time."""
+    import torch
+
+    layers = [f"{name} ({type(m).__name__})" for name, m in model.named_modules() if isinstance(m, torch.nn.RNNBase)]
+    if not layers:
+        return fault
+    why = f"{', '.join(layers)}: nn.LSTM, nn.GRU and nn.RNN are unrolled over time, so their length must be fixed"
+    problems = [p if p.where else Problem(f"{p.text}: {why}", p.op) for p in fault.problems]
+    return SpecialisationError(problems, step=fault.step)
 
 
 def _expression(frame: Any) -> tuple[str, str]:

@@ -32,7 +32,7 @@ def open_directory(folder: Path, *, seed: int = 0) -> Directory:
 
     Raises ModelInputError saying what the folder lacks, and MissingDependencyError without transformers.
     """
-    config = _config(folder)
+    config = read_config(folder)
     if not list(folder.glob("*.safetensors")):
         raise ModelInputError(
             f"{folder} has no .safetensors file",
@@ -74,7 +74,8 @@ def open_directory(folder: Path, *, seed: int = 0) -> Directory:
     return Directory(model, {names[0]: ids, names[1]: torch.ones_like(ids)}, dict.fromkeys(names, dims), note)
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """A model folder's config.json. Raises ModelInputError where there is none."""
     path = folder / "config.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

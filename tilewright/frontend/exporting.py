@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tilewright.errors import CaptureError, SpecialisationError, TilewrightError
-from tilewright.frontend.conversions import explained, recorded
+from tilewright.frontend.conversions import explained, recorded, unrolled
 from tilewright.frontend.custom_ops import require_references
 from tilewright.frontend.decomposing import name_operators, table_for
 from tilewright.frontend.examples import Example
@@ -103,7 +103,7 @@ def _attempt(model: torch.nn.Module, example: Example, own: Mapping[str, int]) -
         try:
             return replace(describe(program, example, own, doubts=True), layout_asked=asked.layout)
         except SpecialisationError as fault:
-            raise explained(fault, conversions) from fault
+            raise unrolled(explained(fault, conversions), model) from fault
 
 
 def _dynamic(dim: Dim) -> Any:

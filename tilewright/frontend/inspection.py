@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,6 +28,12 @@ def require_module(model: Any) -> None:
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelInputError(
             "a ScriptModule has no Python forward to capture", step="pass the torch.nn.Module it was scripted from"
+        )
+    if inspect.isroutine(model):
+        name = model.__name__
+        raise ModelInputError(
+            f"{name} is a function, not a model",
+            step='compile it with torch.compile(f, backend="tilewright"), or call it in a torch.nn.Module\'s forward',
         )
     if not isinstance(model, torch.nn.Module):
         raise ModelInputError(

@@ -152,9 +152,9 @@ class TwOperation(IRDLOperation):
                 f"declared ({', '.join(map(str, actual))})"
             )
 
-    def malformed(self, reason: str) -> IRError:
-        """The error for operands or properties that break a rule of this op."""
-        return IRError(Problem(reason, op=self.name, where=self.loc), step="print the module and look at this op")
+    def malformed(self, reason: str, step: str = "print the module and look at this op") -> IRError:
+        """The error for operands or properties that break a rule of this op. step: what mends it, where it is known."""
+        return IRError(Problem(reason, op=self.name, where=self.loc), step=step)
 
     def print(self, printer: Printer) -> None:
         definition = self.get_irdl_definition()

@@ -49,6 +49,8 @@ def _place(p: Pass, fault: BaseException) -> str | None:
 def _at_fault(p: Pass, problems: Sequence[Problem]) -> PassError:
     ours = type(p).__module__.partition(".")[0] == "tilewright"
     step = "report this fault of Tilewright with the model" if ours else "mend the pass"
-    error = PassError(problems, step=f"{step}, or compile with passes=pipeline.without({p.name!r})")
+    if not p.needed:
+        step += f", or compile with passes=tw.pipeline().without({p.name!r})"
+    error = PassError(problems, step=step)
     error.ours = ours
     return error

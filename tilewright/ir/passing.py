@@ -161,6 +161,8 @@ class Pass:
 
     name: ClassVar[str] = ""
     reads_weights: ClassVar[bool] = False
+    # whether some models cannot be compiled without it, so that leaving it out is no advice
+    needed: ClassVar[bool] = False
     # names of passes that must have run, or "one|another" where one of several will do
     requires: ClassVar[tuple[str, ...]] = ()
     # the least value of options that are numbers

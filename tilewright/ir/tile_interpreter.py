@@ -37,18 +37,19 @@ def run_kernel(
     counters: Counters | None = None,
     *,
     complete: bool = True,
+    names: Sequence[str] = (),
 ) -> None:
     """Runs every program of the grid in the kernel's order, writing outputs in place.
 
     buffers: C-contiguous arrays of the buffers' dtypes (bf16 from ml_dtypes) and sizes, inputs first; any shape.
     dims: the kernel's formal dims. counters: added to. complete: whether every element of the outputs must be written,
-    but for outputs that the kernel changes in place, which hold values already.
+    but for outputs that the kernel changes in place, which hold values already. names: of the buffers, for errors.
 
     Raises PoisonError where a lane without a value is stored or indexed with, KernelStoreError where an output
     element is written twice, read before this program wrote it, or left unwritten, IRError where buffers or dims do
     not fit.
     """
-    site = Site(kernel.sym_name.data)
+    site = Site(kernel.sym_name.data, names=names)
     memories = _memories(kernel, buffers, dims)
     execution = Execution(kernel, memories, dims, site)
     with np.errstate(all="ignore"):
@@ -61,10 +62,12 @@ def run_kernel(
         for memory in memories:
             if memory.writers is not None and not memory.held and not memory.writers.all():
                 missing = np.flatnonzero(memory.writers == 0)
+                shape = [d.evaluate(dims) for d in buffer(kernel.buffers[memory.number]).dims]
+                first = [int(i) for i in np.unravel_index(missing[0], shape)]
                 raise site.error(
                     KernelStoreError,
-                    f"{missing.size} of {memory.flat.size} elements of output {memory.number} are never written, "
-                    f"the first at {missing[0]}",
+                    f"{missing.size} of {memory.flat.size} elements of {site.buffer(memory.number, 'output')} are "
+                    f"never written, the first at {first}",
                     "make the grid and the stores cover the output",
                 )
 

@@ -35,6 +35,7 @@ class ExpandExperts(Pass):
     """Routed feed-forwards as products over segments of slots."""
 
     name: ClassVar[str] = "expand-experts"
+    needed: ClassVar[bool] = True
 
     def run(self, module: ModuleOp, ctx: Context) -> None:
         for function in functions(module).values():

@@ -31,6 +31,7 @@ class HoistWeights(Pass):
     """Ops on weights alone run in @prepare; constants of several elements become packed tensors."""
 
     name: ClassVar[str] = "hoist-weights"
+    needed: ClassVar[bool] = True
 
     def run(self, module: ModuleOp, ctx: Context) -> None:
         for function in [f for f in module.body.block.ops if isinstance(f, FuncOp) and f.kind.data == "main"]:

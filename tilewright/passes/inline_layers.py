@@ -22,6 +22,7 @@ class InlineLayers(Pass):
     """Calls become the ops of the function they call."""
 
     name: ClassVar[str] = "inline-layers"
+    needed: ClassVar[bool] = True
 
     def run(self, module: ModuleOp, ctx: Context) -> None:
         functions = {f.symbol: f for f in module.body.block.ops if isinstance(f, FuncOp)}

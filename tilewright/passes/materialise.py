@@ -19,6 +19,7 @@ class Materialise(Pass):
     """The plan without fusion, for comparing intermediates: transposes, slices and broadcasts are kernels, too."""
 
     name: ClassVar[str] = "materialise"
+    needed: ClassVar[bool] = True
 
     def run(self, module: ModuleOp, ctx: Context) -> None:
         for function in functions(module).values():

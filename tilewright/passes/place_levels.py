@@ -26,6 +26,7 @@ class PlaceLevels(Pass):
     """Stages loaded tiles in the machine's explicit memory levels, outermost first."""
 
     name: ClassVar[str] = "place-levels"
+    needed: ClassVar[bool] = True
     requires: ClassVar[tuple[str, ...]] = ("lower-to-tile",)
 
     def run(self, module: ModuleOp, ctx: Context) -> None:

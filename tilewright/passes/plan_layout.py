@@ -38,6 +38,7 @@ class PlanLayout(Pass):
     """Matmul weights become packed panels; `panel` overrides the machine's panel width."""
 
     name: ClassVar[str] = "plan-layout"
+    needed: ClassVar[bool] = True
     least: ClassVar[Mapping[str, int]] = {"panel": 0}
     requires: ClassVar[tuple[str, ...]] = ("fuse|materialise",)
     panel: int = 0

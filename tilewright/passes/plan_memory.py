@@ -36,6 +36,7 @@ class PlanMemory(Pass):
     """Assigns slots and barriers to launches; `reuse=false` gives every result a slot of its own."""
 
     name: ClassVar[str] = "plan-memory"
+    needed: ClassVar[bool] = True
     requires: ClassVar[tuple[str, ...]] = ("lower-to-tile",)
     reuse: bool = True
 

@@ -32,11 +32,16 @@ class Site:
     op: Any = None
     coordinates: tuple[int, ...] = ()
     program: int = 0
+    names: Sequence[str] = ()
+
+    def buffer(self, number: int, kind: str) -> str:
+        """A buffer by its name, where buffers have names, else by its kind and number."""
+        return self.names[number] if self.names else f"{kind} {number}"
 
     def error(self, kind: type[TilewrightError], text: str, step: str) -> TilewrightError:
         """An error that names the op, the kernel and the program's coordinates."""
-        at = ", ".join(map(str, self.coordinates))
-        return kind(Problem(f"{text}, in @{self.kernel} at ({at})", op=self.op.name, where=self.op.loc), step=step)
+        at = f" at ({', '.join(map(str, self.coordinates))})" if self.coordinates else ""
+        return kind(Problem(f"{text}, in @{self.kernel}{at}", op=self.op.name, where=self.op.loc), step=step)
 
     def poison(self, text: str) -> TilewrightError:
         return self.error(PoisonError, text, "give the load a fill value, or mask the lanes outside the view")
@@ -79,7 +84,9 @@ class Memory:
     def check_read(self, writers: Array, site: Site) -> None:
         if not (writers == site.program + 1).all():
             what = "not written yet" if not writers.all() else "written by another program"
-            raise site.error(KernelStoreError, f"reads an element of output {self.number} {what}", "split the kernel")
+            raise site.error(
+                KernelStoreError, f"reads an element of {site.buffer(self.number, 'output')} {what}", "split the kernel"
+            )
 
     def check_write(self, writers: Array, site: Site) -> None:
         if writers.any():
@@ -87,7 +94,7 @@ class Memory:
             who = "this program" if first == site.program + 1 else f"program {first - 1}"
             raise site.error(
                 KernelStoreError,
-                f"writes elements of output {self.number} that {who} has written",
+                f"writes elements of {site.buffer(self.number, 'output')} that {who} has written",
                 "let every element belong to one program",
             )
 
@@ -100,7 +107,9 @@ class Memory:
 
     def leaves(self, site: Site) -> TilewrightError:
         return site.error(
-            IRError, f"a view leaves buffer {self.number} of {self.flat.size} elements", "check extents and strides"
+            IRError,
+            f"a view leaves {site.buffer(self.number, 'buffer')} of {self.flat.size} elements",
+            "check extents and strides",
         )
 
 

@@ -68,11 +68,20 @@ def extents_of(values: Sequence[SSAValue]) -> list[tuple[int, ...]]:
 def broadcast_extents(op: TwOperation, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """The extents of tiles of one rank stretched to each other, as this dialect's error where they do not fit."""
     if len({len(shape) for shape in shapes}) > 1:
-        raise op.malformed(f"tiles of equal rank stretch to each other, got {', '.join(map(str, shapes))}")
+        rank = max(map(len, shapes))
+        low = next(shape for shape in shapes if len(shape) < rank)
+        raise op.malformed(
+            f"tiles of equal rank stretch to each other, got {', '.join(map(str, map(list, shapes)))}",
+            f"give the tile {list(low)} as many axes: b.reshape(tile, {[1] * (rank - len(low)) + list(low)}) to repeat "
+            f"it along the first, or with the 1 where it is to be repeated",
+        )
     try:
         return tuple(int(n) for n in np.broadcast_shapes(*shapes))
     except ValueError:
-        raise op.malformed(f"extents do not broadcast: {', '.join(map(str, shapes))}") from None
+        raise op.malformed(
+            f"extents do not broadcast: {', '.join(map(str, map(list, shapes)))}",
+            "give tiles whose extents are equal, or 1 where one is repeated",
+        ) from None
 
 
 def check_axis(op: TwOperation, axis: int, rank: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 from math import prod
 from typing import Any
 
@@ -110,11 +111,18 @@ class MapOp(TileOp):
     def infer(self) -> Sequence[Attribute]:
         function = SCALARS.get(self.fn.data)
         if function is None:
-            raise self.malformed(f"no scalar function is called {self.fn.data!r}")
+            near = get_close_matches(self.fn.data, SCALARS, n=1)
+            raise self.malformed(
+                f"no scalar function is called {self.fn.data!r}",
+                f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(SCALARS))}",
+            )
         dtypes = [tile(a).dtype for a in self.args]
         result = function.result(dtypes)
         if result is None:
-            raise self.malformed(f"{function.name} does not take ({', '.join(map(str, dtypes))})")
+            raise self.malformed(
+                f"{function.name} does not take ({', '.join(map(str, dtypes))})",
+                "cast the operands to one dtype that it takes: b.cast(tile, dtype)",
+            )
         return [TileType.of(broadcast_extents(self, extents_of(self.args)), result)]
 
     def evaluate(self, *args: Array) -> Array:

@@ -132,7 +132,7 @@ class View:
         """
         memory, lanes = self.memory, self._looked_up(axis, indices, unknown, at, values.shape, site)
         if memory.writers is None:
-            raise site.error(IRError, f"updates buffer {memory.number}, an input", "update an output")
+            raise site.error(IRError, f"updates {site.buffer(memory.number, 'buffer')}, an input", "update an output")
         offsets = self._own_lanes(lanes, poison, site)
         memory.check_update(memory.writers, offsets, site)
         given = values[lanes.inside]
@@ -154,7 +154,9 @@ class View:
         """Writes the lanes inside; gives how many there are. Raises PoisonError, KernelStoreError."""
         memory, writers = self.memory, self.memory.writers
         if writers is None:
-            raise site.error(IRError, f"stores to buffer {memory.number}, an input", "store to an output")
+            raise site.error(
+                IRError, f"stores to {site.buffer(memory.number, 'buffer')}, an input", "store to an output"
+            )
         spans = self._spans(at, values.shape)
         if spans is None or not _injective(spans):
             return self._store_lanes(values, poison, at, writers, reads, site)
@@ -193,7 +195,7 @@ class View:
         if np.unique(offsets).size != offsets.size:
             raise site.error(
                 KernelStoreError,
-                f"writes an element of output {memory.number} twice in one store",
+                f"writes an element of {site.buffer(memory.number, 'output')} twice in one store",
                 "give every lane its own element",
             )
         return offsets

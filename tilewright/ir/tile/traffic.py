@@ -74,6 +74,15 @@ class KernelTraffic:
         self.kernel = kernel
         self.ops = tuple(_op_traffic(q, tuple(terms), walk.symbols, limits) for q, terms in grouped.items())
 
+    def __repr__(self) -> str:
+        """The formulas, a line each; a count without one says how to get its number."""
+        lines = {"reads": self.read, "writes": self.write, "matrix FLOPs": self.matrix, "vector FLOPs": self.vector}
+        at = ", ".join(f"{dim!r}: ..." for dim in self.kernel.dims.data)
+        told = [f"  {name}: {f'.at({{{at}}})' if found is None else found}" for name, found in lines.items()]
+        bounds = ", at most, as integers in memory decide" if self.data_dependent else ""
+        told.append(f"  bytes that no kernel saves: {self.lower_bound}")
+        return "\n".join([f"@{self.kernel.sym_name.data} moves bytes and computes{bounds}:", *told])
+
     @property
     def data_dependent(self) -> bool:
         """Whether any count depends on integers in memory, so that formulas are bounds."""

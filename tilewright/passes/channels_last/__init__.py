@@ -28,6 +28,7 @@ class ChannelsLast(Pass):
     """Windows run over [N, spatial..., C]; batch norm joins the filters before them."""
 
     name: ClassVar[str] = "channels-last"
+    needed: ClassVar[bool] = True
 
     def run(self, module: ModuleOp, ctx: Context) -> None:
         for function in functions(module).values():

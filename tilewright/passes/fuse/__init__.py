@@ -37,6 +37,7 @@ class Fuse(Pass):
     """
 
     name: ClassVar[str] = "fuse"
+    needed: ClassVar[bool] = True
     least: ClassVar[Mapping[str, int]] = {"max_ops": 1}
     epilogues: bool = True
     prologues: bool = True

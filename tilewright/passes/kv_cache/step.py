@@ -118,7 +118,10 @@ class Stepper:
     def _only(self, values: Any, what: str, op: TwOperation) -> tuple[SSAValue]:
         if len(values) != 1:
             raise StepError(
-                f"the model has {len(values)} {what}s", step="give a model of ids alone that returns logits"
+                f"the model has {len(values)} {what}s; a causal language model takes ids and gives logits "
+                "[batch, tokens, V], one each",
+                step="take the class with the language head (transformers' AutoModelForCausalLM), or wrap the model "
+                "in one that returns its logits alone",
             )
         return (values[0],)
 

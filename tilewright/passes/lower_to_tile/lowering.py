@@ -29,6 +29,7 @@ class LowerToTile(Pass):
     """Groups become tile kernels, shaped by the machine's tile rules, and launches of them."""
 
     name: ClassVar[str] = "lower-to-tile"
+    needed: ClassVar[bool] = True
     requires: ClassVar[tuple[str, ...]] = ("fuse|materialise",)
 
     def run(self, module: ModuleOp, ctx: Context) -> None:
