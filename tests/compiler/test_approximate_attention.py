@@ -80,11 +80,11 @@ def test_the_report_says_of_each_head_how_it_attends(programs: Any, rng: np.rand
     assert len(notes) == KEY_HEADS
     assert "heads 0 to 1 are approximate from 64 keys on: logits up to " in notes[0]
     assert "eps 0.05, 1 kernel (regime A)" in notes[1]
-    assert near.report.to_dict()["patterns"] == {"polynomial_attention": 1}
+    assert near.report.to_dict()["patterns"] == {"polynomial-attention": 1}
     calls = [call(300, rng, last=30.0)]
     bounds = tw.calibrate_attention(Attend().eval(), calls, dims=DIMS)
     mixed = compiled(bounds, rng)
-    assert mixed.report.to_dict()["patterns"] == {"polynomial_attention": 1, "attention": 1}
+    assert mixed.report.to_dict()["patterns"] == {"polynomial-attention": 1, "attention": 1}
     reasons = [r["reason"] for r in mixed.report.to_dict()["refused"]]
     assert any(r.startswith("heads 2 to 3 are exact: logits up to ") for r in reasons)
     args = call(200, rng)

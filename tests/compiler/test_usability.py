@@ -82,7 +82,8 @@ def test_a_memory_limit_may_be_a_text() -> None:
 
 def test_patterns_that_do_not_exist_are_refused_before_anything_is_compiled(model: Mlp) -> None:
     known = (
-        "attention, attention-mask, experts, gelu, norm, norm-of-narrow-values, relu, rotary, scaled-norm, "
+        "attention, attention-mask, experts, gelu, norm, norm-of-narrow-values, polynomial-attention, "
+        "relu, rotary, scaled-norm, "
         "shifted-norm, sigmoid, "
         "silu, softmax, softplus"
     )

@@ -80,7 +80,7 @@ def _generated(
     return code, facts_of(ctx, watched.structured or {}, captured.source.model, target, options)
 
 
-STRUCTURED: Final = ("attention", "polynomial_attention", "norm", "rotary", "softmax", "experts")
+STRUCTURED: Final = ("attention", "polynomial-attention", "norm", "rotary", "softmax", "experts")
 """Ops of the graph dialect that count as patterns where they stay whole."""
 
 
@@ -138,7 +138,7 @@ class _Texts:
     def around(self, p: Any, module: ModuleOp, ctx: Context) -> Iterator[None]:
         if p.name in ("dedupe-layers", "fuse", "materialise") and self.structured is None:
             self.structured = Counter(
-                name for op in module.walk() if (name := op.name.removeprefix("graph.")) in STRUCTURED
+                name for op in module.walk() if (name := op.name.removeprefix("graph.").replace("_", "-")) in STRUCTURED
             )
         if p.name == "lower-to-tile":
             self.texts["graph"] = print_module(module)

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 Frozen = Mapping[int, tuple[str, "torch.Tensor"]]
 # options of compile() that a piece of a model cannot have
-_NOT_TAKEN: Final = ("check", "materialise")
+_NOT_TAKEN: Final = ("attention", "check", "materialise")
 
 
 def tilewright(

@@ -213,6 +213,12 @@ class Machine:
         """
         return max(self.caches, key=lambda level: level.size or 0, default=None)
 
+    def block_bytes(self) -> int:
+        """Bytes that blocks of products count on: of the level they are made for, as much as they gain from."""
+        level = self.blocking_level()
+        size = (level.size if level is not None else None) or 1 << 20
+        return size if self.rules.near is None else min(size, self.rules.near)
+
     def seconds(self, work: Work, *, imbalance: float = 1.0, in_turn: bool = False) -> float:
         """Predicted time of work spread over all cores: that of the unit or level that is busy longest.
 

@@ -20,6 +20,7 @@ from tilewright.ir.graph.externs import register_extern
 from tilewright.ir.graph.indexing import GatherOp, PutAlongOp, ScatterOp, StateUpdateOp, TakeAlongOp
 from tilewright.ir.graph.paging import PagedAttentionOp
 from tilewright.ir.graph.paging_quantized import QuantizedPagedAttentionOp
+from tilewright.ir.graph.polynomial_attention import PolynomialAttentionOp
 from tilewright.ir.graph.quantization import DequantizeOp, QuantizeOp
 from tilewright.ir.graph.recurrence import ScanOp
 from tilewright.ir.graph.reduction import CumulativeOp, NormOp, ReduceOp, SoftmaxOp, SortOp, TopkOp
@@ -147,6 +148,11 @@ def _main() -> FuncOp:
     )
     lse = put(MapOp, lse, put(ConstantOp, values=[-30.0], result_types=[tensor_type([])]), fn="max")
     heads = put(MapOp, mixed, put(SoftmaxOp, put(ReshapeOp, lse, dims=[H, T, 1]), axis=0), fn="add")
+    never = put(ConstantOp, values=[0] * H, result_types=[tensor_type([H], I64)])
+    near = put(
+        PolynomialAttentionOp, heads, heads, heads, never, None, scale=1e-3, c0=1.0, c1=1.0, c2=0.5, last=2, chunk=64
+    )
+    heads = put(MapOp, heads, near, fn="add")
     cached = put(BroadcastOp, put(ReshapeOp, weight("gain", D), dims=[1, H, D // H]), dims=[64, H, D // H])
     none = put(ConstantOp, values=[0], result_types=[tensor_type([1], I64)])
     ends = put(ConcatOp, none, put(ReshapeOp, put(DimOp, value=[T]), dims=[1]), axis=0)

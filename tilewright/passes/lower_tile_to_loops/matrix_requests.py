@@ -92,8 +92,7 @@ def following(cx: Lowering, op: DotOp, unit: MatrixUnit, height: int) -> Followi
     None for weights that stay in the second-level cache, and for kernels in another order. height: rows of a band.
     """
     pair, loops = paired(op, cx.machine.rules), cx.kernel.loops
-    level = cx.machine.blocking_level()
-    if pair is None or pair.load is None or level is None or level.size is None or len(loops) < 3:
+    if pair is None or pair.load is None or len(loops) < 3:
         return None
     (row, step), (column, _), (inner, _) = loops[-3:]
     rows = cx.kernel.tiles.data[row]
@@ -105,7 +104,7 @@ def following(cx: Lowering, op: DotOp, unit: MatrixUnit, height: int) -> Followi
     bytes_ = view.dtype.bytes
     for extent in view.extents:
         bytes_ *= extent.expr.constant or 1
-    if bytes_ <= level.size // _KEPT:
+    if bytes_ <= cx.machine.block_bytes() // _KEPT:
         return None
     b, bands = cx.b, step * rows // height
     at = cx.indices[cx.kernel.coordinates[row]].value

@@ -64,20 +64,13 @@ def window_run(op: ConvolutionOp) -> int:
 
 def _streams(machine: Machine, weights: int) -> bool:
     """Whether weights of so many bytes come from beyond the second-level cache."""
-    return weights > second_level(machine) // _KEPT
+    return weights > machine.block_bytes() // _KEPT
 
 
 def _stretch(machine: Machine, depth: int, size: int) -> int | None:
     """The largest divisor of a depth whose panel is a small part of the cache; None where all are tiny."""
-    longest = max(1, second_level(machine) // _SHARE // (machine.rules.panel * size))
+    longest = max(1, machine.block_bytes() // _SHARE // (machine.rules.panel * size))
     return next((d for d in range(min(depth, longest), longest // 4, -1) if depth % d == 0), None)
-
-
-def second_level(machine: Machine) -> int:
-    """Bytes that blocks of products count on: of the cache they are made for, as much as they gain from."""
-    level = machine.blocking_level()
-    size, near = (level.size if level is not None else None) or 1 << 20, machine.rules.near
-    return size if near is None else min(size, near)
 
 
 def _tallest(most: int) -> int:

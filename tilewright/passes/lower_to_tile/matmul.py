@@ -26,7 +26,7 @@ from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.memory import ViewOp
 from tilewright.ir.tile.structure import KernelOp
 from tilewright.passes.lower_to_tile.access import UNIT, Axis, Space, map_group, unsupported
-from tilewright.passes.lower_to_tile.cache_tiles import block_of, second_level
+from tilewright.passes.lower_to_tile.cache_tiles import block_of
 from tilewright.passes.lower_to_tile.emit import Emitter
 from tilewright.passes.lower_to_tile.frame import Lowered, Variant, all_strides, begin
 from tilewright.passes.lower_to_tile.layout import Walk, merge_axes
@@ -231,7 +231,7 @@ def _order(
         block = 16
     else:
         n = walk.extents[column].constant
-        near = second_level(machine)
+        near = machine.block_bytes()
         whole = on_unit and (n is None or k * n * size > 2 * near)
         block = max(1, (near if whole else near // 2) // max(1, tile_rows * k * size))
     return [*outer, (row, block), (column, 1), (row, 1)]
