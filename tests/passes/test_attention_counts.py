@@ -41,7 +41,7 @@ def square(heads: int, groups: int, size: int, mask: str) -> GroupOp:
 def counted(rng: np.random.Generator) -> None:
     """Draws n, d, Br, Bc, a mask and heads; runs the kernel in the tile interpreter and compares what it counted."""
     groups, group_size = (int(n) for n in rng.integers(1, 3, 2))
-    n, size, rows, columns = (int(rng.integers(low, high)) for low, high in ((1, 97), (1, 25), (5, 49), (1, 49)))
+    n, size, rows, columns = (int(rng.integers(low, high)) for low, high in ((1, 97), (2, 25), (5, 49), (1, 49)))
     made = square(groups * group_size, groups, size, str(rng.choice(["none", "causal"])))
     made.properties["schedule"] = Schedule.of({"order": "query-outer", "block_q": rows, "block_k": columns})
     lowered = lower_group(made, "kernel", Context(MACHINES["avx512"](), SPACE))

@@ -38,6 +38,8 @@ def chain_of(machine: Machine, features: int, value_features: int, width: int) -
     # take each other's place; of narrow dtypes one operand lies there twice.
     rows = sum(set(sizes[1:])) + 2 * wide + (2 if wide == values else 3) * values + machine.rules.key_segment + 64
     rows += max(wide, values) if width < _WORD else 0
+    # and tiles of odd widths share no place
+    rows += 0 if wide == values else machine.rules.key_segment
     room = min(rooms, default=1 << 20) - _WORD * machine.rules.key_segment * rows
     found: list[tuple[int, int]] = []
     first, held = 0, 0
