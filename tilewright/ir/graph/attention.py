@@ -46,6 +46,11 @@ def check_heads(op: GraphOp, q: TensorType, k: TensorType, v: TensorType) -> Non
         raise op.malformed(f"{q.dims[-3]} query heads are not a fixed multiple of {k.dims[-3]} key heads")
 
 
+def query_heads(heads: Expr, shared: Expr) -> int:
+    """How many query heads share a key head, of so many of each."""
+    return heads.constant // shared.constant if heads.constant and shared.constant else 1
+
+
 @irdl_op_definition
 class AttentionOp(GraphOp):
     """softmax(scale q k^T, masked) v over keys, per head; q [..., H, Tq, D], k [..., Hkv, Tk, D], v [..., Hkv, Tk, Dv].
@@ -135,8 +140,7 @@ class AttentionOp(GraphOp):
     @property
     def group(self) -> int:
         """Query heads per key head."""
-        heads, groups = tensor(self.q).dims[-3].constant, tensor(self.k).dims[-3].constant
-        return heads // groups if heads and groups else 1
+        return query_heads(tensor(self.q).dims[-3], tensor(self.k).dims[-3])
 
     def reference(
         self,

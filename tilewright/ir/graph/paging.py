@@ -20,6 +20,7 @@ from xdsl.traits import Pure
 from tilewright.ir.attributes import Float, Int, Str
 from tilewright.ir.cost import Cost
 from tilewright.ir.dims import Expr
+from tilewright.ir.graph.attention import query_heads
 from tilewright.ir.graph.base import GraphOp, at_least_f32, tensor
 from tilewright.ir.graph.reduction import SOFTMAX_FLOPS
 from tilewright.ir.scalars import SCALARS
@@ -89,7 +90,7 @@ class PagedAttentionOp(GraphOp):
     @property
     def group(self) -> int:
         """Query heads per key head."""
-        return (tensor(self.q).dims[1].constant or 1) // (tensor(self.k).dims[1].constant or 1)
+        return query_heads(tensor(self.q).dims[1], tensor(self.k).dims[1])
 
     def reference(
         self,

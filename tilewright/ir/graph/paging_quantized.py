@@ -20,6 +20,7 @@ from tilewright.ir.attributes import Float, Int
 from tilewright.ir.cost import Cost
 from tilewright.ir.dims import Expr
 from tilewright.ir.dtypes import U8
+from tilewright.ir.graph.attention import query_heads
 from tilewright.ir.graph.base import GraphOp, at_least_f32, tensor
 from tilewright.ir.graph.paging import check_requests
 from tilewright.ir.graph.reduction import SOFTMAX_FLOPS
@@ -107,7 +108,7 @@ class QuantizedPagedAttentionOp(GraphOp):
     @property
     def group(self) -> int:
         """Query heads per key head."""
-        return (tensor(self.q).dims[1].constant or 1) // (tensor(self.near_k).dims[1].constant or 1)
+        return query_heads(tensor(self.q).dims[1], tensor(self.near_k).dims[1])
 
     def reference(
         self,

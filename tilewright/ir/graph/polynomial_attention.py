@@ -18,7 +18,7 @@ from xdsl.traits import Pure
 from tilewright.ir.attributes import Float, Int, Str
 from tilewright.ir.cost import Cost
 from tilewright.ir.dtypes import F32, I64
-from tilewright.ir.graph.attention import check_heads
+from tilewright.ir.graph.attention import check_heads, query_heads
 from tilewright.ir.graph.base import GraphOp, at_least_f32, tensor
 from tilewright.ir.types import TensorType
 
@@ -104,8 +104,7 @@ class PolynomialAttentionOp(GraphOp):
     @property
     def group(self) -> int:
         """Query heads per key head."""
-        heads, groups = tensor(self.q).dims[-3].constant, tensor(self.k).dims[-3].constant
-        return heads // groups if heads and groups else 1
+        return query_heads(tensor(self.q).dims[-3], tensor(self.k).dims[-3])
 
     def reference(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any, cast
 
 import numpy as np
@@ -91,16 +92,14 @@ class LanguageModel:
             return _ids_of(handle)
         seen: Counter[tuple[int, ...]] = Counter()
         handles: list[Handle] = []
-        try:
+        with ExitStack() as undo:
             for each in cast("Sequence[Sequence[int]]", ids):
                 prompt = tuple(checked_prompt(each, self.program.layout, max_new_tokens))
                 key = {"key": seen[prompt]} | more
                 handles.append(self.current.submit(prompt, max_new_tokens=max_new_tokens, sampler=sampler, **key))
+                undo.callback(handles[-1].cancel)
                 seen[prompt] += 1
-        except Exception:
-            for handle in handles:
-                handle.cancel()
-            raise
+            undo.pop_all()
         return _pairs_of(handles)
 
     def _is_one(self, ids: Any) -> bool:
@@ -131,11 +130,11 @@ class LanguageModel:
             prompt, max_new_tokens=max_new_tokens, sampler=sampler, logprobs=logprobs, source=source,
             conversation=conversation, **more,
         )  # fmt: skip
-        try:
-            return Completion(handle, self._text().decode, prompt, stop)
-        except Exception:
-            handle.cancel()
-            raise
+        with ExitStack() as undo:
+            undo.callback(handle.cancel)
+            completion = Completion(handle, self._text().decode, prompt, stop)
+            undo.pop_all()
+        return completion
 
     def encode(self, text: str | Sequence[Message]) -> list[int]:
         """Ids of a text, or of chat messages by the model's own template."""

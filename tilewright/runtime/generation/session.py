@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from tilewright.runtime.generation.chat_template import Message
@@ -30,11 +31,10 @@ class Session:
         A turn that is not read to its end is remembered as far as it was read; one that fails is taken back.
         """
         self.messages.append({"role": "user", "content": text})
-        try:
+        with ExitStack() as undo:
+            undo.callback(self.messages.pop)
             self.last = self._lm.complete(self.messages, conversation=self._conversation, **(self._options | options))
-        except Exception:
-            self.messages.pop()
-            raise
+            undo.pop_all()
         return self._answer(self.last)
 
     def _answer(self, completion: Completion) -> Generator[str]:
