@@ -12,6 +12,8 @@ from tests.passes.lower_to_tile.attention_forms import Form, check
 FORMS = [
     Form(heads=4, groups=2, mask="causal", softcap=5.0, sinks=True, segments=True, prefix=True, size=17, value_size=19),
     Form(dtype="bf16", heads=2, mask="sliding", window=70, valid="keys", bias="heads", square=False, size=32),
+    Form(heads=2, groups=2, mask="chunked", window=34, valid="pairs", bias="pairs", square=False, size=24),
+    Form(dtype="bf16", heads=6, groups=2, valid="streaming", size=64),
 ]
 MAGNITUDES = (0.0, 1.0, 30.0, 1e4)
 
