@@ -100,7 +100,8 @@ class TileRules:
     no such limit). f32_only: functions of the scalar table that the machine does not compute in f64.
     streaming: bytes of results from which a kernel that passes over its data once writes past the caches; None where it
     never does. ahead: how many bytes before it reads them such a kernel asks for the elements that its results are made
-    of; 0 where the machine looks ahead far enough by itself.
+    of; 0 where the machine looks ahead far enough by itself. together: programs of a row reduction that a thread runs
+    side by side where the first cache has room for their rows: one's chain of sums waits under the others' arithmetic.
     """
 
     lanes: int
@@ -122,6 +123,7 @@ class TileRules:
     matrix: MatrixUnit | None = None
     streaming: int | None = None
     ahead: int = 0
+    together: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ class Lowering:
     buffers, indices, views, tiles: what buffer, index, view and materialised tile values have become; a tile value that
     is in none of them is inline and evaluated where it is used. sweep: numbers the traversals. Results of evaluation
     are shared inside one traversal only, because scratch changes. op: the one that is being lowered. ahead: loads that
-    ask for what follows in memory, each while one op is lowered.
+    ask for what follows in memory, each while one op is lowered. together: programs that run side by side.
     """
 
     kernel: KernelOp
@@ -54,6 +54,7 @@ class Lowering:
     sweep: int = 0
     op: Operation | None = None
     ahead: Mapping[LoadOp, Operation] = field(default_factory=dict)
+    together: int = 1
     _free: dict[tuple[str, int], list[Scratch]] = field(default_factory=dict)
     _holders: dict[Scratch, int] = field(default_factory=dict)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 
 from tilewright.ir.dtypes import DType
-from tilewright.ir.loops import Block, BranchScope, Const, LoopBuilder, Value
+from tilewright.ir.loops import Block, BranchScope, Const, LoopBuilder, Op, Value
 
 
 class Emission(LoopBuilder):
@@ -36,6 +36,10 @@ class Emission(LoopBuilder):
     def widened(self, value: Value, dtype: DType, *, normal: bool = False) -> Value:
         """A cast, from what the value was before it was narrowed. normal: see `Cast`."""
         return self.cast(self._wider.get(value, value), dtype, normal=normal)
+
+    def open_ops(self) -> list[Op]:
+        """The ops of the open block so far, for whoever rewrites what was just added."""
+        return self._scopes[-1][0].ops
 
     @contextmanager
     def either(self, condition: Value | None) -> Iterator[Sides]:

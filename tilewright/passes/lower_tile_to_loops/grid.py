@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tilewright.ir.dims import Expr, product
-from tilewright.ir.loops import Value
+from tilewright.ir.loops import For, Value
 from tilewright.passes.lower_tile_to_loops.context import Lowering
 from tilewright.passes.lower_tile_to_loops.indices import Index
+from tilewright.passes.lower_tile_to_loops.side_by_side import side_by_side
 
 
 def over_programs(cx: Lowering, body: Callable[[], None]) -> None:
@@ -29,6 +30,7 @@ def over_programs(cx: Lowering, body: Callable[[], None]) -> None:
         with b.loop(first, last, name="p") as loop:
             _place(cx, {axis: loop.index})
             body()
+        _several(cx)
     elif sum(a == axis for a, _ in runs) == 1:
         # Runs along the innermost axis: the other coordinates are decoded once a run, not once a program.
         inner = b.max(counts[axis], 1)
@@ -39,10 +41,20 @@ def over_programs(cx: Lowering, body: Callable[[], None]) -> None:
             with b.loop(lo, hi, name="p") as loop:
                 _place(cx, {**found, axis: loop.index})
                 body()
+            _several(cx)
     else:
         with b.loop(first, last, name="p") as loop:
             _place(cx, _decode(cx, loop.index, runs, counts))
             body()
+        _several(cx)
+
+
+def _several(cx: Lowering) -> None:
+    """Makes of the loop over programs that was just added one that takes several at a time."""
+    if cx.together > 1:
+        loop = cx.b.open_ops().pop()
+        assert isinstance(loop, For)
+        side_by_side(cx.b, loop, cx.together)
 
 
 def _decode(cx: Lowering, number: Value, runs: list[tuple[int, int]], counts: list[Value]) -> dict[int, Value]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 from xdsl.ir import SSAValue
 
 from tilewright.ir.dtypes import DType
@@ -38,7 +40,7 @@ def load(cx: Lowering, op: LoadOp, site: Site) -> Value:
     # A scalar load under a condition is a branch, so scalars are clamped where possible, even if they are filled.
     place = cx.views[op.source].place(spans, site.lanes, clamp=fill is None or not varies, counts=site.mask)
     if cx.op is not None and cx.ahead.get(op) is cx.op:
-        _ask_ahead(cx, place, site)
+        _ask_ahead(cx, op, place, site)
     lanes = site.lanes if varies else 1
     mask = all_of(b, place.conditions, lanes)
     if varies and site.mask is not None:
@@ -50,10 +52,13 @@ def load(cx: Lowering, op: LoadOp, site: Site) -> Value:
     return loaded
 
 
-def _ask_ahead(cx: Lowering, place: Place, site: Site) -> None:
-    """The request for what lies so many bytes behind the site as the machine is to look ahead."""
+def _ask_ahead(cx: Lowering, op: LoadOp, place: Place, site: Site) -> None:
+    """The request for what lies so many bytes behind the site as the machine is to look ahead.
+
+    What the programs that run now load has been read by then, so it lies behind that.
+    """
     if site.lanes > 1 and place.spread is None and place.step == 1:
-        elements = cx.machine.rules.ahead // place.memory.dtype.bytes
+        elements = max(cx.machine.rules.ahead // place.memory.dtype.bytes, cx.together * prod(tile(op.out).extents))
         cx.b.prefetch(place.memory, cx.b.add(place.offset, elements), near=False)
 
 

@@ -32,6 +32,7 @@ from tilewright.passes.lower_tile_to_loops.reductions import lower_accumulate, l
 from tilewright.passes.lower_tile_to_loops.scaled_dots import lower_dot_scaled
 from tilewright.passes.lower_tile_to_loops.scans import lower_scan
 from tilewright.passes.lower_tile_to_loops.stores import store
+from tilewright.passes.lower_tile_to_loops.together import programs_together
 from tilewright.passes.lower_tile_to_loops.updates import update
 
 
@@ -45,6 +46,7 @@ def lower_kernel(kernel: KernelOp, machine: Machine, *, instrument: bool = False
     b = Emission(kernel.sym_name.data)
     cx = Lowering(kernel, machine, b, Facts(), place(kernel, machine.rules))
     cx.ahead = asking(cx)
+    cx.together = 1 if instrument else programs_together(cx)
     for name in kernel.dims.data:
         b.dim(name)
     written = {root(op.target) for op in kernel.walk() if isinstance(op, StoreOp)}
