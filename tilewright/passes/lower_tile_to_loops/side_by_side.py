@@ -158,6 +158,8 @@ def _scratch_in(block: Block) -> list[Scratch]:
             found += _scratch_in(op.body)
         elif isinstance(op, If):
             found += _scratch_in(op.then) + _scratch_in(op.otherwise)
-        elif isinstance(getattr(op, "memory", None), Scratch):
-            found.append(op.memory)  # type: ignore[union-attr]  # it has one
+        else:
+            memory = getattr(op, "memory", None)
+            if isinstance(memory, Scratch):
+                found.append(memory)
     return found
