@@ -83,8 +83,8 @@ class MatrixUnit:
 
     @property
     def band(self) -> int:
-        """Rows of two registers, one above the other: what shares every right-hand register that is read."""
-        return 2 * self.rows
+        """Rows of two blocks of two registers, one above the other: the second finds right-hand sides near."""
+        return 4 * self.rows
 
 
 @dataclass(frozen=True, slots=True)
