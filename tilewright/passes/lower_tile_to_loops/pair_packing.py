@@ -23,14 +23,17 @@ from tilewright.passes.lower_tile_to_loops.sweeps import Starts
 from tilewright.passes.lower_tile_to_loops.transposes import turn
 
 
-def pack(cx: Lowering, op: DotOp, pair: Paired, columns: int) -> ScratchTile:
-    """The pairs of a dot's right-hand side in scratch, in panels as wide as a register, each [K/2, columns, 2]
-    and dense: a register's rows lie in lines side by side. Dots of one block whose pairs are of the
-    same tile share them, until each has said that it will `forget` them."""
+def pack(cx: Lowering, op: DotOp, pair: Paired, width: int) -> ScratchTile:
+    """The pairs of a dot's right-hand side in scratch, in panels of `width` columns, each [K/2, width, 2] and dense, so
+    that a register's rows lie in lines side by side.
+
+    Dots of one block whose pairs are of the same tile share them, until each has said that it will `forget` them.
+    """
     held = cx.pairs.get((pair.source, pair.turned))
     if held is None:
         sharing = [o for o in _later(op) if _same(paired(o, cx.machine.rules), pair)]
-        home = _packed(cx, pair, *tile(op.b).extents, columns)
+        depth, columns = tile(op.b).extents
+        home = _packed(cx, pair, depth, columns, width)
         held = cx.pairs[pair.source, pair.turned] = Pairs(home, [op, *sharing])
     return held.home
 
