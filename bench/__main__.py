@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from bench.cases import CASES
+from bench.cases import FAMILIES
 from bench.contestants import CONTESTANTS
 from bench.plotting import draw
 from bench.results import Line, peers_of, rounded
@@ -32,6 +32,7 @@ def cpu_model() -> str:
 
 def main(
     rounds: Annotated[int, typer.Option(min=1, help="Turns that everybody gets.")] = 7,
+    family: Annotated[str, typer.Option(help=f"What is timed: {', '.join(FAMILIES)}.")] = "models",
     only: Annotated[str, typer.Option(help="Cases whose name contains this.")] = "",
     peers: Annotated[str, typer.Option(help="Comma-separated; all by default.")] = ",".join(CONTESTANTS),
     write: Annotated[bool, typer.Option(help="Write docs/benchmarks.{md,json,svg}, too.")] = True,
@@ -43,9 +44,12 @@ def main(
     names = list(dict.fromkeys(["tilewright", *filter(None, peers.split(","))]))
     if unknown := [name for name in names if name not in CONTESTANTS]:
         raise typer.BadParameter(f"no such peer: {', '.join(unknown)}; there are {', '.join(CONTESTANTS)}")
-    chosen = [case for case in CASES if only in case.name]
+    if family not in FAMILIES:
+        raise typer.BadParameter(f"no such family: {family}; there are {', '.join(FAMILIES)}")
+    cases_of = FAMILIES[family]
+    chosen = [case for case in cases_of if only in case.name]
     if not chosen:
-        raise typer.BadParameter(f"no case has {only!r} in its name; there are {', '.join(c.name for c in CASES)}")
+        raise typer.BadParameter(f"no case has {only!r} in its name; there are {', '.join(c.name for c in cases_of)}")
     before = os.getloadavg()[0]
     with console.status("starting") as status:
         from bench.ceilings import READ_BYTES

@@ -46,5 +46,19 @@ CASES = (
     Case("vit-b", (("batch", 8),), "f32"),
     *[Case(chain, (("rows", 65536),), "f32") for chain in ("gelu", "softmax", "layer-norm", "norm-gelu-add")],
 )
+# heads and tokens: so many that a call takes some milliseconds at least, and seconds at most
+_PROMPTS = ((8, 512), (8, 2048), (2, 8192), (1, 32768))
+ATTENTION = (
+    *[
+        Case(f"{name}-d{features}", (("heads", heads), ("tokens", tokens)), dtype)
+        for dtype in ("f32", "bf16")
+        for features in (64, 128)
+        for name in ("attention", "causal")
+        for heads, tokens in _PROMPTS
+    ],
+    *[Case("attention-step", (("context", 32768),), dtype) for dtype in ("f32", "bf16")],
+)
+# what is chosen by name, and stands in a page of its own
+FAMILIES = {"models": CASES, "attention": ATTENTION}
 TRIVIAL = Case("trivial", (("batch", 1),), "f32")
 CALLERS_CASE = _minilm(1, 16, "f32")

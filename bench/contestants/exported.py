@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.cases import Case
+from bench.cases import ATTENTION, Case
 
-# Its export alone takes minutes and gigabytes.
-_NOT_EXPORTED = frozenset({"llama-0.5b"})
+# Its export alone takes minutes and gigabytes; of attention, these runtimes keep every logit.
+_NOT_EXPORTED = frozenset({"llama-0.5b", *(case.model for case in ATTENTION)})
 
 
 class _Exported(ABC):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from bench.cases import Case, Dtype
-from bench.models import chains, decoder, minilm, trivial, vision
+from bench.models import attention, chains, decoder, minilm, trivial, vision
 
 # name -> (lowest, highest)
 Ranges = Mapping[str, tuple[int, int]]
@@ -35,6 +36,8 @@ class Model:
 _TOKENS = {"batch": (1, minilm.MOST_BATCH), "tokens": (1, minilm.MOST_TOKENS)}
 _IMAGES = {"image": ("batch", None, None, None)}
 _ROWS = {"x": ("rows", None)}
+_HEADS = (None, "heads", "tokens", None)
+_CONTEXT = (None, None, "context", None)
 
 MODELS: dict[str, Model] = {
     "trivial": Model(trivial.build, trivial.arguments, {"x": ("batch", None)}, {"batch": (1, 64)}, {"batch": 2}),
@@ -49,6 +52,18 @@ MODELS: dict[str, Model] = {
     ),
     "resnet-50": Model(vision.resnet_50, vision.images, _IMAGES, {"batch": (1, 64)}, {"batch": 2}),
     "vit-b": Model(vision.vit_b, vision.images, _IMAGES, {"batch": (1, 64)}, {"batch": 2}),
+    **{
+        f"{name}-d{features}": Model(
+            partial(attention.Attention, causal=name == "causal"), attention.prompt(features),
+            dict.fromkeys("qkv", _HEADS), {"heads": (1, 64), "tokens": (1, 1 << 16)}, {"heads": 2, "tokens": 40},
+            whole=True,
+        )
+        for name in ("attention", "causal") for features in (64, 128)
+    },
+    "attention-step": Model(
+        partial(attention.Attention, causal=False), attention.step, {"k": _CONTEXT, "v": _CONTEXT},
+        {"context": (1, 1 << 16)}, {"context": 40}, whole=True,
+    ),
     **{
         name: Model(build, chains.arguments, _ROWS, {"rows": (1, 1 << 20)}, {"rows": 3})
         for name, build in chains.CHAINS.items()
@@ -70,13 +85,21 @@ def in_dtype(model: torch.nn.Module, dtype: Dtype) -> torch.nn.Module:
 
 def arguments(case: Case) -> dict[str, torch.Tensor]:
     """The same for everybody: fixed seeds, nothing padded."""
-    return MODELS[case.model].arguments(dict(case.sizes))
+    return _given(case, dict(case.sizes))
 
 
 def example(case: Case) -> dict[str, torch.Tensor]:
     """Small arguments to capture with."""
+    return _given(case, MODELS[case.model].example)
+
+
+def _given(case: Case, sizes: Mapping[str, int]) -> dict[str, torch.Tensor]:
+    """Numbers in the dtype of a model that takes them as they are."""
     model = MODELS[case.model]
-    return model.arguments(model.example)
+    made = model.arguments(sizes)
+    if case.dtype == "f32" or not model.whole:
+        return made
+    return {name: x.bfloat16() if x.is_floating_point() else x for name, x in made.items()}
 
 
 def axes(case: Case, dim: Callable[[str, int, int], Any]) -> dict[str, dict[int, Any]]:

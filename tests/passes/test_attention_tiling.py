@@ -345,10 +345,10 @@ def test_tiles_beyond_a_scratchpad_are_an_error_with_the_table_and_what_fits() -
 def test_tiles_fit_a_programs_scratch() -> None:
     machine = MACHINES["avx512"]()
     ctx = context(machine)
-    # 64 rows need 543872 bytes: their sums twice, themselves, keys turned, and logits
-    assert run_on(model("none", size=512), ctx, AttentionTiling()).schedule.number("block_q", 0) <= 32
+    # 128 rows need 961024 bytes: their sums twice, themselves, keys turned, and logits
+    assert run_on(model("none", size=512), ctx, AttentionTiling()).schedule.number("block_q", 0) <= 64
     refused = [c for c in ctx.chosen[0].candidates if c.refused and "bytes of a program's own" in c.refused]
-    assert {c.schedule.number("block_q", 0) for c in refused} == {64, 128, 256}
+    assert {c.schedule.number("block_q", 0) for c in refused} == {128, 256}
 
 
 def test_devices_weigh_tiles_by_the_memory_they_fill(seed: int) -> None:

@@ -7,8 +7,8 @@ from typing import Final
 from tilewright.errors import CapacityError
 from tilewright.ir.loops import LoopKernel
 
-STACK_SCRATCH: Final = 512 * 1024
-"""Bytes: a sixteenth of a thread's usual 8 MiB, and less than the gap that guards the main stack."""
+STACK_SCRATCH: Final = 768 * 1024
+"""Bytes: a tenth of a thread's usual 8 MiB, and less than the 1 MiB gap that guards the main stack."""
 
 
 def check_stack_scratch(kernel: LoopKernel) -> None:

@@ -150,8 +150,8 @@ def compile_step(model: Any, layout: PagedLayout, *, progress: Progress | None =
     target = Target.of(options)
     target.backend.warm()
     rules = target.machine.rules
-    part = max(1, rules.key_part // rules.key_segment) * rules.key_segment
-    layout = replace(layout, segment=rules.key_segment, part=part)
+    segment = rules.common_segment
+    layout = replace(layout, segment=segment, part=max(1, rules.key_part // segment) * segment)
     with watch.stage("capture"):
         whole = _captured(model, layout, options)
         _refuse_decisions(whole)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
+from math import lcm
 from typing import Any, Literal
 
 from tilewright.errors import BackendManifestError
@@ -65,9 +66,9 @@ class MatrixUnit:
     right [depth, columns], the right one in pairs of k, [depth/2, columns, 2].
 
     dtype: of the factors, by name; sums are f32. rows, columns, depth: the largest a register takes; one may be told to
-    have fewer rows. registers: how many there are. packing: FLOPs of the vector unit whose time an element takes to be
-    brought into pairs. idle, wake: vectors that are handled between two products before the unit falls asleep (None: it
-    does not), and the seconds it takes to wake.
+    have fewer rows. registers: how many there are. keys: of a segment of an attention whose products it takes.
+    packing: FLOPs of the vector unit whose time an element takes to be brought into pairs. idle, wake: vectors that are
+    handled between two products before the unit falls asleep (None: it does not), and the seconds it takes to wake.
     """
 
     dtype: str
@@ -75,9 +76,15 @@ class MatrixUnit:
     columns: int
     depth: int
     registers: int
+    keys: int = 64
     packing: float = 0.0
     idle: int | None = None
     wake: float = 0.0
+
+    @property
+    def band(self) -> int:
+        """Rows of two blocks of two registers, one above the other: the second finds right-hand sides near."""
+        return 4 * self.rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +131,23 @@ class TileRules:
     streaming: int | None = None
     ahead: int = 0
     together: int = 1
+
+    def attention_unit(self, features: int | None, value_features: int | None, dtype: str | None) -> MatrixUnit | None:
+        """The unit that takes both products of an attention in a dtype; None where vectors do."""
+        unit = self.matrix
+        if unit is None or unit.dtype != dtype or not features or not value_features:
+            return None
+        return None if features % unit.depth or value_features % unit.columns else unit
+
+    def segment(self, features: int | None, value_features: int | None, dtype: str | None) -> int:
+        """Keys of a segment of such an attention."""
+        unit = self.attention_unit(features, value_features, dtype)
+        return self.key_segment if unit is None else unit.keys
+
+    @property
+    def common_segment(self) -> int:
+        """Keys after which a segment begins in every attention."""
+        return lcm(self.key_segment, 1 if self.matrix is None else self.matrix.keys)
 
 
 @dataclass(frozen=True, slots=True)

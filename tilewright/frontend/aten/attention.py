@@ -17,7 +17,7 @@ from tilewright.frontend.operators import ATTENTION, MASK
 from tilewright.frontend.registry import lowers
 from tilewright.ir.dims import Expr
 from tilewright.ir.dtypes import I1, I64
-from tilewright.ir.graph.attention import AttentionOp
+from tilewright.ir.graph.attention import AttentionOp, query_heads
 from tilewright.ir.graph.base import tensor
 
 
@@ -234,6 +234,8 @@ def scaled_dot_product(
         attn_mask = _with_heads(c, attn_mask)
     query, key, value = _with_heads(c, query), _with_heads(c, key), _with_heads(c, value)
     query, key, value = _aligned(c, query, key, value, grouped=enable_gqa)
+    if query_heads(tensor(query).dims[-3], tensor(key).dims[-3]) is None:
+        return written_attention(c, query, key, value, attn_mask, causal=is_causal, scale=scale, grouped=enable_gqa)
     masking = _masking(c, attn_mask, tensor(query).rank)
     if is_causal:
         _from_the_front(c, masking, tensor(query).dims[-2], tensor(key).dims[-2])

@@ -19,7 +19,7 @@ from xdsl.traits import Pure
 
 from tilewright.ir.attributes import Bool, Float, Int, Str
 from tilewright.ir.cost import Cost
-from tilewright.ir.dims import Expr
+from tilewright.ir.dims import Expr, exact_div
 from tilewright.ir.dtypes import F32, I1, promote
 from tilewright.ir.graph.base import GraphOp, at_least_f32, broadcast_dims, show, tensor
 from tilewright.ir.graph.reduction import SOFTMAX_FLOPS
@@ -41,14 +41,16 @@ def check_heads(op: GraphOp, q: TensorType, k: TensorType, v: TensorType) -> Non
         raise op.malformed(f"takes floats, got {q}")
     if not q.dims[:-3] == k.dims[:-3] == v.dims[:-3] or k.dims[-3:-1] != v.dims[-3:-1] or q.dims[-1] != k.dims[-1]:
         raise op.malformed(f"q [..., H, Tq, D], k [..., Hkv, Tk, D] and v [..., Hkv, Tk, Dv] do not fit: {q}, {k}, {v}")
-    heads, groups = q.dims[-3].constant, k.dims[-3].constant
-    if heads is None or groups is None or (groups and heads % groups) or (heads and not groups):
+    if query_heads(q.dims[-3], k.dims[-3]) is None:
         raise op.malformed(f"{q.dims[-3]} query heads are not a fixed multiple of {k.dims[-3]} key heads")
 
 
-def query_heads(heads: Expr, shared: Expr) -> int:
-    """How many query heads share a key head, of so many of each."""
-    return heads.constant // shared.constant if heads.constant and shared.constant else 1
+def query_heads(heads: Expr, shared: Expr) -> int | None:
+    """How many query heads share a key head, of so many of each; None where that is no fixed number of 1 or more."""
+    if heads.constant == 0:
+        return 1
+    each = None if shared.constant == 0 else exact_div(heads, shared)
+    return None if each is None else each.constant or None
 
 
 @irdl_op_definition
@@ -140,7 +142,7 @@ class AttentionOp(GraphOp):
     @property
     def group(self) -> int:
         """Query heads per key head."""
-        return query_heads(tensor(self.q).dims[-3], tensor(self.k).dims[-3])
+        return query_heads(tensor(self.q).dims[-3], tensor(self.k).dims[-3]) or 1
 
     def reference(
         self,

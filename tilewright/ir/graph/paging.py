@@ -90,7 +90,7 @@ class PagedAttentionOp(GraphOp):
     @property
     def group(self) -> int:
         """Query heads per key head."""
-        return query_heads(tensor(self.q).dims[1], tensor(self.k).dims[1])
+        return query_heads(tensor(self.q).dims[1], tensor(self.k).dims[1]) or 1
 
     def reference(
         self,

@@ -108,7 +108,7 @@ class QuantizedPagedAttentionOp(GraphOp):
     @property
     def group(self) -> int:
         """Query heads per key head."""
-        return query_heads(tensor(self.q).dims[1], tensor(self.near_k).dims[1])
+        return query_heads(tensor(self.q).dims[1], tensor(self.near_k).dims[1]) or 1
 
     def reference(
         self,

@@ -104,7 +104,7 @@ class PolynomialAttentionOp(GraphOp):
     @property
     def group(self) -> int:
         """Query heads per key head."""
-        return query_heads(tensor(self.q).dims[-3], tensor(self.k).dims[-3])
+        return query_heads(tensor(self.q).dims[-3], tensor(self.k).dims[-3]) or 1
 
     def reference(
         self,

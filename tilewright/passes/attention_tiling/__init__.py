@@ -27,7 +27,7 @@ from tilewright.ir.schedules import ORDERS
 from tilewright.passes.attention_tiling.bounds import bounds_of, compulsory
 from tilewright.passes.attention_tiling.sizes import Sizes
 from tilewright.passes.attention_tiling.tilings import Tiling
-from tilewright.passes.attention_tiling.variants import block_for
+from tilewright.passes.attention_tiling.variants import block_for, segment_of
 
 # the size that a dim without an upper bound is judged at
 OPEN: Final = 2048
@@ -98,7 +98,7 @@ class AttentionTiling(Pass):
 
         Packed heads come first: where no size that is judged has one query, they tie with others, and cost nothing.
         """
-        segment = machine.rules.key_segment
+        segment = _segment(sizes, machine)
         own = {*_BLOCKS, machine.rules.query_block}
         blocks = (self.block_q,) if self.block_q else sorted(n for n in own if n >= machine.rules.dot_least)
         for order in ORDERS if self.order == AUTO else (self.order,):
@@ -125,7 +125,9 @@ class AttentionTiling(Pass):
                     op=op.name,
                     where=op.loc,
                 ),
-                step=f"write block-q={fits} or less" if fits else f"write block-k={machine.rules.key_segment}",
+                step=f"write block-q={fits} or less"
+                if fits
+                else f"write block-k={_segment(tilings[0].sizes, machine)}",
             )
         reasons = list(dict.fromkeys(c.refused for c in candidates if c.refused is not None))
         raise PassOptionError(
@@ -178,14 +180,19 @@ def refusal(tiling: Tiling, ctx: Context) -> str | None:
     if room is not None and tiling.scratch(machine.rules) > room:
         return f"its tiles need {tiling.scratch(machine.rules)} bytes of a program's own, which has {room}"
     batch = ctx.options.determinism in ("batch", "exact")
-    if batch and tiling.block_k != machine.rules.key_segment:
-        return f"determinism={ctx.options.determinism} adds keys in segments of {machine.rules.key_segment}"
+    segment = _segment(sizes, machine)
+    if batch and tiling.block_k != segment:
+        return f"determinism={ctx.options.determinism} adds keys in segments of {segment}"
     if batch and tiling.order == "split-kv":
         part = machine.rules.key_part
         return f"determinism={ctx.options.determinism} merges parts of {part} keys, not {tiling.splits} equal ones"
     if tiling.order != "query-outer":
         return f"no kernel walks {tiling.order} yet"
     return None
+
+
+def _segment(sizes: Sizes, machine: Machine) -> int:
+    return segment_of(machine.rules, sizes.features, sizes.value_features, sizes.width)
 
 
 def holding(machine: Machine) -> Level | None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from math import gcd
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +23,7 @@ from tilewright.ir.machine import Level, Machine, MatrixUnit, TileRules
 from tilewright.ir.schedules import Schedule
 from tilewright.passes.attention_tiling.bounds import compulsory, lse_bytes
 from tilewright.passes.attention_tiling.sizes import Sizes, Visited
-from tilewright.passes.attention_tiling.variants import Block, block_for, own_block, scratch_of
+from tilewright.passes.attention_tiling.variants import Block, block_for, own_block, scratch_of, segment_of, unit_of
 
 _STATE = 4  # bytes of a running sum, maximum or denominator: f32
 
@@ -210,11 +211,6 @@ class Tiling:
         unit = self.unit(machine)
         if unit is not None:
             vector += unit.packing * self._keys() / self.sizes.width
-            # logits and weights lie in scratch between the units: what the last cache has no room for passes it again
-            each = _STATE + self.sizes.width
-            if caches and self.near_rows * self.block_k * each > (caches[-1].size or 0):
-                source = machine.way(caches[-1])[-2].name
-                moved[source] = moved.get(source, 0.0) + 2 * each * logits
         return Work({("matrix", dtype): self._products(logits), ("vector", "f32"): vector}, moved)
 
     @property
@@ -224,10 +220,8 @@ class Tiling:
 
     def unit(self, machine: Machine) -> MatrixUnit | None:
         """The machine's matrix unit where it takes the products, from pairs and in scratch."""
-        unit, s = machine.rules.matrix, self.sizes
-        if unit is None or {"bf16": 2}.get(unit.dtype) != s.width:
-            return None
-        return None if s.features % unit.depth or s.value_features % unit.columns or self.block_k % unit.depth else unit
+        s = self.sizes
+        return unit_of(machine.rules, s.features, s.value_features, s.width, self.block_k)
 
     def passing(self, room: int) -> float:
         """Bytes that pass a cache of `room` bytes.
@@ -254,9 +248,11 @@ class Tiling:
         """Predicted time."""
         imbalance, unit = self.imbalance(machine), self.unit(machine)
         busy = machine.seconds(self.work(machine), imbalance=imbalance, in_turn=unit is not None)
-        vectors = self.near_rows * self.block_k / machine.rules.lanes
-        if unit is not None and unit.idle is not None and vectors > unit.idle:
-            busy += unit.wake * int(self.visited.steps.sum()) * self.repeats / machine.cores
+        if unit is not None and unit.idle is not None:
+            rows = min(gcd(self.rows, unit.band), self.near_rows)
+            if rows * self.block_k / machine.rules.lanes > unit.idle:
+                bands = -(-self.near_rows // rows)
+                busy += unit.wake * bands * int(self.visited.steps.sum()) * self.repeats / machine.cores
         return self.launches * machine.launch + busy
 
     def imbalance(self, machine: Machine) -> float:
@@ -278,8 +274,9 @@ def scheduled(sizes: Sizes, schedule: Schedule, rules: TileRules) -> Tiling:
     """The tiling that a group's schedule states, or the lowering's own where it states none."""
     stated = schedule.to_dict()
     own = own_block(rules, sizes.features, sizes.value_features, sizes.width)
+    segment = segment_of(rules, sizes.features, sizes.value_features, sizes.width)
     block, heads = schedule.number("block_q", own), schedule.number("heads", 1)
     return Tiling(
-        sizes, str(stated.get("order", "query-outer")), block, schedule.number("block_k", rules.key_segment), heads,
+        sizes, str(stated.get("order", "query-outer")), block, schedule.number("block_k", segment), heads,
         schedule.number("splits", 1), schedule.number("stages", 1), block_for(rules, block, heads, sizes.queries),
     )  # fmt: skip

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from math import gcd
+from typing import Final, NamedTuple
 
-from tilewright.ir.machine import TileRules
+from tilewright.ir.machine import MatrixUnit, TileRules
 
 FEW = (4, 16)
+_DTYPES: Final = {2: "bf16", 4: "f32"}  # by bytes of an element
 
 
 class Block(NamedTuple):
@@ -36,22 +38,33 @@ def scratch_of(rules: TileRules, rows: int, keys: int, features: int, value_feat
 
     The sums of a part and of the parts before it, queries, keys with their features first, and logits, in f32. Of
     dtypes of fewer bytes (`width`) also operands as they are, and logits with their weights: on a matrix unit, which
-    takes keys and values in pairs, as they are alone.
+    takes keys and values in pairs, as they are alone, and logits of a band of rows.
     """
-    each, unit = 2 * value_features + keys + 20, rules.matrix
+    each, unit = 2 * value_features + 20, unit_of(rules, features, value_features, width, keys)
     if width >= 4:
-        return 4 * (rows * (each + features) + keys * features + 64)
-    each += features // 2 + keys
-    if unit is not None and not (features % unit.depth or value_features % unit.columns or keys % unit.depth):
-        return 4 * (rows * each + keys * (features + value_features) // 2)
-    return 4 * (rows * each + keys * (2 * features + value_features))
+        return 4 * (rows * (each + keys + features) + keys * features + 64)
+    each += features // 2
+    if unit is not None:
+        return 4 * (rows * each + gcd(rows, unit.band) * 2 * keys + keys * (features + value_features) // 2)
+    return 4 * (rows * (each + 2 * keys) + keys * (2 * features + value_features))
+
+
+def unit_of(rules: TileRules, features: int, value_features: int, width: int, keys: int) -> MatrixUnit | None:
+    """The matrix unit where it takes the products of an attention in segments of so many keys."""
+    unit = rules.attention_unit(features, value_features, _DTYPES.get(width))
+    return None if unit is None or keys % unit.depth else unit
+
+
+def segment_of(rules: TileRules, features: int, value_features: int, width: int) -> int:
+    """Keys of a segment where nothing states them."""
+    return rules.segment(features, value_features, _DTYPES.get(width))
 
 
 def own_block(rules: TileRules, features: int, value_features: int, width: int) -> int:
     """The rows of a tile of queries where nothing states them: the machine's, or as many fewer as its scratch holds."""
-    rows, room = rules.query_block, rules.scratch
+    rows, room, keys = rules.query_block, rules.scratch, segment_of(rules, features, value_features, width)
     while room is not None and rows // 2 >= max(rules.dot_least, 1):
-        if scratch_of(rules, rows, rules.key_segment, features, value_features, width) <= room:
+        if scratch_of(rules, rows, keys, features, value_features, width) <= room:
             break
         rows //= 2
     return rows

@@ -21,7 +21,7 @@ from tilewright.ir.tile.ranges import READ
 from tilewright.ir.tile.structure import KernelOp
 from tilewright.passes.lower_tile_to_loops.emission import Emission
 from tilewright.passes.lower_tile_to_loops.indices import Facts, Index
-from tilewright.passes.lower_tile_to_loops.storage import RegisterTile, ScratchTile, Storage
+from tilewright.passes.lower_tile_to_loops.storage import Pairs, RegisterTile, ScratchTile, Storage
 
 if TYPE_CHECKING:
     from tilewright.passes.lower_tile_to_loops.counters import CounterRow
@@ -50,6 +50,7 @@ class Lowering:
     indices: dict[SSAValue, Index] = field(default_factory=dict)
     views: dict[SSAValue, View] = field(default_factory=dict)
     tiles: dict[SSAValue, Storage] = field(default_factory=dict)
+    pairs: dict[tuple[SSAValue, bool], Pairs] = field(default_factory=dict)
     done: set[Operation] = field(default_factory=set)
     sweep: int = 0
     op: Operation | None = None

@@ -29,7 +29,7 @@ from tilewright.passes.lower_tile_to_loops.indices import Index
 from tilewright.passes.lower_tile_to_loops.materialise import fill, static_axes
 from tilewright.passes.lower_tile_to_loops.matrix_requests import following, touched
 from tilewright.passes.lower_tile_to_loops.operands import unit_axis, unit_reshape
-from tilewright.passes.lower_tile_to_loops.pair_packing import pack
+from tilewright.passes.lower_tile_to_loops.pair_packing import forget, pack
 from tilewright.passes.lower_tile_to_loops.pairs import Paired, paired
 from tilewright.passes.lower_tile_to_loops.sites import Coord, Position, Site, known
 from tilewright.passes.lower_tile_to_loops.storage import ScratchTile
@@ -85,8 +85,10 @@ class _MatrixDot:
         if pair.load is not None:
             self.right = _packed(cx, op, pair.load)
         else:
-            self.copied = pack(cx, pair, *tile(op.b).extents)
-            self.right = replace(_scratch_rows(cx, self.copied), across=cx.b.index(2 * unit.columns))
+            self.copied = pack(cx, op, pair, unit.columns)
+            self.right = replace(
+                _scratch_rows(cx, self.copied), across=cx.b.index(tile(op.b).extents[0] * unit.columns)
+            )
         self.rows, self.columns = tile(op.out).extents
         self.depth = tile(op.a).extents[1]
         self.height = cx.b.matrix[_SUMS[0]].rows
@@ -131,7 +133,7 @@ class _MatrixDot:
                 self.copies(near, end)
         cx.tiles[self.op.out] = self.home
         if self.copied is not None:
-            cx.drop(self.copied)
+            forget(cx, self.op)
 
     def steps(self, left: _Rows, rows: int) -> Value:
         """Steps of k, as far as the left side is not known to be 0; its rows are cleared up to the last step's end."""

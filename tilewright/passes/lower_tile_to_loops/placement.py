@@ -178,10 +178,21 @@ class _Placer:
         cost = self.cost(value, set())
         if self.expanded[value] and cost > (0 if self.column(value) else _EXPANDED) and not isinstance(op, LoadOp):
             return True
-        if self.folded_on_the_way(value):
+        if len(met := self.met_on_the_way(value)) == 1 and None not in met:
             return False
         inside_loop = any(_in_inner_loop(root, op) for root in roots)
         return (len(roots) > 1 or inside_loop) and cost > _REPEATED
+
+    def met_on_the_way(self, value: SSAValue) -> set[SSAValue | None]:
+        """The values that are `folded_on_the_way` and are all that this one is evaluated for; None among them: more."""
+        if self.folded_on_the_way(value):
+            return {value}
+        found: set[SSAValue | None] = set()
+        for use in value.uses:
+            op = use.operation
+            inline = type(op) in INLINE and op.results[0] not in self.plan.homes
+            found |= self.met_on_the_way(op.results[0]) if inline else {None}
+        return found or {None}
 
     def folded_on_the_way(self, value: SSAValue) -> bool:
         """Whether a value is cast to what lies in scratch, and otherwise only folded along its rows.

@@ -7,8 +7,11 @@ tiles are SSA values by static position, so whoever reads one unrolls the axes i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import product as cartesian
 from math import prod
+
+from xdsl.ir import Operation
 
 from tilewright.errors import IRError
 from tilewright.ir.dtypes import I64, DType
@@ -67,6 +70,14 @@ class ScratchTile:
         if spread is not None and step:
             spread = b.add(spread, b.mul(b.iota(site.lanes, I64), step))
         return offset, step, spread
+
+
+@dataclass(slots=True)
+class Pairs:
+    """A tile packed in pairs of k, and the dots that are still to read it."""
+
+    home: ScratchTile
+    readers: list[Operation]
 
 
 class RegisterTile:

@@ -7,7 +7,9 @@ whole program are not visited, where positions are known to count from zero.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from math import gcd
 
 from xdsl.ir import BlockArgument, Operation, SSAValue
 
@@ -28,6 +30,7 @@ from tilewright.passes.lower_to_tile.access import UNIT, Axis, Space, map_group,
 from tilewright.passes.lower_to_tile.emit import Emitter
 from tilewright.passes.lower_to_tile.frame import Lowered, Variant, all_strides, begin
 from tilewright.passes.lower_to_tile.layout import Strides, merge_axes
+from tilewright.passes.lower_to_tile.matrix_tiles import multiplies_attention, segment_of
 from tilewright.passes.lower_to_tile.online_softmax import OnlineSoftmax, Segment
 from tilewright.passes.lower_to_tile.skeleton import Refusal
 
@@ -63,7 +66,7 @@ def lower_attention(group: GroupOp, name: str, machine: Machine, dims: DimSpace)
     size, value_size = (tensor(x).dims[-1].constant or 0 for x in (anchor.q, anchor.v))
     own = own_block(machine.rules, size, value_size, tensor(anchor.q).dtype.bytes)
     block_q = schedule.number("block_q", own)
-    segment = schedule.number("block_k", machine.rules.key_segment)
+    segment = schedule.number("block_k", segment_of(machine, anchor))
     heads = schedule.number("heads", 1)
     if schedule.to_dict().get("order", "query-outer") != "query-outer" or heads not in (1, anchor.group):
         step = f"write attention-tiling{{order=query-outer heads={anchor.group}}}"
@@ -183,42 +186,55 @@ def _kernel(
     at = dict(zip(grid, coordinates, strict=False))
     at.update({s_at: b.index(0), e_at: b.index(0), d_at: b.index(0)})
 
-    def emitter(row: int | None, column: int) -> Emitter:
-        return Emitter(b, space, walk, buffers, strides, at, row, column, extent)
+    def emitter(row: int | None, column: int, places: Mapping[int, SSAValue]) -> Emitter:
+        return Emitter(b, space, walk, buffers, strides, dict(places), row, column, extent)
 
-    queries, result = emitter(row_at, e_at), emitter(row_at, d_at)
-    softmax = OnlineSoftmax.of(b, op, machine, (rows, segment), (features, value_features))
-    scaled = softmax.queries(queries.tile(op.q))
-    logits_at = emitter(row_at, s_at)
-    sinks = None if op.sinks is None else logits_at.tile(op.sinks)
+    unit = machine.rules.matrix if multiplies_attention(machine, op, tensor(op.q).dtype, segment) else None
+    # rows that a matrix unit takes at once go through products and softmax together: what is between stays near
+    height = gcd(rows, unit.band) if unit is not None else rows
+    softmax = OnlineSoftmax.of(b, op, machine, (height, segment), (features, value_features))
+    bands = [dict(at) for _ in range(rows // height)]
+    if row_at is not None and len(bands) > 1:
+        extent[row_at] = height
+        for number, band in enumerate(bands):
+            band[row_at] = b.index(Expr.of("a0") + number * height, at[row_at])
+    scaled = [softmax.queries(emitter(row_at, e_at, band).tile(op.q)) for band in bands]
+    sinks = [None if op.sinks is None else emitter(row_at, s_at, band).tile(op.sinks) for band in bands]
     lo, hi = _key_range(op, span, segment)
     first = [at[t_at]] if t_at is not None else [b.index(0)]
 
-    def segment_at(key: SSAValue) -> Segment:
-        at[s_at] = key
-        keys, values, logits_at = emitter(s_at, e_at), emitter(s_at, d_at), emitter(row_at, s_at)
-        logits = softmax.logits(scaled, keys_or_values(keys, op.k, (segment, features)))
-        seen, per_key = _visible(softmax, op, logits_at, walk.extents[s_at], t_at)
-        if op.segments is not None:
-            own, theirs = logits_at.tile(op.segments), _along_keys(logits_at, op.segments, axes).load(op.segments, 0.0)
-            same = b.map("eq", own, theirs)
-            seen = same if seen is None else b.map("and", seen, same)
-        if op.bias is not None:
-            bias = logits_at.load(op.bias, 0.0) if isinstance(op.bias, BlockArgument) else logits_at.tile(op.bias)
-            logits = b.map("add", logits, softmax.logit(bias))
-        v = keys_or_values(values, op.v, (segment, value_features))
-        if per_key is not None:
-            # a key that no query may see contributes nothing, not even 0 * NaN
-            v = b.map("select", b.reshape(per_key, (segment, 1)), v, b.constant(0.0, (1, 1), tile_type(v).dtype))
-        return Segment(logits, seen, v)
+    def segment_at(key: SSAValue) -> Iterator[Segment]:
+        along = {**at, s_at: key}
+        k = keys_or_values(emitter(s_at, e_at, along), op.k, (segment, features))
+        v = keys_or_values(emitter(s_at, d_at, along), op.v, (segment, value_features))
+        for number, (queries, band) in enumerate(zip(scaled, bands, strict=True)):
+            logits_at = emitter(row_at, s_at, {**band, s_at: key})
+            logits = softmax.logits(queries, k)
+            seen, per_key = _visible(softmax, op, logits_at, walk.extents[s_at], t_at)
+            if op.segments is not None:
+                own, theirs = (
+                    logits_at.tile(op.segments),
+                    _along_keys(logits_at, op.segments, axes).load(op.segments, 0.0),
+                )
+                same = b.map("eq", own, theirs)
+                seen = same if seen is None else b.map("and", seen, same)
+            if op.bias is not None:
+                bias = logits_at.load(op.bias, 0.0) if isinstance(op.bias, BlockArgument) else logits_at.tile(op.bias)
+                logits = b.map("add", logits, softmax.logit(bias))
+            if per_key is not None and number == 0:
+                # a key that no query may see contributes nothing, not even 0 * NaN
+                v = b.map("select", b.reshape(per_key, (segment, 1)), v, b.constant(0.0, (1, 1), tile_type(v).dtype))
+            yield Segment(logits, seen, v)
 
     most = dims.interval(walk.extents[s_at])[1]
-    state = softmax.over(b.index(lo, *first), b.index(hi, *first), sinks, segment_at, most)
-    result.set(op.out, softmax.result(state))
-    if op.lse_out is not None:
-        result.set(op.lse_out, softmax.log_sum_exp(state))
-    for value, output in zip(group.yielded, outputs, strict=True):
-        result.store(value, output, result.tile(value))
+    states = softmax.over_bands(b.index(lo, *first), b.index(hi, *first), sinks, segment_at, most)
+    for band, state in zip(bands, states, strict=True):
+        result = emitter(row_at, d_at, band)
+        result.set(op.out, softmax.result(state))
+        if op.lse_out is not None:
+            result.set(op.lse_out, softmax.log_sum_exp(state))
+        for value, output in zip(group.yielded, outputs, strict=True):
+            result.store(value, output, result.tile(value))
     return b.finish()
 
 

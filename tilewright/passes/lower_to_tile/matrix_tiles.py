@@ -30,14 +30,25 @@ def unit_for(machine: Machine, op: MatmulOp | GroupedMatmulOp) -> MatrixUnit | N
     return None if computed and (k % unit.depth or steps_of(k, unit, machine.rules)[1] != k) else unit
 
 
-def multiplies_attention(
-    machine: Machine, op: AttentionOp | PagedAttentionOp | QuantizedPagedAttentionOp, dtype: DType
-) -> bool:
-    """Whether the unit takes attention's products in this dtype: features and key segments are whole steps of it."""
-    unit, features, values = machine.rules.matrix, tensor(op.q).dims[-1].constant, tensor(op.out).dims[-1].constant
-    if unit is None or unit.dtype != dtype.name or not features or not values:
-        return False
-    return not (features % unit.depth or values % unit.columns or machine.rules.key_segment % unit.depth)
+Attends = AttentionOp | PagedAttentionOp | QuantizedPagedAttentionOp
+
+
+def multiplies_attention(machine: Machine, op: Attends, dtype: DType, segment: int | None = None) -> bool:
+    """Whether the unit takes attention's products in a dtype: features and segments of keys are whole steps of it.
+
+    segment: keys of one; None: as many as the machine's own has.
+    """
+    unit = machine.rules.attention_unit(*_heads(op), dtype.name)
+    return unit is not None and (segment or unit.keys) % unit.depth == 0
+
+
+def segment_of(machine: Machine, op: Attends) -> int:
+    """Keys of a segment of an attention where nothing states them."""
+    return machine.rules.segment(*_heads(op), tensor(op.q).dtype.name)
+
+
+def _heads(op: Attends) -> tuple[int | None, int | None]:
+    return tensor(op.q).dims[-1].constant, tensor(op.out).dims[-1].constant
 
 
 def is_deep(machine: Machine, op: MatmulOp, unit: MatrixUnit) -> bool:

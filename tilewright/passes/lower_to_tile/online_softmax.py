@@ -12,7 +12,7 @@ parts of 1024 keys take 0 to 3%, up to 5% there.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -71,7 +71,7 @@ class OnlineSoftmax:
         rows, segment = block
         part = max(1, machine.rules.key_part // segment) * segment
         return OnlineSoftmax(
-            b, op, rows, segment, part, *features, multiplies_attention(machine, op, tensor(op.q).dtype)
+            b, op, rows, segment, part, *features, multiplies_attention(machine, op, tensor(op.q).dtype, segment)
         )
 
     @property
@@ -145,25 +145,49 @@ class OnlineSoftmax:
         segment_at: what a segment brings, given its first key. keys: the most there can be; None where that is not
         known. before: m, l and o so far, sinks among them; the keys' sums are merged into it.
         """
-        b = self.b
-        begun = self.start(sinks) if before is None else before
+        begun = None if before is None else [list(before)]
+        return self.over_bands(lo, hi, [sinks], lambda key: [segment_at(key)], keys, begun)[0]
 
-        def chain(first: SSAValue, last: SSAValue) -> list[SSAValue]:
-            with b.loop(first, last, self.segment, self.start(None)) as loop:
+    def over_bands(
+        self,
+        lo: SSAValue,
+        hi: SSAValue,
+        sinks: Sequence[SSAValue | None],
+        segment_at: Callable[[SSAValue], Iterable[Segment]],
+        keys: int | None,
+        before: Sequence[Sequence[SSAValue]] | None = None,
+    ) -> list[list[SSAValue]]:
+        """The same for several bands of rows at once: keys and values that a segment brings are those of all."""
+        b, count = self.b, len(sinks)
+        begun = [self.start(sink) for sink in sinks] if before is None else before
+
+        def flat(states: Iterable[Sequence[SSAValue]]) -> list[SSAValue]:
+            return [value for state in states for value in state]
+
+        def apart(values: Sequence[SSAValue]) -> list[list[SSAValue]]:
+            return [list(values[at : at + len(values) // count]) for at in range(0, len(values), len(values) // count)]
+
+        def chain(first: SSAValue, last: SSAValue) -> list[list[SSAValue]]:
+            with b.loop(first, last, self.segment, flat(self.start(None) for _ in sinks)) as loop:
                 brought = segment_at(loop.at)
-                loop.give(*self.step(loop.carried, brought.logits, brought.seen, brought.v))
-            return loop.out
+                stepped = (self.step(state, *band) for state, band in zip(apart(loop.carried), brought, strict=True))
+                loop.give(*flat(stepped))
+            return apart(loop.out)
+
+        def all_merged(earlier: Sequence[Sequence[SSAValue]], later: Sequence[Sequence[SSAValue]]) -> list[SSAValue]:
+            return flat(self.merged(*pair) for pair in zip(earlier, later, strict=True))
 
         if keys is not None and keys <= self.part:
             # one part: to merge it into nothing would change no bit
-            return chain(lo, hi) if sinks is None and before is None else self.merged(begun, chain(lo, hi))
+            alone = before is None and all(sink is None for sink in sinks)
+            return chain(lo, hi) if alone else apart(all_merged(begun, chain(lo, hi)))
         at_zero = isinstance(lo.owner, ExprOp) and lo.owner.expr == Expr.of(0)
         begin = lo if at_zero else b.index(floordiv("a0", self.part) * self.part, lo)
-        with b.loop(begin, hi, self.part, begun) as parts:
+        with b.loop(begin, hi, self.part, flat(begun)) as parts:
             first = parts.at if at_zero else b.index(maximum("a0", "a1"), parts.at, lo)
             last = b.index(minimum(Expr.of("a0") + self.part, "a1"), parts.at, hi)
-            parts.give(*self.merged(parts.carried, chain(first, last)))
-        return parts.out
+            parts.give(*all_merged(apart(parts.carried), chain(first, last)))
+        return apart(parts.out)
 
     def merged(self, earlier: Sequence[SSAValue], later: Sequence[SSAValue]) -> list[SSAValue]:
         """m, l and o of two stretches of keys; one that saw nothing changes no bit of the other."""
