@@ -1,4 +1,4 @@
-"""A transformers model that was captured before is not traced again, unless anything that decides its graph changed."""
+"""A model that was captured before is not traced again, unless anything that decides its graph changed."""
 
 from __future__ import annotations
 
@@ -350,10 +350,3 @@ def test_an_edit_on_disk_counts_from_when_it_is_loaded(written: Path) -> None:
     model = sys.modules["own_decoder"].OwnDecoder(transformers.LlamaConfig(**LLAMA.settings)).eval()
     assert identify(model, (), decoder(np.random.default_rng(0), 2, 5), None, "error").factors == before
     assert _factors(written, "pooled") != before
-
-
-def test_a_model_of_torch_alone_is_always_captured(tmp_path: Path) -> None:
-    model = torch.nn.Linear(3, 2).eval()
-    for _ in range(2):
-        program = tw.compile(model, args=(torch.ones(2, 3),), cache=tmp_path)
-        assert program.report.to_dict()["capture"] == "made (the model is not one of transformers)"

@@ -80,24 +80,39 @@ def _compiled(
     notes: Sequence[str],
 ) -> Compiled:
     """Code for what was captured before, where the key of the model proves that it is the same; else it is captured."""
-    # what is found in the cache has run no pass that could be verified
-    store = Store(None) if options.verify_each == "numeric" else Store.of(options)
+    store = store_of(options)
     try:
         with watch.stage("identity"):
             if store.cache is not None and target.runs_here:
                 # their digests are part of a key at the end; until then one core has nothing to do
                 store.contents.begin(tensors_of(given[0]).values())
             memory = Memory.of(store, *given, fallback=options.fallback)
-        if memory.taken is not None:
-            with watch.stage("key"):
-                found = store.code_if_there(code_factors(memory.taken, target, options))
-            if found is not None:
-                return _linked(*found, "hit", memory.taken, options, target, store, watch, notes)
+        known = remembered(memory, target, options, watch, notes)
+        if known is not None:
+            return known
         with watch.stage("capture"):
             unproved = captures()
         return finish(unproved, target, options, watch, notes, memory)
     finally:
         store.contents.forget()
+
+
+def remembered(
+    memory: Memory, target: Target, options: Options, watch: Stopwatch, notes: Sequence[str]
+) -> Compiled | None:
+    """The callable of a model whose capture and code are known, its own weights packed or mapped."""
+    if memory.taken is None:
+        return None
+    with watch.stage("key"):
+        found = memory.store.code_if_there(code_factors(memory.taken, target, options))
+    if found is None:
+        return None
+    return _linked(*found, "hit", memory.taken, options, target, memory.store, watch, notes)
+
+
+def store_of(options: Options) -> Store:
+    """Where a compilation keeps things: what is found in a cache has run no pass that could be verified."""
+    return Store(None) if options.verify_each == "numeric" else Store.of(options)
 
 
 def finish(

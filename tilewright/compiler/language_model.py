@@ -6,22 +6,25 @@ model --capture--> ids to logits --canonicalize, recognize--> --kv_cache.step_of
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tilewright.compiler.causal import MOST_TOKENS, refuse_encoder_decoder
 from tilewright.compiler.compiled import Compiled
-from tilewright.compiler.entry import finish
+from tilewright.compiler.entry import finish, remembered, store_of
 from tilewright.compiler.kv_cache import KVCache
 from tilewright.compiler.options import Options
 from tilewright.compiler.report import Report
 from tilewright.compiler.stopwatch import Progress, Stopwatch
+from tilewright.compiler.taken import Memory
 from tilewright.compiler.target import Target
 from tilewright.errors import OptionError, StepError
 from tilewright.frontend.captured import Captured
 from tilewright.frontend.capturing import capture
 from tilewright.frontend.directories import open_directory, read_config
+from tilewright.frontend.identity import tensors_of
 from tilewright.ir.dims import Dim, DimSpace
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.module import functions
@@ -29,6 +32,7 @@ from tilewright.ir.passing import Context, Pipeline, run_pipeline
 from tilewright.ir.signature import Argument, Input, Output, Parameter, Signature
 from tilewright.ir.trees import LEAF
 from tilewright.passes.kv_cache import NEAR_GROUP, PagedLayout, Step, name_positions, step_of
+from tilewright.passes.kv_cache.layout import Codes, Kept
 from tilewright.passes.pipeline import PASSES
 from tilewright.runtime.generation.compiled_step import Addressing, CompiledStep
 from tilewright.runtime.generation.language_model import LanguageModel
@@ -40,11 +44,43 @@ _BEFORE = "canonicalize,fold,canonicalize,recognize,canonicalize"
 
 
 @dataclass(frozen=True)
+class Cached:
+    """What is known of a step besides its code: see `Step`."""
+
+    groups: tuple[Kept, ...]
+    pages: Mapping[str, int]
+    vocabulary: int
+
+    @staticmethod
+    def of(step: Step) -> Cached:
+        """The part of a step that outlives its module."""
+        return Cached(step.groups, step.pages, step.vocabulary)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "groups": [asdict(group) for group in self.groups],
+            "pages": dict(self.pages),
+            "vocabulary": self.vocabulary,
+        }
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Cached:
+        """What `to_json` gave."""
+        groups = []
+        for group in data["groups"]:
+            codes = None if group["codes"] is None else Codes(**group["codes"])
+            listed = {"layers": tuple(group["layers"]), "states": tuple(group["states"])}
+            groups.append(Kept(**{**group, **listed, "codes": codes}))
+        return Cached(tuple(groups), data["pages"], data["vocabulary"])
+
+
+@dataclass(frozen=True)
 class StepCode:
     """A compiled step and what it was made as. Calling `compiled`: see `Step.arguments`."""
 
     compiled: Compiled
-    step: Step
+    step: Cached
     layout: PagedLayout
 
     def program(self) -> CompiledStep:
@@ -152,20 +188,37 @@ def compile_step(model: Any, layout: PagedLayout, *, progress: Progress | None =
     rules = target.machine.rules
     segment = rules.common_segment
     layout = replace(layout, segment=segment, part=max(1, rules.key_part // segment) * segment)
-    with watch.stage("capture"):
-        whole = _captured(model, layout, options)
-        _refuse_decisions(whole)
-        ctx = Context(machine=target.machine, dims=DimSpace(whole.dims), read_weight=whole.weights.__getitem__)
-        name_positions(whole.module)
-        run_pipeline(Pipeline.parse(_BEFORE, PASSES), whole.module, ctx)
-        step = step_of(whole.module, layout)
-    compiled = finish(
-        _as_captured(whole, step, type(model).__qualname__), target, options, watch, cache_notes(step, layout)
-    )
-    return StepCode(compiled, step, layout)
+    given_as = _as_ids_to_logits(model, layout)
+    store = store_of(options)
+    try:
+        with watch.stage("identity"):
+            if store.cache is not None and target.runs_here:
+                store.contents.begin(tensors_of(given_as[0]).values())
+            # what a step is made as follows from the model's graph and from these
+            made_into = {"layout": asdict(layout), "passes": _BEFORE, "machine": target.machine.key()}
+            memory = Memory.of(store, *given_as, fallback=options.fallback, made_into=made_into)
+        if memory.taken is not None:
+            cached = Cached.from_json(memory.besides)
+            known = remembered(memory, target, options, watch, cache_notes(cached, layout))
+            if known is not None:
+                return StepCode(known, cached, layout)
+        with watch.stage("capture"):
+            whole = capture(*given_as, fallback=options.fallback)
+            _refuse_decisions(whole)
+            ctx = Context(machine=target.machine, dims=DimSpace(whole.dims), read_weight=whole.weights.__getitem__)
+            name_positions(whole.module)
+            run_pipeline(Pipeline.parse(_BEFORE, PASSES), whole.module, ctx)
+            step = step_of(whole.module, layout)
+            cached = Cached.of(step)
+        made = _as_captured(whole, step, type(model).__qualname__)
+        memory = replace(memory, besides=cached.to_json())
+        compiled = finish(made, target, options, watch, cache_notes(cached, layout), memory)
+    finally:
+        store.contents.forget()
+    return StepCode(compiled, cached, layout)
 
 
-def cache_notes(step: Step, layout: PagedLayout) -> list[str]:
+def cache_notes(step: Cached, layout: PagedLayout) -> list[str]:
     """Where the cache lies, what a token takes and why so: one sentence a group of layers, for the report."""
     notes = []
     for group in step.groups:
@@ -192,7 +245,8 @@ def _refuse_decisions(whole: Captured) -> None:
         raise StepError(faults, step="use a model whose forward is the same for every number of tokens")
 
 
-def _captured(model: Any, layout: PagedLayout, options: Options) -> Captured:
+def _as_ids_to_logits(model: Any, layout: PagedLayout) -> tuple[Any, tuple[Any], dict[str, Any], dict[str, Any]]:
+    """What is captured of a model: a module, example arguments and dims, as `capture` takes them."""
     import torch
 
     class Logits(torch.nn.Module):
@@ -208,7 +262,7 @@ def _captured(model: Any, layout: PagedLayout, options: Options) -> Captured:
 
     batch, tokens = Dim("batch", 1, layout.most_requests + 1), Dim("tokens", 1, max(layout.most_tokens, 9))
     ids = torch.zeros(2, 8, dtype=torch.int64)
-    return capture(Logits(model).eval(), (ids,), {}, {"ids": (batch, tokens)}, fallback=options.fallback)
+    return Logits(model).eval(), (ids,), {}, {"ids": (batch, tokens)}
 
 
 def _as_captured(whole: Captured, step: Step, name: str) -> Captured:

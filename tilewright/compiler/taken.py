@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from tilewright.compiler.store import Store
@@ -54,23 +54,38 @@ class Taken:
 class Memory:
     """One model's captures in a store: asked before it is captured, told afterwards.
 
-    taken: the capture that was made before, if it was. why: why it is made now, for the report.
+    taken: the capture that was made before, if it was. why: why it is made now, for the report. besides: plain data
+    that is kept with it.
     """
 
     store: Store
     identity: Identity
     taken: Taken | None
     why: str
+    besides: Mapping[str, Any] = field(default_factory=dict)
 
     @staticmethod
-    def of(store: Store, model: Any, args: Any, kwargs: Any, dims: Any, fallback: str) -> Memory:
+    def of(
+        store: Store,
+        model: Any,
+        args: Any,
+        kwargs: Any,
+        dims: Any,
+        fallback: str,
+        made_into: Mapping[str, Any] | None = None,
+    ) -> Memory:
+        """made_into: all that decides, besides the capture, what is made of it before it is code: plain data."""
         if store.cache is None:
             return Memory(store, Identity(None), None, "nothing is kept")
         identity = identify(model, args, kwargs, dims, fallback)
         if identity.factors is None:
             return Memory(store, identity, None, identity.unproved)
-        kept, why = store.capture(identity.factors)
-        return Memory(store, identity, None if kept is None else _taken(kept, model), why)
+        if made_into is not None:
+            identity = replace(identity, factors={**identity.factors, "made into": made_into})
+        kept, why = store.capture(identity.factors or {})
+        if kept is None:
+            return Memory(store, identity, None, why)
+        return Memory(store, identity, _taken(kept, model), why, kept["besides"])
 
     def keep(self, captured: Captured, taken: Taken) -> None:
         """Remembers a capture, unless it says something that the identity does not decide: numbers that were tried out
@@ -86,7 +101,7 @@ class Memory:
             self.identity.factors,
             {
                 "factors": dict(taken.factors), "weights": sorted(taken.weights), "states": sorted(taken.states),
-                "notes": list(taken.notes), "model": taken.model,
+                "notes": list(taken.notes), "model": taken.model, "besides": dict(self.besides),
             },
         )  # fmt: skip
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,9 +16,11 @@ from tilewright.frontend.examples import Example
 from tilewright.frontend.keywords import with_named_keywords
 from tilewright.frontend.lean_tracing import WholeStack, lean_nodes
 from tilewright.frontend.locations import line_of_frame
+from tilewright.frontend.numbering import written
 from tilewright.frontend.preserving import preserved
 from tilewright.frontend.quiet import quiet
 from tilewright.frontend.repeated_layers import repeating
+from tilewright.frontend.replayed_layers import Departures, replaying
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +50,8 @@ def concrete(
     Its placeholders are the model's parameters and buffers, then the tensors among the example's leaves; its output is
     the leaves of the model's output. places: nodes keep the stack they were called from, which takes half as long
     again. exporting: what the model is told when it asks whether it is being exported or compiled. noticed: receives
-    what it asks and changes. every_layer: layers that are alike are traced one by one, instead of once. Raises whatever
+    what it asks and changes. every_layer: every layer's Python is run, and layers that are
+    alike are not taken for the same. Raises whatever
     the model raises at these sizes, and what tracing without numbers cannot follow. The model is left as it was.
     """
     from torch.func import functional_call
@@ -70,13 +73,34 @@ def concrete(
                 before.copy_(after)
         return leaves
 
-    traced = make_fx(
-        run, tracing_mode="fake", pre_dispatch=True, _allow_non_fake_inputs=True, record_stack_traces=places
-    )
     noticed = Noticed() if noticed is None else noticed
-    once = nullcontext() if every_layer else repeating(model)
-    with preserved(model, noticed.changed), quiet(), _told(exporting, noticed.asked), lean_nodes(WholeStack), once:
-        return traced(list(held.values()), tensors)
+
+    def traced(layers: AbstractContextManager[None]) -> torch.fx.GraphModule:
+        trace = make_fx(
+            run, tracing_mode="fake", pre_dispatch=True, _allow_non_fake_inputs=True, record_stack_traces=places
+        )
+        with (
+            preserved(model, noticed.changed),
+            quiet(),
+            _told(exporting, noticed.asked),
+            lean_nodes(WholeStack),
+            layers,
+        ):
+            return trace(list(held.values()), tensors)
+
+    if not every_layer:
+        return traced(repeating(model))
+    departures = Departures()
+    try:
+        # places are those of the layer itself
+        found = traced(nullcontext() if places else replaying(model, departures))
+    except BaseException:
+        if not departures.any:
+            raise
+    # layers that were replayed have the first one's memory, which says too little where memory is written
+    if departures.any or (departures.replayed and written(found)):
+        found = traced(nullcontext())
+    return found
 
 
 def held_by(model: torch.nn.Module) -> dict[str, torch.Tensor]:

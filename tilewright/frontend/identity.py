@@ -1,4 +1,4 @@
-"""All that decides what a capture of a transformers model finds, by name: equal factors give equal captures.
+"""All that decides what a capture of a model finds, by name: equal factors give equal captures.
 
 A capture takes seconds, and most are the same as one that was made before. What is listed here is the model (classes,
 attributes, configs, names and shapes of its tensors, contents of its small buffers), the code that its forward can
@@ -49,8 +49,8 @@ def identify(
     """The factors of `capturing.capture` with these arguments. What capture would refuse has none."""
     import torch
 
-    if not isinstance(model, torch.nn.Module) or not huggingface.is_transformers(model):
-        return Identity(None, "the model is not one of transformers")
+    if not isinstance(model, torch.nn.Module):
+        return Identity(None, "the model is no torch.nn.Module")
     try:
         inspection.require_module(model)
         inspection.require_evaluation(model)
@@ -80,8 +80,12 @@ def tensors_of(model: Any) -> dict[str, torch.Tensor]:
 def _factors(model: torch.nn.Module, example: Example, fallback: str) -> dict[str, Any]:
     kinds = {base for module in model.modules() for base in type(module).__mro__}
     packages = {owner_of_named(kind.__module__) for kind in kinds} - {"torch", "python", "tilewright"}
-    reached = Reached({*packages, "transformers"})
-    registered = huggingface.registered()
+    libraries = ["torch"]
+    registered: dict[str, Any] = {}
+    if huggingface.is_transformers(model):
+        libraries.append("transformers")
+        registered = huggingface.registered()
+    reached = Reached({*packages, *libraries[1:]})
     plain = {
         "kind": "capture",
         "fallback": fallback,
@@ -93,7 +97,7 @@ def _factors(model: torch.nn.Module, example: Example, fallback: str) -> dict[st
         "registered": {name: reached.value(table, name) for name, table in sorted(registered.items())},
         "torch": _switches(),
         "environment": {n: v for n, v in sorted(os.environ.items()) if n.startswith(_ENVIRONMENT)},
-        "versions": {**{name: version(name) for name in ("torch", "transformers")}, "python": sys.version},
+        "versions": {**{name: version(name) for name in libraries}, "python": sys.version},
     }
     return plain | {"code": reached.settle()}
 
@@ -123,6 +127,7 @@ def _modules(model: torch.nn.Module, reached: Reached) -> dict[str, Any]:
                 attributes[name] = f"module {paths[id(held)]}"
             else:
                 attributes[name] = repr(reached.value(held, f"{place}.{name}"))
+        _require_followed(type(module), place)
         reached.kind(type(module))
         children = ", ".join(f"{name}: {paths.get(id(c))}" for name, c in module._modules.items())
         found[path] = {
@@ -130,6 +135,13 @@ def _modules(model: torch.nn.Module, reached: Reached) -> dict[str, Any]:
             "children": children, **{f".{name}": value for name, value in attributes.items()},
         }  # fmt: skip
     return found
+
+
+def _require_followed(kind: type, place: str) -> None:
+    """Torch's layers are compared as loaded (`reached`); other modules of its, such as traced graphs, hold more."""
+    for base in kind.__mro__:
+        if owner_of_named(base.__module__) == "torch" and not base.__module__.startswith("torch.nn.modules."):
+            raise UnprovedError(f"{place} is a {base.__module__}.{base.__qualname__}")
 
 
 def _require_no_global_hooks() -> None:

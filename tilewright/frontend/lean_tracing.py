@@ -71,7 +71,8 @@ def _replaced(module: str, name: str, replacement: Any) -> Iterator[None]:
 
 
 @cache
-def _torch_folder() -> str:
+def torch_folder() -> str:
+    """Where torch's own sources lie, with a separator at its end."""
     import torch
 
     return os.path.dirname(torch.__file__) + os.sep
@@ -99,7 +100,7 @@ class _Stack:
         while frame is not None:
             code = frame.f_code
             # torch's own frames say nothing of the model; the first "forward" is where the exporter takes it to begin
-            if code.co_name == "forward" or not code.co_filename.startswith(_torch_folder()):
+            if code.co_name == "forward" or not code.co_filename.startswith(torch_folder()):
                 lines.append(_Line(code.co_filename, frame.f_lineno or 0, code.co_name))
             frame = frame.f_back
         lines.reverse()

@@ -11,6 +11,7 @@ import operator
 import os
 import sys
 import types
+import weakref
 from collections.abc import Iterator
 from pathlib import PurePath
 from typing import Any, Final
@@ -96,10 +97,19 @@ def is_pure(module: str) -> bool:
     return module in _PURE_MODULES or module == "builtins"
 
 
+# Code never changes, and torch's is asked for in every compilation. By identity: equal code may lie elsewhere.
+_DIGESTS: Final[dict[int, tuple[weakref.ref[types.CodeType], str]]] = {}
+
+
 def digest_of(code: types.CodeType) -> str:
     """The sha256 of all of a code object; its place, too, because programs say the line of each operator."""
+    known = _DIGESTS.get(id(code))
+    if known is not None and known[0]() is code:
+        return known[1]
     # the second version of the format knows no references, which depend on who else holds an object
-    return hashlib.sha256(marshal.dumps(_ordered(code), 2)).hexdigest()
+    digest = hashlib.sha256(marshal.dumps(_ordered(code), 2)).hexdigest()
+    _DIGESTS[id(code)] = weakref.ref(code), digest
+    return digest
 
 
 def _ordered(value: Any) -> Any:

@@ -61,7 +61,7 @@ class Numbering:
         """Numbers a graph. leaf: what a placeholder or an attribute of the module stands for. size: the value of a
         symbolic number. Raises Unfollowed.
         """
-        reader = _Reader(self._number, leaf, size, _written(module))
+        reader = _Reader(self._number, leaf, size, written(module))
         reader.found.outputs = [reader.value(v) for v in reader.run(module)]
         return reader.found
 
@@ -244,7 +244,7 @@ def _is_effect(operator: Any) -> bool:
     return any(tag.name == "nondeterministic_seeded" for tag in getattr(operator, "tags", ()))
 
 
-def _written(module: Any) -> frozenset[int]:
+def written(module: Any) -> frozenset[int]:
     """The memory that some operator of a graph writes to."""
     found = set()
     for node in module.graph.nodes:

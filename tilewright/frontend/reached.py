@@ -367,7 +367,18 @@ def _function_of(held: Any) -> types.FunctionType | None:
     """The Python function that something callable is, or is a cache in front of."""
     while isinstance(held, functools._lru_cache_wrapper):
         held = held.__wrapped__
-    return held if isinstance(held, types.FunctionType) else None
+    if not isinstance(held, types.FunctionType):
+        return None
+    # torch puts these in front of its own functions when its compiler is loaded, and they do nothing while it is not on
+    within = dict(zip(held.__code__.co_freevars, held.__closure__ or (), strict=True)).get("fn")
+    if within is not None and held.__code__.co_filename == _disabling():
+        return _function_of(_content(within)) or held
+    return held
+
+
+@functools.cache
+def _disabling() -> str:
+    return str(getattr(sys.modules.get("torch._compile"), "__file__", ""))
 
 
 def _is_around(module: str) -> bool:
