@@ -272,7 +272,9 @@ def test_equal_models_give_equal_programs_in_every_process() -> None:
     code = "import json; print(json.dumps(list({'sliding_attention', 'full_attention'})))"
     for seed in map(str, range(1, 40)):
         environment = os.environ | {"PYTHONHASHSEED": seed}
-        said = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, check=True, env=environment).stdout
+        said = subprocess.run(
+            [sys.executable, "-S", "-c", code], capture_output=True, check=True, env=environment
+        ).stdout
         if json.loads(said) != order:
             break
     code = f"{TRACED_IN_ANY_ORDER}\nimport json; print(json.dumps(found))"
