@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from collections.abc import Iterator
@@ -28,6 +29,12 @@ hypothesis.settings.register_profile(
     "tilewright", deadline=None, print_blob=True, derandomize="TILEWRIGHT_TEST_SEED" in os.environ
 )
 hypothesis.settings.load_profile("tilewright")
+
+
+def pytest_collection_finish() -> None:
+    """Libraries, modules and thousands of tests are here to stay: no collection of garbage walks over them again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
