@@ -49,8 +49,10 @@ class RememberingPool(CompilePool):
     def _compiled(
         self, place: Path, text: str, target: CpuTarget, took: Callable[[float], None] | None
     ) -> Future[bytes]:
-        if self._asked is None:
-            self._asked = CompilePool(idle_seconds=_IDLE_SECONDS)
+        with self._lock:
+            if self._asked is None:
+                self._asked = CompilePool(idle_seconds=_IDLE_SECONDS)
+            asked = self._asked
         seconds = [0.0]
 
         def tell(measured: float) -> None:
@@ -64,7 +66,7 @@ class RememberingPool(CompilePool):
                     file.write(_SECONDS.pack(seconds[0]) + made.result())
                 os.replace(file.name, place)
 
-        future = self._asked.submit(text, target, tell)
+        future = asked.submit(text, target, tell)
         future.add_done_callback(keep)
         return future
 
