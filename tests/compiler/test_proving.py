@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import numpy as np
@@ -39,15 +38,14 @@ def test_sizes_that_the_proof_refuses_are_refused_by_the_program(rng: np.random.
         assert refused.value.code == "TW005"
 
 
-def test_a_stage_inside_another_is_no_part_of_its_time() -> None:
-    watch = Stopwatch()
-    begin = time.perf_counter()
+def test_a_stage_inside_another_is_no_part_of_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch, now = Stopwatch(), [100.0]
+    monkeypatch.setattr("tilewright.compiler.stopwatch.time.perf_counter", lambda: now[0])
     with watch.stage("outer"):
+        now[0] += 1
         with watch.stage("inner"):
-            time.sleep(0.02)
+            now[0] += 2
+        now[0] += 4
         with watch.stage("inner"):
-            time.sleep(0.02)
-    took = time.perf_counter() - begin
-    assert watch.seconds["inner"] >= 0.04
-    assert watch.seconds["outer"] < watch.seconds["inner"]
-    assert sum(watch.seconds.values()) <= took
+            now[0] += 8
+    assert watch.seconds == {"inner": 10.0, "outer": 5.0}

@@ -17,7 +17,7 @@ ROUTED = ("qwen3-moe", "mixtral", "deepseek-v3", "minimax", "llama-4", "deepseek
 # near relatives of a family that every run covers
 RELATIVES = (
     "roberta", "t5-gated", "phi-3", "qwen3", "minimax", "deepseek-v2", "qwen2", "mistral", "falcon", "cohere", "olmo-2",
-    "granite", "smollm-3",
+    "granite", "smollm-3", "mixtral",
 )  # fmt: skip
 
 

@@ -49,7 +49,7 @@ def no_compilation(in_f32: Any, in_bf16: Any, monkeypatch: pytest.MonkeyPatch) -
     def refuse(*_args: Any, **_named: Any) -> Any:
         raise AssertionError("a call compiled something")
 
-    monkeypatch.setattr(workers.CompilePool, "submit", refuse)
+    monkeypatch.setattr(type(workers.shared_pool()), "submit", refuse)
     monkeypatch.setattr(native, "load", refuse)
     monkeypatch.setattr(building, "build_kernels", refuse)
     with pytest.raises(AssertionError, match="compiled something"):

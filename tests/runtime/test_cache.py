@@ -162,7 +162,7 @@ def test_a_builder_that_is_killed_loses_nothing_and_blocks_nobody(tmp_path: Path
     assert not found, "somebody else is building"
     builder.send_signal(signal.SIGKILL)
     builder.wait()
-    waiting.join(10)
+    waiting.join(60)
     assert found == [b"whole"]
     assert cache.get_or_build(factors(), never).read("data") == b"kept"
     assert not any((tmp_path / "v1" / "building").iterdir()), "what the dead builder left is gone"
@@ -199,7 +199,7 @@ def test_a_lock_whose_file_was_removed_excludes_nobody(tmp_path: Path) -> None:
     time.sleep(0.2)
     assert not built
     os.close(second)
-    waiting.join(10)
+    waiting.join(60)
     assert built
 
 
@@ -218,7 +218,7 @@ def test_an_entry_removed_or_replaced_while_it_was_waited_for(replaced: bool, tm
         folder.rename(tmp_path / "gone")
         if replaced:
             shutil.copytree(tmp_path / "gone", folder)
-    waiting.join(10)
+    waiting.join(60)
     if replaced:
         assert found[0].read("data") == b"x"
         assert cache.clear() == (0, 1), "it holds the new one"

@@ -137,15 +137,19 @@ def test_a_profile_times_every_step(rng: np.random.Generator) -> None:
     program = affine_program(main=Routine((step, longer)), prepare=(), packed=(), weights=(), kernels=())
     naps = Addresses(nap=sleepy)
     run = Executable(program, naps, prepare_weights(program, naps, pool(), {}), pool())
-    _, profile = run.profile(np.zeros((2, 2), np.float32))
-    short, long = profile.steps
-    assert [short.name, long.name] == ["nap", "long nap"]
-    assert 0.01 <= short.seconds < long.seconds
-    assert long.seconds >= 0.03
-    assert short.start == 0
-    assert long.start >= short.seconds
-    assert long.busy >= long.seconds * profile.threads * 0.9
-    assert profile.seconds >= long.start + long.seconds
+    for _ in range(20):
+        _, profile = run.profile(np.zeros((2, 2), np.float32))
+        short, long = profile.steps
+        assert [short.name, long.name] == ["nap", "long nap"]
+        assert short.seconds >= 0.01
+        assert long.seconds >= 0.03
+        assert short.start == 0
+        assert long.start >= short.seconds
+        assert profile.seconds >= long.start + long.seconds
+        # other processes may take a core away in any step of a try
+        if short.seconds < long.seconds and long.busy >= long.seconds * profile.threads * 0.9:
+            return
+    pytest.fail(f"{short}, {long}")
 
 
 def test_many_threads_call_one_object(rng: np.random.Generator) -> None:

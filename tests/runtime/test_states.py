@@ -102,16 +102,16 @@ def test_a_child_forked_during_a_call_can_call() -> None:
     def wait(buffers: Any, dims: Any, tid: int, threads: int) -> None:
         if tid == 0 and os.getpid() == parent:
             inside.set()
-            leave.wait(10)
+            leave.wait(60)
 
     parent = os.getpid()
     run = python_kernel(wait)
     caller = threading.Thread(target=run)
     caller.start()
-    assert inside.wait(10)
+    assert inside.wait(60)
     child = os.fork()
     if child == 0:
-        signal.alarm(10)
+        signal.alarm(60)
         run()
         os._exit(0 if run.state["count"] == 0 else 1)
     leave.set()

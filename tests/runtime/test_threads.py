@@ -44,7 +44,7 @@ def child(body):
             code = 0
         finally:
             os._exit(code)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
@@ -57,7 +57,7 @@ def child(body):
 """
 
 
-def run_script(body: str, *, timeout: float = 60) -> str:
+def run_script(body: str, *, timeout: float = 300) -> str:
     """Run a script in a fresh interpreter, so that forks, exits and thread counts are its own."""
     done = subprocess.run(
         [sys.executable, "-c", PRELUDE + textwrap.dedent(body)],
@@ -280,7 +280,7 @@ def test_the_interpreter_ends_promptly_and_cleanly(state: str) -> None:
     }[state]
     begin = time.monotonic()
     assert run_script(textwrap.dedent(body) + "\nprint('end of script')\n") == "end of script\n"
-    assert time.monotonic() - begin < 20
+    assert time.monotonic() - begin < 60
 
 
 def test_a_closed_pool_still_runs_calls_on_their_own_thread(pool: ThreadPool) -> None:

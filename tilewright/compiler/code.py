@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from tilewright.runtime.program import Program
+
+if TYPE_CHECKING:
+    from tilewright.compiler.counting import KernelCounts
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,16 @@ class Code:
     sources: Mapping[str, str]
     texts: Mapping[str, str]
     features: tuple[str, ...] = ()
+
+    @cached_property
+    def counts(self) -> Mapping[str, KernelCounts]:
+        """What each kernel counts, by name, from the tile IR: read when first asked for, and kept for every report.
+
+        Raises ImportError where the library that reads IR is absent.
+        """
+        from tilewright.compiler.counting import counts_of
+
+        return counts_of(self.texts["tile"])
 
     def __repr__(self) -> str:
         return f"<Code of {len(self.sources)} kernels for {self.program.target}>"

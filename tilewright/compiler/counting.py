@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tilewright.compiler.code import Code
 from tilewright.ir.backend import kernels_of
 from tilewright.ir.cost import Work
 from tilewright.ir.dims import Expr
@@ -71,6 +70,6 @@ class KernelCounts:
         return work, machine.launch + machine.seconds(work, imbalance=imbalance)
 
 
-def counts_of(code: Code) -> dict[str, KernelCounts]:
-    """Every kernel's counts by name."""
-    return {name: KernelCounts(kernel_traffic(k)) for name, k in kernels_of(parse_module(code.texts["tile"])).items()}
+def counts_of(text: str) -> dict[str, KernelCounts]:
+    """Every kernel's counts by name. text: tile IR."""
+    return {name: KernelCounts(kernel_traffic(k)) for name, k in kernels_of(parse_module(text)).items()}

@@ -73,10 +73,9 @@ class Report:
     def counts(self) -> Mapping[str, KernelCounts]:
         """What each kernel counts, by name, from the tile IR. MissingDependencyError where its library is absent."""
         try:
-            from tilewright.compiler.counting import counts_of
+            return self.code.counts
         except ImportError as fault:
             raise _needs(fault) from fault
-        return counts_of(self.code)
 
     @cached_property
     def machine(self) -> Machine:

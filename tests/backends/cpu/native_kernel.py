@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -23,17 +24,22 @@ def host_classes() -> list[str]:
     return [name for name in CPU_CLASSES if name != "aarch64" and set(TARGETS[name].features) <= cpu_features()]
 
 
+# a test calls one kernel many times, and tests of many numbers share a few kernels
+@lru_cache(maxsize=64)
+def _linked(text: str, symbol: str, cpu: str) -> NativeLibrary:
+    code = compile_source(text, symbol) if cpu == "c" else compile_object(text, TARGETS[cpu])
+    return load([code], [symbol])
+
+
 class NativeKernel:
     """A kernel compiled for one CPU class, or printed as "c" for the host's C compiler; call it with flat arrays."""
 
     def __init__(self, kernel: LoopKernel, cpu: str) -> None:
         if cpu == "c":
             self.printed = PrintedKernel(kernel.name, CLike(kernel).source())
-            code = compile_source(self.printed.text, kernel.name)
         else:
             self.printed = print_kernel(kernel, CPU_CLASSES[cpu])
-            code = compile_object(self.printed.text, TARGETS[cpu])
-        self._library: NativeLibrary = load([code], [self.printed.symbol])
+        self._library = _linked(self.printed.text, self.printed.symbol, cpu)
         self.function = _SIGNATURE(self._library[self.printed.symbol])
 
     def __call__(self, buffers: Sequence[np.ndarray], dims: Sequence[int] = (), *, nthreads: int = 1) -> None:

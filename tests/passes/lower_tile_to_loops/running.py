@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
 
 from tests.backends.cpu.native_kernel import NativeKernel, host_classes
 from tilewright.backends.cpu.machines import MACHINES
 from tilewright.ir.dtypes import DType
+from tilewright.ir.loops import LoopKernel
 from tilewright.ir.loops_interpreter import run_kernel as run_loops
 from tilewright.ir.machine import Machine
 from tilewright.ir.tile.base import buffer
@@ -23,6 +25,13 @@ CLASSES = list(MACHINES)
 
 def machine(name: str) -> Machine:
     return MACHINES[name]()
+
+
+# one kernel, many calls: kernels are equal where they are one object, and nobody changes one that is built
+@lru_cache(maxsize=16)
+def lowered(kernel: KernelOp, name: str, *, instrument: bool = False) -> LoopKernel:
+    """The loops of a kernel for a class."""
+    return lower_kernel(kernel, machine(name), instrument=instrument)
 
 
 def inputs(kernel: KernelOp, dims: Mapping[str, int], rng: np.random.Generator) -> list[np.ndarray]:
@@ -63,8 +72,7 @@ def interpreted(
 ) -> list[np.ndarray]:
     """What the loop kernel for a class computes in the loop interpreter."""
     made = outputs(kernel, dims)
-    lowered = lower_kernel(kernel, machine(name))
-    run_loops(lowered, [*given, *made], dims, nthreads=nthreads, fused=name != "generic")
+    run_loops(lowered(kernel, name), [*given, *made], dims, nthreads=nthreads, fused=name != "generic")
     return made
 
 
@@ -73,7 +81,7 @@ def native(
 ) -> list[np.ndarray]:
     """What the compiled loop kernel computes."""
     made = outputs(kernel, dims)
-    compiled = NativeKernel(lower_kernel(kernel, machine(name)), name)
+    compiled = NativeKernel(lowered(kernel, name), name)
     compiled([*given, *made], [dims[d] for d in kernel.dims.data], nthreads=nthreads)
     return made
 
@@ -126,8 +134,8 @@ def counted(
     columns = quantities(kernel)
     made = outputs(kernel, dims)
     rows = np.zeros((nthreads, len(columns)), np.int64)
-    lowered = lower_kernel(kernel, machine(name), instrument=True)
-    run_loops(lowered, [*given, *made, rows], dims, nthreads=nthreads, fused=name != "generic")
+    loops = lowered(kernel, name, instrument=True)
+    run_loops(loops, [*given, *made, rows], dims, nthreads=nthreads, fused=name != "generic")
     return Counts(dict(zip(columns, map(int, rows.sum(0)), strict=True)))
 
 

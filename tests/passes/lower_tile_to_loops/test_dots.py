@@ -218,7 +218,7 @@ def test_a_row_has_the_same_bits_in_tiles_of_any_height(columns: int, rows: int,
     same(found[0], found[1], 0.0, "tall and low")
 
 
-@pytest.mark.parametrize(("depth", "m"), [(544, 0), (544, 31), (544, 64), (1088, 101)])
+@pytest.mark.parametrize(("depth", "m"), [(544, 0), (544, 31), (544, 64), (1088, 67)])
 def test_blocks_of_k_over_tall_tiles_keep_a_rows_bits(depth: int, m: int, rng: np.random.Generator) -> None:
     tall, low = (packed_pairs(depth, 64, n, chunk=544) for n in (64, 1))
     lowered = lower_kernel(tall, machine("avx512-amx"))

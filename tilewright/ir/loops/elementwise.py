@@ -104,6 +104,11 @@ def fma(a: Lanes, b: Lanes, c: Lanes, *, fused: bool) -> Lanes:
     # correctly rounded sums", 2008) makes the second rounding to f32 the only one that counts.
     product, addend = a.astype(np.float64) * b, c.astype(np.float64)
     total = product + addend
+    # It decides only where the f64 sum lies half-way between two f32: the 29 bits that f32 lacks are then 1000..., or
+    # any, where f32 has fewer bits than usual.
+    halfway = (total.view(np.int64) & 0x1FFFFFFF == 0x10000000) | ((np.abs(total) < 2.0**-126) & (total != 0))
+    if not halfway.any():
+        return total.astype(np.float32)
     back = total - product
     error = (product - (total - back)) + (addend - back)
     inexact = np.isfinite(total) & (error != 0) & (total.view(np.int64) & 1 == 0)
