@@ -94,7 +94,8 @@ class TileRules:
     lanes: f32 elements of one vector. registers: vectors a program may hold. dot: (rows, vectors) register tiles by the
     number of rows a kernel has, ascending: ((4, 4, 2), (16, 8, 2), (None, 14, 2)) reads "up to 4 rows: 4 by 2 vectors;
     up to 16: 8 by 2; more: 14 by 2". panel: columns of a packed matrix operand. reduction_chunk: k elements accumulated
-    before a chunk's sum joins the total. block: rows that a stretch of a panel meets while the next one comes from
+    before a chunk's sum joins the total. logit_chain: the most features that are one chain of multiply-adds in a
+    logit of attention. block: rows that a stretch of a panel meets while the next one comes from
     memory, sums kept in the cache between stretches (0: the register tile's rows meet all of k at once). near: bytes of
     the cache that blocks are made for, from which products gain (None: all). key_segment: keys of one attention
     segment. key_part: keys of a part, whose segments continue one sum before parts are merged. query_block: query rows
@@ -116,6 +117,7 @@ class TileRules:
     dot: tuple[tuple[int | None, int, int], ...]
     panel: int
     reduction_chunk: int = 4096
+    logit_chain: int = 32
     block: int = 0
     near: int | None = None
     key_segment: int = 64

@@ -29,7 +29,7 @@ from tilewright.runtime.canonical import canonical_json
 from tilewright.runtime.safetensors_file import write_all
 
 MAGIC: Final = b"\x93TWART\r\n"
-FORMAT_VERSION: Final = 4
+FORMAT_VERSION: Final = 5
 
 _PREAMBLE = struct.Struct("<8sIQ32s")
 _UNHASHED = _PREAMBLE.size - 32

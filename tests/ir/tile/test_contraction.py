@@ -37,6 +37,20 @@ class TestDot:
         acc = rng.standard_normal((m, n)).astype(np.float32)
         assert run(DotOp, a, b, acc).tobytes() == fused_dot(a, b, acc).tobytes()
 
+    @pytest.mark.parametrize("chain", [0, 1, 5, 16, 40])
+    def test_chains_start_from_zero_and_their_sums_are_added_in_order(self, chain: int, rng: Any) -> None:
+        a, b = rng.standard_normal((3, 33)).astype(np.float32), rng.standard_normal((33, 4)).astype(np.float32)
+        acc = rng.standard_normal((3, 4)).astype(np.float32)
+        step = chain or 33
+        want = fused_dot(a[:, :step], b[:step], acc)
+        for first in range(step, 33, step):
+            want = want + fused_dot(a[:, first : first + step], b[first : first + step], np.zeros_like(acc))
+        assert run(DotOp, a, b, acc, chain=chain).tobytes() == want.tobytes()
+
+    def test_a_chain_of_fewer_than_no_k_is_malformed(self) -> None:
+        with pytest.raises(IRError, match="a chain has 0"):
+            make(DotOp, np.ones((2, 3), np.float32), np.ones((3, 2), np.float32), np.ones((2, 2), np.float32), chain=-1)
+
     def test_a_sum_halfway_between_two_floats_is_not_rounded_twice(self) -> None:
         # the square is 1 + 2^-11 + 2^-24, a tie; 2^-70 more lies above it, but f64 cannot tell
         a, tiny = np.array([[1 + 2.0**-12]], np.float32), np.array([[2.0**-70]], np.float32)

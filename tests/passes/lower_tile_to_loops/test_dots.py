@@ -86,6 +86,17 @@ def test_tiles_of_any_size(
     check(kernel, {"n": 2}, rng, classes=["avx512"], compiled=dtype is F32)
 
 
+@pytest.mark.parametrize(("m", "k", "n", "chain"), [(1, 70, 16, 18), (3, 64, 40, 32), (40, 37, 100, 10), (20, 8, 9, 1)])
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+def test_k_in_several_chains(m: int, k: int, n: int, chain: int, dtype: DType, rng: np.random.Generator) -> None:
+    def body(b: KernelBuilder, x: SSAValue, y: SSAValue, acc: SSAValue) -> list[SSAValue]:
+        return [b.dot(x, y, b.map("add", acc, acc), chain)]
+
+    kernel = on_tiles([((m, k), dtype), ((k, n), dtype), ((m, n), F32)], [((m, n), F32)], body)
+    check(kernel, {"n": 2}, rng, classes=["avx512", "avx2"])
+    check_counts(kernel, {"n": 2}, inputs(kernel, {"n": 2}, rng))
+
+
 def test_operands_may_be_computed_and_the_result_read_again(rng: np.random.Generator) -> None:
     def body(b: KernelBuilder, x: SSAValue, y: SSAValue, z: SSAValue) -> list[SSAValue]:
         left = b.map("mul", x, x)
@@ -98,14 +109,15 @@ def test_operands_may_be_computed_and_the_result_read_again(rng: np.random.Gener
     check(kernel, {"n": 2}, rng, classes=["avx512", "avx2"])
 
 
-def test_what_lies_past_the_end_of_k_adds_nothing_even_if_it_is_nan(rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("chain", [0, 7])
+def test_what_lies_past_the_end_of_k_adds_nothing_even_if_it_is_nan(chain: int, rng: np.random.Generator) -> None:
     b = KernelBuilder("past_the_end", [])
     x, w, y = b.buffer([4, 20], F32), b.buffer([24, 32], F32), b.output([4, 32], F32)
     b.grid([1], [1])
     # a's view ends at column 20, and its rows are followed by whatever comes next in the buffer
     a = b.load(b.view(x, [4, 18], [20, 1]), [0, 0], [4, 32], 0.0)
     right = b.load(b.view(w, [18, 32], [32, 1]), [0, 0], [32, 32], 0.0)
-    b.store(b.dot(a, right, b.constant(0.0, (4, 32))), b.dense(y), [0, 0])
+    b.store(b.dot(a, right, b.constant(0.0, (4, 32)), chain), b.dense(y), [0, 0])
     kernel = b.finish()
     given = inputs(kernel, {}, rng)
     given[0].reshape(4, 20)[:, 18:] = np.nan

@@ -269,9 +269,9 @@ class KernelBuilder:
         """The last axis folded into 16 canonical lanes."""
         return self._add(compute.AccumulateOp.make(value, acc, fn=fn))
 
-    def dot(self, a: SSAValue, b: SSAValue, acc: SSAValue) -> SSAValue:
-        """acc + a b."""
-        return self._add(compute.DotOp.make(a, b, acc))
+    def dot(self, a: SSAValue, b: SSAValue, acc: SSAValue, chain: int = 0) -> SSAValue:
+        """acc + a b; chain: the k of one chain of multiply-adds (0: all), whose sums are added in order."""
+        return self._add(compute.DotOp.make(a, b, acc, chain=chain))
 
     # --- control --------------------------------------------------------------------------------------------------
 

@@ -60,6 +60,9 @@ def _dot_f64(a: Array, b: Array, acc: Array) -> Array:
 class DotOp(TileOp):
     """acc [M, N] + a [M, K] times b [K, N], products and sums in acc's dtype, k in increasing order.
 
+    chain: how many k make one chain of multiply-adds; 0 where all do. The first chain continues acc, those after it
+    start from 0, and their sums are added to it one after the other. Rounding grows with the length of a chain.
+
     Floats: every step is one fused multiply-add in acc's dtype, f32 (operands f32, bf16, f16: the product of the narrow
     ones is exact) or f64 (operands f64). Integers of 8 or 16 bits, which may differ in sign, add into i32 and wrap.
     """
@@ -68,10 +71,13 @@ class DotOp(TileOp):
     a = operand_def(TileType)
     b = operand_def(TileType)
     acc = operand_def(TileType)
+    chain = prop_def(Int, default_value=Int(0))
     out = result_def(TileType)
 
     def infer(self) -> Sequence[Attribute]:
         a, b, acc = tile(self.a), tile(self.b), tile(self.acc)
+        if self.chain.data < 0:
+            raise self.malformed(f"a chain has 0 (all) or more elements of k, got {self.chain.data}")
         if a.rank != 2 or b.rank != 2 or a.extents[1] != b.extents[0] or acc.extents != (a.extents[0], b.extents[1]):
             raise self.malformed(f"{a} times {b} does not fit the accumulator {acc}")
         integers = all(t.dtype.is_integer and t.dtype.bits <= 16 for t in (a, b))
@@ -82,14 +88,23 @@ class DotOp(TileOp):
             raise self.malformed(f"{a.dtype} times {b.dtype} accumulates in {wanted}, got {acc.dtype}")
         return [acc]
 
+    @property
+    def chains(self) -> list[tuple[int, int]]:
+        """The first k and the one past the last of every chain."""
+        depth = tile(self.a).extents[1]
+        step = self.chain.data or max(depth, 1)
+        return [(first, min(first + step, depth)) for first in range(0, max(depth, 1), step)]
+
     def evaluate(self, a: Array, b: Array, acc: Array) -> Array:
-        match tile(self.acc).dtype.name:
-            case "i32":
-                return np.asarray(acc + a.astype(np.int64) @ b.astype(np.int64)).astype(np.int32)
-            case "f64":
-                return _dot_f64(a, b, acc)
-            case _:
-                return _dot_f32(a, b, acc)
+        if tile(self.acc).dtype.name == "i32":
+            return np.asarray(acc + a.astype(np.int64) @ b.astype(np.int64)).astype(np.int32)
+        dot = _dot_f64 if tile(self.acc).dtype.name == "f64" else _dot_f32
+        (first, last), *others = self.chains
+        total = dot(a[:, first:last], b[first:last], acc)
+        with np.errstate(all="ignore"):
+            for first, last in others:
+                total = total + dot(a[:, first:last], b[first:last], np.zeros_like(acc))
+        return total
 
     def spread(self, operands: Sequence[Array], poisoned: Sequence[Array]) -> Array:
         a, b, acc = poisoned

@@ -103,18 +103,42 @@ class Blocks:
         return found
 
     def block(self, block: Block) -> None:
-        """One block: its accumulators start from acc, run over k, and are written."""
-        cx, sites = self.cx, self.sites(block)
+        """One block: its accumulators start from acc, run over k, and are written.
+
+        Sums of further chains are added to what was written, where the result has a home in scratch: there are no
+        registers for both.
+        """
+        cx, b, sites = self.cx, self.cx.b, self.sites(block)
+        chains = [(0, tile(self.op.a).extents[1])]
         if isinstance(self.op, DotOp):
             ask_for_epilogue(cx, self.op, sites)
+            chains = self.op.chains
         limits = limits_of_k(cx, self.op)
         end = cx.b.index(tile(self.op.a).extents[1])
         for limit in limits:
             end = cx.b.max(cx.b.min(limit.value, end), 0)
-        starts = [lanes_at(cx, self.op.acc, site) for site in sites]
-        sums = self.products(block, sites, starts, cx.b.index(0), end, tuple(limit.expr for limit in limits))
+        below = tuple(limit.expr for limit in limits)
+
+        def chain(number: Value | int, starts: list[Value]) -> Sequence[Value]:
+            first = b.mul(b.index(0) if isinstance(number, int) else number, chains[0][1])
+            last = end if len(chains) == 1 else b.min(b.add(first, chains[0][1]), end)
+            return self.products(block, sites, starts, first, last, below)
+
+        sums = chain(0, [lanes_at(cx, self.op.acc, site) for site in sites])
+        zeros = [b.const(0, self.dtype, site.lanes) for site in sites]
+        kept = isinstance(self.home, RegisterTile)
+        if len(chains) > 1 and kept:
+            with b.loop(1, len(chains), 1, sums, name="chain") as loop:
+                found = chain(loop.index, zeros)
+                loop.next(*(b.add(total, more) for total, more in zip(loop.carries, found, strict=True)))
+            sums = loop.results
         for site, value in zip(sites, sums, strict=True):
-            self.home.write(cx.b, site, value)
+            self.home.write(b, site, value)
+        if len(chains) > 1 and not kept:
+            with b.loop(1, len(chains), 1, [], name="chain") as loop:
+                for site, more in zip(sites, chain(loop.index, zeros), strict=True):
+                    self.home.write(b, site, b.add(self.home.read(b, site), more))
+                loop.next()
 
     def products(
         self,
