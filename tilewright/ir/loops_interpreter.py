@@ -25,7 +25,7 @@ from tilewright.ir.loops.elementwise import (
 )
 from tilewright.ir.loops.kernel import LoopKernel
 from tilewright.ir.loops.matrix import MatrixDot, MatrixLoad, MatrixOp, MatrixStore, MatrixZero
-from tilewright.ir.loops.matrix_reference import multiply_add
+from tilewright.ir.loops.matrix_reference import flushed, multiply_add
 from tilewright.ir.loops.memory import Memory
 from tilewright.ir.loops.values import Const, DimValue, ThreadCount, ThreadId, Value, VectorConst
 
@@ -153,8 +153,8 @@ class _Thread:
                 return COMPARE[predicate](self.get(a), self.get(b))
             case ops.Select(_, condition, a, b):
                 return np.where(self.get(condition), self.get(a), self.get(b))
-            case ops.Cast(type_, a):
-                return cast(self.get(a), a.type.dtype, type_.dtype)
+            case ops.Cast(type_, a, _, flush):
+                return cast(flushed(self.get(a)) if flush else self.get(a), a.type.dtype, type_.dtype)
             case ops.Bitcast(type_, a):
                 return bitcast(self.get(a), type_.dtype)
             case ops.Broadcast(type_, a):

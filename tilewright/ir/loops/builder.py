@@ -14,11 +14,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
+from math import gcd
 from types import TracebackType
 
 from tilewright.errors import IRError
 from tilewright.ir.dtypes import I32, I64, DType
 from tilewright.ir.loops.arithmetic import Arithmetic
+from tilewright.ir.loops.folding import divisor
 from tilewright.ir.loops.kernel import LoopKernel
 from tilewright.ir.loops.matrix import MatrixDot, MatrixLoad, MatrixRegister, MatrixStore, MatrixZero
 from tilewright.ir.loops.memory import BufferArg, Memory, Scratch
@@ -250,7 +252,7 @@ class LoopScope:
         self, builder: LoopBuilder, lo: Value, hi: Value, step: Value, inits: tuple[Value, ...], unroll: int, name: str
     ) -> None:
         self._builder = builder
-        self.index: Value = Argument(INDEX, name)
+        self.index: Value = Argument(INDEX, name, gcd(divisor(lo), divisor(step)))
         self.carries: tuple[Value, ...] = tuple(Argument(v.type, f"c{n}") for n, v in enumerate(inits))
         body = Block((self.index, *self.carries))  # type: ignore[arg-type]  # they are Arguments
         self.results: tuple[Value, ...] = tuple(Result(v.type, f"{name}_r{n}") for n, v in enumerate(inits))

@@ -6,8 +6,12 @@ words of two elements, square by square.
 
 from __future__ import annotations
 
-from tilewright.ir.dtypes import BF16, I32
-from tilewright.ir.tile.compute import LANES
+from xdsl.ir import SSAValue
+
+from tilewright.ir.dtypes import BF16, F32, I16, I32
+from tilewright.ir.loops import Value
+from tilewright.ir.tile.base import tile
+from tilewright.ir.tile.compute import LANES, CastOp
 from tilewright.passes.lower_tile_to_loops.context import Lowering
 from tilewright.passes.lower_tile_to_loops.elementwise import lanes_at
 from tilewright.passes.lower_tile_to_loops.materialise import static_axes
@@ -45,21 +49,32 @@ def _row(cx: Lowering, start: Position, by: int) -> Coord:
     return known(start + by) if isinstance(start, int) else Coord(cx.b.add(start, by))
 
 
+def _narrow(cx: Lowering, source: SSAValue, site: Site) -> Value:
+    """Elements for the unit, which takes subnormal numbers as zeros: f32 ones may be so rounded, too."""
+    op = source.owner
+    if isinstance(op, CastOp) and source not in cx.tiles and tile(op.source).dtype is F32:
+        return cx.b.cast(lanes_at(cx, op.source, site), BF16, flush=True)
+    return lanes_at(cx, source, site)
+
+
 def _interleave(cx: Lowering, pair: Paired, home: ScratchTile, at: Position, columns: int) -> None:
     """Rows at and at + 1 as one row of pairs."""
     b = cx.b
-    pattern = [n // 2 + (n % 2) * LANES for n in range(2 * LANES)]
     start = b.mul(b.floordiv(b.index(at), 2), home.strides[0])
     for column in range(0, columns, LANES):
-        even, odd = (lanes_at(cx, pair.source, Site((_row(cx, at, n), known(column, 1)), LANES)) for n in (0, 1))
-        b.store(b.shuffle(even, pattern, odd), home.memory, b.add(start, 2 * column))
+        words = [
+            b.bitcast(_narrow(cx, pair.source, Site((_row(cx, at, n), known(column, 1)), LANES)), I16) for n in (0, 1)
+        ]
+        even, odd = (b.and_(b.cast(w, I32), 0xFFFF) for w in words)
+        pairs = b.or_(even, b.shl(odd, 16))
+        b.store(b.bitcast(pairs, BF16), home.memory, b.add(start, 2 * column))
 
 
 def _turn_square(cx: Lowering, pair: Paired, home: ScratchTile, at: Position, first: int) -> None:
     """A square of words: rows from `at` on, pairs from `first` on."""
     b = cx.b
     rows = [
-        b.bitcast(lanes_at(cx, pair.source, Site((_row(cx, at, n), known(2 * first, 1)), 2 * LANES)), I32)
+        b.bitcast(_narrow(cx, pair.source, Site((_row(cx, at, n), known(2 * first, 1)), 2 * LANES)), I32)
         for n in range(LANES)
     ]
     across = b.mul(b.index(at), 2)

@@ -110,8 +110,8 @@ class PagesView(View):
         number = opaque_span(b, self.facts, b.floordiv(where, self.page))
         # The table has an entry for every page below the length, so what the condition lets through is inside it.
         entry, checks = read_integers(self.table, [number], lanes, counts)
-        within = opaque_span(b, self.facts, b.mod(where, self.page))
-        inner = [opaque_span(b, self.facts, entry), replace(within, origin=replace(within.origin)), *spans[1:]]
+        within = opaque_span(b, self.facts, b.mod(where, self.page), self.page)
+        inner = [opaque_span(b, self.facts, entry), within, *spans[1:]]
         place = self.source.place(inner, lanes, clamp=clamp, counts=counts)
         place.conditions += needed + checks
         return place
@@ -147,10 +147,12 @@ class SegmentView(View):
         return place
 
 
-def opaque_span(b: Emission, facts: Facts, found: Value) -> Span:
-    """A span at coordinates computed at run time, of which nothing is known."""
+def opaque_span(b: Emission, facts: Facts, found: Value, below: int | None = None) -> Span:
+    """A span at coordinates computed at run time, of which nothing is known; but of scalars, that they are at least 0
+    and below a number, where it is given.
+    """
     if found.type.lanes == 1:
-        return Span(Index(found, facts.opaque()), ORIGIN, 1)
+        return Span(Index(found, facts.opaque() if below is None else facts.opaque() % below), ORIGIN, 1)
     return Span(Index(b.index(0), facts.opaque()), Coord(0, spread=found), 1)
 
 
@@ -163,7 +165,7 @@ def read_integers(
     place = view.place(spans, lanes, clamp=True, counts=counts)
     needed = [*place.conditions, *([counts] if varies and counts is not None else [])]
     mask = all_of(b, needed, lanes if varies else 1)
-    key = ("integers", view, id(place.offset), id(place.spread), place.step, id(mask))
+    key = ("integers", place.memory, id(place.offset), id(place.spread), place.step, lanes if varies else 1, id(mask))
 
     def read() -> Value:
         if not varies:
