@@ -15,6 +15,7 @@ from tilewright.ir.tile.compute import LANES, CastOp
 from tilewright.passes.lower_tile_to_loops.context import Lowering
 from tilewright.passes.lower_tile_to_loops.elementwise import lanes_at
 from tilewright.passes.lower_tile_to_loops.materialise import static_axes
+from tilewright.passes.lower_tile_to_loops.page_requests import PageRequests
 from tilewright.passes.lower_tile_to_loops.pairs import Paired
 from tilewright.passes.lower_tile_to_loops.sites import Coord, Position, Site, known
 from tilewright.passes.lower_tile_to_loops.storage import ScratchTile
@@ -26,16 +27,20 @@ def pack(cx: Lowering, pair: Paired, depth: int, columns: int) -> ScratchTile:
     """The pairs of a tile in scratch, rows of 2 N elements; whoever asks for it drops it."""
     home = cx.scratch((depth // 2, 2 * columns), BF16)
     looped = 0 not in static_axes(cx, pair.source)
+    rows = columns if pair.turned else depth
+    requests = PageRequests.of(cx, pair.source, rows)
     cx.sweep += 1
-    if pair.turned:
-        for starts in _starts(cx, columns, LANES, looped=looped):
-            with starts as at:
+    # rows of one page are addressed together
+    step = LANES if pair.turned or (requests.loads and depth % LANES == 0) else 2
+    for starts in _starts(cx, rows, step, looped=looped):
+        with starts as at:
+            requests.ask(at, step)
+            if pair.turned:
                 for first in range(0, depth // 2, LANES):
                     _turn_square(cx, pair, home, at, first)
-    else:
-        for starts in _starts(cx, depth, 2, looped=looped):
-            with starts as at:
-                _interleave(cx, pair, home, at, columns)
+            else:
+                for more in range(0, step, 2):
+                    _interleave(cx, pair, home, _moved(cx, at, more), columns)
     return home
 
 
@@ -43,6 +48,10 @@ def _starts(cx: Lowering, count: int, step: int, *, looped: bool) -> list[Starts
     if looped:
         return [Starts.over(cx, 0, count, step)]
     return [Starts(cx, at) for at in range(0, count, step)]
+
+
+def _moved(cx: Lowering, start: Position, by: int) -> Position:
+    return start + by if isinstance(start, int) else cx.b.add(start, by)
 
 
 def _row(cx: Lowering, start: Position, by: int) -> Coord:
