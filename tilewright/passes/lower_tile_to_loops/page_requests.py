@@ -2,17 +2,19 @@
 
 Rows of pages lie apart, and no prefetcher of hardware follows a table. What a loop over segments brings next is known
 one segment ahead: the next step of the loads that the pairs are made of. Every block of rows asks for the same rows of
-the next segment, so that memory's time passes under the arithmetic on this one.
+the next segment, so that memory's time passes under the arithmetic on this one; a few lines at a time, because what waits
+for memory is a short queue, and more stop the core.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from xdsl.ir import BlockArgument, Operation, SSAValue
 
-from tilewright.ir.loops import BufferArg
+from tilewright.ir.loops import BufferArg, Value
 from tilewright.ir.tile.base import tile
 from tilewright.ir.tile.compute import LANES
 from tilewright.ir.tile.memory import LoadOp
@@ -24,6 +26,8 @@ from tilewright.passes.lower_tile_to_loops.prefetching import LINE
 from tilewright.passes.lower_tile_to_loops.sites import ORIGIN, Coord, Position, known
 from tilewright.passes.lower_tile_to_loops.view_kinds import PagesView
 from tilewright.passes.lower_tile_to_loops.views import Span
+
+Line: TypeAlias = tuple[BufferArg, Value]  # where one begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +42,9 @@ class PageRequests:
         """For a tile of so many rows that is evaluated where it is used."""
         return PageRequests(cx, tuple(dict.fromkeys(_stepped(cx, source, rows))))
 
-    def ask(self, at: Position, rows: int) -> None:
-        """Asks for the rows that follow those from `at` on by one step of the loop; each line once."""
-        b, asked = self.cx.b, set[tuple[BufferArg, int]]()
+    def lines(self, at: Position, rows: int) -> list[Line]:
+        """The lines of the rows that follow those from `at` on by one step of the loop."""
+        b, found = self.cx.b, dict[tuple[BufferArg, int], Line]()
         for load in self.loads:
             first, extents = self.cx.indices[load.at[0]], tile(load.out).extents
             after = Index(b.add(first.value, extents[0]), first.expr + extents[0])
@@ -55,9 +59,14 @@ class PageRequests:
                 for column in range(0, width, line):
                     spans = [Span(after, moved, extents[0]), *inner, Span(last, known(column, 1), width)]
                     place = view.place(spans, lanes, clamp=False)
-                    if place.spread is None and (place.memory, id(place.offset)) not in asked:
-                        asked.add((place.memory, id(place.offset)))
-                        b.prefetch(place.memory, place.offset, near=False)
+                    if place.spread is None:
+                        found.setdefault((place.memory, id(place.offset)), (place.memory, place.offset))
+        return list(found.values())
+
+    def ask(self, lines: list[Line], part: int, parts: int) -> None:
+        """Asks for one part of the lines."""
+        for memory, offset in lines[part::parts]:
+            self.cx.b.prefetch(memory, offset, near=False)
 
 
 def _stepped(cx: Lowering, value: SSAValue, rows: int) -> Iterator[LoadOp]:

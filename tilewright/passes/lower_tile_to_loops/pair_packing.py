@@ -34,13 +34,14 @@ def pack(cx: Lowering, pair: Paired, depth: int, columns: int) -> ScratchTile:
     step = LANES if pair.turned or (requests.loads and depth % LANES == 0) else 2
     for starts in _starts(cx, rows, step, looped=looped):
         with starts as at:
-            requests.ask(at, step)
-            if pair.turned:
-                for first in range(0, depth // 2, LANES):
+            lines = requests.lines(at, step)
+            parts = range(0, depth // 2, LANES) if pair.turned else range(0, step, 2)
+            for number, first in enumerate(parts):
+                requests.ask(lines, number, len(parts))
+                if pair.turned:
                     _turn_square(cx, pair, home, at, first)
-            else:
-                for more in range(0, step, 2):
-                    _interleave(cx, pair, home, _moved(cx, at, more), columns)
+                else:
+                    _interleave(cx, pair, home, _moved(cx, at, first), columns)
     return home
 
 
