@@ -21,6 +21,7 @@ from tilewright.ir.loops.ops import (
     Binary,
     BinaryKind,
     Bitcast,
+    Broadcast,
     Cast,
     Compare,
     Extract,
@@ -74,6 +75,8 @@ class Arithmetic(Operands):
             folded = fold_binary(kind, a, b)
             if folded is not None:
                 return folded if isinstance(folded, Value) else self.const(folded, a.type.dtype, a.type.lanes)
+            if kind in ("and", "or") and isinstance(a, Broadcast) and isinstance(b, Broadcast):
+                return self.broadcast(self.binary(kind, a.a, b.a), a.type.lanes)
             chained = reassociate(kind, a, b)
             if chained is not None:
                 return self.binary(kind, *chained)
@@ -266,7 +269,10 @@ class Arithmetic(Operands):
 
     def tail_mask(self, count: Operand, lanes: int) -> Value:
         """A mask of the first `count` lanes (any index; 0 or less: none, lanes or more: all)."""
-        clamped = self.min(self.max(self.index(count), 0), lanes)
+        count = self.index(count)
+        if not isinstance(count, Const) and divisor(count) % lanes == 0:
+            return self.broadcast(self.compare("gt", count, 0), lanes)
+        clamped = self.min(self.max(count, 0), lanes)
         if isinstance(clamped, Const) and clamped.value in (0, lanes):
             return self.const(bool(clamped.value), I1, lanes)
         return self.compare("lt", self.iota(lanes), self.cast(clamped, I32))

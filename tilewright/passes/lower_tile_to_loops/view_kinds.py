@@ -13,6 +13,7 @@ from dataclasses import replace
 from tilewright.ir.dims import minimum
 from tilewright.ir.dtypes import I64
 from tilewright.ir.loops import BufferArg, Value
+from tilewright.ir.loops.folding import divisor
 from tilewright.passes.lower_tile_to_loops.emission import Emission
 from tilewright.passes.lower_tile_to_loops.indices import Facts, Index
 from tilewright.passes.lower_tile_to_loops.sites import ORIGIN, Coord
@@ -106,15 +107,26 @@ class PagesView(View):
     def place(self, spans: Sequence[Span], lanes: int, *, clamp: bool, counts: Value | None = None) -> Place:
         b, span = self.b, spans[0]
         needed = self.conditions(span, self.extents[0], lanes)
-        where = span.lanes(b, lanes) if span.local.varies else span.first(b)
+        first = span.first(b)
+        together = span.local.varies and self._in_one_page(span, first, lanes)
+        where = span.lanes(b, lanes) if span.local.varies and not together else first
         number = opaque_span(b, self.facts, b.floordiv(where, self.page))
         # The table has an entry for every page below the length, so what the condition lets through is inside it.
         entry, checks = read_integers(self.table, [number], lanes, counts)
         within = opaque_span(b, self.facts, b.mod(where, self.page), self.page)
+        if together:
+            begin = Index(within.origin.value, self.facts.opaque() % (self.page // lanes) * lanes)
+            within = Span(begin, Coord(0, 1, align=lanes), lanes)
         inner = [opaque_span(b, self.facts, entry), within, *spans[1:]]
         place = self.source.place(inner, lanes, clamp=clamp, counts=counts)
         place.conditions += needed + checks
         return place
+
+
+    def _in_one_page(self, span: Span, first: Value, lanes: int) -> bool:
+        """Whether the lanes are known to be rows side by side of one page."""
+        dense = span.local.spread is None and span.local.step * span.scale == 1
+        return dense and self.page % lanes == 0 and divisor(first) % lanes == 0
 
 
 class SegmentView(View):
