@@ -42,8 +42,17 @@ class PageRequests:
         """For a tile of so many rows that is evaluated where it is used."""
         return PageRequests(cx, tuple(dict.fromkeys(_stepped(cx, source, rows))))
 
-    def lines(self, at: Position, rows: int) -> list[Line]:
-        """The lines of the rows that follow those from `at` on by one step of the loop."""
+    def turns(self, at: Position, rows: int, turns: int) -> Iterator[None]:
+        """Asks for the rows that follow those from `at` on by one step of the loop: in each of so many turns, when the
+        next value is taken, for its share of their lines.
+        """
+        lines = self._lines(at, rows)
+        for turn in range(turns):
+            for memory, offset in lines[turn * len(lines) // turns : (turn + 1) * len(lines) // turns]:
+                self.cx.b.prefetch(memory, offset, near=False)
+            yield
+
+    def _lines(self, at: Position, rows: int) -> list[Line]:
         b, found = self.cx.b, dict[tuple[BufferArg, int], Line]()
         for load in self.loads:
             first, extents = self.cx.indices[load.at[0]], tile(load.out).extents
@@ -62,11 +71,6 @@ class PageRequests:
                     if place.spread is None:
                         found.setdefault((place.memory, id(place.offset)), (place.memory, place.offset))
         return list(found.values())
-
-    def ask(self, lines: list[Line], part: int, parts: int) -> None:
-        """Asks for one part of the lines."""
-        for memory, offset in lines[part::parts]:
-            self.cx.b.prefetch(memory, offset, near=False)
 
 
 def _stepped(cx: Lowering, value: SSAValue, rows: int) -> Iterator[LoadOp]:

@@ -6,6 +6,8 @@ words of two elements, square by square.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from xdsl.ir import SSAValue
 
 from tilewright.ir.dtypes import BF16, F32, I16, I32
@@ -34,14 +36,14 @@ def pack(cx: Lowering, pair: Paired, depth: int, columns: int) -> ScratchTile:
     step = LANES if pair.turned or (requests.loads and depth % LANES == 0) else 2
     for starts in _starts(cx, rows, step, looped=looped):
         with starts as at:
-            lines = requests.lines(at, step)
-            parts = range(0, depth // 2, LANES) if pair.turned else range(0, step, 2)
-            for number, first in enumerate(parts):
-                requests.ask(lines, number, len(parts))
-                if pair.turned:
-                    _turn_square(cx, pair, home, at, first)
-                else:
-                    _interleave(cx, pair, home, _moved(cx, at, first), columns)
+            if pair.turned:
+                turns = requests.turns(at, step, depth // 2)
+                for first in range(0, depth // 2, LANES):
+                    _turn_square(cx, pair, home, at, first, turns)
+            else:
+                turns = requests.turns(at, step, step // 2 * -(-columns // LANES))
+                for more in range(0, step, 2):
+                    _interleave(cx, pair, home, _moved(cx, at, more), columns, turns)
     return home
 
 
@@ -67,11 +69,14 @@ def _narrow(cx: Lowering, source: SSAValue, site: Site) -> Value:
     return lanes_at(cx, source, site)
 
 
-def _interleave(cx: Lowering, pair: Paired, home: ScratchTile, at: Position, columns: int) -> None:
+def _interleave(
+    cx: Lowering, pair: Paired, home: ScratchTile, at: Position, columns: int, turns: Iterator[None]
+) -> None:
     """Rows at and at + 1 as one row of pairs."""
     b = cx.b
     start = b.mul(b.floordiv(b.index(at), 2), home.strides[0])
     for column in range(0, columns, LANES):
+        next(turns)
         words = [
             b.bitcast(_narrow(cx, pair.source, Site((_row(cx, at, n), known(column, 1)), LANES)), I16) for n in (0, 1)
         ]
@@ -80,13 +85,16 @@ def _interleave(cx: Lowering, pair: Paired, home: ScratchTile, at: Position, col
         b.store(b.bitcast(pairs, BF16), home.memory, b.add(start, 2 * column))
 
 
-def _turn_square(cx: Lowering, pair: Paired, home: ScratchTile, at: Position, first: int) -> None:
+def _turn_square(
+    cx: Lowering, pair: Paired, home: ScratchTile, at: Position, first: int, turns: Iterator[None]
+) -> None:
     """A square of words: rows from `at` on, pairs from `first` on."""
     b = cx.b
-    rows = [
-        b.bitcast(_narrow(cx, pair.source, Site((_row(cx, at, n), known(2 * first, 1)), 2 * LANES)), I32)
-        for n in range(LANES)
-    ]
+    rows = []
+    for n in range(LANES):
+        next(turns)
+        site = Site((_row(cx, at, n), known(2 * first, 1)), 2 * LANES)
+        rows.append(b.bitcast(_narrow(cx, pair.source, site), I32))
     across = b.mul(b.index(at), 2)
     for number, words in enumerate(turn(b, rows)):
         b.store(b.bitcast(words, BF16), home.memory, b.add(across, (first + number) * home.strides[0]))
