@@ -85,7 +85,7 @@ class _MatrixDot:
         if pair.load is not None:
             self.right = _packed(cx, op, pair.load)
         else:
-            self.copied = pack(cx, pair, *tile(op.b).extents)
+            self.copied = pack(cx, op, pair)
             self.right = replace(_scratch_rows(cx, self.copied), across=cx.b.index(2 * unit.columns))
         self.rows, self.columns = tile(op.out).extents
         self.depth = tile(op.a).extents[1]

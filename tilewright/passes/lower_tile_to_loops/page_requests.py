@@ -15,8 +15,9 @@ from typing import TypeAlias
 from xdsl.ir import BlockArgument, Operation, SSAValue
 
 from tilewright.ir.loops import BufferArg, Value
+from tilewright.ir.loops.folding import split
 from tilewright.ir.tile.base import tile
-from tilewright.ir.tile.compute import LANES
+from tilewright.ir.tile.compute import LANES, DotOp
 from tilewright.ir.tile.memory import LoadOp
 from tilewright.ir.tile.structure import ForOp
 from tilewright.ir.types import TileType
@@ -38,9 +39,12 @@ class PageRequests:
     loads: tuple[LoadOp, ...]
 
     @staticmethod
-    def of(cx: Lowering, source: SSAValue, rows: int) -> PageRequests:
-        """For a tile of so many rows that is evaluated where it is used."""
-        return PageRequests(cx, tuple(dict.fromkeys(_stepped(cx, source, rows))))
+    def of(cx: Lowering, op: DotOp, source: SSAValue, rows: int) -> PageRequests:
+        """For a dot whose right-hand side is made of `source`, a tile of so many rows. What the other operands load
+        of them is asked for, too.
+        """
+        operands = [operand for value in (source, op.a, op.acc) for operand in _stepped(cx, value, rows)]
+        return PageRequests(cx, tuple(dict.fromkeys(operands)))
 
     def turns(self, at: Position, rows: int, turns: int) -> Iterator[None]:
         """Asks for the rows that follow those from `at` on by one step of the loop: in each of so many turns, when the
@@ -53,7 +57,7 @@ class PageRequests:
             yield
 
     def _lines(self, at: Position, rows: int) -> list[Line]:
-        b, found = self.cx.b, dict[tuple[BufferArg, int], Line]()
+        b, found = self.cx.b, dict[tuple[BufferArg, int, int], Line]()
         for load in self.loads:
             first, extents = self.cx.indices[load.at[0]], tile(load.out).extents
             after = Index(b.add(first.value, extents[0]), first.expr + extents[0])
@@ -69,22 +73,21 @@ class PageRequests:
                     spans = [Span(after, moved, extents[0]), *inner, Span(last, known(column, 1), width)]
                     place = view.place(spans, lanes, clamp=False)
                     if place.spread is None:
-                        found.setdefault((place.memory, id(place.offset)), (place.memory, place.offset))
+                        base, more = split(place.offset)
+                        found.setdefault((place.memory, id(base), more // line), (place.memory, place.offset))
         return list(found.values())
 
 
 def _stepped(cx: Lowering, value: SSAValue, rows: int) -> Iterator[LoadOp]:
-    """Loads of pages behind a tile whose next step is that of the loop around them."""
+    """Loads of pages behind a tile, up to other dots, whose next step is that of the loop around them."""
     op = value.owner
-    if value in cx.tiles or not isinstance(op, Operation):
-        return
     if isinstance(op, LoadOp):
         start = op.at[0]
         loop = start.owner.parent_op() if isinstance(start, BlockArgument) else None
         if isinstance(loop, ForOp) and loop.coordinate is start and loop.step.data == rows == tile(op.out).extents[0]:
             if isinstance(cx.views.get(op.source), PagesView):
                 yield op
-        return
-    for operand in op.operands:
-        if isinstance(operand.type, TileType):
-            yield from _stepped(cx, operand, rows)
+    elif isinstance(op, Operation) and not isinstance(op, (DotOp, ForOp)):
+        for operand in op.operands:
+            if isinstance(operand.type, TileType):
+                yield from _stepped(cx, operand, rows)

@@ -13,7 +13,7 @@ from xdsl.ir import SSAValue
 from tilewright.ir.dtypes import BF16, F32, I16, I32
 from tilewright.ir.loops import Value
 from tilewright.ir.tile.base import tile
-from tilewright.ir.tile.compute import LANES, CastOp
+from tilewright.ir.tile.compute import LANES, CastOp, DotOp
 from tilewright.passes.lower_tile_to_loops.context import Lowering
 from tilewright.passes.lower_tile_to_loops.elementwise import lanes_at
 from tilewright.passes.lower_tile_to_loops.materialise import static_axes
@@ -25,12 +25,13 @@ from tilewright.passes.lower_tile_to_loops.sweeps import Starts
 from tilewright.passes.lower_tile_to_loops.transposes import turn
 
 
-def pack(cx: Lowering, pair: Paired, depth: int, columns: int) -> ScratchTile:
-    """The pairs of a tile in scratch, rows of 2 N elements; whoever asks for it drops it."""
+def pack(cx: Lowering, op: DotOp, pair: Paired) -> ScratchTile:
+    """The pairs of a dot's right-hand side in scratch, rows of 2 N elements; whoever asks for it drops it."""
+    depth, columns = tile(op.b).extents
     home = cx.scratch((depth // 2, 2 * columns), BF16)
     looped = 0 not in static_axes(cx, pair.source)
     rows = columns if pair.turned else depth
-    requests = PageRequests.of(cx, pair.source, rows)
+    requests = PageRequests.of(cx, op, pair.source, rows)
     cx.sweep += 1
     # rows of one page are addressed together
     step = LANES if pair.turned or (requests.loads and depth % LANES == 0) else 2
