@@ -19,7 +19,7 @@ from tilewright.passes.lower_tile_to_loops.elementwise import lanes_at
 from tilewright.passes.lower_tile_to_loops.materialise import static_axes
 from tilewright.passes.lower_tile_to_loops.page_requests import PageRequests
 from tilewright.passes.lower_tile_to_loops.pairs import Paired
-from tilewright.passes.lower_tile_to_loops.sites import Coord, Position, Site, known
+from tilewright.passes.lower_tile_to_loops.sites import Coord, Position, Site, known, shifted
 from tilewright.passes.lower_tile_to_loops.storage import ScratchTile
 from tilewright.passes.lower_tile_to_loops.sweeps import Starts
 from tilewright.passes.lower_tile_to_loops.transposes import turn
@@ -65,9 +65,14 @@ def _row(cx: Lowering, start: Position, by: int) -> Coord:
 def _narrow(cx: Lowering, source: SSAValue, site: Site) -> Value:
     """Elements for the unit, which takes subnormal numbers as zeros: f32 ones may be so rounded, too."""
     op = source.owner
-    if isinstance(op, CastOp) and source not in cx.tiles and tile(op.source).dtype is F32:
+    if not isinstance(op, CastOp) or source in cx.tiles or tile(op.source).dtype is not F32:
+        return lanes_at(cx, source, site)
+    if site.lanes == LANES:
         return cx.b.cast(lanes_at(cx, op.source, site), BF16, flush=True)
-    return lanes_at(cx, source, site)
+    # a vector of f32 at a time: bytes are widened as they are loaded
+    row, column = site.coords
+    halves = [lanes_at(cx, op.source, Site((row, shifted(cx.b, column, n)), LANES)) for n in (0, LANES)]
+    return cx.b.cast(cx.b.shuffle(halves[0], range(2 * LANES), halves[1]), BF16, flush=True)
 
 
 def _interleave(
