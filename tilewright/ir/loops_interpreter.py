@@ -26,7 +26,7 @@ from tilewright.ir.loops.elementwise import (
 )
 from tilewright.ir.loops.kernel import LoopKernel
 from tilewright.ir.loops.matrix import MatrixDot, MatrixLoad, MatrixOp, MatrixStore, MatrixZero
-from tilewright.ir.loops.matrix_reference import multiply_add
+from tilewright.ir.loops.matrix_reference import flushed, multiply_add
 from tilewright.ir.loops.memory import Memory
 from tilewright.ir.loops.values import Const, DimValue, ThreadCount, ThreadId, Value, VectorConst
 
@@ -212,8 +212,10 @@ class _Thread:
             case ops.Select(_, condition, a, b):
                 on, x, y = self.reads(condition), self.reads(a), self.reads(b)
                 return lambda: np.where(on(), x(), y())
-            case ops.Cast(type_, a):
+            case ops.Cast(type_, a, _, flush):
                 x, source, target = self.reads(a), a.type.dtype, type_.dtype
+                if flush:
+                    return lambda: cast(flushed(x()), source, target)
                 return lambda: cast(x(), source, target)
             case ops.Bitcast(type_, a):
                 x, target = self.reads(a), type_.dtype

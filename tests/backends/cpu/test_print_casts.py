@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from tests.backends.cpu.native_kernel import NativeKernel
 from tests.backends.cpu.op_cases import ALL, Case, every_printer, grid, run_cases, same
@@ -24,6 +25,17 @@ def _normal(arrays: list[np.ndarray]) -> list[np.ndarray]:
 @grid
 def test_numbers_known_to_be_normal_are_rounded_alike(cpu: str, lanes: int, rng: np.random.Generator) -> None:
     run_cases([Case("normal", (F32,), lambda b, x: b.cast(x, BF16, normal=True), _normal)], lanes, cpu, rng, rounds=11)
+
+
+def _without_nan(arrays: list[np.ndarray]) -> list[np.ndarray]:
+    return [np.where(np.isnan(arrays[0]), np.float32(1e-39), arrays[0])]
+
+
+@pytest.mark.parametrize("lanes", [1, 16, 32])
+@every_printer
+def test_subnormal_numbers_can_be_made_zeros_of_their_sign(cpu: str, lanes: int, rng: np.random.Generator) -> None:
+    cases = [Case("flush", (F32,), lambda b, x: b.cast(x, BF16, flush=True), _without_nan)]
+    run_cases(cases, lanes, cpu, rng, rounds=11)
 
 
 @every_printer

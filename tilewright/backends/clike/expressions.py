@@ -104,8 +104,11 @@ class Expressions:
     def select(self, condition: str, a: str, b: str) -> str:
         return f"({condition} ? {a} : {b})"
 
-    def cast(self, source: DType, target: DType, a: str) -> str:
+    def cast(self, source: DType, target: DType, a: str, *, flush: bool = False) -> str:
         """`Cast` of the loop IR, by way of f32 for 16-bit floats and of i32 for narrow integers."""
+        if flush:
+            # 0 keeps the sign of a product
+            a = f"(fabsf({a}) < {self.literal(2.0**-126, F32)} ? 0.0f * {a} : {a})"
         if source is target:
             return a
         if source in (BF16, F16):

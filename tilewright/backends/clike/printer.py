@@ -347,7 +347,7 @@ _PRINT: Final[dict[type, Callable[[CLike, Any], None]]] = {
     Fma: lambda p, op: p.define(op, p.fma(op.type.dtype, p.at(op.a), p.at(op.b), p.at(op.c))),
     Compare: lambda p, op: p.define(op, p.compare(op.predicate, p.at(op.a), p.at(op.b))),
     Select: lambda p, op: p.define(op, p.select(p.at(op.condition), p.at(op.a), p.at(op.b))),
-    Cast: lambda p, op: p.define(op, p.cast(op.a.type.dtype, op.type.dtype, p.at(op.a))),
+    Cast: lambda p, op: p.define(op, p.cast(op.a.type.dtype, op.type.dtype, p.at(op.a), flush=op.flush)),
     Bitcast: CLike.bits,
     Broadcast: CLike.lane_of,
     Extract: CLike.lane_of,

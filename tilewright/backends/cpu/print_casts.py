@@ -1,6 +1,7 @@
 """`Cast` of the loop IR as MLIR lines: torch's conversions, with the same bits on every CPU class.
 
-bf16 is rounded by integer arithmetic, but for numbers known to be normal: the native instruction flushes subnormals.
+bf16 is rounded by integer arithmetic, but for numbers known to be normal, or that may be flushed: the native instruction
+flushes subnormals. Small integers are bf16 numbers: the upper half of their f32.
 """
 
 from __future__ import annotations
@@ -9,22 +10,29 @@ from typing import Final
 
 from tilewright.backends.cpu.emitter import Emitter, type_text
 from tilewright.backends.cpu.print_arithmetic import binary, bitcast, compare, select
-from tilewright.ir.dtypes import BF16, F16, F32, F64, I1, I32, I64, DType
+from tilewright.ir.dtypes import BF16, F16, F32, F64, I1, I8, I32, I64, U8, DType
 from tilewright.ir.loops import ValueType, vec
 
 _QUIET_NAN: Final = 0x7FC0
+_LEAST_NORMAL: Final = 0x00800000  # as bits
+_EXACT_IN_BF16: Final = (I1, I8, U8)
 
 
-def cast(e: Emitter, source: ValueType, target: DType, a: str, *, normal: bool = False) -> str:
-    """A value of type `source` as lanes of `target`; see `Cast` for those that are known to be normal."""
+def cast(
+    e: Emitter, source: ValueType, target: DType, a: str, *, normal: bool = False, flush: bool = False
+) -> str:
+    """A value of type `source` as lanes of `target`; see `Cast` for those that are known or made to be normal."""
     lanes, here = source.lanes, source.dtype
-    if normal and e.cpu.narrowing and lanes == e.cpu.lanes:
-        short = f"vector<{lanes}xbf16>"
-        name = "llvm.x86.avx512bf16.cvtneps2bf16.512"
-        narrow = e.emit(f'llvm.call_intrinsic "{name}"({a}) : ({type_text(source)}) -> {short}')
-        return e.emit(f"llvm.bitcast {narrow} : {short} to {type_text(vec(target, lanes))}")
+    if (normal or flush) and e.cpu.narrowing and lanes in (e.cpu.lanes, 2 * e.cpu.lanes):
+        return _narrow_natively(e, source, target, a)
+    if flush:
+        return cast(e, source, target, _flushed(e, lanes, a))
     if here is target:
         return a
+    if target is BF16 and here in _EXACT_IN_BF16:
+        words = vec(I32, lanes)
+        bits = bitcast(e, vec(F32, lanes), words, cast(e, source, F32, a))
+        return _upper_half(e, lanes, bits)
     if here is BF16 or here is F16:
         wide = _widen_bf16(e, lanes, a) if here is BF16 else _widen_f16(e, lanes, a)
         return cast(e, vec(F32, lanes), target, wide)
@@ -79,6 +87,36 @@ def _narrow_bf16(e: Emitter, lanes: int, a: str) -> str:
     nan = compare(e, "ne", floats, a, a)
     fixed = select(e, nan, words, e.constant(_QUIET_NAN, I32, lanes), rounded)
     return e.emit(f"arith.trunci {fixed} : {type_text(words)} to {type_text(vec(BF16, lanes))}")
+
+
+def _upper_half(e: Emitter, lanes: int, bits: str) -> str:
+    words = vec(I32, lanes)
+    upper = binary(e, "ushr", words, bits, e.constant(16, I32, lanes))
+    return e.emit(f"arith.trunci {upper} : {type_text(words)} to {type_text(vec(BF16, lanes))}")
+
+
+def _narrow_natively(e: Emitter, source: ValueType, target: DType, a: str) -> str:
+    """One instruction for one vector, and one for two."""
+    lanes, one = source.lanes, e.cpu.lanes
+    short, kind = f"vector<{lanes}xbf16>", type_text(source)
+    if lanes == one:
+        call = f'"llvm.x86.avx512bf16.cvtneps2bf16.512"({a}) : ({kind}) -> {short}'
+    else:
+        half = type_text(vec(F32, one))
+        low, high = (e.emit(f"vector.shuffle {a}, {a} {list(range(n, n + one))} : {kind}, {kind}") for n in (0, one))
+        call = f'"llvm.x86.avx512bf16.cvtne2ps2bf16.512"({high}, {low}) : ({half}, {half}) -> {short}'
+    narrow = e.emit(f"llvm.call_intrinsic {call}")
+    return e.emit(f"llvm.bitcast {narrow} : {short} to {type_text(vec(target, lanes))}")
+
+
+def _flushed(e: Emitter, lanes: int, a: str) -> str:
+    """Subnormal numbers as zeros of their sign."""
+    words, floats = vec(I32, lanes), vec(F32, lanes)
+    bits = bitcast(e, floats, words, a)
+    sign = binary(e, "and", words, bits, e.constant(-(1 << 31), I32, lanes))
+    magnitude = binary(e, "xor", words, bits, sign)
+    small = compare(e, "lt", words, magnitude, e.constant(_LEAST_NORMAL, I32, lanes))
+    return bitcast(e, words, floats, select(e, small, words, sign, bits))
 
 
 def _half_text(lanes: int) -> str:

@@ -206,7 +206,8 @@ class _KernelPrinter(Operands):
         self.names[op] = arithmetic.select(self.e, condition, op.type, self.name(op.a), self.name(op.b), lanes)
 
     def cast(self, op: Cast) -> None:
-        self.names[op] = cast(self.e, op.a.type, op.type.dtype, self.name(op.a), normal=op.normal)
+        how = {"normal": op.normal, "flush": op.flush}
+        self.names[op] = cast(self.e, op.a.type, op.type.dtype, self.name(op.a), **how)
 
     def bitcast(self, op: Bitcast) -> None:
         self.names[op] = arithmetic.bitcast(self.e, op.a.type, op.type, self.name(op.a))

@@ -142,11 +142,11 @@ class QuantizedPagedAttentionOp(GraphOp):
                 pages = rows // page
                 close = near_table[r].long()[(near - begin) // page] * page + near % page
                 keys = self._decoded(k[rows]) * at_least_f32(k_scales[pages]) + at_least_f32(k_lows[pages])
-                # stored numbers are of q's precision, as they are in the products
+                # keys are of q's precision, as they are in the products
                 keys = torch.cat([at_least_f32(keys.to(q.dtype)), at_least_f32(near_k[close])])
                 held = self._decoded(v[rows]) * at_least_f32(v_scales[rows, :, None])
-                held = held + at_least_f32(v_lows[rows, :, None])
-                held = torch.cat([at_least_f32(held.to(q.dtype)), at_least_f32(near_v[close])])
+                # codes are numbers of any dtype, their scale belongs to the weights
+                held = torch.cat([held + at_least_f32(v_lows[rows, :, None]), at_least_f32(near_v[close])])
                 keys, held = (x.repeat_interleave(self.group, 1).transpose(0, 1) for x in (keys, held))
                 logits = (keys @ at_least_f32(q[t])[:, :, None])[..., 0] * self.scale.data
                 if self.softcap.data:

@@ -7,12 +7,21 @@ from collections.abc import Mapping, Sequence
 from tilewright.errors import IRError
 from tilewright.ir.dims import Atom, Expr, ExprLike
 from tilewright.ir.dtypes import BF16, F32, I1, I32, DType
-from tilewright.ir.loops.folding import COMMUTATIVE, fold_binary, fold_compare, reassociate
+from tilewright.ir.loops.folding import (
+    COMMUTATIVE,
+    beyond_multiple,
+    divisor,
+    fold_binary,
+    fold_compare,
+    reassociate,
+    split,
+)
 from tilewright.ir.loops.operands import Operand, Operands
 from tilewright.ir.loops.ops import (
     Binary,
     BinaryKind,
     Bitcast,
+    Broadcast,
     Cast,
     Compare,
     Extract,
@@ -25,7 +34,7 @@ from tilewright.ir.loops.ops import (
     Unary,
     UnaryKind,
 )
-from tilewright.ir.loops.values import Const, Value, mask, scalar, vec
+from tilewright.ir.loops.values import INDEX, Const, Value, mask, scalar, vec
 
 
 class Arithmetic(Operands):
@@ -66,10 +75,35 @@ class Arithmetic(Operands):
             folded = fold_binary(kind, a, b)
             if folded is not None:
                 return folded if isinstance(folded, Value) else self.const(folded, a.type.dtype, a.type.lanes)
+            if kind in ("and", "or") and isinstance(a, Broadcast) and isinstance(b, Broadcast):
+                return self.broadcast(self.binary(kind, a.a, b.a), a.type.lanes)
             chained = reassociate(kind, a, b)
             if chained is not None:
                 return self.binary(kind, *chained)
+            shared = self._shared(kind, a, b) if a.type is INDEX else None
+            if shared is not None:
+                return shared
         return self._pure((kind, id(a), id(b)), Binary(a.type, kind, a, b))
+
+    def _shared(self, kind: BinaryKind, a: Value, b: Value) -> Value | None:
+        """An index in a form that its neighbours share: constants are added last, and quotients are those of what
+        lies between the same multiples.
+        """
+        if kind == "add" and not isinstance(b, Const):
+            (x, m), (y, n) = split(a), split(b)
+            return self.add(self.add(x, y), m + n) if m or n else None
+        if kind not in ("floordiv", "mod") or not isinstance(b, Const) or b.value <= 0:
+            return None
+        by = int(b.value)
+        base, more = split(a)
+        if divisor(base) % by == 0 and (more or kind == "mod"):
+            return self.add(self.floordiv(base, by), more // by) if kind == "floordiv" else self.index(more % by)
+        found = beyond_multiple(a, by)
+        if found is None:
+            return None
+        x, multiple, rest = found
+        whole = self.binary(kind, self.add(x, multiple), by)
+        return whole if kind == "floordiv" else self.add(whole, rest)
 
     def add(self, a: Operand, b: Operand) -> Value:
         return self.binary("add", a, b)
@@ -164,6 +198,11 @@ class Arithmetic(Operands):
         known = fold_compare(predicate, a, b)
         if known is not None:
             return self.const(known, I1, a.type.lanes)
+        if a.type is INDEX and predicate in ("lt", "ge"):
+            # multiples of a number on both sides: less than that beside one of them decides nothing
+            found = beyond_multiple(a, divisor(b)) if divisor(b) else beyond_multiple(a, divisor(split(a)[0]))
+            if found is not None:
+                return self.compare(predicate, self.add(found[0], found[1]), b)
         return self._pure((predicate, id(a), id(b)), Compare(mask(a.type.lanes), predicate, a, b))
 
     def select(self, condition: Value, a: Operand, b: Operand) -> Value:
@@ -187,14 +226,16 @@ class Arithmetic(Operands):
         """min(max(a, low), high) in the plain form; a NaN becomes `low`."""
         return self.min(self.max(a, low), high)
 
-    def cast(self, a: Value, dtype: DType, *, normal: bool = False) -> Value:
-        """The number in another dtype; see `Cast` for the rounding, and for numbers known to be normal."""
+    def cast(self, a: Value, dtype: DType, *, normal: bool = False, flush: bool = False) -> Value:
+        """The number in another dtype; see `Cast` for the rounding, and for numbers known or made to be normal."""
         if a.type.dtype is dtype:
             return a
         if isinstance(a, Const) and not a.type.dtype.is_float and not dtype.is_float:
             return self.const(a.value, dtype, a.type.lanes)
-        normal = normal and (a.type.dtype, dtype) == (F32, BF16)
-        return self._pure(("cast", dtype.name, normal, id(a)), Cast(vec(dtype, a.type.lanes), a, normal))
+        rounds = (a.type.dtype, dtype) == (F32, BF16)
+        normal, flush = normal and rounds, flush and rounds
+        made = Cast(vec(dtype, a.type.lanes), a, normal, flush)
+        return self._pure(("cast", dtype.name, normal, flush, id(a)), made)
 
     def bitcast(self, a: Value, dtype: DType) -> Value:
         """The same bits as lanes of `dtype`."""
@@ -228,7 +269,10 @@ class Arithmetic(Operands):
 
     def tail_mask(self, count: Operand, lanes: int) -> Value:
         """A mask of the first `count` lanes (any index; 0 or less: none, lanes or more: all)."""
-        clamped = self.min(self.max(self.index(count), 0), lanes)
+        count = self.index(count)
+        if not isinstance(count, Const) and divisor(count) % lanes == 0:
+            return self.broadcast(self.compare("gt", count, 0), lanes)
+        clamped = self.min(self.max(count, 0), lanes)
         if isinstance(clamped, Const) and clamped.value in (0, lanes):
             return self.const(bool(clamped.value), I1, lanes)
         return self.compare("lt", self.iota(lanes), self.cast(clamped, I32))

@@ -14,16 +14,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
+from math import gcd
 from types import TracebackType
 
 from tilewright.errors import IRError
 from tilewright.ir.dtypes import I32, I64, DType
 from tilewright.ir.loops.arithmetic import Arithmetic
+from tilewright.ir.loops.folding import divisor
 from tilewright.ir.loops.kernel import LoopKernel
 from tilewright.ir.loops.matrix import MatrixDot, MatrixLoad, MatrixRegister, MatrixStore, MatrixZero
 from tilewright.ir.loops.memory import BufferArg, Memory, Scratch
 from tilewright.ir.loops.operands import Operand
-from tilewright.ir.loops.ops import Block, For, Gather, If, Load, Op, Prefetch, Scatter, Store
+from tilewright.ir.loops.ops import Block, Broadcast, For, Gather, If, Load, Op, Prefetch, Scatter, Store
 from tilewright.ir.loops.values import BOOL, INDEX, Argument, Const, DimValue, Result, ThreadCount, ThreadId, Value, vec
 
 
@@ -120,6 +122,14 @@ class LoopBuilder(Arithmetic):
             where = self.add(self.index(offset), self.cast(indices, I64))
             return self.load(memory, where, mask=mask, fill=fill)
         mask, filled = self._masked(mask, fill, memory.dtype, lanes)
+        if isinstance(mask, Broadcast):
+            # one condition for all lanes: a branch, instead of one a lane where machines have no gather of the dtype
+            branch, outside = self.branch(mask.a), filled or self.const(0, memory.dtype, lanes)
+            with branch.then():
+                branch.give(self.gather(memory, offset, indices))
+            with branch.otherwise():
+                branch.give(outside)
+            return branch.results[0]
         made = Gather(vec(memory.dtype, lanes), memory, self.index(offset), indices, mask, filled)
         self._append(made)
         return made
@@ -250,7 +260,7 @@ class LoopScope:
         self, builder: LoopBuilder, lo: Value, hi: Value, step: Value, inits: tuple[Value, ...], unroll: int, name: str
     ) -> None:
         self._builder = builder
-        self.index: Value = Argument(INDEX, name)
+        self.index: Value = Argument(INDEX, name, gcd(divisor(lo), divisor(step)))
         self.carries: tuple[Value, ...] = tuple(Argument(v.type, f"c{n}") for n, v in enumerate(inits))
         body = Block((self.index, *self.carries))  # type: ignore[arg-type]  # they are Arguments
         self.results: tuple[Value, ...] = tuple(Result(v.type, f"{name}_r{n}") for n, v in enumerate(inits))

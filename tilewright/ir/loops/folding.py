@@ -7,9 +7,10 @@ is needed. Only integer and mask identities are used: they hold for every bit pa
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import gcd
 
-from tilewright.ir.loops.ops import Binary, BinaryKind, Predicate
-from tilewright.ir.loops.values import Const, Value, rounded
+from tilewright.ir.loops.ops import Binary, BinaryKind, Predicate, Select
+from tilewright.ir.loops.values import INDEX, Argument, Const, Value, rounded
 
 COMMUTATIVE = frozenset({"add", "mul", "and", "or", "xor", "min", "max"})
 
@@ -74,6 +75,54 @@ def fold_binary(kind: BinaryKind, a: Value, b: Value) -> Value | int | None:
             case "and" | "or" | "min" | "max":
                 return a
     return None
+
+
+_DEPTH = 8  # ops that `divisor` looks through
+
+
+def divisor(value: Value, depth: int = _DEPTH) -> int:
+    """A number that divides an index: 0 for 0, 1 where nothing is known."""
+    match value:
+        case Const(value=number):
+            return abs(int(number))
+        case Argument(divisor=known):
+            return known
+        case Binary() if depth:
+            return _divisor_of(value, depth - 1)
+        case Select(a=a, b=b) if depth:
+            return gcd(divisor(a, depth - 1), divisor(b, depth - 1))
+    return 1
+
+
+def _divisor_of(op: Binary, depth: int) -> int:
+    match op.kind:
+        case "add" | "sub" | "min" | "max":
+            left = divisor(op.a, depth)
+            return left if left == 1 else gcd(left, divisor(op.b, depth))
+        case "mul":
+            return divisor(op.a, depth) * divisor(op.b, depth)
+        case "floordiv" if isinstance(op.b, Const) and op.b.value:
+            found, by = divisor(op.a, depth), abs(int(op.b.value))
+            return found // by if found % by == 0 else 1
+    return 1
+
+
+def split(value: Value) -> tuple[Value, int]:
+    """x + 3 as (x, 3)."""
+    if isinstance(value, Binary) and value.kind == "add" and isinstance(value.b, Const):
+        return value.a, int(value.b.value)
+    return value, 0
+
+
+def beyond_multiple(a: Value, by: int) -> tuple[Value, int, int] | None:
+    """An index a = x + m + r, as (x, m, r), where x + m is a multiple of some divisor of `by` larger than r >= 0.
+
+    So a and x + m lie between the same two multiples of `by`: a // by == (x + m) // by. None where r would be 0.
+    """
+    base, more = split(a)
+    shared = gcd(divisor(base), by)
+    rest = more % shared if shared else more
+    return (base, more - rest, rest) if rest else None
 
 
 def reassociate(kind: BinaryKind, a: Value, b: Value) -> tuple[Value, int] | None:

@@ -97,11 +97,12 @@ class Cast(Value):
     integer -> float: to nearest even. integer -> integer: sign or zero extended, or low bits.
     anything -> i1: nonzero (NaN too). i1 -> anything: 0 or 1.
     normal: of f32 -> bf16, that the number is not subnormal, and that a NaN may become any NaN: machines have an
-    instruction for that.
+    instruction for that. flush: of f32 -> bf16, the same of any number, subnormal ones becoming zeros of their sign.
     """
 
     a: Value
     normal: bool = False
+    flush: bool = False
 
 
 @dataclass(slots=True, eq=False)

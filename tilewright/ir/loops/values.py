@@ -96,9 +96,10 @@ class ThreadCount(Value):
 
 @dataclass(slots=True, eq=False)
 class Argument(Value):
-    """A loop's counter or a carried value, inside the body."""
+    """A loop's counter or a carried value, inside the body. divisor: of an integer, a number that divides it."""
 
     hint: str
+    divisor: int = 1
 
 
 @dataclass(slots=True, eq=False)

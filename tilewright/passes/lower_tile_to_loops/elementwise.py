@@ -19,6 +19,7 @@ from tilewright.passes.lower_tile_to_loops import rearrangement, scalar_function
 from tilewright.passes.lower_tile_to_loops.context import Lowering
 from tilewright.passes.lower_tile_to_loops.loads import load
 from tilewright.passes.lower_tile_to_loops.lookups import lookup
+from tilewright.passes.lower_tile_to_loops.pairs import multiplied_by_unit
 from tilewright.passes.lower_tile_to_loops.sites import ORIGIN, Coord, Site, lane_positions
 
 
@@ -67,7 +68,8 @@ def _map(cx: Lowering, op: compute.MapOp, site: Site) -> Value:
 def _cast(cx: Lowering, op: compute.CastOp, site: Site) -> Value:
     source = op.source.owner
     normal = isinstance(source, compute.MapOp) and source.fn.data in scalar_functions.NORMAL
-    return cx.b.widened(evaluate(cx, op.source, site), DTYPES[op.dtype.data], normal=normal)
+    flush = not normal and all(multiplied_by_unit(use.operation, op.out, cx.machine.rules) for use in op.out.uses)
+    return cx.b.widened(evaluate(cx, op.source, site), DTYPES[op.dtype.data], normal=normal, flush=flush)
 
 
 def _broadcast(cx: Lowering, op: compute.BroadcastOp, site: Site) -> Value:

@@ -33,9 +33,9 @@ class Emission(LoopBuilder):
         self._wider[made] = value
         return made
 
-    def widened(self, value: Value, dtype: DType, *, normal: bool = False) -> Value:
-        """A cast, from what the value was before it was narrowed. normal: see `Cast`."""
-        return self.cast(self._wider.get(value, value), dtype, normal=normal)
+    def widened(self, value: Value, dtype: DType, *, normal: bool = False, flush: bool = False) -> Value:
+        """A cast, from what the value was before it was narrowed. normal, flush: see `Cast`."""
+        return self.cast(self._wider.get(value, value), dtype, normal=normal, flush=flush)
 
     def open_ops(self) -> list[Op]:
         """The ops of the open block so far, for whoever rewrites what was just added."""

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from xdsl.ir import Operation
+from xdsl.ir import Operation, SSAValue
 
-from tilewright.ir.dtypes import BF16, I32
+from tilewright.ir.dtypes import BF16, F32, I16, I32
+from tilewright.ir.loops import Value
 from tilewright.ir.tile.base import tile
-from tilewright.ir.tile.compute import LANES, DotOp
+from tilewright.ir.tile.compute import LANES, CastOp, DotOp
 from tilewright.passes.lower_tile_to_loops.context import Lowering
 from tilewright.passes.lower_tile_to_loops.elementwise import lanes_at
 from tilewright.passes.lower_tile_to_loops.materialise import static_axes
+from tilewright.passes.lower_tile_to_loops.page_requests import PageRequests
 from tilewright.passes.lower_tile_to_loops.pairs import Paired, paired
-from tilewright.passes.lower_tile_to_loops.sites import Coord, Position, Site, known
+from tilewright.passes.lower_tile_to_loops.sites import Coord, Position, Site, known, shifted
 from tilewright.passes.lower_tile_to_loops.storage import Pairs, ScratchTile
 from tilewright.passes.lower_tile_to_loops.sweeps import Starts
 from tilewright.passes.lower_tile_to_loops.transposes import turn
@@ -32,9 +34,7 @@ def pack(cx: Lowering, op: DotOp, pair: Paired, width: int) -> ScratchTile:
     held = cx.pairs.get((pair.source, pair.turned))
     if held is None:
         sharing = [o for o in _later(op) if _same(paired(o, cx.machine.rules), pair)]
-        depth, columns = tile(op.b).extents
-        home = _packed(cx, pair, depth, columns, width)
-        held = cx.pairs[pair.source, pair.turned] = Pairs(home, [op, *sharing])
+        held = cx.pairs[pair.source, pair.turned] = Pairs(_packed(cx, op, pair, width), [op, *sharing])
     return held.home
 
 
@@ -58,20 +58,44 @@ def _same(one: Paired | None, other: Paired) -> bool:
     return one is not None and one.load is None and (one.source, one.turned) == (other.source, other.turned)
 
 
-def _packed(cx: Lowering, pair: Paired, depth: int, columns: int, width: int) -> ScratchTile:
-    home = cx.scratch((columns // width * (depth // 2), 2 * width), BF16)
+def _packed(cx: Lowering, op: DotOp, pair: Paired, width: int) -> ScratchTile:
+    depth, columns = tile(op.b).extents
+    panels = _Panels(cx, cx.scratch((columns // width * (depth // 2), 2 * width), BF16), depth, width)
     looped = 0 not in static_axes(cx, pair.source)
+    rows = columns if pair.turned else depth
+    requests = PageRequests.of(cx, op, pair.source, rows)
     cx.sweep += 1
-    if pair.turned:
-        for starts in _starts(cx, columns, LANES, looped=looped):
-            with starts as at:
+    # rows of one page are addressed together
+    step = LANES if pair.turned or (requests.loads and depth % LANES == 0) else 2
+    for starts in _starts(cx, rows, step, looped=looped):
+        with starts as at:
+            if pair.turned:
+                turns = requests.turns(at, step, depth // 2)
                 for first in range(0, depth // 2, LANES):
-                    _turn_square(cx, pair, home, at, first, depth)
-    else:
-        for starts in _starts(cx, depth, 2, looped=looped):
-            with starts as at:
-                _interleave(cx, pair, home, at, depth, columns)
-    return home
+                    _turn_square(cx, pair, panels, at, first, turns)
+            else:
+                turns = requests.turns(at, step, step // 2 * -(-columns // LANES))
+                for more in range(0, step, 2):
+                    _interleave(cx, pair, panels, _moved(cx, at, more), columns, turns)
+    return panels.home
+
+
+class _Panels:
+    """Where pairs go: panels [K/2, width, 2], one after the other."""
+
+    def __init__(self, cx: Lowering, home: ScratchTile, depth: int, width: int) -> None:
+        self.cx, self.home, self.row, self.panel, self.width = cx, home, 2 * width, depth * width, width
+
+    def write(self, pairs: Value, k: Position, column: Position) -> None:
+        """LANES pairs of bf16 side by side: pair k of the columns from `column`, a multiple of LANES, on."""
+        b = self.cx.b
+        if isinstance(column, int):
+            across: Value | int = column // self.width * self.panel + column % self.width * 2
+        else:
+            across = b.mul(b.floordiv(column, self.width), self.panel)
+            if self.width > LANES:
+                across = b.add(across, b.mul(b.mod(column, self.width), 2))
+        b.store(b.bitcast(pairs, BF16), self.home.memory, b.add(b.mul(b.index(k), self.row), across))
 
 
 def _starts(cx: Lowering, count: int, step: int, *, looped: bool) -> list[Starts]:
@@ -80,36 +104,51 @@ def _starts(cx: Lowering, count: int, step: int, *, looped: bool) -> list[Starts
     return [Starts(cx, at) for at in range(0, count, step)]
 
 
+def _moved(cx: Lowering, start: Position, by: int) -> Position:
+    return start + by if isinstance(start, int) else cx.b.add(start, by)
+
+
 def _row(cx: Lowering, start: Position, by: int) -> Coord:
     return known(start + by) if isinstance(start, int) else Coord(cx.b.add(start, by))
 
 
-def _interleave(cx: Lowering, pair: Paired, home: ScratchTile, at: Position, depth: int, columns: int) -> None:
+def _narrow(cx: Lowering, source: SSAValue, site: Site) -> Value:
+    """Elements for the unit, which takes subnormal numbers as zeros: f32 ones may be so rounded, too."""
+    op = source.owner
+    if not isinstance(op, CastOp) or source in cx.tiles or tile(op.source).dtype is not F32:
+        return lanes_at(cx, source, site)
+    if site.lanes == LANES:
+        return cx.b.cast(lanes_at(cx, op.source, site), BF16, flush=True)
+    # a vector of f32 at a time: bytes are widened as they are loaded
+    row, column = site.coords
+    halves = [lanes_at(cx, op.source, Site((row, shifted(cx.b, column, n)), LANES)) for n in (0, LANES)]
+    return cx.b.cast(cx.b.shuffle(halves[0], range(2 * LANES), halves[1]), BF16, flush=True)
+
+
+def _interleave(
+    cx: Lowering, pair: Paired, panels: _Panels, at: Position, columns: int, turns: Iterator[None]
+) -> None:
     """Rows at and at + 1 as one row of pairs."""
     b = cx.b
-    pattern = [n // 2 + (n % 2) * LANES for n in range(2 * LANES)]
-    width = home.strides[0] // 2
-    start = b.mul(b.index(at), width)
+    k = at // 2 if isinstance(at, int) else b.floordiv(at, 2)
     for column in range(0, columns, LANES):
-        even, odd = (lanes_at(cx, pair.source, Site((_row(cx, at, n), known(column, 1)), LANES)) for n in (0, 1))
-        b.store(b.shuffle(even, pattern, odd), home.memory, b.add(start, _place(column, depth, width)))
+        next(turns)
+        words = [
+            b.bitcast(_narrow(cx, pair.source, Site((_row(cx, at, n), known(column, 1)), LANES)), I16) for n in (0, 1)
+        ]
+        even, odd = (b.and_(b.cast(w, I32), 0xFFFF) for w in words)
+        panels.write(b.or_(even, b.shl(odd, 16)), k, column)
 
 
-def _turn_square(cx: Lowering, pair: Paired, home: ScratchTile, at: Position, first: int, depth: int) -> None:
+def _turn_square(
+    cx: Lowering, pair: Paired, panels: _Panels, at: Position, first: int, turns: Iterator[None]
+) -> None:
     """A square of words: rows from `at` on, pairs from `first` on."""
     b = cx.b
-    rows = [
-        b.bitcast(lanes_at(cx, pair.source, Site((_row(cx, at, n), known(2 * first, 1)), 2 * LANES)), I32)
-        for n in range(LANES)
-    ]
-    row = home.strides[0]
-    across = b.mul(b.floordiv(b.index(at), row // 2), depth // 2 * row)
-    if row > 2 * LANES:
-        across = b.add(across, b.mul(b.mod(b.index(at), row // 2), 2))
+    rows = []
+    for n in range(LANES):
+        next(turns)
+        site = Site((_row(cx, at, n), known(2 * first, 1)), 2 * LANES)
+        rows.append(b.bitcast(_narrow(cx, pair.source, site), I32))
     for number, words in enumerate(turn(b, rows)):
-        b.store(b.bitcast(words, BF16), home.memory, b.add(across, (first + number) * row))
-
-
-def _place(column: int, depth: int, width: int) -> int:
-    """Where a column's pairs begin in panels of `width` columns, beside those of the first one."""
-    return column // width * depth * width + column % width * 2
+        panels.write(words, first + number, at)

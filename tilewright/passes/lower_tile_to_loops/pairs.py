@@ -33,6 +33,11 @@ class Paired:
     through: tuple[SSAValue, ...]
 
 
+def multiplied_by_unit(op: Operation, left: SSAValue, rules: TileRules) -> bool:
+    """Whether the matrix unit multiplies a value as a left-hand side; it takes subnormal numbers as zeros."""
+    return isinstance(op, DotOp) and op.a is left and paired(op, rules) is not None
+
+
 def paired(op: Operation, rules: TileRules) -> Paired | None:
     """The packed right-hand side of a dot that the machine's matrix unit multiplies."""
     if not isinstance(op, DotOp) or rules.matrix is None:

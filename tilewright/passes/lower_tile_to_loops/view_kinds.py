@@ -13,6 +13,7 @@ from dataclasses import replace
 from tilewright.ir.dims import minimum
 from tilewright.ir.dtypes import I64
 from tilewright.ir.loops import BufferArg, Value
+from tilewright.ir.loops.folding import divisor
 from tilewright.passes.lower_tile_to_loops.emission import Emission
 from tilewright.passes.lower_tile_to_loops.indices import Facts, Index
 from tilewright.passes.lower_tile_to_loops.sites import ORIGIN, Coord
@@ -106,15 +107,26 @@ class PagesView(View):
     def place(self, spans: Sequence[Span], lanes: int, *, clamp: bool, counts: Value | None = None) -> Place:
         b, span = self.b, spans[0]
         needed = self.conditions(span, self.extents[0], lanes)
-        where = span.lanes(b, lanes) if span.local.varies else span.first(b)
+        first = span.first(b)
+        together = span.local.varies and self._in_one_page(span, first, lanes)
+        where = span.lanes(b, lanes) if span.local.varies and not together else first
         number = opaque_span(b, self.facts, b.floordiv(where, self.page))
         # The table has an entry for every page below the length, so what the condition lets through is inside it.
         entry, checks = read_integers(self.table, [number], lanes, counts)
-        within = opaque_span(b, self.facts, b.mod(where, self.page))
-        inner = [opaque_span(b, self.facts, entry), replace(within, origin=replace(within.origin)), *spans[1:]]
+        within = opaque_span(b, self.facts, b.mod(where, self.page), self.page)
+        if together:
+            begin = Index(within.origin.value, self.facts.opaque() % (self.page // lanes) * lanes)
+            within = Span(begin, Coord(0, 1, align=lanes), lanes)
+        inner = [opaque_span(b, self.facts, entry), within, *spans[1:]]
         place = self.source.place(inner, lanes, clamp=clamp, counts=counts)
         place.conditions += needed + checks
         return place
+
+
+    def _in_one_page(self, span: Span, first: Value, lanes: int) -> bool:
+        """Whether the lanes are known to be rows side by side of one page."""
+        dense = span.local.spread is None and span.local.step * span.scale == 1
+        return dense and self.page % lanes == 0 and divisor(first) % lanes == 0
 
 
 class SegmentView(View):
@@ -147,10 +159,12 @@ class SegmentView(View):
         return place
 
 
-def opaque_span(b: Emission, facts: Facts, found: Value) -> Span:
-    """A span at coordinates computed at run time, of which nothing is known."""
+def opaque_span(b: Emission, facts: Facts, found: Value, below: int | None = None) -> Span:
+    """A span at coordinates computed at run time, of which nothing is known; but of scalars, that they are at least 0
+    and below a number, where it is given.
+    """
     if found.type.lanes == 1:
-        return Span(Index(found, facts.opaque()), ORIGIN, 1)
+        return Span(Index(found, facts.opaque() if below is None else facts.opaque() % below), ORIGIN, 1)
     return Span(Index(b.index(0), facts.opaque()), Coord(0, spread=found), 1)
 
 
@@ -163,7 +177,7 @@ def read_integers(
     place = view.place(spans, lanes, clamp=True, counts=counts)
     needed = [*place.conditions, *([counts] if varies and counts is not None else [])]
     mask = all_of(b, needed, lanes if varies else 1)
-    key = ("integers", view, id(place.offset), id(place.spread), place.step, id(mask))
+    key = ("integers", place.memory, id(place.offset), id(place.spread), place.step, lanes if varies else 1, id(mask))
 
     def read() -> Value:
         if not varies:

@@ -35,11 +35,13 @@ MINUS_INFINITY = float("-inf")
 
 class Segment(NamedTuple):
     """What a segment of keys brings: logits [rows, segment], which of them count (None: all), v [segment, value
-    features]."""
+    features]. scale, low: f32 [1, segment], where a key's values are v * scale + low."""
 
     logits: SSAValue
     seen: SSAValue | None
     v: SSAValue
+    scale: SSAValue | None = None
+    low: SSAValue | None = None
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,7 @@ class OnlineSoftmax:
         def chain(first: SSAValue, last: SSAValue) -> list[list[SSAValue]]:
             with b.loop(first, last, self.segment, flat(self.start(None) for _ in sinks)) as loop:
                 brought = segment_at(loop.at)
-                stepped = (self.step(state, *band) for state, band in zip(apart(loop.carried), brought, strict=True))
+                stepped = (self.step(state, band) for state, band in zip(apart(loop.carried), brought, strict=True))
                 loop.give(*flat(stepped))
             return apart(loop.out)
 
@@ -212,14 +214,13 @@ class OnlineSoftmax:
 
         return [top, both(total, total_later), both(o, o_later)]
 
-    def step(
-        self, carried: Sequence[SSAValue], logits: SSAValue, seen: SSAValue | None, v: SSAValue
-    ) -> tuple[SSAValue, SSAValue, SSAValue]:
-        """m, l and o after a segment; seen: which logits count (None: all), v: [segment, value features].
+    def step(self, carried: Sequence[SSAValue], brought: Segment) -> tuple[SSAValue, SSAValue, SSAValue]:
+        """m, l and o after a segment.
 
-        Values of keys that no row sees must be finite: they meet a weight of 0.
+        Values of keys that no row sees must be finite, and so their scale and low: they meet a weight of 0. A key's
+        scale goes into its weight, of which there are fewer than values.
         """
-        b = self.b
+        b, (logits, seen, v, scale, low) = self.b, brought
         if seen is not None:
             wide = b.broadcast(seen, (self.rows, self.segment))
             logits = b.map("select", wide, logits, b.constant(MINUS_INFINITY, (1, 1)))
@@ -230,7 +231,11 @@ class OnlineSoftmax:
         p = self._exponential(logits, shift, coarse=self.dtype is not F32)
         fade = self._exponential(m, shift)
         held = _pairs_of_keys(b, v) if self.on_unit else v
-        mixed = b.dot(b.cast(p, tile_type(v).dtype), held, b.map("mul", o, fade))
+        faded, weights = b.map("mul", o, fade), p
+        if scale is not None and low is not None:
+            weights = b.map("mul", p, scale)
+            faded = b.map("add", faded, b.reduce("sum", b.map("mul", p, low), 1))
+        mixed = b.dot(b.cast(weights, tile_type(v).dtype), held, faded)
         return top, b.map("add", b.map("mul", total, fade), b.reduce("sum", p, 1)), mixed
 
     def result(self, carried: Sequence[SSAValue]) -> SSAValue:

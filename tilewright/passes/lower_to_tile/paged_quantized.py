@@ -1,4 +1,5 @@
-"""Attention over quantized pages: a segment of keys and values is decoded once for all rows of a tile.
+"""Attention over quantized pages: a segment of keys is decoded once for all rows of a tile; values stay codes, which are
+numbers of every float dtype, and their scales, one a token, go into the weights.
 
 Tokens of a block see the same key decoded or in full precision, each by its own place. So two loops run, one after the
 other: segments of codes up to the last token's border, then segments in full precision from the first one's on. A
@@ -47,7 +48,7 @@ def _kernel(op: QuantizedPagedAttentionOp, r: Requests) -> KernelOp:
         def old_at(key: SSAValue) -> Segment:
             k_at = b.coordinates(key, 1, (1, segment))
             logits = r.sloped(softmax.logits(scaled, decoded.keys(key)), of.q_at, k_at)
-            return Segment(logits, b.map("lt", k_at, _borders(r, op, of.q_at)), decoded.values(key))
+            return Segment(logits, b.map("lt", k_at, _borders(r, op, of.q_at)), *decoded.values(key))
 
         so_far = softmax.over(b.index(0), old_end, r.sinks, old_at, most_old)
         lowest = _border(r, op, near.first)
@@ -93,24 +94,21 @@ class _Decoded:
 
     def keys(self, key: SSAValue) -> SSAValue:
         """[segment, features] in the queries' dtype."""
-        size = self.r.features
-        scales, lows = (self.r.taken(x, key, size) for x in (self._k_scales, self._k_lows))
-        return self._numbers(self._codes(self._keys, key, size), scales, lows)
+        b, size = self.r.b, self.r.features
+        scales, lows = (b.cast(self.r.taken(x, key, size), F32) for x in (self._k_scales, self._k_lows))
+        codes = b.cast(self._codes(self._keys, key, size), F32)
+        return b.cast(b.map("add", b.map("mul", codes, scales), lows), tensor(self.op.q).dtype)
 
-    def values(self, key: SSAValue) -> SSAValue:
-        """[segment, value features] in the queries' dtype."""
-        scales, lows = (self.r.taken(x, key, 1) for x in (self._v_scales, self._v_lows))
-        return self._numbers(self._codes(self._values, key, self.r.wide), scales, lows)
+    def values(self, key: SSAValue) -> tuple[SSAValue, SSAValue, SSAValue]:
+        """Codes [segment, value features] in the queries' dtype, scales and lowest numbers f32 [1, segment]."""
+        r, b = self.r, self.r.b
+        scale, low = (
+            b.cast(b.reshape(r.taken(x, key, 1), (1, r.softmax.segment)), F32) for x in (self._v_scales, self._v_lows)
+        )
+        return b.cast(self._codes(self._values, key, r.wide), tensor(self.op.q).dtype), scale, low
 
     def _codes(self, view: SSAValue, key: SSAValue, size: int) -> SSAValue:
-        """[segment, size], f32."""
+        """[segment, size]."""
         per = 8 // self.op.bits.data
         words = self.r.taken(view, key, size // per)
-        if per > 1:
-            words = self.r.b.add(UnpackOp.make(words, format=f"uint{self.op.bits.data}", axis=1))
-        return self.r.b.cast(words, F32)
-
-    def _numbers(self, codes: SSAValue, scales: SSAValue, lows: SSAValue) -> SSAValue:
-        b = self.r.b
-        found = b.map("add", b.map("mul", codes, b.cast(scales, F32)), b.cast(lows, F32))
-        return b.cast(found, tensor(self.op.q).dtype)
+        return words if per == 1 else self.r.b.add(UnpackOp.make(words, format=f"uint{self.op.bits.data}", axis=1))
