@@ -90,6 +90,7 @@ class FirstCall:
         from torch.utils import _pytree as pytree
 
         from tilewright.compiler.divergence import Case, first_difference
+        from tilewright.frontend.fast_path import layer_by_layer
         from tilewright.frontend.huggingface import cacheless
 
         model = self.model.module() if isinstance(self.model, torch.export.ExportedProgram) else self.model
@@ -98,7 +99,7 @@ class FirstCall:
         tensors = [torch.as_tensor(t).clone() for t in compiled.code.program.signature.flatten(args, kwargs)]
         buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
         # what a compiled program leaves out, the model leaves out, too
-        with torch.inference_mode(), cacheless(model, named):
+        with torch.inference_mode(), cacheless(model, named), layer_by_layer():
             expected = pytree.tree_leaves(model(*given, **named))
             for buffer, value in buffers:
                 buffer.copy_(value)

@@ -13,6 +13,7 @@ from tilewright.compiler.compiled import Compiled
 from tilewright.compiler.kernel_check import check_kernel
 from tilewright.compiler.kernel_program import compile_kernel, kernel_sources
 from tilewright.compiler.kernel_spec import KernelSpec, Static
+from tilewright.compiler.kernel_surroundings import Surroundings
 from tilewright.compiler.kernel_tracing import place_of, trace
 from tilewright.compiler.options import Options
 from tilewright.compiler.target import Target
@@ -43,6 +44,7 @@ class Kernel:
         self._traced: dict[tuple[Static, ...], KernelOp] = {}
         self._compiled: dict[tuple[Static, ...], Compiled] = {}
         self._sound: set[tuple[Static, ...]] = set()
+        self._surroundings: Surroundings | None = None
         self._lock = threading.RLock()
         functools.update_wrapper(self, function)
 
@@ -53,9 +55,11 @@ class Kernel:
         """The outputs for these inputs: torch tensors in, torch tensors out; NumPy arrays in, NumPy arrays out.
 
         given: inputs by name, and static parameters that neither a shape nor a dtype says. One output comes as it is,
-        several as a tuple. Raises KernelError, what `compile` raises, and what a compiled call raises.
+        several as a tuple. Where a global, closure or default that the function reads has another value than before,
+        the kernel is built again. Raises KernelError, what `compile` raises, and what a compiled call raises.
         """
         inputs, statics = self._bound(tensors, given)
+        self._forget_others()
         key = tuple(statics.values())
         compiled = self._compiled.get(key)
         if compiled is None:
@@ -90,7 +94,7 @@ class Kernel:
     def checked(self, **statics: Any) -> KernelOp:
         """The kernel as tile IR, found sound as `compile` does it; once for each set of static parameters."""
         values = self.spec.resolve(statics)
-        kernel, key = self._trace(values), tuple(values.values())
+        kernel, key = self._trace(values), tuple(values.values())  # first: it forgets what is sound no longer
         if key not in self._sound:
             check_kernel(kernel, [b.name for b in self.spec.buffers])
             self._sound.add(key)
@@ -227,9 +231,21 @@ class Kernel:
     def _trace(self, statics: Mapping[str, Static]) -> KernelOp:
         key = tuple(statics.values())
         with self._lock:
+            self._forget_others()
             if key not in self._traced:
                 self._traced[key] = trace(self.spec, self.function, statics)
             return self._traced[key]
+
+    def _forget_others(self) -> None:
+        """Drops what was made while globals, closures or defaults that the function reads had other values."""
+        if self._surroundings is not None and self._surroundings.are_as_before():
+            return
+        with self._lock:
+            # before the function runs: what changes meanwhile is found by the next call
+            self._surroundings = Surroundings(self.function)
+            self._traced.clear()
+            self._compiled.clear()
+            self._sound.clear()
 
     def _compile(self, statics: Mapping[str, Static], options: Options) -> Compiled:
         return compile_kernel(self._trace(statics), self.spec, statics, options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from tilewright.compiler.kernel import Kernel
 from tilewright.errors import KernelError, OptionError
@@ -11,6 +11,9 @@ from tilewright.frontend.custom_ops import CustomOp, Instance, register
 from tilewright.frontend.registry import Unsupported
 from tilewright.ir.dims import Expr
 from tilewright.ir.types import TensorType
+
+
+_TORCHS: Final = ("aten", "prim", "prims", "quantized", "higher_order")
 
 
 def register_op(
@@ -30,6 +33,8 @@ def register_op(
     target = None if packet is None else getattr(packet, overload or "default", None)
     if target is None:
         faults.append(f"torch has no operator {name!r}")
+    elif namespace in _TORCHS:
+        faults.append(f"{name} is torch's own operator: what it computes is not anybody's to change")
     elif target._schema.is_mutable:
         faults.append(f"{name} writes to its operands: {target._schema}")
     elif any(result.alias_info is not None for result in target._schema.returns):

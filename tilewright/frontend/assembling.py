@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from xdsl.ir import SSAValue
+from xdsl.ir import Block, SSAValue
 
 from tilewright.errors import CaptureError, Problem
 from tilewright.frontend.builder import Builder, Weak
@@ -15,16 +15,19 @@ from tilewright.frontend.externs import Externs
 from tilewright.frontend.liveness import live_nodes
 from tilewright.frontend.lowering import GraphLowering, arrange
 from tilewright.frontend.operators import ATTENTION
+from tilewright.frontend.proving import nonnegative
 from tilewright.frontend.registry import Unsupported
 from tilewright.frontend.state_updates import update_in_place
 from tilewright.frontend.structures import tree_of_spec
 from tilewright.frontend.weights import Tensors, pattern
+from tilewright.ir.attributes import Str
 from tilewright.ir.dims import Expr
 from tilewright.ir.dtypes import DTYPES, from_torch_name, torch_name
 from tilewright.ir.entry_attributes import require
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.structure import ConstantOp, FuncOp, StateReadOp, StateWriteOp, WeightOp
 from tilewright.ir.module import new_module
+from tilewright.ir.operation import LOC
 from tilewright.ir.signature import Argument, Input, Output, Signature
 from tilewright.ir.types import TensorType
 
@@ -52,6 +55,7 @@ def assemble(exported: Exported, tensors: Tensors, *, source: str, notes: Sequen
     results = [became.get(value, value) for value in results]
     states = [(name, became.get(value, value)) for name, value in states]
     arrange(main.block, [*results, *(value for _, value in states)])
+    _require_sizes(main.block, symbols)
     for name, value in states:
         builder.add(StateWriteOp.make(value, name=name))
     names = [*_result_names(program, outputs), *[f"mutated.{name}" for name, _ in mutations]]
@@ -80,6 +84,17 @@ def assemble(exported: Exported, tensors: Tensors, *, source: str, notes: Sequen
         source=Source(source, captured_by(), dict(lowering.operators)),
         externs=externs.functions if externs is not None else {},
     )
+
+
+def _require_sizes(block: Block, symbols: Symbols) -> None:
+    """Holds the calls to sizes at which no axis is shorter than nothing: x[1:] beside x[:-1] of an x without a row."""
+    for op in block.ops:
+        for result in op.results:
+            if isinstance(result.type, TensorType):
+                for size in result.type.dims:
+                    if size.constant is None and not nonnegative(symbols.space, size):
+                        where = op.attributes.get(LOC)
+                        symbols.require(Expr.of(0), "<=", size, where.data if isinstance(where, Str) else None)
 
 
 def captured_by() -> str:

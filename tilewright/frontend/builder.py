@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +44,7 @@ class Builder:
         self.node: Any = None
         self._loc: str | None = None
         self._path: str | None = None
+        self._inside: DType | None = None
         self._constants: dict[tuple[str, str], SSAValue] = {}
 
     def at(self, node: Any) -> None:
@@ -87,7 +89,17 @@ class Builder:
     def result(self) -> TensorType:
         """The type torch computed for the node's (first) result."""
         value = self.node.meta["val"]
-        return self.part_of(value[0] if isinstance(value, (tuple, list)) else value)
+        found = self.part_of(value[0] if isinstance(value, (tuple, list)) else value)
+        return found if self._inside is None else TensorType.of(found.dims, self._inside)
+
+    @contextmanager
+    def computing_in(self, dtype: DType) -> Iterator[None]:
+        """Within it, the node's result is taken to have this dtype."""
+        before, self._inside = self._inside, dtype
+        try:
+            yield
+        finally:
+            self._inside = before
 
     @property
     def is_complex(self) -> bool:

@@ -76,6 +76,8 @@ def _module(
     from tilewright.frontend.declaring import declare
     from tilewright.frontend.examples import bind
     from tilewright.frontend.exporting import export
+    from tilewright.frontend.fast_path import padding_noted
+    from tilewright.frontend.inference_tensors import as_constants
     from tilewright.frontend.preserving import preserved
     from tilewright.frontend.trial import tried
 
@@ -84,7 +86,7 @@ def _module(
     inspection.require_no_hooks(model)
     inspection.require_no_autocast()
     notes: list[str] = []
-    with preserved(model), huggingface.switched(model, kwargs, notes):
+    with preserved(model), as_constants(model), huggingface.switched(model, kwargs, notes), padding_noted(notes):
         example = declare(bind(model.forward, args, kwargs), dims)
         inspection.require_on_cpu(
             [*model.named_parameters(), *model.named_buffers()], [(leaf.name, leaf.value) for leaf in example.leaves]
@@ -103,7 +105,7 @@ def _module(
     known = captured.guards
 
     def prove(graph: Callable[[], ModuleOp]) -> Proof:
-        with _LOCK:
+        with _LOCK, as_constants(model):
             return tried(model, exported, captured, known, graph, like_export)
 
     return Unproved(captured, prove)

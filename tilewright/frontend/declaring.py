@@ -54,6 +54,14 @@ def declare(example: Example, dims: Mapping[str, Any] | None) -> Example:
         for i, axis in enumerate(leaf.axes)
         if axis is not None
     }
+    outside = [
+        f"{dim.name} is {given[dim.name]} in the example, and declared {dim}"
+        for dim in known_dims
+        # a dim of one size is that size, whatever the example has
+        if dim.min != dim.max and (given[dim.name] < dim.min or (dim.max is not None and given[dim.name] > dim.max))
+    ]
+    if outside:
+        raise DimDeclarationError(outside, step="declare a range that holds the example's sizes, or give another example")
     return _without_single_sizes(replace(example, entries=entries, dims=known_dims, given=given))
 
 

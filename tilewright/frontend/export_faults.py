@@ -18,6 +18,9 @@ _ADVICE: Final = re.compile(
     r"|\(unhinted: [^()]*\([^()]*\)\)\.?|Caused by: \([^)]*\)|consider using data-dependent friendly APIs [^.]*\."
     r"|The following call raised this error: .*?(?=The error above|$)|The error above occurred when calling .*$"
 )
+# what a pytree does not know, as torch says it of an output
+_STRANGER: Final = re.compile(r"Found <class '([^']+)'> in output, which is not a known type")
+_DATA: Final = re.compile(r"data-dependent|DataDependent|PendingUnbacked|depends on the values of tensors")
 _SYMBOL: Final = re.compile(r"\bs\d+\b")
 _SIZES: Final = re.compile(r"\bs\d+\b|\b(?:shape|size|sizes|expand|expanded|broadcast)\b")
 _SOURCE: Final = re.compile(r"L((?:\['?\w+'?\])+)\.size\(\)\[(\d+)\]")
@@ -32,7 +35,15 @@ def capture_error(fault: Exception, example: Example) -> CaptureError:
     if where is None and node is not None:
         where = of_node(node)
     problems: list[str | Problem] = []
-    if "data-dependent" in text or "DataDependent" in name or "GuardOnDataDependent" in text:
+    if stranger := _STRANGER.search(str(fault)):
+        kind = stranger[1].rpartition(".")[2]
+        text = f"the model gives a {kind}, which torch cannot take apart into tensors"
+        step = f"return a dict, a tuple or a named tuple, or say how: torch.export.register_dataclass({kind})"
+        return CaptureError(Problem(text, where=where), step=step)
+    if "PendingUnbacked" in name:
+        # torch's own words name its symbols alone
+        name, text = "data-dependent size", "the size of a result depends on the values of tensors"
+    if _DATA.search(f"{name} {text}"):
         step = "replace what depends on tensor values (.item(), if tensor:, nonzero) by tensor arithmetic"
     elif "Constraint" in text or "Constraint" in name:
         step = "narrow the dims that the message names, or leave them out of dims"

@@ -20,6 +20,7 @@ from tilewright.frontend.liveness import live_nodes
 from tilewright.frontend.program_guards import carried_facts
 from tilewright.frontend.quiet import quiet
 from tilewright.frontend.repeated_layers import repeating
+from tilewright.frontend.shape_functions import with_open_sizes
 from tilewright.frontend.sizing import export_sizes, raised_sizes, sizes_of
 from tilewright.frontend.slicing import name_slices
 from tilewright.frontend.symbols import Symbols, admitted, require_admitted
@@ -93,7 +94,7 @@ def _attempt(model: torch.nn.Module, example: Example, own: Mapping[str, int]) -
             shapes[leaf.value] = dynamic
     with generic_sizes(zero=any(dim.min == 0 for dim in example.dims)) as asked, recorded() as conversions:
         try:
-            with quiet(), torch.no_grad(), lean_tracing(), repeating(model):
+            with quiet(), torch.no_grad(), lean_tracing(), with_open_sizes(), repeating(model):
                 spec = shapes.dynamic_shapes(model, args, kwargs) if example.dims else None
                 program = torch.export.export(model, args, kwargs, dynamic_shapes=spec, strict=False)
         except TilewrightError:

@@ -91,8 +91,24 @@ def _conjuncts(expr: Any) -> Iterator[Any]:
     if type(expr).__name__ == "And":
         for part in expr.args:
             yield from _conjuncts(part)
+    elif (product := _not_zero(expr)) is not None:
+        # each factor by itself may be about small sizes alone, which all of them together are not
+        for factor in product.args:
+            if not factor.is_number:
+                yield type(expr)(factor, 0) if type(expr).__name__ == "Unequality" else factor > 0
     elif not expr.is_Boolean or expr.args:
         yield expr
+
+
+def _not_zero(expr: Any) -> Any:
+    """The product of sizes that a relation says is not 0; None for other relations."""
+    kind = type(expr).__name__
+    if kind not in ("Unequality", "StrictGreaterThan", "StrictLessThan"):
+        return None
+    left, right = (expr.rhs, expr.lhs) if kind == "StrictLessThan" else (expr.lhs, expr.rhs)
+    found = left if right == 0 else right if left == 0 and kind == "Unequality" else None
+    sizes = found is not None and found.is_Mul and all(a.is_Symbol or a.is_positive for a in found.args)
+    return found if sizes else None
 
 
 def _fact(symbols: Symbols, expr: Any, where: str | None) -> Fact | None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import OrderedDict
 from typing import Any
 
 from tilewright.errors import ArgumentError
-from tilewright.ir.trees import LEAF, Key, Tree
+from tilewright.ir.trees import LEAF, ORDERED, Key, Tree
 
 
 def tree_of(value: Any, where: str) -> tuple[Tree, list[Any]]:
@@ -36,7 +37,7 @@ def tree_of_spec(spec: Any, where: str) -> Tree:
             step="pass dicts, lists, tuples, dataclasses (torch.export.register_dataclass) or named tuples",
         )
     if is_dict:
-        return Tree("dict", tuple(fields), children)
+        return Tree("dict", tuple(fields), children, ORDERED if kind is OrderedDict else None)
     return Tree("record", tuple(fields), children, f"{named.__module__}:{named.__qualname__}")
 
 

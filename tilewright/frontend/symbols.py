@@ -61,8 +61,9 @@ class Symbols:
             case "Pow" if args[1].constant is not None and args[1].constant >= 0:
                 return self._product([args[0]] * args[1].constant)
             case "FloorDiv" | "CleanDiv":
-                return floordiv(args[0], self._divisor(args[1]))
-            case "Mod" | "PythonMod":
+                dividend, divisor = self._towards_more(*args)
+                return floordiv(dividend, divisor)
+            case "Mod" | "PythonMod" if (args[1].constant or 0) >= 0:
                 return mod(args[0], self._divisor(args[1]))
             case "ModularIndexing":
                 return mod(floordiv(args[0], self._divisor(args[1])), self._divisor(args[2]))
@@ -84,6 +85,12 @@ class Symbols:
             except UnknownSizeError:
                 continue
         return text
+
+    def _towards_more(self, dividend: Expr, divisor: Expr) -> tuple[Expr, Expr]:
+        """Dividend and divisor with the same quotient, and a divisor of 1 or more."""
+        if divisor.constant is not None and divisor.constant < 0:
+            return dividend * -1, divisor * -1
+        return dividend, self._divisor(divisor)
 
     def _divisor(self, size: Expr) -> Expr:
         """A size that others are divided by: the model itself fails where it is 0."""

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from tilewright.errors import ArgumentError, ArtifactError
 
 TreeKind = Literal["leaf", "dict", "list", "tuple", "record"]
 Key: TypeAlias = str | int
+ORDERED: Final = "collections:OrderedDict"
+"""The type of the one class of dicts that is made again as it was."""
 
 
 class Record:
@@ -122,7 +125,7 @@ class Tree:
             return tuple(parts)
         fields = dict(zip(self.keys, parts, strict=True))
         if self.kind == "dict":
-            return fields
+            return OrderedDict(fields) if self.type == ORDERED else fields
         build = _record_class(self.type or "")
         named = {str(key): part for key, part in fields.items()}
         if build is None:

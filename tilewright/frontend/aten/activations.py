@@ -7,6 +7,7 @@ from typing import Any
 from xdsl.ir import SSAValue
 
 from tilewright.errors import Problem, TrainingModeError
+from tilewright.frontend.aten.rounding import rounded_once
 from tilewright.frontend.builder import Builder, axis_of
 from tilewright.frontend.locations import module_path, of_node
 from tilewright.frontend.registry import lowers
@@ -24,11 +25,13 @@ def relu6(c: Builder, self: SSAValue) -> SSAValue:
 
 
 @lowers("aten.hardsigmoid.default")
+@rounded_once
 def hardsigmoid(c: Builder, self: SSAValue) -> SSAValue:
     return c.map("div", relu6(c, c.map("add", self, 3.0)), 6.0)
 
 
 @lowers("aten.hardswish.default")
+@rounded_once
 def hardswish(c: Builder, self: SSAValue) -> SSAValue:
     return c.map("div", c.map("mul", self, relu6(c, c.map("add", self, 3.0))), 6.0)
 
@@ -47,6 +50,7 @@ def prelu(c: Builder, self: SSAValue, weight: SSAValue) -> SSAValue:
 
 
 @lowers("aten.elu.default")
+@rounded_once
 def elu(c: Builder, self: SSAValue, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> SSAValue:
     inside = self if input_scale == 1 else c.map("mul", self, input_scale)
     negative = c.map("mul", c.map("expm1", inside), alpha * scale)
@@ -55,17 +59,20 @@ def elu(c: Builder, self: SSAValue, alpha: float = 1.0, scale: float = 1.0, inpu
 
 
 @lowers("aten.selu.default")
+@rounded_once
 def selu(c: Builder, self: SSAValue) -> SSAValue:
     # the constants of Klambauer et al., "Self-Normalizing Neural Networks" (2017)
     return elu(c, self, 1.6732632423543772848170429916717, 1.0507009873554804934193349852946)
 
 
 @lowers("aten.celu.default")
+@rounded_once
 def celu(c: Builder, self: SSAValue, alpha: float = 1.0) -> SSAValue:
     return elu(c, self, alpha, 1.0, 1.0 / alpha)
 
 
 @lowers("aten.softplus.default")
+@rounded_once
 def softplus(c: Builder, self: SSAValue, beta: float = 1, threshold: float = 20) -> SSAValue:
     if beta == 1:
         return c.map("softplus", self)
@@ -73,16 +80,19 @@ def softplus(c: Builder, self: SSAValue, beta: float = 1, threshold: float = 20)
 
 
 @lowers("aten.mish.default")
+@rounded_once
 def mish(c: Builder, self: SSAValue) -> SSAValue:
     return c.map("mul", self, c.map("tanh", c.map("softplus", self)))
 
 
 @lowers("aten.log_sigmoid.default")
+@rounded_once
 def log_sigmoid(c: Builder, self: SSAValue) -> SSAValue:
     return c.map("neg", c.map("softplus", c.map("neg", self)))
 
 
 @lowers("aten.softsign.default")
+@rounded_once
 def softsign(c: Builder, self: SSAValue) -> SSAValue:
     return c.map("div", self, c.map("add", c.map("abs", self), 1.0))
 
@@ -93,6 +103,7 @@ def threshold_(c: Builder, self: SSAValue, threshold: Any, value: Any) -> SSAVal
 
 
 @lowers("aten.glu.default")
+@rounded_once
 def glu(c: Builder, self: SSAValue, dim: int = -1) -> SSAValue:
     axis = axis_of(dim, tensor(self).rank)
     half = c.result.dims[axis]

@@ -7,6 +7,7 @@ from typing import Any
 
 from xdsl.ir import SSAValue
 
+from tilewright.frontend.aten.rounding import rounded_once
 from tilewright.frontend.builder import Builder, Weak
 from tilewright.frontend.registry import Unsupported, lowers
 from tilewright.ir.dims import Expr
@@ -38,6 +39,7 @@ def sign(c: Builder, self: SSAValue) -> SSAValue:
 
 
 @lowers("aten.round.decimals")
+@rounded_once
 def round_decimals(c: Builder, self: SSAValue, decimals: int) -> SSAValue:
     scale = 10.0 ** abs(decimals)
     first, second = ("mul", "div") if decimals >= 0 else ("div", "mul")
@@ -50,21 +52,25 @@ def square(c: Builder, self: SSAValue) -> SSAValue:
 
 
 @lowers("aten.log2.default")
+@rounded_once
 def log2(c: Builder, self: SSAValue) -> SSAValue:
     return c.map("div", c.map("log", self), math.log(2))
 
 
 @lowers("aten.log10.default")
+@rounded_once
 def log10(c: Builder, self: SSAValue) -> SSAValue:
     return c.map("div", c.map("log", self), math.log(10))
 
 
 @lowers("aten.tan.default")
+@rounded_once
 def tan(c: Builder, self: SSAValue) -> SSAValue:
     return c.map("div", c.map("sin", self), c.map("cos", self))
 
 
 @lowers("aten.sinh.default")
+@rounded_once
 def sinh(c: Builder, self: SSAValue) -> SSAValue:
     # expm1(x) / 2 * (1 + 1 / exp(x)) keeps the digits of small x that exp(x) - exp(-x) loses
     size, grown = c.map("abs", self), c.map("expm1", self)
@@ -75,6 +81,7 @@ def sinh(c: Builder, self: SSAValue) -> SSAValue:
 
 
 @lowers("aten.cosh.default")
+@rounded_once
 def cosh(c: Builder, self: SSAValue) -> SSAValue:
     return c.map("add", *_half_exponentials(c, c.map("abs", self)))
 
@@ -91,12 +98,17 @@ def add(c: Builder, self: Any, other: Any, alpha: Any = 1) -> SSAValue:
         return c.map("or", self, other)
     if other == 0 and isinstance(other, int) and c.result.dtype.is_integer:
         return c.cast(self, c.result.dtype)
-    return c.map("add", self, other if alpha == 1 else c.map("mul", other, alpha))
+    return c.map("add", self, other) if alpha == 1 else _scaled(c, "add", self, other, alpha)
 
 
 @lowers("aten.sub.Tensor", "aten.sub.Scalar")
 def sub(c: Builder, self: Any, other: Any, alpha: Any = 1) -> SSAValue:
-    return c.map("sub", self, other if alpha == 1 else c.map("mul", other, alpha))
+    return c.map("sub", self, other) if alpha == 1 else _scaled(c, "sub", self, other, alpha)
+
+
+@rounded_once
+def _scaled(c: Builder, fn: str, a: Any, b: Any, factor: Any) -> SSAValue:
+    return c.map(fn, a, c.map("mul", b, factor))
 
 
 @lowers("aten.rsub.Tensor", "aten.rsub.Scalar")
@@ -117,6 +129,7 @@ def div(c: Builder, self: Any, other: Any) -> SSAValue:
 
 
 @lowers("aten.div.Tensor_mode", "aten.div.Scalar_mode")
+@rounded_once
 def div_mode(c: Builder, self: Any, other: Any, *, rounding_mode: str | None = None) -> SSAValue:
     if rounding_mode == "floor":
         return c.map("floordiv", self, other)
@@ -137,10 +150,19 @@ def remainder(c: Builder, self: Any, other: Any) -> SSAValue:
 
 @lowers("aten.fmod.Tensor", "aten.fmod.Scalar")
 def fmod(c: Builder, self: Any, other: Any) -> SSAValue:
+    dtype = c.result.dtype
+    if dtype.kind == "uint":
+        return c.map("remainder", self, other)
+    negative = c.map("lt", self, 0, dtype=dtype)
+    if dtype.is_integer:
+        # the least integer has no magnitude, so the remainder that has the divisor's sign is moved by the divisor
+        rest = c.map("remainder", self, other)
+        other_sign = c.map("xor", negative, c.map("lt", rest, 0, dtype=dtype), dtype=I1)
+        moved = c.map("and", other_sign, c.map("ne", rest, 0, dtype=dtype), dtype=I1)
+        return c.select(moved, c.map("sub", rest, other), rest, dtype)
     # the remainder of magnitudes, with the sign of the dividend
     rest = c.map("remainder", c.map("abs", self), c.map("abs", other))
-    negative = c.map("lt", self, 0, dtype=c.result.dtype)
-    return c.select(negative, c.map("neg", rest), rest, c.result.dtype)
+    return c.select(negative, c.map("neg", rest), rest, dtype)
 
 
 @lowers("aten.pow.Tensor_Scalar")
@@ -157,6 +179,7 @@ def power(c: Builder, self: SSAValue, exponent: Any) -> SSAValue:
     return c.map("pow", self, exponent)
 
 
+@rounded_once
 def _integer_power(c: Builder, base: SSAValue, exponent: int) -> SSAValue:
     if exponent < 0:
         if c.result.dtype.is_integer:
@@ -227,23 +250,27 @@ def clamp_max(c: Builder, self: SSAValue, max: Any) -> SSAValue:
 
 
 @lowers("aten.lerp.Scalar", "aten.lerp.Tensor")
+@rounded_once
 def lerp(c: Builder, self: SSAValue, end: SSAValue, weight: Any) -> SSAValue:
     return c.map("add", self, c.map("mul", weight, c.map("sub", end, self)))
 
 
 @lowers("aten.addcmul.default")
+@rounded_once
 def addcmul(c: Builder, self: SSAValue, tensor1: SSAValue, tensor2: SSAValue, *, value: Any = 1) -> SSAValue:
     product = c.map("mul", tensor1, tensor2)
     return c.map("add", self, product if value == 1 else c.map("mul", value, product))
 
 
 @lowers("aten.addcdiv.default")
+@rounded_once
 def addcdiv(c: Builder, self: SSAValue, tensor1: SSAValue, tensor2: SSAValue, *, value: Any = 1) -> SSAValue:
     quotient = c.map("div", tensor1, tensor2)
     return c.map("add", self, quotient if value == 1 else c.map("mul", value, quotient))
 
 
 @lowers("aten.logaddexp.default")
+@rounded_once
 def logaddexp(c: Builder, self: SSAValue, other: SSAValue) -> SSAValue:
     # b + softplus(a - b), the larger first; equal infinities have no difference to take
     large, small = c.map("max", self, other), c.map("min", self, other)
@@ -254,6 +281,7 @@ def logaddexp(c: Builder, self: SSAValue, other: SSAValue) -> SSAValue:
 
 
 @lowers("aten.hypot.default")
+@rounded_once
 def hypot(c: Builder, self: SSAValue, other: SSAValue) -> SSAValue:
     return magnitude(c, self, other)
 

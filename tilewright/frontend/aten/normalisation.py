@@ -132,11 +132,13 @@ def batch_norm(
     eps: float,
     cudnn_enabled: bool = False,
 ) -> SSAValue:
+    if running_mean is None or running_var is None:
+        if not training:
+            raise Unsupported("batch norm without statistics, neither stored nor of the batch")
+        return _by_batch(c, input, weight, bias, eps)
     if training:
         problem = Problem(f"{module_path(c.node) or 'the model'} normalises by the batch", where=of_node(c.node))
         raise TrainingModeError(problem, step="call model.eval() before compiling")
-    if running_mean is None or running_var is None:
-        raise Unsupported("batch norm without stored statistics")
     return _by_statistics(c, input, weight, bias, running_mean, running_var, eps)
 
 
@@ -169,6 +171,19 @@ def native_batch_norm_training(
 ) -> tuple[Any, ...]:
     out = batch_norm(c, input, weight, bias, running_mean, running_var, training, momentum, eps)
     return out, None, None
+
+
+def _by_batch(c: Builder, x: SSAValue, weight: SSAValue | None, bias: SSAValue | None, eps: float) -> SSAValue:
+    """By the mean and the variance of the call's own elements: what a module that stores none does in any mode."""
+    spread, center = variance(c, x, tuple(axis for axis in range(tensor(x).rank) if axis != 1), 0.0)
+    dtype = tensor(spread).dtype
+    scale = c.map("rsqrt", c.map("add", spread, eps, dtype=dtype), dtype=dtype)
+    out = c.map("mul", c.map("sub", c.cast(x, dtype), center, dtype=dtype), scale, dtype=dtype)
+    if weight is not None:
+        out = c.map("mul", out, _channels(c, weight, x), dtype=dtype)
+    if bias is not None:
+        out = c.map("add", out, _channels(c, bias, x), dtype=dtype)
+    return c.cast(out, c.result.dtype)
 
 
 def _by_statistics(

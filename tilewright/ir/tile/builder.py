@@ -9,6 +9,7 @@ kernel = b.finish()
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -22,6 +23,7 @@ from tilewright.ir.operation import TwOperation
 from tilewright.ir.tile import compute, memory, places, structure
 from tilewright.ir.tile.base import buffer as buffer_type
 from tilewright.ir.tile.base import tile as tile_type
+from tilewright.ir.tile.base import view as view_type
 from tilewright.ir.types import BufferType, IndexType
 
 Index: TypeAlias = SSAValue | ExprLike
@@ -36,6 +38,20 @@ def dtype_of(dtype: DTypeLike) -> DType:
     if dtype not in DTYPES:
         raise IRError(f"{dtype!r} is no dtype", step=f"use one of {', '.join(DTYPES)}")
     return DTYPES[dtype]
+
+
+def _held(value: int | float, dtype: DType) -> int | float:
+    """A number that becomes an element of a dtype; IRError where an integer cannot hold it. Infinity is the extreme."""
+    if dtype.is_float or math.isinf(value):
+        return value
+    whole = value == math.floor(value) if value == value else False
+    low, high = (0, 1) if dtype is I1 else (-(1 << dtype.bits - 1), (1 << dtype.bits - 1) - 1)
+    if dtype.kind == "uint":
+        low, high = 0, (1 << dtype.bits) - 1
+    if not whole or not low <= value <= high:
+        step = 'cast the tile first: b.cast(tile, "f32")' if not whole else f"use a number from {low} to {high}"
+        raise IRError(f"{value!r} is no element of a tile of {dtype}", step=step)
+    return value
 
 
 def _axis(axis: int, rank: int) -> int:
@@ -160,7 +176,8 @@ class KernelBuilder:
         where = [self.index(i) for i in at]
         if fill is None:
             return self._add(memory.LoadOp.make(view, where, extents=extents))
-        return self._add(memory.LoadOp.make(view, where, extents=extents, fill=memory.VALUE, value=fill))
+        element = _held(fill, view_type(view).dtype)
+        return self._add(memory.LoadOp.make(view, where, extents=extents, fill=memory.VALUE, value=element))
 
     def store(self, value: SSAValue, view: SSAValue, at: Sequence[Index], *, streaming: bool = False) -> None:
         """Writes a tile; lanes outside the view are dropped. streaming: past the caches, where a machine can."""
@@ -185,7 +202,8 @@ class KernelBuilder:
 
     def constant(self, value: int | float, extents: Sequence[int], dtype: DTypeLike = F32) -> SSAValue:
         """A tile of one value."""
-        return self._add(compute.ConstantOp.make(value=value, extents=extents, dtype=dtype_of(dtype).name))
+        made = dtype_of(dtype)
+        return self._add(compute.ConstantOp.make(value=_held(value, made), extents=extents, dtype=made.name))
 
     def elements(self, values: Sequence[int | float], dtype: DType) -> SSAValue:
         """A tile of rank 1 with these elements."""
