@@ -104,6 +104,18 @@ def test_attention_with_heads_of_a_size_that_varies(masked: bool, rng: np.random
     assert counted("graphs") == 1
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_graphs_that_read_no_tensor_give_tensors(dynamic: bool) -> None:
+    def function(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+        counted = torch.arange(n)
+        return counted[None] <= counted[:, None], torch.ones(n, dtype=torch.bfloat16) / 3
+
+    run = compiled(function, dynamic=dynamic)
+    for n in (5, 7):
+        found, expected = run(n), function(n)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_graph_breaks(rng: np.random.Generator) -> None:
     def function(x: torch.Tensor, notes: list[float]) -> torch.Tensor:
         y = x.sin() * 2

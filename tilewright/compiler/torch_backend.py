@@ -24,8 +24,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-import numpy as np
-
 from tilewright.compiler.compiled import Compiled
 from tilewright.compiler.entry import finish
 from tilewright.compiler.options import Options
@@ -166,9 +164,11 @@ class _Piece:
 
     def run(self, arguments: list[Any]) -> list[Any]:
         """The outputs; `arguments` is emptied, so that what only this call holds can be freed."""
+        import torch
+
         executable = self._executable(arguments) if self._names else self._compiled.executable
         given = [
-            np.array(max(sign * arguments[i], 0), np.int64) if sign else arguments[i]
+            torch.tensor(max(sign * arguments[i], 0), device="cpu") if sign else arguments[i]
             for i, sign in zip(self._numbers, self._signs, strict=True)
         ]
         outputs = list(executable(*given))
