@@ -206,7 +206,7 @@ def test_updates_in_place_compute_what_the_values_say(
 ) -> None:
     module = build().module
     after = lowered(module, PLANNED)
-    check_memory_plan(after, dim_space(after))
+    check_memory_plan(after)
     assert len(copies_in(after)) == copies
     for tokens in (1, 3, 9):
         held = {n: torch.from_numpy(rng.standard_normal((ROWS, 5))).float() for n in states(module)}
@@ -296,10 +296,10 @@ FAULTS = [
 @pytest.mark.parametrize(("fault", "said"), FAULTS, ids=lambda f: getattr(f, "__name__", None))
 def test_the_checker_finds_every_fault_of_a_state(fault: Callable[[ModuleOp], None], said: str) -> None:
     module = lowered(old_value_first().module, PLANNED)
-    check_memory_plan(module, dim_space(module))
+    check_memory_plan(module)
     fault(module)
     with pytest.raises(MemoryPlanError, match="TW") as raised:
-        check_memory_plan(module, dim_space(module))
+        check_memory_plan(module)
     assert any(said in str(p) for p in raised.value.problems), raised.value
 
 

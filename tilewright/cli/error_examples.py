@@ -99,7 +99,6 @@ def _kernel(read: int, written: int) -> str:
 
 
 _PLAN: Final = '''
-from tilewright.ir.dims import DimSpace
 from tilewright.ir.module import parse_module
 from tilewright.passes.memory_plan_check import check_memory_plan
 
@@ -136,7 +135,7 @@ builtin.module {
   }
 }
 """
-check_memory_plan(parse_module(text), DimSpace(()))
+check_memory_plan(parse_module(text))
 '''.strip()
 
 _WRONG_PASS: Final = '''

@@ -24,8 +24,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-import numpy as np
-
 from tilewright.compiler.compiled import Compiled
 from tilewright.compiler.entry import finish
 from tilewright.compiler.options import Options
@@ -41,6 +39,7 @@ from tilewright.errors import (
     TrainingModeError,
     UnsupportedOpError,
 )
+from tilewright.frontend.agreeing import example_size
 from tilewright.frontend.custom_ops import decompositions, require_references
 from tilewright.frontend.functional import Functional, capture_functional
 from tilewright.frontend.registry import lowerings
@@ -166,9 +165,11 @@ class _Piece:
 
     def run(self, arguments: list[Any]) -> list[Any]:
         """The outputs; `arguments` is emptied, so that what only this call holds can be freed."""
+        import torch
+
         executable = self._executable(arguments) if self._names else self._compiled.executable
         given = [
-            np.array(max(sign * arguments[i], 0), np.int64) if sign else arguments[i]
+            torch.tensor(max(sign * arguments[i], 0), device="cpu") if sign else arguments[i]
             for i, sign in zip(self._numbers, self._signs, strict=True)
         ]
         outputs = list(executable(*given))
@@ -300,20 +301,14 @@ def _layouts(graph: Any) -> list[tuple[int, ...] | None]:
         value: Any = leaf.meta.get("val") if hasattr(leaf, "meta") else None
         order = None
         if hasattr(value, "stride") and value.dim() > 1:
-            steps = [_hint(step) for step in value.stride()]
-            sizes = [_hint(size) for size in value.shape]
+            steps = [example_size(step) for step in value.stride()]
+            sizes = [example_size(size) for size in value.shape]
             # axes of one element may have any step
             order = tuple(sorted(range(value.dim()), key=lambda i: (-steps[i] if sizes[i] != 1 else -(10**18), i)))
             moved = [i for i in order if sizes[i] != 1]
             order = order if moved != sorted(moved) and 0 not in steps else None
         found.append(order)
     return found
-
-
-def _hint(size: Any) -> int:
-    """A size as it is in the example of the trace."""
-    node = getattr(size, "node", None)
-    return int(size) if node is None else int(node.hint)
 
 
 @contextlib.contextmanager

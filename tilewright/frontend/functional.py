@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from xdsl.ir import SSAValue
 
 from tilewright.errors import CaptureError, DeviceError, Problem
+from tilewright.frontend.agreeing import compare_sizes
 from tilewright.frontend.assembling import captured_by, output_of, stored, token_dims
 from tilewright.frontend.builder import Builder
 from tilewright.frontend.captured import Captured, Source
@@ -60,6 +61,7 @@ def capture_functional(graph_module: Any, frozen: Mapping[int, tuple[str, torch.
     constants = _lift_constants(graph_module, tensors)
     placeholders = [node for node in graph.nodes if node.op == "placeholder" and node not in constants]
     _require_cpu(placeholders)
+    compare_sizes(graph)
     symbols = _symbols(placeholders)
     taken = _arguments(graph, placeholders, symbols, frozen)
     told = [Read(part.dim, i) for i, (_, part) in enumerate(taken) if part is not None]

@@ -16,8 +16,6 @@ from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import Operation, OpResult, SSAValue
 
 from tilewright.errors import MemoryPlanError
-from tilewright.ir.dims import DimSpace
-from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.shape import ReshapeOp
 from tilewright.ir.graph.structure import FuncOp, ReturnOp, StateReadOp, StateWriteOp
 from tilewright.ir.tile.residence import Place
@@ -27,15 +25,15 @@ Held: TypeAlias = SSAValue | str
 """What a place holds: the result of a launch, or the name of a state that is as it was before the call."""
 
 
-def check_memory_plan(module: ModuleOp, dims: DimSpace) -> None:
+def check_memory_plan(module: ModuleOp) -> None:
     """Checks the planned functions of a module, those of kind `main`."""
     mains = [f for f in module.body.block.ops if isinstance(f, FuncOp) and f.kind.data == "main"]
-    check_plans(mains, dims)
+    check_plans(mains)
 
 
-def check_plans(functions: Iterable[FuncOp], dims: DimSpace) -> None:
+def check_plans(functions: Iterable[FuncOp]) -> None:
     """Raises MemoryPlanError with every fault of the plans."""
-    faults = [fault for function in functions for fault in _Replay(function, dims).run()]
+    faults = [fault for function in functions for fault in _Replay(function).run()]
     if faults:
         raise MemoryPlanError(faults, step="report the module: tilewright opt --print-after=lower-to-tile shows it")
 
@@ -45,7 +43,6 @@ class _Replay:
     """One function's run: what each place holds, and who read or wrote it since all threads last met."""
 
     function: FuncOp
-    dims: DimSpace
     faults: list[str] = field(default_factory=list)
     holds: dict[Place, Held] = field(default_factory=dict)
     readers: dict[Place, str] = field(default_factory=dict)
@@ -124,20 +121,12 @@ class _Replay:
                 self.fault(f"{name} overwrites {place} while {self.readers[place]} may still read it")
             if place in self.writers and result not in changed:
                 self.fault(f"{name} and {self.writers[place]} both write {place} without a barrier")
-            if place.kind == "slot" and self._is_unbounded(result):
-                self.fault(f"{place} holds a buffer of unbounded size {tensor(result).bytes}")
             self.holds[place] = result
         if op.barrier.data:
             self.readers, self.writers = {}, {}
         else:
             self.readers.update(read)
             self.writers.update(dict.fromkeys(places, name))
-
-    def _is_unbounded(self, result: SSAValue) -> bool:
-        """Nothing bounds the size, though some dim of it was declared with a bound."""
-        size, known = tensor(result).bytes, self.dims.dims
-        declared = [known[s] for s in size.symbols if s in known]
-        return self.dims.at_most(size) is None and any(d.max is not None for d in declared)
 
 
 def _name(op: Operation) -> str:

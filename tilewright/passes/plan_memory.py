@@ -49,7 +49,7 @@ def plan_function(function: FuncOp, dims: DimSpace, *, reuse: bool) -> None:
     """Plans one function, places before barriers. The plan is checked."""
     _assign(function, dims, reuse)
     _place_barriers(function)
-    check_plans([function], dims)
+    check_plans([function])
 
 
 @dataclass

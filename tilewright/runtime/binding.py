@@ -138,7 +138,9 @@ class Binder:
         errors.check_dims(self._program, solution)
         copied = frozenset(i for i, leaf in enumerate(leaves) if not _dense(leaf))
         values = tuple(solution.values[dim.name] for dim in self._program.dims)
-        return Known(values, copied, any(is_torch(leaf) for leaf in leaves))
+        # what takes no tensors gives those of the framework that is there
+        torch = any(is_torch(leaf) for leaf in leaves) if leaves else hasattr(sys.modules.get("torch"), "Tensor")
+        return Known(values, copied, torch)
 
     def addresses(self, leaves: Sequence[Any], copied: frozenset[int]) -> tuple[list[int], Sequence[Any]]:
         """Where the tensors lie, dense, and what keeps them there. copied: `Known.copied`."""

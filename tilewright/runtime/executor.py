@@ -124,7 +124,9 @@ class Executable:
         return f"<Executable of {len(self.program.main.steps)} steps on {self.program.target}>"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Runs the program; torch tensors in give torch tensors out, NumPy arrays give NumPy arrays."""
+        """Runs the program; torch tensors in give torch tensors out, NumPy arrays give NumPy arrays, and no tensors at
+        all give torch tensors where torch is loaded.
+        """
         binder = self._binder
         leaves = binder.leaves(args, kwargs)
         key = binder.key(leaves)

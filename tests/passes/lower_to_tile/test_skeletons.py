@@ -15,7 +15,7 @@ from tilewright.ir.dtypes import BF16, F32, I1, I64, DType
 from tilewright.ir.graph.attention import AttentionOp, RotaryOp
 from tilewright.ir.graph.contraction import MatmulOp
 from tilewright.ir.graph.elementwise import CastOp, MapOp
-from tilewright.ir.graph.indexing import GatherOp
+from tilewright.ir.graph.indexing import GatherOp, TakeAlongOp
 from tilewright.ir.graph.reduction import NormOp, ReduceOp, SoftmaxOp
 from tilewright.ir.graph.shape import BroadcastOp, ConcatOp, PadOp, ReshapeOp, SliceOp, TransposeOp
 from tilewright.ir.graph.structure import ConstantOp, GroupOp, IotaOp, PositionsOp
@@ -103,6 +103,37 @@ def embedding() -> GroupOp:
         return [g.add(MapOp.make(g.add(MapOp.make(words, places, fn="add")), scale, fn="mul"))]
 
     return group("map", [f32(11, 24), typed(I64, "b", "t"), f32("t", 24), f32("b", 1, 1)], build)
+
+
+def look_ups() -> GroupOp:
+    """Two tables read at one place, both stored: only the place leads from one result to the other."""
+
+    def build(g, first, second, ids, step):  # type: ignore[no-untyped-def]
+        at = g.add(MapOp.make(ids, step, fn="add"))
+        return [g.add(GatherOp.make(table, at)) for table in (first, second)]
+
+    return group("map", [f32(11), f32(9), typed(I64, "b", "t"), typed(I64, "b", 1)], build)
+
+
+def picks() -> GroupOp:
+    """The same along an axis of each row."""
+
+    def build(g, first, second, ids, step):  # type: ignore[no-untyped-def]
+        at = g.add(MapOp.make(ids, step, fn="add"))
+        return [g.add(TakeAlongOp.make(table, at, axis=1)) for table in (first, second)]
+
+    return group("map", [f32("b", 11), f32("b", 9), typed(I64, "b", "t"), typed(I64, "b", 1)], build)
+
+
+def turned_and_scaled() -> GroupOp:
+    """What is turned is stored scaled, too."""
+
+    def build(g, x, y, c, s):  # type: ignore[no-untyped-def]
+        total = g.add(MapOp.make(x, y, fn="add"))
+        turned = g.add(RotaryOp.make(total, c, s, style="half"))
+        return [turned, g.add(MapOp.make(total, fn="exp"))]
+
+    return group("map", [f32("b", "t", 16)] * 2 + [f32("t", 16)] * 2, build)
 
 
 def rotary(style: str) -> Callable[[], GroupOp]:
@@ -224,6 +255,9 @@ POINTWISE = [
     sliced,
     causal_mask,
     embedding,
+    look_ups,
+    picks,
+    turned_and_scaled,
     rotary("half"),
     rotary("interleaved"),
     repeated,

@@ -242,6 +242,15 @@ def _to_result(space: Space, op: Operation) -> None:
             _check_reduced(space, op)
             kept = [UNIT if i in reduced else a for i, a in enumerate(source) if op.keepdims.data or i not in reduced]
             space.maps[result] = tuple(kept)
+        case indexing.GatherOp() if op.indices in space.maps:
+            at, rank = op.axis.data, tensor(op.x).rank
+            rest = space.maps.get(op.x, (UNIT,) * rank)
+            if op.x in space.maps or all(d.constant == 1 for i, d in enumerate(tensor(op.x).dims) if i != at):
+                space.maps[result] = (*rest[:at], *space.maps[op.indices], *rest[at + 1 :])
+        case indexing.TakeAlongOp() if op.indices in space.maps:
+            space.maps[result] = space.maps[op.indices]
+        case attention.RotaryOp() if op.x in space.maps:
+            space.maps[result] = space.maps[op.x]
         case _:
             pass
 
