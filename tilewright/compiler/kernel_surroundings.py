@@ -96,7 +96,9 @@ def _same(value: Any, before: Any) -> bool:
     if type(value) is not type(before):
         return False
     if type(value) is dict:
-        return value.keys() == before.keys() and all(value[key] is v or _same(value[key], v) for key, v in before.items())
+        return value.keys() == before.keys() and all(
+            value[key] is v or _same(value[key], v) for key, v in before.items()
+        )
     if type(value) in (list, tuple):
         return len(value) == len(before) and all(a is b or _same(a, b) for a, b in zip(value, before, strict=True))
     return isinstance(value, (bool, int, float, complex, str, bytes, set, frozenset)) and bool(value == before)

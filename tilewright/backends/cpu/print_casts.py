@@ -18,9 +18,7 @@ _LEAST_NORMAL: Final = 0x00800000  # as bits
 _EXACT_IN_BF16: Final = (I1, I8, U8)
 
 
-def cast(
-    e: Emitter, source: ValueType, target: DType, a: str, *, normal: bool = False, flush: bool = False
-) -> str:
+def cast(e: Emitter, source: ValueType, target: DType, a: str, *, normal: bool = False, flush: bool = False) -> str:
     """A value of type `source` as lanes of `target`; see `Cast` for those that are known or made to be normal."""
     lanes, here = source.lanes, source.dtype
     if (normal or flush) and e.cpu.narrowing and lanes in (e.cpu.lanes, 2 * e.cpu.lanes):

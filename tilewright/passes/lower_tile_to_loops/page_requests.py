@@ -62,8 +62,7 @@ class PageRequests:
             first, extents = self.cx.indices[load.at[0]], tile(load.out).extents
             after = Index(b.add(first.value, extents[0]), first.expr + extents[0])
             inner = [
-                Span(self.cx.indices[origin], ORIGIN, n)
-                for origin, n in zip(load.at[1:-1], extents[1:-1], strict=True)
+                Span(self.cx.indices[origin], ORIGIN, n) for origin, n in zip(load.at[1:-1], extents[1:-1], strict=True)
             ]
             view, last, width = self.cx.views[load.source], self.cx.indices[load.at[-1]], extents[-1]
             line, lanes = LINE // tile(load.out).dtype.bytes, min(LANES, width)

@@ -125,9 +125,7 @@ def _narrow(cx: Lowering, source: SSAValue, site: Site) -> Value:
     return cx.b.cast(cx.b.shuffle(halves[0], range(2 * LANES), halves[1]), BF16, flush=True)
 
 
-def _interleave(
-    cx: Lowering, pair: Paired, panels: _Panels, at: Position, columns: int, turns: Iterator[None]
-) -> None:
+def _interleave(cx: Lowering, pair: Paired, panels: _Panels, at: Position, columns: int, turns: Iterator[None]) -> None:
     """Rows at and at + 1 as one row of pairs."""
     b = cx.b
     k = at // 2 if isinstance(at, int) else b.floordiv(at, 2)
@@ -140,9 +138,7 @@ def _interleave(
         panels.write(b.or_(even, b.shl(odd, 16)), k, column)
 
 
-def _turn_square(
-    cx: Lowering, pair: Paired, panels: _Panels, at: Position, first: int, turns: Iterator[None]
-) -> None:
+def _turn_square(cx: Lowering, pair: Paired, panels: _Panels, at: Position, first: int, turns: Iterator[None]) -> None:
     """A square of words: rows from `at` on, pairs from `first` on."""
     b = cx.b
     rows = []
