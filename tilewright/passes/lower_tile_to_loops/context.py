@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from xdsl.ir import Operation, SSAValue
+from xdsl.ir import BlockArgument, Operation, SSAValue
 
 from tilewright.errors import LoweringError, Problem
-from tilewright.ir.dims import Expr
+from tilewright.ir.dims import Expr, maximum
 from tilewright.ir.dtypes import DType
 from tilewright.ir.loops import BufferArg, Scratch, Value
 from tilewright.ir.machine import Machine
@@ -75,7 +75,10 @@ class Lowering:
     def resolved(self, limit: Limit) -> Index:
         """A limit as an index, where its coordinate is known."""
         at = self.indices[limit.at]
-        return Index(self.b.sub(self.b.expr(limit.extent), at.value), limit.extent - at.expr)
+        left, expr = self.b.sub(self.b.expr(limit.extent), at.value), limit.extent - at.expr
+        if isinstance(limit.at, BlockArgument):
+            return Index(left, expr)
+        return Index(self.b.max(left, 0), maximum(0, expr))  # a coordinate lies inside, what is computed may not
 
     def live(self, value: SSAValue) -> dict[int, Index]:
         """How much of a tile anyone looks at, along the axes where that may be less than all of it."""

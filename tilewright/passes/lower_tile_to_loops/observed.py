@@ -15,7 +15,7 @@ from tilewright.ir.tile import compute
 from tilewright.ir.tile.base import tile, view
 from tilewright.ir.tile.memory import StageOp, StoreOp
 from tilewright.ir.tile.places import LookupOp
-from tilewright.ir.tile.structure import ForOp, IfOp, KernelOp, YieldOp
+from tilewright.ir.tile.structure import ExprOp, ForOp, IfOp, KernelOp, YieldOp
 from tilewright.ir.types import TileType
 from tilewright.passes.lower_tile_to_loops.operands import unit_axis, unit_reshape
 from tilewright.passes.lower_tile_to_loops.tails import Constant, Limit, depth_limit, folded_limit, tail
@@ -66,7 +66,7 @@ class Observed:
         match op:
             case StoreOp():
                 at = op.at[axis]
-                return Limit(view(op.target).dims[axis], at) if isinstance(at, BlockArgument) else _ALL
+                return Limit(view(op.target).dims[axis], at) if _follows_coordinates(at) else _ALL
             case compute.MapOp() | compute.CastOp() | compute.BroadcastOp() | StageOp() | LookupOp():
                 result = op.results[0]
                 if tile(value).extents[axis] != tile(result).extents[axis]:
@@ -144,6 +144,13 @@ def _selected(op: Operation, index: int, axis: int) -> Limit | None:
     return found.limit
 
 
+def _follows_coordinates(at: SSAValue) -> bool:
+    """Whether an index is a coordinate of the grid or of a loop, or an expression of some."""
+    return isinstance(at, BlockArgument) or (
+        isinstance(at.owner, ExprOp) and all(isinstance(a, BlockArgument) for a in at.owner.args)
+    )
+
+
 def _in_scope(limit: Limit, value: SSAValue) -> bool:
     """Whether the limit's coordinate has one value for the whole life of a tile value."""
     owner = value.owner
@@ -151,8 +158,10 @@ def _in_scope(limit: Limit, value: SSAValue) -> bool:
     if isinstance(owner, Block):
         loop = owner.parent_op()  # what a loop carries lives outside its body, too
         block = loop.parent if loop is not None else None
+    owner = limit.at.owner
+    home = owner if isinstance(owner, Block) else owner.parent
     while block is not None:
-        if limit.at.owner is block:
+        if home is block:
             return True
         parent = block.parent_op()
         block = parent.parent if parent is not None else None

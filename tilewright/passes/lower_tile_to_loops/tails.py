@@ -37,7 +37,7 @@ _NEUTRAL: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """`extent - at` elements along an axis; `at` is a coordinate of the grid or of a loop."""
+    """`extent - at` elements along an axis; `at` is a coordinate of the grid or of a loop, or follows from some."""
 
     extent: Expr
     at: SSAValue
