@@ -1,8 +1,8 @@
 """What an attention's result may differ by from float64: as rounding explains, and as torch's own does.
 
-Where logits are thousands, a row's result hangs on the rounding of one or two of them, and torch may have been lucky:
-of two sums of the same terms in different orders, one is twice as far off as the other in every third case. What torch is
-off by is therefore the most over orders of the features, in which a product's sum has none of its own.
+Where logits are thousands, a row's result hangs on the rounding of one or two, and torch may have been lucky: of sums
+of the same terms in two orders, one is twice as far off as the other in every third case. What torch is off by is
+therefore the most over orders of the features, in which a product's sum has none of its own.
 """
 
 from __future__ import annotations

@@ -31,8 +31,18 @@ def block_for(rules: TileRules, block_q: int, heads: int, queries: int) -> Block
     return next(b for b in blocks_of(rules, block_q, heads) if b.limit is None or queries <= b.limit)
 
 
-def scratch_of(rules: TileRules, rows: int, keys: int, features: int, value_features: int, width: int) -> int:
-    """Bytes of private memory that a program needs at most, with so many rows of queries and of keys.
+class Tile(NamedTuple):
+    """A buffer that a program keeps near: rows of so many bytes."""
+
+    name: str
+    rows: int
+    row: int
+
+
+def scratch_tiles(
+    rules: TileRules, rows: int, keys: int, features: int, value_features: int, width: int
+) -> tuple[Tile, ...]:
+    """The private memory that a program needs at most, with so many rows of queries and of keys.
 
     The sums of a part and of the parts before it, queries, keys with their features first, and logits, in f32. Of
     dtypes of fewer bytes (`width`) also operands as they are, and logits with their weights: on a matrix unit, which
@@ -40,11 +50,18 @@ def scratch_of(rules: TileRules, rows: int, keys: int, features: int, value_feat
     """
     each, unit = 2 * value_features + keys + 20, rules.matrix
     if width >= 4:
-        return 4 * (rows * (each + features) + keys * features + 64)
-    each += features // 2 + keys
-    if unit is not None and not (features % unit.depth or value_features % unit.columns or keys % unit.depth):
-        return 4 * (rows * each + keys * (features + value_features) // 2)
-    return 4 * (rows * each + keys * (2 * features + value_features))
+        each, beside = each + features, 4 * features
+    else:
+        each += features // 2 + keys
+        paired = unit is not None and not (features % unit.depth or value_features % unit.columns or keys % unit.depth)
+        beside = 2 * (features + value_features) if paired else 4 * (2 * features + value_features)
+    found = (Tile("queries, sums and logits", rows, 4 * each), Tile("keys and values", keys, beside))
+    return (*found, Tile("room for a last vector", 1, 256)) if width >= 4 else found
+
+
+def scratch_of(rules: TileRules, rows: int, keys: int, features: int, value_features: int, width: int) -> int:
+    """The bytes of `scratch_tiles`."""
+    return sum(t.rows * t.row for t in scratch_tiles(rules, rows, keys, features, value_features, width))
 
 
 def own_block(rules: TileRules, features: int, value_features: int, width: int) -> int:
