@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -342,12 +343,30 @@ def test_tiles_beyond_a_scratchpad_are_an_error_with_the_table_and_what_fits() -
     assert run_on(model(), ctx, AttentionTiling()).schedule.number("block_q", 0) <= 512
 
 
+@pytest.mark.parametrize(
+    ("options", "step"),
+    [({"block_q": 100000}, r"write block-q=\d+ or less"), ({"block_k": 100000}, "write block-k=64")],
+    ids=str,
+)
+def test_tiles_beyond_a_programs_own_memory_are_told_what_fits(options: dict[str, int], step: str) -> None:
+    machine = MACHINES["avx512"]()
+    table = r"(?s)need \d+ bytes; a program's own memory holds 786432\n.*logits: \d+ rows of \d+ bytes.*keys and values"
+    with pytest.raises(CapacityError, match=table) as raised:
+        run_on(model(), context(machine), AttentionTiling(**options))
+    assert re.fullmatch(step, raised.value.step)
+    if "block_q" in options:
+        most = int(raised.value.step.split("=")[1].split()[0])
+        assert run_on(model(), context(machine), AttentionTiling(block_q=most)).schedule.number("block_q", 0) == most
+        with pytest.raises(CapacityError):
+            run_on(model(), context(machine), AttentionTiling(block_q=most + 1))
+
+
 def test_tiles_fit_a_programs_scratch() -> None:
     machine = MACHINES["avx512"]()
     ctx = context(machine)
     # 128 rows need 961024 bytes: their sums twice, themselves, keys turned, and logits
     assert run_on(model("none", size=512), ctx, AttentionTiling()).schedule.number("block_q", 0) <= 64
-    refused = [c for c in ctx.chosen[0].candidates if c.refused and "bytes of a program's own" in c.refused]
+    refused = [c for c in ctx.chosen[0].candidates if c.refused and "a program's own memory holds" in c.refused]
     assert {c.schedule.number("block_q", 0) for c in refused} == {128, 256}
 
 

@@ -169,6 +169,9 @@ def test_attention_keeps_symbols_and_counts_both_products() -> None:
         ({"v": value([2, 2, 6, 8])}, "do not fit"),
         ({"q": value([2, 3, 3, 8])}, "3 query heads are not a fixed multiple of 2"),
         ({"mask": "sliding"}, "mask 'sliding' with window 0"),
+        ({"mask": "sliding", "window": -3}, "mask 'sliding' with window -3"),
+        ({"softcap": -1.0}, "softcap -1.0 is not 0 (none) or a number above it"),
+        ({"softcap": float("nan")}, "softcap nan is not 0"),
         ({"mask": "causal", "window": 4}, "mask 'causal' with window 4"),
         ({"mask": "banded"}, "'banded' is not one of"),
         ({"bias": value([2, 4, 3, 6])}, "do not broadcast"),
@@ -184,7 +187,7 @@ def test_attention_keeps_symbols_and_counts_both_products() -> None:
 )
 def test_attention_names_what_does_not_fit(change: dict[str, Any], says: str) -> None:
     operands = {"q": value([2, 4, 3, 8]), "k": value([2, 2, 5, 8]), "v": value([2, 2, 5, 8]), **change}
-    properties = {n: operands.pop(n) for n in ("mask", "window") if n in operands}
+    properties = {n: operands.pop(n) for n in ("mask", "window", "softcap") if n in operands}
     slots = [operands.get(n) for n in ("q", "k", "v", *SLOTS)]
     assert says in complaint(AttentionOp, *slots, scale=1.0, **properties)
 

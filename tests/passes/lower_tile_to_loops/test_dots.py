@@ -86,7 +86,7 @@ def test_tiles_of_any_size(
     check(kernel, {"n": 2}, rng, classes=["avx512"], compiled=dtype is F32)
 
 
-@pytest.mark.parametrize(("m", "k", "n", "chain"), [(1, 70, 16, 18), (3, 64, 40, 32), (40, 37, 100, 10), (20, 8, 9, 1)])
+@pytest.mark.parametrize(("m", "k", "n", "chain"), [(1, 70, 16, 18), (3, 64, 40, 32), (17, 11, 33, 4), (20, 3, 9, 1)])
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
 def test_k_in_several_chains(m: int, k: int, n: int, chain: int, dtype: DType, rng: np.random.Generator) -> None:
     def body(b: KernelBuilder, x: SSAValue, y: SSAValue, acc: SSAValue) -> list[SSAValue]:
@@ -95,6 +95,19 @@ def test_k_in_several_chains(m: int, k: int, n: int, chain: int, dtype: DType, r
     kernel = on_tiles([((m, k), dtype), ((k, n), dtype), ((m, n), F32)], [((m, n), F32)], body)
     check(kernel, {"n": 2}, rng, classes=["avx512", "avx2"])
     check_counts(kernel, {"n": 2}, inputs(kernel, {"n": 2}, rng))
+
+
+@pytest.mark.parametrize("chain", [0, 5])
+def test_a_column_that_a_loop_carries(chain: int, rng: np.random.Generator) -> None:
+    b = KernelBuilder("column", [])
+    x, y, out = b.buffer([40, 36], F32), b.buffer([36, 1], F32), b.output([40, 1], F32)
+    b.grid([1], [1])
+    with b.loop(0, 36, 12, [b.constant(1.0, (40, 1))]) as loop:
+        left, right = b.load(b.dense(x), [0, loop.at], [40, 12]), b.load(b.dense(y), [loop.at, 0], [12, 1])
+        loop.give(b.dot(left, right, b.map("mul", *loop.carried, b.constant(0.5, (1, 1))), chain))
+    b.store(*loop.out, b.dense(out), [0, 0])
+    kernel = b.finish()
+    check(kernel, {}, rng, classes=["avx512", "avx2"])
 
 
 def test_operands_may_be_computed_and_the_result_read_again(rng: np.random.Generator) -> None:

@@ -45,6 +45,12 @@ def check_heads(op: GraphOp, q: TensorType, k: TensorType, v: TensorType) -> Non
         raise op.malformed(f"{q.dims[-3]} query heads are not a fixed multiple of {k.dims[-3]} key heads")
 
 
+def check_softcap(op: GraphOp, cap: float) -> None:
+    """Raises IRError for a cap of logits that is below 0 or no number."""
+    if not 0 <= cap < float("inf"):
+        raise op.malformed(f"softcap {cap} is not 0 (none) or a number above it")
+
+
 def query_heads(heads: Expr, shared: Expr) -> int | None:
     """How many query heads share a key head, of so many of each; None where that is no fixed number of 1 or more."""
     if heads.constant == 0:
@@ -124,6 +130,7 @@ class AttentionOp(GraphOp):
         mask = self.check_choice("mask", self.mask.data, MASKS)
         if (mask in ("sliding", "chunked")) != (self.window.data > 0):
             raise self.malformed(f"mask {mask!r} with window {self.window.data}")
+        check_softcap(self, self.softcap.data)
         check_heads(self, q, k, v)
 
     def _check_float(self, what: str, value: SSAValue) -> None:

@@ -20,7 +20,7 @@ from xdsl.traits import Pure
 from tilewright.ir.attributes import Float, Int, Str
 from tilewright.ir.cost import Cost
 from tilewright.ir.dims import Expr
-from tilewright.ir.graph.attention import query_heads
+from tilewright.ir.graph.attention import check_softcap, query_heads
 from tilewright.ir.graph.base import GraphOp, at_least_f32, tensor
 from tilewright.ir.graph.reduction import SOFTMAX_FLOPS
 from tilewright.ir.scalars import SCALARS
@@ -73,6 +73,7 @@ class PagedAttentionOp(GraphOp):
         mask = self.check_choice("mask", self.mask.data, PAGED_MASKS)
         if (mask != "causal") != (self.window.data > 0):
             raise self.malformed(f"mask {mask!r} with window {self.window.data}")
+        check_softcap(self, self.softcap.data)
         if not (q.rank == k.rank == v.rank == 3 and q.dtype == k.dtype == v.dtype and q.dtype.is_float):
             raise self.malformed(
                 f"q [T, H, D], k [S, Hkv, D], v [S, Hkv, Dv] must be floats of one dtype: {q}, {k}, {v}"

@@ -20,7 +20,7 @@ from tilewright.ir.attributes import Float, Int
 from tilewright.ir.cost import Cost
 from tilewright.ir.dims import Expr
 from tilewright.ir.dtypes import U8
-from tilewright.ir.graph.attention import query_heads
+from tilewright.ir.graph.attention import check_softcap, query_heads
 from tilewright.ir.graph.base import GraphOp, at_least_f32, tensor
 from tilewright.ir.graph.paging import check_requests
 from tilewright.ir.graph.reduction import SOFTMAX_FLOPS
@@ -77,6 +77,7 @@ class QuantizedPagedAttentionOp(GraphOp):
         page, bits = self.page.data, self.bits.data
         if bits not in (4, 8) or page < 1 or self.recent.data < 1:
             raise self.malformed(f"bits {bits} (4 or 8), pages of {page}, {self.recent.data} recent ones")
+        check_softcap(self, self.softcap.data)
         if not (q.rank == near_k.rank == near_v.rank == 3 and q.dtype == near_k.dtype == near_v.dtype) or (
             not q.dtype.is_float or q.dims[2] != near_k.dims[2] or near_k.dims[:2] != near_v.dims[:2]
         ):

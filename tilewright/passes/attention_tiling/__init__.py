@@ -7,8 +7,9 @@ sums that determinism promises, is refused with its reason and its numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Final
 
 from xdsl.dialects.builtin import ModuleOp
@@ -27,7 +28,7 @@ from tilewright.ir.schedules import ORDERS
 from tilewright.passes.attention_tiling.bounds import bounds_of, compulsory
 from tilewright.passes.attention_tiling.sizes import Sizes
 from tilewright.passes.attention_tiling.tilings import Tiling
-from tilewright.passes.attention_tiling.variants import block_for, segment_of
+from tilewright.passes.attention_tiling.variants import Tile, block_for, segment_of
 
 # the size that a dim without an upper bound is judged at
 OPEN: Final = 2048
@@ -113,27 +114,54 @@ class AttentionTiling(Pass):
         """An error where what cannot be taken was asked for."""
         if not self._stated:
             return
-        level = holding(machine)
-        if level is not None and level.size is not None and all(needed(t, level) > level.size for t in tilings):
-            least = min(tilings, key=lambda t: needed(t, level))
-            rows = "\n".join(f"    {t.name}: {t.rows} rows of {t.row} bytes, {n} bytes" for t, n in least.near(level))
-            smaller = (replace(least, block_q=n) for n in range(least.block_q - 1, 0, -1))
-            fits = next((t.block_q for t in smaller if needed(t, level) <= level.size), None)
-            raise CapacityError(
-                Problem(
-                    f"tiles of {self} need {needed(least, level)} bytes; {level.name} holds {level.size}\n{rows}",
-                    op=op.name,
-                    where=op.loc,
-                ),
-                step=f"write block-q={fits} or less"
-                if fits
-                else f"write block-k={_segment(tilings[0].sizes, machine)}",
-            )
+        for room in rooms(machine):
+            if all(room.needs(t) > room.size for t in tilings):
+                least = min(tilings, key=room.needs)
+                raise self._too_large(op, least, room, _segment(least.sizes, machine))
         reasons = list(dict.fromkeys(c.refused for c in candidates if c.refused is not None))
         raise PassOptionError(
             [Problem(f"{self}: {reason}", op=op.name, where=op.loc) for reason in reasons],
             step="write attention-tiling without options to see what it chooses, and what from, in the report",
         )
+
+    def _too_large(self, op: AttentionOp, least: Tiling, room: Room, segment: int) -> CapacityError:
+        """The tiles that were asked for, and the largest that fit."""
+        rows = "\n".join(f"    {t.name}: {t.rows} rows of {t.row} bytes, {n} bytes" for t, n in room.tiles(least))
+        smaller = (replace(least, block_q=n) for n in range(least.block_q - 1, 0, -1))
+        fits = next((t.block_q for t in smaller if room.needs(t) <= room.size), None)
+        return CapacityError(
+            Problem(
+                f"tiles of {self} need {room.needs(least)} bytes; {room.name} holds {room.size}\n{rows}",
+                op=op.name,
+                where=op.loc,
+            ),
+            step=f"write block-q={fits} or less" if fits else f"write block-k={segment}",
+        )
+
+
+@dataclass(frozen=True)
+class Room:
+    """Memory that a program's tiles must fit. tiles: of a tiling there, with the bytes of each."""
+
+    name: str
+    size: int
+    tiles: Callable[[Tiling], Iterable[tuple[Tile, int]]]
+
+    def needs(self, tiling: Tiling) -> int:
+        """Bytes."""
+        return sum(size for _, size in self.tiles(tiling))
+
+
+def rooms(machine: Machine) -> list[Room]:
+    """The level that is filled by name, and the memory that a program has for itself, where a machine has them."""
+    level, found = holding(machine), []
+    if level is not None and level.size is not None:
+        found.append(Room(level.name, level.size, partial(Tiling.near, level=level)))
+    if machine.rules.scratch is not None:
+        found.append(
+            Room("a program's own memory", machine.rules.scratch, partial(Tiling.private, rules=machine.rules))
+        )
+    return found
 
 
 def judged_at(op: AttentionOp, space: DimSpace) -> list[dict[str, int]]:
@@ -173,12 +201,9 @@ def refusal(tiling: Tiling, ctx: Context) -> str | None:
         return f"{tiling.heads} heads do not divide the {sizes.group} of a key head"
     if tiling.heads not in (1, sizes.group):
         return f"a tile has one query head or all {sizes.group} of a key head"
-    level = holding(machine)
-    if level is not None and level.size is not None and needed(tiling, level) > level.size:
-        return f"its tiles need {needed(tiling, level)} bytes, {level.name} holds {level.size}"
-    room = machine.rules.scratch
-    if room is not None and tiling.scratch(machine.rules) > room:
-        return f"its tiles need {tiling.scratch(machine.rules)} bytes of a program's own, which has {room}"
+    for room in rooms(machine):
+        if room.needs(tiling) > room.size:
+            return f"its tiles need {room.needs(tiling)} bytes, {room.name} holds {room.size}"
     batch = ctx.options.determinism in ("batch", "exact")
     segment = _segment(sizes, machine)
     if batch and tiling.block_k != segment:
@@ -199,11 +224,6 @@ def holding(machine: Machine) -> Level | None:
     """The level that a program's tiles must fit: the last that is filled by name on the way to products. A cache need
     not hold them; that it does not costs time."""
     return machine.nearest("matrix", kind="explicit")
-
-
-def needed(tiling: Tiling, level: Level) -> int:
-    """Bytes that a program's tiles take in a level."""
-    return sum(size for _, size in tiling.near(level))
 
 
 def _countable(op: AttentionOp) -> bool:

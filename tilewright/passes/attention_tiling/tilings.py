@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from math import gcd
-from typing import NamedTuple
 
 import numpy as np
 
@@ -23,17 +22,17 @@ from tilewright.ir.machine import Level, Machine, MatrixUnit, TileRules
 from tilewright.ir.schedules import Schedule
 from tilewright.passes.attention_tiling.bounds import compulsory, lse_bytes
 from tilewright.passes.attention_tiling.sizes import Sizes, Visited
-from tilewright.passes.attention_tiling.variants import Block, block_for, own_block, scratch_of, segment_of, unit_of
+from tilewright.passes.attention_tiling.variants import (
+    Block,
+    Tile,
+    block_for,
+    own_block,
+    scratch_tiles,
+    segment_of,
+    unit_of,
+)
 
 _STATE = 4  # bytes of a running sum, maximum or denominator: f32
-
-
-class Tile(NamedTuple):
-    """A buffer that a program keeps near: rows of so many bytes."""
-
-    name: str
-    rows: int
-    row: int
 
 
 @dataclass(frozen=True)
@@ -187,10 +186,15 @@ class Tiling:
             if level.kind != "explicit" or tile.name not in ("logits", "sums"):
                 yield tile, level.takes(tile.rows, tile.row)
 
+    def private(self, rules: TileRules) -> list[tuple[Tile, int]]:
+        """The tiles of private memory that a program needs at most, with the bytes of each."""
+        s, rows = self.sizes, max(self.block_q, self.heads)
+        tiles = scratch_tiles(rules, rows, self.block_k, s.features, s.value_features, s.width)
+        return [(tile, tile.rows * tile.row) for tile in tiles]
+
     def scratch(self, rules: TileRules) -> int:
         """Bytes of private memory that a program needs at most."""
-        s, rows = self.sizes, max(self.block_q, self.heads)
-        return scratch_of(rules, rows, self.block_k, s.features, s.value_features, s.width)
+        return sum(size for _, size in self.private(rules))
 
     def work(self, machine: Machine) -> Work:
         """FLOPs computed, and bytes by level: what is named comes from the last level that fills itself; what passes a

@@ -33,8 +33,18 @@ def block_for(rules: TileRules, block_q: int, heads: int, queries: int) -> Block
     return next(b for b in blocks_of(rules, block_q, heads) if b.limit is None or queries <= b.limit)
 
 
-def scratch_of(rules: TileRules, rows: int, keys: int, features: int, value_features: int, width: int) -> int:
-    """Bytes of private memory that a program needs at most, with so many rows of queries and of keys.
+class Tile(NamedTuple):
+    """A buffer that a program keeps near: rows of so many bytes."""
+
+    name: str
+    rows: int
+    row: int
+
+
+def scratch_tiles(
+    rules: TileRules, rows: int, keys: int, features: int, value_features: int, width: int
+) -> tuple[Tile, ...]:
+    """The private memory that a program needs at most, with so many rows of queries and of keys.
 
     The sums of a part and of the parts before it, queries, keys with their features first, and logits, in f32. Of
     dtypes of fewer bytes (`width`) also operands as they are, and logits with their weights: on a matrix unit, which
@@ -42,11 +52,20 @@ def scratch_of(rules: TileRules, rows: int, keys: int, features: int, value_feat
     """
     each, unit = 2 * value_features + 20, unit_of(rules, features, value_features, width, keys)
     if width >= 4:
-        return 4 * (rows * (each + keys + features) + keys * features + 64)
+        every = Tile("queries, sums and logits", rows, 4 * (each + keys + features))
+        return every, Tile("keys and values", keys, 4 * features), Tile("room for a last vector", 1, 256)
     each += features // 2
     if unit is not None:
-        return 4 * (rows * each + gcd(rows, unit.band) * 2 * keys + keys * (features + value_features) // 2)
-    return 4 * (rows * (each + 2 * keys) + keys * (2 * features + value_features))
+        band = Tile("logits of a band", gcd(rows, unit.band), 8 * keys)
+        pairs = Tile("keys and values", keys, 2 * (features + value_features))
+        return Tile("queries and sums", rows, 4 * each), band, pairs
+    every = Tile("queries, sums and logits", rows, 4 * (each + 2 * keys))
+    return every, Tile("keys and values", keys, 4 * (2 * features + value_features))
+
+
+def scratch_of(rules: TileRules, rows: int, keys: int, features: int, value_features: int, width: int) -> int:
+    """The bytes of `scratch_tiles`."""
+    return sum(t.rows * t.row for t in scratch_tiles(rules, rows, keys, features, value_features, width))
 
 
 def unit_of(rules: TileRules, features: int, value_features: int, width: int, keys: int) -> MatrixUnit | None:

@@ -60,7 +60,8 @@ class Blocks:
     ) -> None:
         self.cx, self.op, self.home, self.left, self.right, self.dtype = cx, op, home, left, right, dtype
         self.rows, self.columns = tile(op.out).extents
-        self.lanes = home.lanes if isinstance(home, RegisterTile) else cx.lanes
+        # one column lies along the lanes of scratch: a vector would spill over the rows that follow
+        self.lanes = home.lanes if isinstance(home, RegisterTile) else 1 if self.columns == 1 else cx.lanes
 
     def run(self) -> None:
         """Emits the whole result: one block where it lives in registers."""

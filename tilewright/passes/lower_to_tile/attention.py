@@ -106,7 +106,7 @@ def _seed(space: Space, op: attention.AttentionOp, axes: _Axes) -> None:
     # axes of size 1 still need a loop variable, so they are always made
     s, e = Axis((space.new(k.dims[-2]),)), Axis((space.new(q.dims[-1]),))
     axes.h = heads.axes[0 if kv_heads is UNIT else 1 :]
-    axes.t, axes.s, axes.e, axes.d = t.axes, s.axes[0], e.axes[0], d.axes
+    axes.t, axes.s, axes.e, axes.d = t.axes, s.axes[0], e.axes[0], d.axes or (space.new(Expr.of(1)),)
     if op.lse_out is not None:
         space.maps[op.lse_out] = (*lead, heads, t)
 
