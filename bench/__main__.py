@@ -15,10 +15,12 @@ from rich.console import Console
 
 from bench.cases import CASES
 from bench.contestants import CONTESTANTS
+from bench.generation import GENERATORS, NAME
+from bench.generation.rounds import compete as compete_generating
 from bench.plotting import draw
 from bench.results import Line, peers_of, rounded
 from bench.rounds import callers, compete, overhead
-from bench.server import Server
+from bench.server import GENERATING, Server
 from bench.writing import document, show
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,26 +46,35 @@ def main(
     if unknown := [name for name in names if name not in CONTESTANTS]:
         raise typer.BadParameter(f"no such peer: {', '.join(unknown)}; there are {', '.join(CONTESTANTS)}")
     chosen = [case for case in CASES if only in case.name]
-    if not chosen:
-        raise typer.BadParameter(f"no case has {only!r} in its name; there are {', '.join(c.name for c in CASES)}")
+    generates = only in NAME
+    if not chosen and not generates:
+        there = ", ".join([*(c.name for c in CASES), NAME])
+        raise typer.BadParameter(f"no case has {only!r} in its name; there are {there}")
     before = os.getloadavg()[0]
     with console.status("starting") as status:
         from bench.ceilings import READ_BYTES
 
         ceilings = Server("ceilings")
-        servers = {name: Server(name) for name in names}
         about = ceilings.ask("about")
-        cases = [compete(servers, ceilings, case, rounds, status.update) for case in chosen]
-        trivial = overhead(servers, ceilings, rounds, status.update)
-        shared = callers(servers["tilewright"], rounds, status.update)
-        for server in (ceilings, *servers.values()):
-            server.close()
-    versions = {name: told["version"] for case in cases for name, told in case["prepared"].items()}
-    data: dict[str, Any] = {
-        "date": datetime.date.today().isoformat(), "cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)),
-        "rounds": rounds, "load": [before, os.getloadavg()[0]], "versions": versions, "read_bytes": READ_BYTES,
-        **about, "cases": cases, "overhead": trivial, "callers": shared,
-    }  # fmt: skip
+        data: dict[str, Any] = {}
+        if chosen:
+            servers = {name: Server(name) for name in names}
+            data["cases"] = [compete(servers, ceilings, case, rounds, status.update) for case in chosen]
+            data["overhead"] = overhead(servers, ceilings, rounds, status.update)
+            data["callers"] = callers(servers["tilewright"], rounds, status.update)
+            for server in servers.values():
+                server.close()
+            told = (item for case in data["cases"] for item in case["prepared"].items())
+            data["versions"] = {name: about_it["version"] for name, about_it in told}
+            data |= {"rounds": rounds, "load": [before, os.getloadavg()[0]], "read_bytes": READ_BYTES, **about}
+        if generates:
+            # after the others have given their memory back
+            servers = {name: Server(GENERATING + name) for name in GENERATORS}
+            data["generation"] = compete_generating(servers, ceilings, rounds, status.update)
+            for server in servers.values():
+                server.close()
+        ceilings.close()
+    data |= {"date": datetime.date.today().isoformat(), "cpu": cpu_model(), "cores": len(os.sched_getaffinity(0))}
     show(console, data)
     folder = ROOT / "bench" / "results"
     folder.mkdir(parents=True, exist_ok=True)
@@ -73,9 +84,11 @@ def main(
     console.print(f"wrote {target.relative_to(ROOT)}", highlight=False)
     if write:
         page = ROOT / "docs" / "benchmarks.md"
+        # what was not measured now stays as it was
+        data = json.loads(page.with_suffix(".json").read_text()) | json.loads(text)
         lines = [Line.of(case) for case in data["cases"]]
         page.write_text(document(data))
-        page.with_suffix(".json").write_text(text)
+        page.with_suffix(".json").write_text(json.dumps(data, separators=(",", ":")) + "\n")
         draw(lines, peers_of(lines), page.with_suffix(".svg"))
         console.print("wrote docs/benchmarks.md, .json and .svg", highlight=False)
 

@@ -6,7 +6,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from bench.generation.writing import lines as lines_of_generation
+from bench.generation.writing import section
 from bench.results import (
     Line,
     Spread,
@@ -52,7 +55,13 @@ def cells(line: Line, peers: list[str]) -> list[str]:
 
 
 def show(console: Console, data: dict[str, Any]) -> None:
-    """The terminal's table: medians, and the quartiles of ratios."""
+    """The terminal's tables: medians, and the quartiles of ratios."""
+    if "generation" in data:
+        console.print(Text("Generation"))
+        for what, found in lines_of_generation(data["generation"]):
+            console.print(f"{what}: {found}", markup=False, highlight=False, soft_wrap=True)
+    if "cases" not in data:
+        return
     lines = [Line.of(case) for case in data["cases"]]
     table = Table(title="Medians over rounds", title_justify="left", box=None, pad_edge=False)
     peers = peers_of(lines)
@@ -166,4 +175,4 @@ What the columns mean:
   distinct operands and results. The last two columns are our rates as shares of the ceilings of the same round:
   multiply-adds in registers in the case's dtype, and a plain read of {data["read_bytes"] >> 20} MiB. A small
   model may stay in a cache, so the second share may pass 100%.
-"""
+{section(data["generation"]) if "generation" in data else ""}"""

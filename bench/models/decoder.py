@@ -26,8 +26,8 @@ def build(layers: int = 28, positions: int = 4096) -> LastLogits:
     import transformers
 
     config = transformers.LlamaConfig(
-        hidden_size=1024, intermediate_size=3072, num_hidden_layers=layers, num_attention_heads=16, num_key_value_heads=8,
-        head_dim=128, vocab_size=VOCABULARY, max_position_embeddings=positions,
+        hidden_size=1024, intermediate_size=3072, num_hidden_layers=layers, num_attention_heads=16,
+        num_key_value_heads=8, head_dim=128, vocab_size=VOCABULARY, max_position_embeddings=positions,
     )  # fmt: skip
     torch.manual_seed(0)
     return LastLogits(transformers.LlamaForCausalLM(config))

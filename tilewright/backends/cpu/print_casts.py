@@ -1,7 +1,7 @@
 """`Cast` of the loop IR as MLIR lines: torch's conversions, with the same bits on every CPU class.
 
-bf16 is rounded by integer arithmetic, but for numbers known to be normal, or that may be flushed: the native instruction
-flushes subnormals. Small integers are bf16 numbers: the upper half of their f32.
+bf16 is rounded by integer arithmetic, but for numbers known to be normal, or that may be flushed: the native
+instruction flushes subnormals. Small integers are bf16 numbers: the upper half of their f32.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ _LEAST_NORMAL: Final = 0x00800000  # as bits
 _EXACT_IN_BF16: Final = (I1, I8, U8)
 
 
-def cast(
-    e: Emitter, source: ValueType, target: DType, a: str, *, normal: bool = False, flush: bool = False
-) -> str:
+def cast(e: Emitter, source: ValueType, target: DType, a: str, *, normal: bool = False, flush: bool = False) -> str:
     """A value of type `source` as lanes of `target`; see `Cast` for those that are known or made to be normal."""
     lanes, here = source.lanes, source.dtype
     if (normal or flush) and e.cpu.narrowing and lanes in (e.cpu.lanes, 2 * e.cpu.lanes):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from math import gcd
 
 from tilewright.ir.loops.ops import Binary, BinaryKind, Predicate, Select
-from tilewright.ir.loops.values import INDEX, Argument, Const, Value, rounded
+from tilewright.ir.loops.values import Argument, Const, Value, rounded
 
 COMMUTATIVE = frozenset({"add", "mul", "and", "or", "xor", "min", "max"})
 

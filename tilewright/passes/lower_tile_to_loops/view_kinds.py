@@ -122,7 +122,6 @@ class PagesView(View):
         place.conditions += needed + checks
         return place
 
-
     def _in_one_page(self, span: Span, first: Value, lanes: int) -> bool:
         """Whether the lanes are known to be rows side by side of one page."""
         dense = span.local.spread is None and span.local.step * span.scale == 1
