@@ -13,15 +13,19 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from bench.cases import FAMILIES
+from bench.cases import FAMILIES, MODELS
 from bench.contestants import CONTESTANTS
+from bench.generation import GENERATORS, NAME
+from bench.generation.rounds import compete as compete_generating
 from bench.plotting import draw
 from bench.results import Line, peers_of, rounded
 from bench.rounds import callers, compete, overhead
-from bench.server import Server
+from bench.server import GENERATING, Server
 from bench.writing import document, show
 
 ROOT = Path(__file__).resolve().parent.parent
+GENERATION = "generation"
+EVERYTHING = ",".join([*FAMILIES, GENERATION])
 
 
 def cpu_model() -> str:
@@ -32,7 +36,7 @@ def cpu_model() -> str:
 
 def main(
     rounds: Annotated[int, typer.Option(min=1, help="Turns that everybody gets.")] = 7,
-    family: Annotated[str, typer.Option(help=f"What is timed: {', '.join(FAMILIES)}.")] = "models",
+    family: Annotated[str, typer.Option(help="Comma-separated families of cases; all by default.")] = EVERYTHING,
     only: Annotated[str, typer.Option(help="Cases whose name contains this.")] = "",
     peers: Annotated[str, typer.Option(help="Comma-separated; all by default.")] = ",".join(CONTESTANTS),
     write: Annotated[bool, typer.Option(help="Write docs/benchmarks.{md,json,svg}, too.")] = True,
@@ -44,30 +48,44 @@ def main(
     names = list(dict.fromkeys(["tilewright", *filter(None, peers.split(","))]))
     if unknown := [name for name in names if name not in CONTESTANTS]:
         raise typer.BadParameter(f"no such peer: {', '.join(unknown)}; there are {', '.join(CONTESTANTS)}")
-    if family not in FAMILIES:
-        raise typer.BadParameter(f"no such family: {family}; there are {', '.join(FAMILIES)}")
-    cases_of = FAMILIES[family]
-    chosen = [case for case in cases_of if only in case.name]
-    if not chosen:
-        raise typer.BadParameter(f"no case has {only!r} in its name; there are {', '.join(c.name for c in cases_of)}")
+    families = [name for name in family.split(",") if name]
+    if unknown := [name for name in families if name not in (*FAMILIES, GENERATION)]:
+        there = ", ".join([*FAMILIES, GENERATION])
+        raise typer.BadParameter(f"no such family: {', '.join(unknown)}; there are {there}")
+    chosen = {name: [case for case in FAMILIES[name] if only in case.name] for name in families if name in FAMILIES}
+    generates = GENERATION in families and only in NAME
+    if not any(chosen.values()) and not generates:
+        there = ", ".join([*(c.name for name in families for c in FAMILIES.get(name, ())), NAME])
+        raise typer.BadParameter(f"no case of {family} has {only!r} in its name; there are {there}")
     before = os.getloadavg()[0]
     with console.status("starting") as status:
         from bench.ceilings import READ_BYTES
 
         ceilings = Server("ceilings")
-        servers = {name: Server(name) for name in names}
         about = ceilings.ask("about")
-        cases = [compete(servers, ceilings, case, rounds, status.update) for case in chosen]
-        trivial = overhead(servers, ceilings, rounds, status.update)
-        shared = callers(servers["tilewright"], rounds, status.update)
-        for server in (ceilings, *servers.values()):
-            server.close()
-    versions = {name: told["version"] for case in cases for name, told in case["prepared"].items()}
-    data: dict[str, Any] = {
-        "date": datetime.date.today().isoformat(), "cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)),
-        "rounds": rounds, "load": [before, os.getloadavg()[0]], "versions": versions, "read_bytes": READ_BYTES,
-        **about, "cases": cases, "overhead": trivial, "callers": shared,
-    }  # fmt: skip
+        data: dict[str, Any] = {}
+        for name, cases in chosen.items():
+            if not cases:
+                continue
+            servers = {peer: Server(peer) for peer in names}
+            measured = [compete(servers, ceilings, case, rounds, status.update) for case in cases]
+            data["cases" if name == MODELS else name] = measured
+            if name == MODELS:
+                data["overhead"] = overhead(servers, ceilings, rounds, status.update)
+                data["callers"] = callers(servers["tilewright"], rounds, status.update)
+                told = (item for case in measured for item in case["prepared"].items())
+                data["versions"] = {peer: about_it["version"] for peer, about_it in told}
+            for server in servers.values():
+                server.close()
+            data |= {"rounds": rounds, "load": [before, os.getloadavg()[0]], "read_bytes": READ_BYTES, **about}
+        if generates:
+            # after the others have given their memory back
+            servers = {name: Server(GENERATING + name) for name in GENERATORS}
+            data["generation"] = compete_generating(servers, ceilings, rounds, status.update)
+            for server in servers.values():
+                server.close()
+        ceilings.close()
+    data |= {"date": datetime.date.today().isoformat(), "cpu": cpu_model(), "cores": len(os.sched_getaffinity(0))}
     show(console, data)
     folder = ROOT / "bench" / "results"
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,9 +95,11 @@ def main(
     console.print(f"wrote {target.relative_to(ROOT)}", highlight=False)
     if write:
         page = ROOT / "docs" / "benchmarks.md"
+        # what was not measured now stays as it was
+        data = json.loads(page.with_suffix(".json").read_text()) | json.loads(text)
         lines = [Line.of(case) for case in data["cases"]]
         page.write_text(document(data))
-        page.with_suffix(".json").write_text(text)
+        page.with_suffix(".json").write_text(json.dumps(data, separators=(",", ":")) + "\n")
         draw(lines, peers_of(lines), page.with_suffix(".svg"))
         console.print("wrote docs/benchmarks.md, .json and .svg", highlight=False)
 

@@ -58,7 +58,8 @@ ATTENTION = (
     ],
     *[Case("attention-step", (("context", 32768),), dtype) for dtype in ("f32", "bf16")],
 )
-# what is chosen by name, and stands in a page of its own
-FAMILIES = {"models": CASES, "attention": ATTENTION}
+MODELS, ATTENTION_ALONE = "models", "attention"
+# what is chosen by name, and stands in a table of its own
+FAMILIES = {MODELS: CASES, ATTENTION_ALONE: ATTENTION}
 TRIVIAL = Case("trivial", (("batch", 1),), "f32")
 CALLERS_CASE = _minilm(1, 16, "f32")

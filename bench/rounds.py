@@ -15,7 +15,7 @@ _SECONDS = 0.4  # a turn's length, where one call is shorter
 _CALLER_SECONDS = 1.0
 _MOST_CALLS = 2000
 # OpenMP's threads spin for a while after a region: they are asleep when the next one is timed.
-_QUIET = 0.05
+QUIET = 0.05
 
 Told = Callable[[str], None]
 
@@ -35,7 +35,7 @@ def compete(servers: dict[str, Server], ceilings: Server, case: Case, rounds: in
         rates = ceilings.ask("measure")
         seconds = {}
         for name in _rotated(names, number):
-            time.sleep(_QUIET)
+            time.sleep(QUIET)
             seconds[name] = servers[name].ask("time", case=case.to_json(), calls=calls[name])
         found.append({"ceilings": rates, "seconds": seconds})
     return {"case": case.to_json(), "prepared": prepared, "rounds": found}

@@ -17,6 +17,10 @@ from typing import Any
 
 from bench.cases import Case
 from bench.contestants import CONTESTANTS
+from bench.generation import GENERATORS, Generator
+
+# Before the name of one that generates.
+GENERATING = "generating-"
 
 
 class Server:
@@ -59,6 +63,8 @@ class _Answers:
             from bench.ceilings import Ceilings
 
             self.ceilings = Ceilings()
+        elif name.startswith(GENERATING):
+            self.generator: Generator = GENERATORS[name.removeprefix(GENERATING)]()
         else:
             self.contestant: Any = CONTESTANTS[name]()
 
@@ -81,6 +87,12 @@ class _Answers:
     def callers(self, case: dict[str, Any], count: int, seconds: float) -> dict[str, float]:
         found: dict[str, float] = self.contestant.callers(Case.of_json(case), count, seconds)
         return found
+
+    def prepare_generation(self) -> dict[str, Any]:
+        return self.generator.prepare()
+
+    def measure_generation(self, what: str) -> dict[str, float]:
+        return self.generator.measure(what)
 
 
 def _timed(run: Callable[[], Any], calls: int) -> list[float]:

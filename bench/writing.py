@@ -6,7 +6,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from bench.generation.writing import lines as lines_of_generation
+from bench.generation.writing import section
 from bench.results import (
     Line,
     Spread,
@@ -52,8 +55,19 @@ def cells(line: Line, peers: list[str]) -> list[str]:
 
 
 def show(console: Console, data: dict[str, Any]) -> None:
-    """The terminal's table: medians, and the quartiles of ratios."""
-    lines = [Line.of(case) for case in data["cases"]]
+    """The terminal's tables: medians, and the quartiles of ratios."""
+    if "generation" in data:
+        console.print(Text("Generation"))
+        for what, found in lines_of_generation(data["generation"]):
+            console.print(f"{what}: {found}", markup=False, highlight=False, soft_wrap=True)
+    for name in ("attention", "cases"):
+        if name in data:
+            console.print(_table([Line.of(case) for case in data[name]]))
+    for text in remarks(data) if "cases" in data else ():
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _table(lines: list[Line]) -> Table:
     table = Table(title="Medians over rounds", title_justify="left", box=None, pad_edge=False)
     peers = peers_of(lines)
     ratios = [f"{name} / ours" for name in peers]
@@ -68,9 +82,7 @@ def show(console: Console, data: dict[str, Any]) -> None:
             percent(line.of_flops.median) if line.of_flops else "-",
             percent(line.of_bandwidth.median),
         )
-    console.print(table)
-    for text in remarks(data):
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+    return table
 
 
 def remarks(data: dict[str, Any]) -> list[str]:
@@ -115,13 +127,32 @@ def compiling(lines: list[Line], peers: list[str]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in found)
 
 
+def _markdown(lines: list[Line], peers: list[str]) -> str:
+    names = headings(peers)
+    rows = [names, ["---", *["---:"] * (len(names) - 1)], *[cells(line, peers) for line in lines]]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _attention(data: dict[str, Any]) -> str:
+    """The section on attention alone; empty where it was not measured."""
+    if "attention" not in data:
+        return ""
+    lines = [Line.of(case) for case in data["attention"]]
+    return f"""
+## Attention alone
+
+One call of torch's `scaled_dot_product_attention`, heads x tokens, 64 or 128 features a head, full and causal;
+attention-step is one query of 32 heads beside 8 heads of keys and values.
+
+{_markdown(lines, peers_of(lines))}
+"""
+
+
 def document(data: dict[str, Any]) -> str:
     """docs/benchmarks.md."""
     lines = [Line.of(case) for case in data["cases"]]
     peers = peers_of(lines)
-    names = headings(peers)
-    rows = [names, ["---", *["---:"] * (len(names) - 1)], *[cells(line, peers) for line in lines]]
-    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    table = _markdown(lines, peers)
     load = data["load"]
     versions = ", ".join(f"{name} {version}" for name, version in data["versions"].items())
     bullets = "\n".join(f"- {text}" for text in remarks(data))
@@ -166,4 +197,4 @@ What the columns mean:
   distinct operands and results. The last two columns are our rates as shares of the ceilings of the same round:
   multiply-adds in registers in the case's dtype, and a plain read of {data["read_bytes"] >> 20} MiB. A small
   model may stay in a cache, so the second share may pass 100%.
-"""
+{_attention(data)}{section(data["generation"]) if "generation" in data else ""}"""

@@ -21,13 +21,13 @@ class LastLogits(torch.nn.Module):
         return found
 
 
-def build() -> LastLogits:
+def build(layers: int = 28, positions: int = 4096) -> LastLogits:
     """Hidden 1024, FFN 3072, 28 layers, 16 heads, 8 heads of keys and values, head dim 128."""
     import transformers
 
     config = transformers.LlamaConfig(
-        hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=8,
-        head_dim=128, vocab_size=VOCABULARY, max_position_embeddings=4096,
+        hidden_size=1024, intermediate_size=3072, num_hidden_layers=layers, num_attention_heads=16,
+        num_key_value_heads=8, head_dim=128, vocab_size=VOCABULARY, max_position_embeddings=positions,
     )  # fmt: skip
     torch.manual_seed(0)
     return LastLogits(transformers.LlamaForCausalLM(config))

@@ -1,7 +1,7 @@
 """`Cast` of the loop IR as MLIR lines: torch's conversions, with the same bits on every CPU class.
 
-bf16 is rounded by integer arithmetic, but for numbers known to be normal, or that may be flushed: the native instruction
-flushes subnormals. Small integers are bf16 numbers: the upper half of their f32.
+bf16 is rounded by integer arithmetic, but for numbers known to be normal, or that may be flushed: the native
+instruction flushes subnormals. Small integers are bf16 numbers: the upper half of their f32.
 """
 
 from __future__ import annotations

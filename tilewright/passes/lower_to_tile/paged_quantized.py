@@ -1,5 +1,5 @@
-"""Attention over quantized pages: a segment of keys is decoded once for all rows of a tile; values stay codes, which are
-numbers of every float dtype, and their scales, one a token, go into the weights.
+"""Attention over quantized pages: a segment of keys is decoded once for all rows of a tile; values stay codes, which
+are numbers of every float dtype, and their scales, one a token, go into the weights.
 
 Tokens of a block see the same key decoded or in full precision, each by its own place. So two loops run, one after the
 other: segments of codes up to the last token's border, then segments in full precision from the first one's on. A
