@@ -12,7 +12,6 @@ from tilewright.frontend.registry import Unsupported
 from tilewright.ir.dims import Expr
 from tilewright.ir.types import TensorType
 
-
 _TORCHS: Final = ("aten", "prim", "prims", "quantized", "higher_order")
 
 

@@ -61,7 +61,9 @@ def declare(example: Example, dims: Mapping[str, Any] | None) -> Example:
         if dim.min != dim.max and (given[dim.name] < dim.min or (dim.max is not None and given[dim.name] > dim.max))
     ]
     if outside:
-        raise DimDeclarationError(outside, step="declare a range that holds the example's sizes, or give another example")
+        raise DimDeclarationError(
+            outside, step="declare a range that holds the example's sizes, or give another example"
+        )
     return _without_single_sizes(replace(example, entries=entries, dims=known_dims, given=given))
 
 

@@ -189,7 +189,13 @@ _TABLE: Final = [
     ScalarFunction("sin", 1, "float", 8, lambda a: a.sin(), _wide(np.sin), f"sine of radians; {_LARGE}"),
     ScalarFunction("cos", 1, "float", 8, lambda a: a.cos(), _wide(np.cos), f"cosine of radians; {_LARGE}"),
     ScalarFunction(
-        "atan2", 2, "float", 8, lambda a, b: _t().atan2(a, b), _wide(np.arctan2), "the angle of the point (b, a), radians"
+        "atan2",
+        2,
+        "float",
+        8,
+        lambda a, b: _t().atan2(a, b),
+        _wide(np.arctan2),
+        "the angle of the point (b, a), radians",
     ),
     ScalarFunction(
         "copysign", 2, "float", 1, lambda a, b: _t().copysign(a, b), _wide(np.copysign), "|a| with the sign of b"

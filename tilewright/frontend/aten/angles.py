@@ -75,7 +75,7 @@ def _log_of_doubled(c: Builder, x: SSAValue, near: SSAValue) -> SSAValue:
 @lowers("aten.atanh.default", "aten.arctanh.default")
 @rounded_once
 def atanh(c: Builder, self: SSAValue) -> SSAValue:
-    # log((1 + x) / (1 - x)) / 2
+    # half of the logarithm of (1 + x) / (1 - x), which is 1 and twice x over 1 - x
     size = c.map("abs", self)
     grown = c.map("log1p", c.map("div", c.map("mul", size, 2.0), c.map("sub", 1.0, size)))
     return c.map("copysign", c.map("mul", 0.5, grown), self)

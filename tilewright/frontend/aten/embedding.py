@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from xdsl.ir import SSAValue
 
@@ -37,16 +36,19 @@ def embedding_bag(
 
     An empty bag is 0. What torch gives besides the bags is for its backward pass, and not computed.
     """
+    one = Expr.of(1)
     fold, dtype = _MODES[mode], c.result.dtype
     (count,), bags = tensor(indices).dims, c.result.dims[0]
     taken = rows(c, weight, indices, 0)
     if per_sample_weights is not None:
         taken = c.map("mul", taken, c.reshape(per_sample_weights, [count, 1]), dtype=dtype)
-    ignored = padding_idx if padding_idx is not None and padding_idx >= 0 else None
+    ignored: int | Expr | None = padding_idx if padding_idx is not None and padding_idx >= 0 else None
     if padding_idx is not None and padding_idx < 0 and "padding_idx" in str(c.node.target):
         # there it counts from the end; elsewhere -1 is none
         ignored = tensor(weight).dims[0] + padding_idx
-    kept = None if ignored is None else c.reshape(c.map("ne", indices, ignored, dtype=tensor(indices).dtype), [count, 1])
+    kept = (
+        None if ignored is None else c.reshape(c.map("ne", indices, ignored, dtype=tensor(indices).dtype), [count, 1])
+    )
     empty = -math.inf if fold == "max" else 0
     if kept is not None:
         taken = c.select(kept, taken, empty, dtype)
@@ -56,7 +58,7 @@ def embedding_bag(
         found = c.reduce("max" if fold == "max" else "sum", c.reshape(taken, [*by_bag, tensor(taken).dims[1]]), [1])
         if fold == "sum":
             return found, None, None, None
-        ones = c.full(1, [count, 1], I64) if kept is None else c.cast(kept, I64)
+        ones = c.full(1, [count, one], I64) if kept is None else c.cast(kept, I64)
         sizes = c.reduce("sum", c.reshape(ones, [*by_bag, 1]), [1])
         return _finished(c, found, sizes, fold), None, None, None
     starts = c.slice(offsets, 0, 0, bags)
@@ -66,8 +68,8 @@ def embedding_bag(
     found = c.emit(ScatterOp, zeros, at, taken, axis=0, mode="max" if fold == "max" else "add")
     if fold == "sum":
         return found, None, None, None
-    ones = c.full(1, [count, 1], I64) if kept is None else c.cast(kept, I64)
-    sizes = c.emit(ScatterOp, c.full(0, [bags, 1], I64), at, ones, axis=0, mode="add")
+    ones = c.full(1, [count, one], I64) if kept is None else c.cast(kept, I64)
+    sizes = c.emit(ScatterOp, c.full(0, [bags, one], I64), at, ones, axis=0, mode="add")
     return _finished(c, found, sizes, fold), None, None, None
 
 

@@ -159,7 +159,7 @@ def median(c: Builder, self: SSAValue, dim: int, keepdim: bool = False) -> tuple
         # torch refuses to take it of nothing
         c.symbols.require(Expr.of(1), "<=", size, c.place)
     values, places = c.add(SortOp.make(self, axis=axis, descending=False)).results
-    numbers: SSAValue = c.full(size, [1 if i == axis else d for i, d in enumerate(x.dims)], I64)
+    numbers: SSAValue = c.full(size, [Expr.of(1) if i == axis else d for i, d in enumerate(x.dims)], I64)
     if x.dtype.is_float:
         isnan = c.map("isnan", self, dtype=x.dtype)
         missing = c.reduce("sum", c.cast(isnan, I64), [axis], keepdims=True)
