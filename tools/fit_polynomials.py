@@ -147,6 +147,15 @@ FITS = (
         float(mpmath.pi / 4 * 1.0001) ** 2,
         2,
     ),
+    Fit(
+        "ATAN",
+        "atan(t) = t + t**3 * P(t**2) for 0 <= t <= 1",
+        lambda q: (mpmath.atan(mpmath.sqrt(q)) / mpmath.sqrt(q) - 1) / q,
+        lambda q: q * mpmath.sqrt(q) / mpmath.atan(mpmath.sqrt(q)),
+        0.0,
+        1.0,
+        8,
+    ),
 )
 
 

@@ -52,6 +52,7 @@ BOUNDS = {
     "exp": 1.5, "exp2": 1.5, "exp2_coarse": 1750.0,
     "expm1": 1.75, "log": 1.0, "log1p": 1.75, "sin": 2.25, "cos": 2.25, "tanh": 2.75,
     "erf": 1.5, "sigmoid": 2.5, "silu": 3.5, "gelu": 3.25, "gelu_tanh": 4.0, "softplus": 2.0, "pow": 1.25, "rsqrt": 1.5,
+    "atan2": 2.0,
 }  # fmt: skip
 # At these arguments the value or its sign is fixed by definition.
 SPECIAL: dict[str, list[tuple[float, float]]] = {
@@ -72,7 +73,8 @@ SPECIAL: dict[str, list[tuple[float, float]]] = {
     "softplus": [(INF, INF), (-INF, 0.0), (-200.0, 0.0), (100.0, 100.0)],
     "rsqrt": [(0.0, INF), (-0.0, -INF), (INF, 0.0), (-1.0, NAN), (-INF, NAN), (4.0, 0.5)],
 }
-ONE_ARGUMENT = sorted(set(MATH) - {"pow"})
+TWO_ARGUMENTS = ("atan2", "pow")
+ONE_ARGUMENT = sorted(set(MATH) - {*TWO_ARGUMENTS})
 
 
 def applied(name: str, cpu: str, *arguments: np.ndarray) -> np.ndarray:
@@ -186,10 +188,33 @@ def test_pow_agrees_with_c_on_every_pair_of_special_values(cpu: str) -> None:
     np.testing.assert_array_equal(np.signbit(got[number]), np.signbit(wanted[number]))
 
 
+@pytest.mark.parametrize("cpu", DISTINCT)
+def test_angles_are_within_their_bound(cpu: str, rng: np.random.Generator) -> None:
+    y, x = (rng.permutation(samples(rng, 20011)) for _ in range(2))
+    near = (x * (1 + rng.uniform(-1e-6, 1e-6, len(x)))).astype(np.float32)
+    y, x = np.concatenate([y, near, y]), np.concatenate([x, x, np.ones_like(x)])
+    with np.errstate(all="ignore"):
+        wanted = np.arctan2(y.astype(np.float64), x.astype(np.float64))
+    got = applied("atan2", cpu, y, x)
+    error = errors(got, wanted)
+    worst = int(np.argmax(error))
+    assert error[worst] <= BOUNDS["atan2"], f"{error[worst]} ulp at {y[worst]!r}, {x[worst]!r}"
+
+
+@pytest.mark.parametrize("cpu", DISTINCT)
+def test_angles_agree_with_c_on_every_pair_of_special_values(cpu: str) -> None:
+    values = np.float32([0, -0.0, 1, -1, 0.5, 1e30, -1e30, 3.4e38, INF, -INF, NAN, 1e-40, -1e-40])
+    y, x = (a.ravel() for a in np.meshgrid(values, values))
+    got, wanted = applied("atan2", cpu, y, x), np.arctan2(y, x)
+    np.testing.assert_allclose(got, wanted, rtol=3e-7, atol=2e-45)
+    number = ~np.isnan(wanted)
+    np.testing.assert_array_equal(np.signbit(got[number]), np.signbit(wanted[number]))
+
+
 @pytest.mark.parametrize("name", sorted(MATH))
 def test_native_code_and_interpreter_agree_bit_for_bit(name: str, rng: np.random.Generator) -> None:
     b = LoopBuilder("same")
-    arity = 2 if name == "pow" else 1
+    arity = 2 if name in TWO_ARGUMENTS else 1
     inputs = [b.buffer(f"x{n}", F32) for n in range(arity)]
     out = b.buffer("out", F32, writable=True)
     count = 1024

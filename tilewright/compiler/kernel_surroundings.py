@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,10 +21,11 @@ class Surroundings:
     counts where the functions ask for it by name. Libraries are taken to stay what they are.
     """
 
-    def __init__(self, function: types.FunctionType) -> None:
+    def __init__(self, function: Callable[..., Any]) -> None:
         self._reads: list[tuple[Callable[[], Any], Any]] = []
         self._seen: set[int] = set()
-        self._follow(function)
+        if isinstance(function, types.FunctionType):
+            self._follow(function)
 
     def are_as_before(self) -> bool:
         """Whether every value is what it was when this was made."""
@@ -39,11 +41,11 @@ class Surroundings:
         self._seen.add(id(function))
         names = set(_names_in(function.__code__))
         for name in sorted(names & function.__globals__.keys()):
-            self._value(lambda held=function.__globals__, name=name: held.get(name, _ABSENT), names)
+            self._value(partial(function.__globals__.get, name, _ABSENT), names)
         for cell in function.__closure__ or ():
-            self._value(lambda cell=cell: _contents(cell), names)
+            self._value(partial(_contents, cell), names)
         for place in ("__code__", "__defaults__", "__kwdefaults__"):
-            self._value(lambda place=place: getattr(function, place), set())
+            self._value(partial(getattr, function, place), set())
 
     def _value(self, read: Callable[[], Any], names: set[str]) -> None:
         found = read()
@@ -53,11 +55,11 @@ class Surroundings:
                 self._follow(found)
         elif id(found) not in self._seen and not isinstance(found, (*_CONTAINERS, str, int, float)):
             self._seen.add(id(found))
-            if _is_a_librarys(found.__name__ if isinstance(found, types.ModuleType) else type(found).__module__):
+            if isinstance(found, types.ModuleType) and _is_a_librarys(found.__name__):
                 return
             held = getattr(found, "__dict__", {})
             for name in sorted(names & held.keys()):
-                self._value(lambda held=held, name=name: held.get(name, _ABSENT), names)
+                self._value(partial(held.get, name, _ABSENT), names)
 
 
 def _names_in(code: types.CodeType) -> Iterator[str]:

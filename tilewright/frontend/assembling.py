@@ -19,6 +19,7 @@ from tilewright.frontend.proving import nonnegative
 from tilewright.frontend.registry import Unsupported
 from tilewright.frontend.state_updates import update_in_place
 from tilewright.frontend.structures import tree_of_spec
+from tilewright.frontend.symbols import Symbols
 from tilewright.frontend.weights import Tensors, pattern
 from tilewright.ir.attributes import Str
 from tilewright.ir.dims import Expr

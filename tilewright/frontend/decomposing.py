@@ -61,8 +61,19 @@ def compositions() -> dict[Any, Callable[..., Any]]:
     composite: Any = torch.export.default_decompositions()
     # torch's references, the rest of that table, are made of its primitives, which nothing lowers
     written = {op: f for op, f in decomposition_table.items() if f.__module__ == "torch._decomp.decompositions"}
-    found = {**written, **dict(composite.items())}
+    found = {**written, **dict(composite.items()), **_made_here()}
     return {op: function for op, function in found.items() if not _is_known(str(op))}
+
+
+def _made_here() -> dict[Any, Callable[..., Any]]:
+    """Operators that torch's tables leave out, by what torch itself says of them elsewhere."""
+    import torch
+    from torch import _refs as references
+
+    return {
+        torch.ops.aten.triu_indices.default: references.triu_indices,
+        torch.ops.aten.tril_indices.default: references.tril_indices,
+    }
 
 
 def _is_known(name: str) -> bool:

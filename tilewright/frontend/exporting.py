@@ -200,7 +200,7 @@ def _lowered_targets(program: ExportedProgram) -> set[Any]:
 
 def _decomposed(program: ExportedProgram, table: dict[Any, Any], example: Example) -> ExportedProgram:
     try:
-        with quiet():
+        with quiet(), with_open_sizes():
             found: ExportedProgram = program.run_decompositions(table)
             return found
     except TilewrightError:

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 _NOTE = (
-    "nn.TransformerEncoder with src_key_padding_mask: without gradients eager takes torch's fast path, which gives 0 for "
-    "padded tokens; the program gives what the layers compute for them, as eager does after "
+    "nn.TransformerEncoder with src_key_padding_mask: without gradients eager takes torch's fast path, which gives 0 "
+    "for padded tokens; the program gives what the layers compute for them, as eager does after "
     "torch.backends.mha.set_fastpath_enabled(False)"
 )
 

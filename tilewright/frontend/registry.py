@@ -17,12 +17,15 @@ _Lowering = TypeVar("_Lowering", bound=Lowering)
 _LOWERINGS: Final[dict[str, Lowering]] = {}
 _FAMILIES: Final = (
     "elementwise",
+    "angles",
+    "powers",
     "special",
     "activations",
     "comparison",
     "shape",
     "combining",
     "indexing",
+    "embedding",
     "creation",
     "contraction",
     "convolution",

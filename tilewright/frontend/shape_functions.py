@@ -13,7 +13,9 @@ def with_open_sizes() -> Iterator[None]:
     import torch
 
     key = torch._C.DispatchKey.CompositeImplicitAutograd
-    made = {torch.ops.aten.max_pool1d.default: _max_pool1d}
+    aten: Any = torch.ops.aten
+    made = {aten.max_pool1d.default: _max_pool1d, aten.max_pool1d_with_indices.default: _max_pool1d_with_indices,
+            aten.cdist.default: _cdist, aten.fill_diagonal_.default: _fill_diagonal}  # fmt: skip
     before = {op: op.py_kernels.get(key) for op in made}
     try:
         for op, function in made.items():
@@ -31,9 +33,13 @@ def _put(op: Any, key: Any, kernel: Any) -> None:
     op._dispatch_cache.clear()
 
 
-def _max_pool1d(
+def _max_pool1d(x: Any, *places: Any, **named: Any) -> Any:
+    return _max_pool1d_with_indices(x, *places, **named)[0]
+
+
+def _max_pool1d_with_indices(
     x: Any, kernel_size: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
-) -> Any:
+) -> tuple[Any, Any]:
     """As a pool of one row."""
     import torch
 
@@ -43,7 +49,29 @@ def _max_pool1d(
 
     width = one(kernel_size, 1)
     steps, pad, spread = one(stride, width), one(padding, 0), one(dilation, 1)
-    pooled = torch.ops.aten.max_pool2d_with_indices.default(
+    found = torch.ops.aten.max_pool2d_with_indices.default(
         x.unsqueeze(-2), [1, width], [1, steps], [0, pad], [1, spread], ceil_mode
     )
-    return pooled[0].select(-2, 0)
+    return found[0].select(-2, 0), found[1].select(-2, 0)
+
+
+def _cdist(x1: Any, x2: Any, p: float = 2.0, compute_mode: int | None = None) -> Any:
+    """The norms of all differences; torch takes another way from 26 rows on."""
+    import torch
+
+    return torch.linalg.vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), p, -1)
+
+
+def _fill_diagonal(x: Any, fill_value: Any, wrap: bool = False) -> Any:
+    """Each axis counted at once; torch writes through a view of every (columns + 1)-th element."""
+    import torch
+
+    places = [torch.arange(n, device=x.device).reshape([-1, *[1] * (x.dim() - 1 - i)]) for i, n in enumerate(x.shape)]
+    if wrap and x.dim() == 2:
+        # past the last column it begins again, one row further down
+        inside = (places[0] * x.shape[1] + places[1]) % (x.shape[1] + 1) == 0
+    else:
+        inside = places[0] == places[1]
+        for place in places[2:]:
+            inside = inside & (places[0] == place)
+    return x.masked_fill_(inside, fill_value)

@@ -9,7 +9,7 @@ from typing import Any
 from tilewright.errors import Problem, SpecialisationError
 from tilewright.frontend.locations import innermost
 from tilewright.frontend.proving import at_most
-from tilewright.ir.dims import Dim, DimSpace, Expr, floordiv, maximum, minimum, mod
+from tilewright.ir.dims import Dim, DimSpace, Expr, ceildiv, floordiv, maximum, minimum, mod
 from tilewright.ir.guards import Guard, Relation
 
 
@@ -67,6 +67,8 @@ class Symbols:
                 return mod(args[0], self._divisor(args[1]))
             case "ModularIndexing":
                 return mod(floordiv(args[0], self._divisor(args[1])), self._divisor(args[2]))
+            case "TruncToInt" | "FloorToInt" | "CeilToInt" if (found := self._scaled(expr)) is not None:
+                return found
             case "Max":
                 return self._extreme(args, largest=True)
             case "Min":
@@ -75,6 +77,23 @@ class Symbols:
             f"is {self._named(expr)}; sizes are computed with +, -, *, //, %, min and max of whole numbers only: write "
             "n * 3 // 10 for round(n * 0.3), -(-n // 2) for math.ceil(n / 2)"
         )
+
+    def _scaled(self, expr: Any) -> Expr | None:
+        """int, floor or ceil of a size times a number: exact where the number is a fraction of a power of two.
+
+        Of other numbers the product is rounded, and may reach another integer.
+        """
+        (inside,) = expr.args
+        factors = list(inside.args) if inside.is_Mul else [inside]
+        numbers = [f for f in factors if f.is_number]
+        sizes = [f for f in factors if f.func.__name__ == "ToFloat"]
+        if len(sizes) != 1 or len(numbers) > 1 or len(sizes) + len(numbers) != len(factors):
+            return None
+        size = self._convert(sizes[0].args[0])
+        over, under = float(numbers[0] if numbers else 1.0).as_integer_ratio()
+        if not 0 < under <= _EXACT or not 0 <= over <= _EXACT or not at_most(self.space, Expr.of(0), size):
+            return None
+        return ceildiv(size * over, under) if expr.func.__name__ == "CeilToInt" else floordiv(size * over, under)
 
     def _named(self, expr: Any) -> str:
         """An expression in the user's dims, as far as they are known."""
@@ -126,6 +145,8 @@ class Symbols:
         self.required.setdefault(str(guard), guard)
 
 
+# products of a size below 2**32 with such a number have no more digits than a double
+_EXACT = 1 << 20
 _FUNCTIONS = {"Add", "Mul", "Pow", "FloorDiv", "CleanDiv", "Mod", "PythonMod", "ModularIndexing", "Max", "Min"}
 
 

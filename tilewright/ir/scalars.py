@@ -188,6 +188,18 @@ _TABLE: Final = [
     ScalarFunction("log1p", 1, "float", 8, lambda a: _t().log1p(a), _wide(np.log1p), "log(1 + a)"),
     ScalarFunction("sin", 1, "float", 8, lambda a: a.sin(), _wide(np.sin), f"sine of radians; {_LARGE}"),
     ScalarFunction("cos", 1, "float", 8, lambda a: a.cos(), _wide(np.cos), f"cosine of radians; {_LARGE}"),
+    ScalarFunction(
+        "atan2",
+        2,
+        "float",
+        8,
+        lambda a, b: _t().atan2(a, b),
+        _wide(np.arctan2),
+        "the angle of the point (b, a), radians",
+    ),
+    ScalarFunction(
+        "copysign", 2, "float", 1, lambda a, b: _t().copysign(a, b), _wide(np.copysign), "|a| with the sign of b"
+    ),
     ScalarFunction("tanh", 1, "float", 8, lambda a: a.tanh(), _wide(np.tanh), "hyperbolic tangent"),
     ScalarFunction("erf", 1, "float", 8, lambda a: _t().erf(a), _wide(_erf64), "error function"),
     ScalarFunction("sigmoid", 1, "float", 8, lambda a: a.sigmoid(), _wide(_sigmoid64), "1 / (1 + exp(-a))"),

@@ -26,6 +26,7 @@ _FLOAT: Final[dict[str, str]] = {
     "exp2_coarse": "tl.exp2({0})", "log": "tl.log({0})", "sin": "tl.sin({0})", "cos": "tl.cos({0})",
     "erf": "tl.erf({0})", "floor": "tl.floor({0})", "ceil": "tl.ceil({0})",
     "trunc": "tl.where({0} < 0, tl.ceil({0}), tl.floor({0}))",
+    "atan2": "angle({0}, {1})", "copysign": "signed({0}, {1})",
     "tanh": "tanh({0})", "expm1": "expm1({0})", "log1p": "log1p({0})",
     "sigmoid": _SIGMOID, "silu": "({0} * " + _SIGMOID + ")",
     "gelu": "(0.5 * {0} * (1.0 + tl.erf({0} * 0.7071067811865476)))",
@@ -38,6 +39,8 @@ _INTEGER: Final[dict[str, str]] = {
     "min": "tl.minimum({0}, {1})", "max": "tl.maximum({0}, {1})",
 }  # fmt: skip
 SHIFTS: Final[dict[str, str]] = {"shl": "<<", "shr": ">>"}
+TYPED: Final = (*SHIFTS, "pow", "atan2", "copysign")
+"""What asks for the bits or the dtype of its operands, which Triton does not know of a number."""
 # The same for all dtypes that the table allows, and exact in narrow floats.
 _ANY: Final[dict[str, str]] = {
     "min": "tl.minimum({0}, {1}, propagate_nan=tl.PropagateNan.ALL)",
@@ -54,6 +57,8 @@ def template(fn: str, dtype: DType) -> str | None:
     """The text of a function for operands of a dtype, with {0}, {1}, ... for them; None where there is none."""
     if fn == "round" and dtype.is_float:
         return "nearest({0}, 4503599627370496.0)" if dtype == F64 else "nearest({0}, 8388608.0)"
+    if fn == "atan2" and dtype == F64:
+        return None
     if fn in SHIFTS:
         filled = "{0} >> " + str(dtype.bits - 1) if fn == "shr" and dtype.kind == "int" else "{0} - {0}"
         return f"shifted({{0}} {SHIFTS[fn]} ({{1}} & {dtype.bits - 1}), {filled}, {{1}}, {dtype.bits})"

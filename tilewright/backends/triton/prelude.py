@@ -39,6 +39,32 @@ def smallest(x, axis: tl.constexpr):
 @triton.jit
 def multiply(a, b):
     return a * b""",
+    "signed": '''\
+@triton.jit
+def signed(size, like):
+    """|size| with the sign of `like`, that of a zero included."""
+    return tl.where(like.to(tl.float32).to(tl.int32, bitcast=True) < 0, -tl.abs(size), tl.abs(size))''',
+    # The polynomial is that of ir/loop_math.
+    "angle": '''\
+@triton.jit
+def angle(y, x):
+    """The angle of the point (x, y) with the first axis, from -pi to pi."""
+    height, width = tl.abs(y.to(tl.float32)), tl.abs(x.to(tl.float32))
+    steep, left = height > width, x.to(tl.float32).to(tl.int32, bitcast=True) < 0
+    low, high = tl.where(steep, width, height), tl.where(steep, height, width)
+    t = tl.where(low == high, tl.where(high == 0.0, 0.0, 1.0), low / high)
+    q = t * t
+    p = -1.78281229455024e-3 * q + 1.0868660174310207e-2
+    p = p * q - 3.1096961349248886e-2
+    p = p * q + 5.788138136267662e-2
+    p = p * q - 8.399306237697601e-2
+    p = p * q + 1.0950880497694016e-1
+    p = p * q - 1.4264015853405e-1
+    p = p * q + 1.999852955341339e-1
+    p = (p * q - 3.3333298563957214e-1) * q * t + t
+    halves = tl.where(steep, 1.0, tl.where(left, 2.0, 0.0))
+    turned = halves * 1.5707963705062866 + (halves * -4.371139000186241e-8 + tl.where(steep != left, -p, p))
+    return signed(turned, y)''',
     # The polynomial is that of S. Moshier's Cephes library.
     "tanh": '''\
 @triton.jit

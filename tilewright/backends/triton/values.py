@@ -10,7 +10,7 @@ from tilewright.backends.source_names import bare
 from tilewright.backends.triton.base import Printed
 from tilewright.backends.triton.combining import CombiningOps
 from tilewright.backends.triton.extents import is_matrix_product, live_axes
-from tilewright.backends.triton.functions import SHIFTS, TYPES, cast, computed_wide, literal, repeats, template
+from tilewright.backends.triton.functions import TYPED, TYPES, cast, computed_wide, literal, repeats, template
 from tilewright.backends.triton.prelude import called
 from tilewright.backends.triton.rearranging import NONE
 from tilewright.ir.dtypes import F32, F64, I1, I32, DType
@@ -74,7 +74,7 @@ class ComputeOps(CombiningOps):
         printed = [self.tiles[a] for a in args]
         axes = tuple(sorted({axis for p in printed for axis in p.axes}))
         texts = [self.aligned(p, axes) for p in printed]
-        if fn in SHIFTS or fn == "pow":  # Triton cannot shift a number by a number, nor know a number's dtype
+        if fn in TYPED:
             texts = [self.tensor(a) if p.number else t for a, p, t in zip(args, printed, texts, strict=True)]
         elif all(p.number for p in printed):
             texts[0] = self.tensor(args[0])

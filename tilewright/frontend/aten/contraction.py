@@ -6,8 +6,9 @@ from typing import Any
 
 from xdsl.ir import SSAValue
 
+from tilewright.frontend.aten.indexing import diagonal_of
 from tilewright.frontend.builder import Builder
-from tilewright.frontend.registry import Unsupported, lowers
+from tilewright.frontend.registry import lowers
 from tilewright.ir.dims import product
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.contraction import MatmulOp
@@ -50,13 +51,9 @@ def outer(c: Builder, self: SSAValue, vec2: SSAValue) -> SSAValue:
 @lowers("aten.einsum.default")
 def einsum(c: Builder, equation: str, tensors: list[SSAValue], *, path: Any = None) -> SSAValue:
     """Operands are contracted from left to right, each pair by one batched matmul."""
-    inputs, _, target = equation.replace(" ", "").partition("->")
-    terms = inputs.split(",")
-    if "." in equation or any(len(set(t)) != len(t) for t in terms):
-        raise Unsupported(f"einsum {equation!r} with an ellipsis or a diagonal")
-    if "->" not in equation:
-        letters = "".join(terms)
-        target = "".join(sorted(x for x in set(letters) if letters.count(x) == 1))
+    terms, target = _spelled(equation, [tensor(t).rank for t in tensors])
+    pairs = [_off_diagonal(c, value, term) for value, term in zip(tensors, terms, strict=True)]
+    tensors, terms = [value for value, _ in pairs], [term for _, term in pairs]
     value, labels = c.cast(tensors[0], c.result.dtype), terms[0]
     for i, (other, term) in enumerate(zip(tensors[1:], terms[1:], strict=True)):
         needed = set(target).union(*terms[i + 2 :])
@@ -65,6 +62,45 @@ def einsum(c: Builder, equation: str, tensors: list[SSAValue], *, path: Any = No
     value = c.reduce("sum", value, summed)
     labels = "".join(x for x in labels if x in target)
     return c.transpose(value, [labels.index(x) for x in target])
+
+
+def _spelled(equation: str, ranks: list[int]) -> tuple[list[str], str]:
+    """The labels of each operand and of the result; the axes of an ellipsis are labelled by letters that are free."""
+    inputs, arrow, target = equation.replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    counts = [rank - len(term.replace("...", "")) for term, rank in zip(terms, ranks, strict=True)]
+    free = [letter for letter in map(chr, range(0x3B1, 0x3B1 + 64)) if letter not in equation]
+    width = max((n for n, term in zip(counts, terms, strict=True) if "..." in term), default=0)
+    # aligned at the right, as in broadcasting
+    labels = "".join(free[:width])
+    spelled = [term.replace("...", labels[width - n :]) for term, n in zip(terms, counts, strict=True)]
+    if not arrow:
+        letters = "".join(term.replace("...", "") for term in terms)
+        target = "..." + "".join(sorted(x for x in set(letters) if letters.count(x) == 1))
+    return spelled, target.replace("...", labels)
+
+
+def _off_diagonal(c: Builder, value: SSAValue, labels: str) -> tuple[SSAValue, str]:
+    """An operand whose labels are all different: of axes that share one, the elements where they agree."""
+    for label in dict.fromkeys(labels):
+        while labels.count(label) > 1:
+            first, second = labels.index(label), labels.rindex(label)
+            value = diagonal_of(c, value, first, second)
+            labels = labels[:first] + labels[first + 1 : second] + labels[second + 1 :] + label
+    return value, labels
+
+
+@lowers("aten.bilinear.default")
+def bilinear(
+    c: Builder, input1: SSAValue, input2: SSAValue, weight: SSAValue, bias: SSAValue | None = None
+) -> SSAValue:
+    """One product of all pairs of features: [..., I * J] by [O, I * J]."""
+    (out, *sides), dims = tensor(weight).dims, tensor(input1).dims[:-1]
+    pairs = c.map("mul", c.reshape(input1, [*dims, sides[0], 1]), c.reshape(input2, [*dims, 1, sides[1]]))
+    flat = c.reshape(pairs, [product(dims), sides[0] * sides[1]])
+    found = c.emit(MatmulOp, flat, c.reshape(weight, [out, sides[0] * sides[1]]), transpose_b=True)
+    found = c.reshape(found, [*dims, out])
+    return found if bias is None else c.map("add", found, bias)
 
 
 def _contract(

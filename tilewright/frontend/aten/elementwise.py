@@ -8,9 +8,8 @@ from typing import Any
 from xdsl.ir import SSAValue
 
 from tilewright.frontend.aten.rounding import rounded_once
-from tilewright.frontend.builder import Builder, Weak
-from tilewright.frontend.registry import Unsupported, lowers
-from tilewright.ir.dims import Expr
+from tilewright.frontend.builder import Builder
+from tilewright.frontend.registry import lowers
 from tilewright.ir.dtypes import I1
 from tilewright.ir.graph.base import tensor
 
@@ -61,35 +60,6 @@ def log2(c: Builder, self: SSAValue) -> SSAValue:
 @rounded_once
 def log10(c: Builder, self: SSAValue) -> SSAValue:
     return c.map("div", c.map("log", self), math.log(10))
-
-
-@lowers("aten.tan.default")
-@rounded_once
-def tan(c: Builder, self: SSAValue) -> SSAValue:
-    return c.map("div", c.map("sin", self), c.map("cos", self))
-
-
-@lowers("aten.sinh.default")
-@rounded_once
-def sinh(c: Builder, self: SSAValue) -> SSAValue:
-    # expm1(x) / 2 * (1 + 1 / exp(x)) keeps the digits of small x that exp(x) - exp(-x) loses
-    size, grown = c.map("abs", self), c.map("expm1", self)
-    small = c.map("mul", 0.5, c.map("add", grown, c.map("div", grown, c.map("add", grown, 1.0))))
-    half, inverse = _half_exponentials(c, size)
-    large = c.map("mul", c.map("sign", self), c.map("sub", half, inverse))
-    return c.select(c.map("lt", size, 1.0, dtype=c.result.dtype), small, large, c.result.dtype)
-
-
-@lowers("aten.cosh.default")
-@rounded_once
-def cosh(c: Builder, self: SSAValue) -> SSAValue:
-    return c.map("add", *_half_exponentials(c, c.map("abs", self)))
-
-
-def _half_exponentials(c: Builder, x: SSAValue) -> tuple[SSAValue, SSAValue]:
-    """exp(x) / 2 and exp(-x) / 2 for x >= 0; the first is finite where exp(x) no longer is."""
-    root = c.map("exp", c.map("mul", 0.5, x))
-    return c.map("mul", c.map("mul", 0.5, root), root), c.map("div", 0.5, c.map("mul", root, root))
 
 
 @lowers("aten.add.Tensor", "aten.add.Scalar")
@@ -163,44 +133,6 @@ def fmod(c: Builder, self: Any, other: Any) -> SSAValue:
     # the remainder of magnitudes, with the sign of the dividend
     rest = c.map("remainder", c.map("abs", self), c.map("abs", other))
     return c.select(negative, c.map("neg", rest), rest, dtype)
-
-
-@lowers("aten.pow.Tensor_Scalar")
-def power(c: Builder, self: SSAValue, exponent: Any) -> SSAValue:
-    """Small exponents as torch computes them: products, roots and reciprocals."""
-    if isinstance(exponent, (Weak, Expr)):
-        return c.map("pow", self, exponent)
-    if exponent == int(exponent) and abs(exponent) <= 64 and (c.result.dtype.is_integer or abs(exponent) <= 3):
-        return _integer_power(c, self, int(exponent))
-    if exponent == 0.5:
-        return c.map("sqrt", self)
-    if exponent == -0.5:
-        return c.map("rsqrt", self)
-    return c.map("pow", self, exponent)
-
-
-@rounded_once
-def _integer_power(c: Builder, base: SSAValue, exponent: int) -> SSAValue:
-    if exponent < 0:
-        if c.result.dtype.is_integer:
-            raise Unsupported("an integer to a negative power")
-        return c.map("reciprocal", _integer_power(c, base, -exponent))
-    if exponent == 0:
-        return c.full(1, c.result.dims, c.result.dtype)
-    found, factor = None, c.cast(base, c.result.dtype)
-    while exponent:
-        if exponent & 1:
-            found = factor if found is None else c.map("mul", found, factor)
-        exponent >>= 1
-        factor = c.map("mul", factor, factor) if exponent else factor
-    return factor if found is None else found
-
-
-@lowers("aten.pow.Tensor_Tensor", "aten.pow.Scalar", "aten.float_power.Tensor_Scalar", "aten.float_power.Tensor_Tensor")
-def power_tensor(c: Builder, self: Any, exponent: Any) -> SSAValue:
-    if c.result.dtype.is_integer:
-        raise Unsupported("an integer to a power that is a tensor")
-    return c.map("pow", self, exponent)
 
 
 @lowers("aten.maximum.default", "aten.max.other")

@@ -341,17 +341,42 @@ def index_add(c: Builder, self: SSAValue, dim: int, index: SSAValue, source: SSA
 
 @lowers("aten.diagonal.default", "aten.diagonal_copy.default")
 def diagonal(c: Builder, self: SSAValue, offset: int = 0, dim1: int = 0, dim2: int = 1) -> SSAValue:
-    """Every (columns + 1)-th element of two axes laid end to end."""
     rank = tensor(self).rank
-    ends = [axis_of(dim1, rank), axis_of(dim2, rank)]
-    rest = [axis for axis in range(rank) if axis not in ends]
-    x = c.transpose(self, [*rest, *ends])
+    return _diagonal(c, self, offset, axis_of(dim1, rank), axis_of(dim2, rank), c.result.dims[-1])
+
+
+def diagonal_of(c: Builder, x: SSAValue, first: int, second: int) -> SSAValue:
+    """The elements where two axes of one size agree, as the last axis."""
+    return _diagonal(c, x, 0, first, second, tensor(x).dims[first])
+
+
+def _diagonal(c: Builder, x: SSAValue, offset: int, first: int, second: int, length: Expr) -> SSAValue:
+    """Every (columns + 1)-th element of two axes laid end to end."""
+    rest = [axis for axis in range(tensor(x).rank) if axis not in (first, second)]
+    x = c.transpose(x, [*rest, first, second])
     dims = tensor(x).dims
-    rows, columns = dims[-2:]
-    flat = c.reshape(x, [*dims[:-2], rows * columns])
-    start = Expr.of(offset) if offset >= 0 else columns * -offset
-    at = c.map("mul", c.iota([c.result.dims[-1]], 0), columns + 1, dtype=I64)
+    flat = c.reshape(x, [*dims[:-2], dims[-2] * dims[-1]])
+    start = Expr.of(offset) if offset >= 0 else dims[-1] * -offset
+    at = c.map("mul", c.iota([length], 0), dims[-1] + 1, dtype=I64)
     return c.emit(GatherOp, flat, c.map("add", at, start, dtype=I64), axis=len(rest))
+
+
+@lowers("aten.diagonal_scatter.default")
+def diagonal_scatter(
+    c: Builder, self: SSAValue, src: SSAValue, offset: int = 0, dim1: int = 0, dim2: int = 1
+) -> SSAValue:
+    """Written at every (columns + 1)-th element of two axes laid end to end."""
+    rank = tensor(self).rank
+    first, second = axis_of(dim1, rank), axis_of(dim2, rank)
+    order = [*(axis for axis in range(rank) if axis not in (first, second)), first, second]
+    x = c.transpose(self, order)
+    dims = tensor(x).dims
+    start = Expr.of(offset) if offset >= 0 else dims[-1] * -offset
+    at = c.map("mul", c.iota([tensor(src).dims[-1]], 0), dims[-1] + 1, dtype=I64)
+    at = c.map("add", at, start, dtype=I64)
+    flat = c.reshape(x, [*dims[:-2], dims[-2] * dims[-1]])
+    put = c.emit(ScatterOp, flat, at, c.cast(src, tensor(self).dtype), axis=rank - 2, mode="set")
+    return c.transpose(c.reshape(put, dims), [order.index(axis) for axis in range(rank)])
 
 
 @lowers("aten.isin.Tensor_Tensor")

@@ -9,10 +9,12 @@ from xdsl.ir import SSAValue
 from tilewright.frontend.aten.combining import concat
 from tilewright.frontend.aten.reduction import wide
 from tilewright.frontend.builder import Builder, axis_of
+from tilewright.frontend.proving import nonnegative
 from tilewright.frontend.registry import Unsupported, lowers
 from tilewright.ir.dims import Expr
 from tilewright.ir.dtypes import I1, I64
 from tilewright.ir.graph.base import tensor
+from tilewright.ir.graph.indexing import TakeAlongOp
 from tilewright.ir.graph.recurrence import ScanOp
 from tilewright.ir.graph.reduction import CumulativeOp, SoftmaxOp, SortOp, TopkOp
 from tilewright.ir.graph.structure import ConstantOp
@@ -140,6 +142,39 @@ def kthvalue(c: Builder, self: SSAValue, k: Any, dim: int = -1, keepdim: bool = 
     found = c.add(SortOp.make(self, axis=axis, descending=False)).results
     at = Expr.of(k) - 1
     return tuple(c.reshape(c.slice(r, axis, at, at + 1), c.result.dims) for r in found)
+
+
+@lowers("aten.median.dim", "aten.nanmedian.dim")
+def median(c: Builder, self: SSAValue, dim: int, keepdim: bool = False) -> tuple[SSAValue, ...]:
+    """The lower of the middle elements, with its place; NaN where there is one, and the first place of those.
+
+    nanmedian: of the elements that are numbers, which a sort puts first.
+    """
+    x = tensor(self)
+    if not x.rank:
+        return self, c.constant(0, I64)
+    axis = axis_of(dim, x.rank)
+    size = x.dims[axis]
+    if not nonnegative(c.symbols.space, size - 1):
+        # torch refuses to take it of nothing
+        c.symbols.require(Expr.of(1), "<=", size, c.place)
+    values, places = c.add(SortOp.make(self, axis=axis, descending=False)).results
+    numbers: SSAValue = c.full(size, [Expr.of(1) if i == axis else d for i, d in enumerate(x.dims)], I64)
+    if x.dtype.is_float:
+        isnan = c.map("isnan", self, dtype=x.dtype)
+        missing = c.reduce("sum", c.cast(isnan, I64), [axis], keepdims=True)
+        numbers = c.map("sub", numbers, missing, dtype=I64)
+    middle = c.map("floordiv", c.map("max", c.map("sub", numbers, 1, dtype=I64), 0, dtype=I64), 2, dtype=I64)
+    if x.dtype.is_float and "nanmedian" not in str(c.node.target):
+        # a sort puts what is no number behind all that are
+        some = c.map("lt", numbers, size, dtype=I64)
+        middle = c.select(some, c.map("min", numbers, size - 1, dtype=I64), middle, I64)
+    return tuple(c.reshape(c.emit(TakeAlongOp, r, middle, axis=axis), c.result.dims) for r in (values, places))
+
+
+@lowers("aten.median.default", "aten.nanmedian.default")
+def median_of_all(c: Builder, self: SSAValue) -> SSAValue:
+    return median(c, c.reshape(self, [tensor(self).elements]), 0)[0]
 
 
 @lowers("aten.cummax.default")

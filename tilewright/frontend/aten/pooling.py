@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from xdsl.ir import SSAValue
@@ -9,7 +10,7 @@ from xdsl.ir import SSAValue
 from tilewright.frontend.aten.windows import per_axis
 from tilewright.frontend.builder import Builder
 from tilewright.frontend.registry import lowers
-from tilewright.ir.dims import Expr, exact_div, floordiv
+from tilewright.ir.dims import Expr, exact_div, floordiv, product
 from tilewright.ir.dtypes import F32, I64
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.indexing import GatherOp
@@ -48,7 +49,8 @@ def max_pool(
     return _windowed(c, self, kernel_size, stride, padding, dilation, fn="max", ceil=ceil_mode)
 
 
-@lowers("aten.max_pool2d_with_indices.default", "aten.max_pool3d_with_indices.default")
+@lowers("aten.max_pool1d_with_indices.default", "aten.max_pool2d_with_indices.default",
+        "aten.max_pool3d_with_indices.default")  # fmt: skip
 def max_pool_with_indices(
     c: Builder,
     self: SSAValue,
@@ -57,9 +59,50 @@ def max_pool_with_indices(
     padding: Any = 0,
     dilation: Any = 1,
     ceil_mode: bool = False,
-) -> tuple[SSAValue, None]:
-    """The places of the maxima are not computed: who reads them is refused."""
-    return max_pool(c, self, kernel_size, stride, padding, dilation, ceil_mode), None
+) -> tuple[SSAValue, SSAValue | None]:
+    found = max_pool(c, self, kernel_size, stride, padding, dilation, ceil_mode)
+    read = any(user.args[1:] != (0,) for user in c.node.users)
+    return found, _places(c, self, kernel_size, stride, padding, dilation) if read else None
+
+
+def _places(c: Builder, x: SSAValue, kernel_size: Any, stride: Any, padding: Any, dilation: Any) -> SSAValue:
+    """Where each window of x [N, C, spatial...] or [C, spatial...] has its first maximum, in its spatial axes laid end
+    to end.
+
+    All taps of a window are gathered. One that lies in the padding stands for the nearest that does not, so that it is
+    never the first.
+    """
+    spatial = _spatial(c)
+    window, pad = per_axis(kernel_size, spatial), per_axis(padding, spatial, 0)
+    strides, spread = per_axis(stride, spatial, window), per_axis(dilation, spatial, 1)
+    dims, out = tensor(x).dims, c.result.dims
+    lead, taps = len(dims) - spatial, math.prod(window)
+    counts = out[lead:]
+    tap = c.iota([*[Expr.of(1)] * spatial, Expr.of(taps)], spatial)
+
+    def places(tap: SSAValue) -> SSAValue:
+        """The places of taps, broadcast over the windows."""
+        found: SSAValue | int = 0
+        for i in range(spatial):
+            size, below = dims[lead + i], math.prod(window[i + 1 :])
+            ones = [Expr.of(1)] * spatial
+            start = c.iota([*ones[:i], counts[i], *ones[i + 1 :], Expr.of(1)], i, start=-pad[i], step=strides[i])
+            at = _int(c, "remainder", _int(c, "floordiv", tap, below), window[i])
+            # the taps inside: from ceil(-start / spread) to floor((size - 1 - start) / spread)
+            first = _int(c, "max", _int(c, "floordiv", _int(c, "sub", spread[i] - 1, start), spread[i]), 0)
+            last = _int(c, "floordiv", _int(c, "sub", size - 1, start), spread[i])
+            at = _int(c, "max", first, _int(c, "min", at, last))
+            along = _int(c, "add", start, _int(c, "mul", at, spread[i]))
+            found = along if i == 0 else _int(c, "add", _int(c, "mul", found, size), along)
+        assert not isinstance(found, int)
+        return found
+
+    windows = [*counts, Expr.of(taps)]
+    flat = c.reshape(x, [*dims[:lead], product(dims[lead:])])
+    everywhere = c.reshape(c.broadcast(places(tap), windows), [product(windows)])
+    taken = c.reshape(c.emit(GatherOp, flat, everywhere, axis=lead), [*dims[:lead], *windows])
+    best = c.reduce("argmax", taken, [len(dims)])
+    return c.reshape(places(c.reshape(best, [*out, 1])), out)
 
 
 @lowers("aten.avg_pool1d.default", "aten.avg_pool2d.default", "aten.avg_pool3d.default")

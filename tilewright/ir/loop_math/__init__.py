@@ -5,7 +5,7 @@ Every function takes a builder and f32 values of any lane count, and returns the
 samples of the whole range on every class:
 
     exp, exp2 1.5   expm1 1.75   log 1   log1p 1.75   tanh 2.75   sigmoid 2.5   silu 3.5   erf 1.5   softplus 2
-    sin, cos 2.25 (|x| <= 1e8)   pow 1.25   rsqrt 1.5   gelu 3.25, gelu_tanh 4 for x >= -1
+    sin, cos 2.25 (|x| <= 1e8)   atan2 2   pow 1.25   rsqrt 1.5   gelu 3.25, gelu_tanh 4 for x >= -1
 
 exp2_coarse is for weights that are rounded to 16 bits: it has 13 of them.
 Below -1, where the value of gelu is small beside its argument, its error is at most 5e-8 |x|, as the argument's own
@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from tilewright.ir.loop_math.angles import atan2
 from tilewright.ir.loop_math.division import fmod
 from tilewright.ir.loop_math.exponentials import (
     erf,
@@ -45,6 +46,7 @@ from tilewright.ir.loops import Value
 __all__ = [
     "F32_ONLY",
     "MATH",
+    "atan2",
     "cos",
     "erf",
     "exp",
@@ -74,6 +76,7 @@ MATH: Final[dict[str, Callable[..., Value]]] = {
     "log1p": log1p,
     "sin": sin,
     "cos": cos,
+    "atan2": atan2,
     "tanh": tanh,
     "erf": erf,
     "sigmoid": sigmoid,

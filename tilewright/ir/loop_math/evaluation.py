@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from tilewright.errors import IRError
-from tilewright.ir.dtypes import F32, I32
+from tilewright.ir.dtypes import F32, F64, I32, I64
 from tilewright.ir.loops import LoopBuilder, Value
 
 # Adding 1.5 * 2**(mantissa bits) rounds to the nearest integer and leaves that integer in the low bits.
@@ -13,6 +13,7 @@ MAGIC32: Final = 1.5 * 2.0**23
 MAGIC64: Final = 1.5 * 2.0**52
 ONE: Final = 0x3F800000  # the bits of 1.0
 SIGN: Final = -(1 << 31)
+SIGN64: Final = -(1 << 63)
 # ln 2 in two parts: the first has 10 bits, so that its product with an exponent is exact without a fused multiply-add.
 LN2_HIGH: Final = 0.693359375
 LN2_LOW: Final = -2.12194440054690583e-4
@@ -38,6 +39,7 @@ def require_f32(x: Value, name: str) -> None:
 
 
 def with_sign_of(b: LoopBuilder, magnitude: Value, x: Value) -> Value:
-    """|magnitude| with x's sign, where magnitude is not negative."""
-    sign = b.and_(b.bitcast(x, I32), SIGN)
-    return b.bitcast(b.or_(b.bitcast(magnitude, I32), sign), F32)
+    """|magnitude| with x's sign, where magnitude is not negative. Both are f32 or both f64."""
+    bits, mask = (I64, SIGN64) if x.type.dtype is F64 else (I32, SIGN)
+    sign = b.and_(b.bitcast(x, bits), mask)
+    return b.bitcast(b.or_(b.bitcast(magnitude, bits), sign), x.type.dtype)

@@ -11,6 +11,7 @@ from typing import Final, Literal
 
 from tilewright.ir import loop_math
 from tilewright.ir.dtypes import BF16, F16, F32, F64, I1, DType
+from tilewright.ir.loop_math.evaluation import with_sign_of
 from tilewright.ir.loops import LoopBuilder, Predicate, Value
 
 NARROW: Final = (BF16, F16)  # storage dtypes: computed with in f32
@@ -19,7 +20,7 @@ _TRANSCENDENTAL: Final[dict[str, Callable[..., Value]]] = {
     name: getattr(loop_math, name)
     for name in (
         "exp", "exp2", "exp2_coarse", "expm1", "log", "log1p", "sin", "cos", "tanh", "erf", "sigmoid", "silu", "gelu",
-        "gelu_tanh", "softplus", "rsqrt", "pow",
+        "gelu_tanh", "softplus", "rsqrt", "pow", "atan2",
     )
 }  # fmt: skip
 NORMAL: Final = frozenset({"exp2_coarse"})
@@ -76,6 +77,8 @@ def _floats(b: LoopBuilder, fn: str, args: list[Value]) -> Value:
         case "sign":
             below = b.select(b.compare("lt", x, 0.0), _like(b, -1.0, x), _like(b, 0.0, x))
             return b.select(b.compare("gt", x, 0.0), _like(b, 1.0, x), below)
+        case "copysign":
+            return with_sign_of(b, *b.alike(b.abs(x), y))
         case "isnan":
             return b.is_nan(x)
         case "isinf":
