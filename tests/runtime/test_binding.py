@@ -145,8 +145,27 @@ def test_tensors_without_dense_memory() -> None:
         "TW001 arguments do not match the signature: 2 problems\n"
         "  - ids is a FakeTensor without memory that kernels can read\n"
         "  - x is a Tensor without memory that kernels can read\n"
-        "  next: pass dense tensors that hold data"
+        "  next: pass dense tensors that hold data, outside torch.func's transforms (vmap, ...)"
     )
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("known", [False, True])
+def test_what_torch_transforms_has_no_memory(known: bool, turned: bool) -> None:
+    ids, x = torch.zeros(2, 5, dtype=torch.int64), torch.zeros(2, 5, 3)
+    x = x.mT.contiguous().mT if turned else x
+    binder = Binder(two_inputs())
+    if known:
+        binder.bind((ids, x), {})
+
+    def bound(x: torch.Tensor) -> torch.Tensor:
+        binder.bind((ids, x), {})
+        return x
+
+    for call in (lambda: torch.func.vmap(bound)(x[None]), lambda: torch.func.functionalize(bound)(x)):
+        with pytest.raises(ArgumentError, match="x is a Tensor without memory"):
+            call()
+    binder.bind((torch.zeros(2, 0, dtype=torch.int64), torch.zeros(2, 0, 3)), {})
 
 
 def test_wrong_dtypes() -> None:
