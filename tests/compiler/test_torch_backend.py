@@ -461,7 +461,7 @@ def test_what_has_no_kernel_runs_in_eager_where_asked(rng: np.random.Generator) 
             "objective, passes, precision, target, threads, verify_each\n",
         ),
         ({"freeze_weights": 1}, "freeze_weights=1 is not True or False"),
-        ({"fallback": "eager"}, "fallback='eager'"),
+        ({"fallback": "eager"}, "fallback='eager' is not one of 'error', 'torch'"),
         ({"check": "first"}, "check is an option of tilewright.compile alone"),
     ],
 )

@@ -177,6 +177,13 @@ def test_wrong_dtypes() -> None:
     )
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_quantized_tensors_are_told_to_become_numbers_first() -> None:
+    quantized = torch.quantize_per_tensor(torch.zeros(2, 5, 3), 0.1, 0, torch.quint8)
+    said = refused(DTypeError, two_inputs(), ids(), quantized)
+    assert said.endswith("next: convert: x.dequantize().to(torch.float32)")
+
+
 def test_wrong_ranks() -> None:
     assert refused(RankError, two_inputs(), np.int64(3), x()[0]) == (
         "TW003 wrong rank: 2 problems\n"
@@ -420,5 +427,5 @@ def test_constants_must_be_those_of_the_capture() -> None:
         "TW001 arguments do not match the signature: 2 problems\n"
         "  - scale is 3.0, compiled for 2.0\n"
         "  - mode is 'slow', compiled for 'fast'\n"
-        "  next: call it as compiled: (x, scale, mode)"
+        "  next: call it as compiled: (x, scale=2.0, *, mode='fast')"
     )

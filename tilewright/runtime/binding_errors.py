@@ -89,6 +89,8 @@ def _conversion(leaf: Input, value: Any) -> str:
     if leaf.dtype is None:
         return leaf.name
     if is_torch(value):
+        if value.is_quantized:
+            return f"{leaf.name}.dequantize().to(torch.{torch_name(leaf.dtype)})"
         return f"{leaf.name}.to(torch.{torch_name(leaf.dtype)})"
     return f"{leaf.name}.astype({numpy_dtype(leaf.dtype).name!r})"
 
