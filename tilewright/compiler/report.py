@@ -115,7 +115,7 @@ class Report:
             work, seconds = counts.predicted(formal, self.machine) if figures else (None, None)
             rows.append(
                 Row(
-                    kernel=chosen if sizes is not None else step.name,
+                    kernel=chosen,
                     launches=times,
                     variants=variants,
                     flops=_times(source.flops, times),
