@@ -99,6 +99,8 @@ def load(folder: Path) -> tuple[Any, SentenceEncoder]:
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as fault:
         stop(f"--model: {folder} does not load: {str(fault).strip().splitlines()[0]}")
     if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            stop(f"--model: {folder}'s tokenizer has no token for padding. Take the folder of an encoder.")
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer, SentenceEncoder(model.float()).eval()
 

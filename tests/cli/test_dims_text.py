@@ -51,6 +51,11 @@ STEP = 'write --dims "ids=batch:1..64,tokens:1..256": an entry an axis, _ or its
             f"TW021 text does not parse: --dims 'ids=b:1..2,': '' is not an axis\n  next: {STEP}",
         ),
         (
+            ["ids=b:1..8", "ids=t:1..2"],
+            ParseError,
+            f"TW021 text does not parse: --dims 'ids=t:1..2': ids has its axes from another --dims\n  next: {STEP}",
+        ),
+        (
             ["a=b:1..2,c", "d=b:1..3"],
             DimDeclarationError,
             "TW006 dims declaration is wrong: 2 problems\n  - b is declared with two ranges: 1..2 and 1..3\n"
@@ -87,6 +92,10 @@ def test_other_texts_are_errors(texts: list[str], error: type[Exception], messag
         # other arguments
         ("precision='f16' needs more; write precision='bf16'", "--precision f16 needs more; write --precision bf16"),
         ("threads=0 is none; threads=None uses all", "--threads 0 is none; leaving out --threads uses all"),
+        (
+            "determinism='yes' is not one of None, 'free', 'batch'; write determinism=None",
+            "--determinism yes is not one of 'free', 'batch'; leave out --determinism",
+        ),
         ('write expect={"attention": 0, "rope": 2}', "write --expect attention=0 --expect rope=2"),
         ("tw.Sampler(top_p=0.95, seed=0) is one", "--top-p 0.95 --seed 0 is one"),
         ("(others: report.at(batch=..., n=8))", "(others: --at batch=...,n=8)"),

@@ -36,7 +36,16 @@ def lm(inside: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (
             ["generate", "lm", "a" * 300],
             "TW050 prompt cannot be continued: the prompt's 300 and 128 new tokens are more than the 256 that lm "
-            "takes\n  next: shorten the prompt to 255 tokens or less\n",
+            "takes\n  next: shorten the prompt to 128 tokens or less\n",
+        ),
+        (
+            ["bench", "lm", "--prompt", "1000", "--tokens", "300"],
+            "TW050 prompt cannot be continued: the prompt's 1000 and 300 new tokens are more than the 256 that lm "
+            "takes\n  next: write --tokens 1 and shorten the prompt to 255 tokens or less\n",
+        ),
+        (
+            ["generate", "nowhere", "a"],
+            "TW009 not a model: there is no directory nowhere\n  next: give a directory that save_pretrained wrote\n",
         ),
         (
             ["generate", "lm", ""],

@@ -60,6 +60,14 @@ def test_a_path_of_a_program_is_handed_on() -> None:
 
 def test_other_paths(tmp_path: Path) -> None:
     assert refusal("nothing") == f"there is no nothing\n  next: give {KINDS}"
+    assert refusal("") == f"MODEL is an empty text\n  next: give {KINDS}"
+    assert refusal("nets/one.py:make") == (
+        "nets/one.py names a file, and a module goes by its name\n  next: write nets.one:make"
+    )
+    (tmp_path / "net.tilewright").write_bytes(b"")
+    assert refusal(f"{tmp_path}/net.tilewright") == (
+        f"{tmp_path}/net.tilewright is compiled already\n  next: give {KINDS}; run and report read what is compiled"
+    )
     assert (
         refusal("sample_models.py")
         == f"sample_models.py is neither a .pt2 file nor a model directory\n  next: give {KINDS}"

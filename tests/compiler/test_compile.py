@@ -295,8 +295,11 @@ class TestOptions:
     def test_memory_limit(self) -> None:
         from tilewright.errors import CapacityError
 
-        compiled = compile_mlp(mlp(11), memory_limit=1000)
-        with pytest.raises(CapacityError, match="TW028"):
+        with pytest.raises(CapacityError, match=r"TW028.*no call could run"):
+            compile_mlp(mlp(11), memory_limit=1000)
+        held = compile_mlp(mlp(11)).memory(batch=1).to_dict()["weights"]
+        compiled = compile_mlp(mlp(11), memory_limit=held)
+        with pytest.raises(CapacityError, match=r"TW028.*one call"):
             compiled(torch.randn(3, 24))
 
     def test_wrong_options_are_named_together(self) -> None:

@@ -12,7 +12,7 @@ import torch._dynamo as dynamo
 import tilewright as tw
 from tests.compiler.test_torch_backend import compiled as torch_compiled
 from tests.compiler.test_torch_backend import fresh  # noqa: F401  (a fixture: the backend is registered)
-from tilewright.errors import KernelError, OptionError, UnsupportedOpError
+from tilewright.errors import KernelError, NumericMismatchError, OptionError, UnsupportedOpError
 from tilewright.frontend import custom_ops
 
 
@@ -282,6 +282,40 @@ def test_a_fault_in_a_kernel_keeps_its_own_code_and_line() -> None:
 @torch.library.custom_op("tilewright_tests::written", mutates_args={"x"})
 def written(x: torch.Tensor) -> None:
     x.add_(1)
+
+
+@torch.library.custom_op("tilewright_tests::doubled", mutates_args=())
+def twice(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+
+def test_a_wrong_reference_is_named_by_the_first_call() -> None:
+    tw.register_op("tilewright_tests::doubled", reference=lambda x: x * 3)
+    try:
+        compiled = tw.compile(Calls(twice).eval(), (torch.ones(2, 3),), check="first")
+        with pytest.raises(NumericMismatchError) as raised:
+            compiled(torch.ones(2, 3))
+    finally:
+        custom_ops._REGISTERED.pop("tilewright_tests.doubled.default")
+    assert "tilewright_tests::doubled's reference, from tw.register_op, is not the operator" in str(raised.value)
+    assert raised.value.step == "correct it where it is registered"
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "step"),
+    [
+        ("tilewright_tests::no_such", {"reference": torch.relu}, "define it with torch.library.custom_op"),
+        ("tilewright_tests::written", {"reference": torch.relu}, "write an operator that gives new tensors"),
+        ("aten::view", {"reference": torch.relu}, "write an operator that gives new tensors"),
+        ("tilewright_tests::swiglu", {}, "pass reference="),
+        ("tilewright_tests::swiglu", {"kernel": 3, "reference": torch.relu}, "decorate the kernel's function"),
+    ],
+)
+def test_a_refused_registration_says_what_to_do_about_it(name: str, given: dict[str, Any], step: str) -> None:
+    with pytest.raises(OptionError) as raised:
+        tw.register_op(name, **given)
+    assert raised.value.step.startswith(step)
+    assert "; " not in raised.value.step
 
 
 @pytest.mark.parametrize(

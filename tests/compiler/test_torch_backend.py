@@ -13,6 +13,7 @@ import torch
 import torch._dynamo as dynamo
 from torch._dynamo.backends.registry import list_backends
 
+import tilewright as tw
 from tilewright.compiler import torch_backend
 from tilewright.errors import AutogradWarning, EagerWarning, OptionError, UnsupportedOpError
 
@@ -130,6 +131,22 @@ def test_graphs_that_read_no_tensor_give_tensors(dynamic: bool) -> None:
     for n in (5, 7):
         found, expected = run(n), function(n)
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("backend", ["tilewright", "eager"])
+def test_compiled_code_inside_is_a_graph_break(backend: str, rng: np.random.Generator) -> None:
+    @tw.kernel("x f32[n] -> y f32[n]")
+    def doubled(b: Any, x: Any, y: Any) -> None:
+        (at,) = b.grid(["n"], [64])
+        b.store(b.map("mul", b.load(b.dense(x), [at], [64]), 2.0), b.dense(y), [at])
+
+    inner = tw.compile(torch.nn.ReLU(), (torch.randn(8),))
+    run = torch.compile(lambda x: inner(x + 1) * 2 + doubled(x.neg()), backend=backend)
+    for _ in range(2):
+        x = tensor(rng, 8)
+        same(run(x), (x + 1).relu() * 2 - 2 * x)
+    with pytest.raises(dynamo.exc.Unsupported, match="it is compiled already"):
+        torch.compile(lambda x: inner(x.abs()), backend=backend, fullgraph=True)(x)
 
 
 def test_graph_breaks(rng: np.random.Generator) -> None:
@@ -444,7 +461,7 @@ def test_what_has_no_kernel_runs_in_eager_where_asked(rng: np.random.Generator) 
             "objective, passes, precision, target, threads, verify_each\n",
         ),
         ({"freeze_weights": 1}, "freeze_weights=1 is not True or False"),
-        ({"fallback": "eager"}, "fallback='eager'"),
+        ({"fallback": "eager"}, "fallback='eager' is not one of 'error', 'torch'"),
         ({"check": "first"}, "check is an option of tilewright.compile alone"),
     ],
 )

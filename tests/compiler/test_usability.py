@@ -53,7 +53,7 @@ def compiled(model: Mlp) -> Any:
         ),
         (
             {"determinism": "exakt"},
-            "determinism='exakt' is not one of None, 'free', 'run', 'batch'\n  next: write determinism=None",
+            "determinism='exakt' is not one of None, 'free', 'run', 'batch'\n  next: write determinism='batch'",
         ),
         (
             {"determinism": "exact"},
@@ -65,6 +65,20 @@ def compiled(model: Mlp) -> Any:
             "memory_limit=-1 is not a positive number of bytes, or a text like '2GiB'\n"
             "  next: write memory_limit='1GiB'",
         ),
+        (
+            {"precision": torch.bfloat16},
+            "precision=torch.bfloat16 is not one of 'model', 'f32', 'bf16'\n  next: write precision='bf16'",
+        ),
+        (
+            {"precision": "float32"},
+            "precision='float32' is not one of 'model', 'f32', 'bf16'\n  next: write precision='f32'",
+        ),
+        (
+            {"determinism": True},
+            "determinism=True is not one of None, 'free', 'run', 'batch'\n  next: write determinism='batch'",
+        ),
+        ({"check": "all"}, "check='all' is not one of None, 'first'\n  next: write check='first'"),
+        ({"check": ""}, "check='' is not one of None, 'first'\n  next: write check=None"),
         ({"target": []}, "target=[] names none\n  next: write target='cpu'"),
         ({"target": ["cpu", 3]}, "target=['cpu', 3] is not a target or a list of them\n  next: write target='cpu'"),
         ({"memory_limit": "1 apple"}, "'1 apple' is not a number of bytes\n  next: write 500000000, 512MiB or 2GiB"),

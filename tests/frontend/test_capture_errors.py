@@ -56,6 +56,15 @@ def test_functional_dropout_in_training_is_an_error_with_the_line() -> None:
         capture(Drops().eval(), (torch.ones(2, 3),))
 
 
+def test_a_number_taken_out_of_a_tensor_is_called_that() -> None:
+    class Largest(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x / x.max().item()
+
+    with pytest.raises(UnsupportedOpError, match=r"a Python number out of a tensor \(\.item\(\), float\(\)\)"):
+        capture(Largest().eval(), (torch.ones(2, 3),))
+
+
 def test_hooks_are_named() -> None:
     model = Trained().eval()
     handles = [

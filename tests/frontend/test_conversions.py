@@ -55,7 +55,7 @@ def test_a_recurrent_layer_is_named_where_its_length_varies(rng: np.random.Gener
     assert str(caught.value) == (
         "TW014 a declared dim was specialised: t (t: 1..12) was fixed to 5: gru (GRU): nn.LSTM, nn.GRU and nn.RNN are "
         "unrolled over time, so their length must be fixed\n"
-        "  next: leave t out of dims (its size is 5); or change the line that fixes it"
+        "  next: leave t out of dims (its size is 5)"
     )
 
 

@@ -145,8 +145,27 @@ def test_tensors_without_dense_memory() -> None:
         "TW001 arguments do not match the signature: 2 problems\n"
         "  - ids is a FakeTensor without memory that kernels can read\n"
         "  - x is a Tensor without memory that kernels can read\n"
-        "  next: pass dense tensors that hold data"
+        "  next: pass dense tensors that hold data, outside torch.func's transforms (vmap, ...)"
     )
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("known", [False, True])
+def test_what_torch_transforms_has_no_memory(known: bool, turned: bool) -> None:
+    ids, x = torch.zeros(2, 5, dtype=torch.int64), torch.zeros(2, 5, 3)
+    x = x.mT.contiguous().mT if turned else x
+    binder = Binder(two_inputs())
+    if known:
+        binder.bind((ids, x), {})
+
+    def bound(x: torch.Tensor) -> torch.Tensor:
+        binder.bind((ids, x), {})
+        return x
+
+    for call in (lambda: torch.func.vmap(bound)(x[None]), lambda: torch.func.functionalize(bound)(x)):
+        with pytest.raises(ArgumentError, match="x is a Tensor without memory"):
+            call()
+    binder.bind((torch.zeros(2, 0, dtype=torch.int64), torch.zeros(2, 0, 3)), {})
 
 
 def test_wrong_dtypes() -> None:
@@ -156,6 +175,13 @@ def test_wrong_dtypes() -> None:
         "  - x is float64, compiled for float32\n"
         "  next: convert: ids.astype('int64'), x.to(torch.float32)"
     )
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_quantized_tensors_are_told_to_become_numbers_first() -> None:
+    quantized = torch.quantize_per_tensor(torch.zeros(2, 5, 3), 0.1, 0, torch.quint8)
+    said = refused(DTypeError, two_inputs(), ids(), quantized)
+    assert said.endswith("next: convert: x.dequantize().to(torch.float32)")
 
 
 def test_wrong_ranks() -> None:
@@ -401,5 +427,5 @@ def test_constants_must_be_those_of_the_capture() -> None:
         "TW001 arguments do not match the signature: 2 problems\n"
         "  - scale is 3.0, compiled for 2.0\n"
         "  - mode is 'slow', compiled for 'fast'\n"
-        "  next: call it as compiled: (x, scale, mode)"
+        "  next: call it as compiled: (x, scale=2.0, *, mode='fast')"
     )

@@ -226,6 +226,8 @@ def test_memory_limit_is_kept_with_the_buffers_in_the_message(rng: np.random.Gen
         "  next: call it with smaller dims, or give compile() or tw.load() memory_limit=8204"
     )
     assert run.footprint({"batch": 4, "tokens": 256}).total == 8204
+    with pytest.raises(CapacityError, match="weights and states are 12 B, and memory_limit is 11 B: no call could run"):
+        executable(affine_program(), values(rng), memory_limit=11)
     executable(affine_program(), values(rng), memory_limit=8204)(np.zeros((4, 256), np.float32))
 
 

@@ -26,7 +26,12 @@ def parse_dims(texts: Sequence[str]) -> dict[str, Any] | None:
     elsewhere on the line), `_` (fixed) or a number (fixed at this size). A nested argument is named by its path:
     `batch.mask=...`. ParseError for other texts, DimDeclarationError for a dim with two ranges or with none.
     """
-    axes = {name: _axes(rest, text) for text in texts for name, rest in [_entry(text)]}
+    axes: dict[str, list[re.Match[str] | int | None]] = {}
+    for text in texts:
+        name, rest = _entry(text)
+        if name in axes:
+            raise ParseError(f"--dims {text!r}: {name} has its axes from another --dims", step=_DIMS_STEP)
+        axes[name] = _axes(rest, text)
     named = _named([axis for listed in axes.values() for axis in listed if not isinstance(axis, int)])
     result: dict[str, Any] = {}
     for path, listed in axes.items():

@@ -25,7 +25,9 @@ def for_command_line(text: str) -> str:
     """A message with dims, `expect` and keyword arguments as options to type; what the line cannot say stays."""
     said = _SAMPLER.sub(lambda found: found[1].replace(", ", " "), written_as_options(text))
     said = _SIZES.sub(lambda found: f"--at {found[1].replace(', ', ',')}", said)
-    return _ARGUMENT.sub(_as_flag, _EXPECT.sub(_as_counts, said))
+    said = _ARGUMENT.sub(_as_flag, _EXPECT.sub(_as_counts, said))
+    # no option is written as None
+    return said.replace("write leaving out", "leave out").replace(" is not one of None, ", " is not one of ")
 
 
 def _as_flag(found: re.Match[str]) -> str:

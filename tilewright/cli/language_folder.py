@@ -50,10 +50,13 @@ class LanguageFolder:
             raise PromptError("the prompt has no tokens", step='give a text: "Once upon a time"')
         if self.most is None or prompt + tokens <= self.most:
             return
-        room = self.most - prompt
+        room, left = self.most - prompt, self.most - tokens
+        shorter = f"shorten the prompt to {left} tokens or less"
+        if left < 1:
+            shorter = f"write {flag} 1 and shorten the prompt to {self.most - 1} tokens or less"
         raise PromptError(
             f"the prompt's {prompt} and {tokens} new tokens are more than the {self.most} that {self.path} takes",
-            step=f"write {flag} {room}" if room > 0 else f"shorten the prompt to {self.most - 1} tokens or less",
+            step=f"write {flag} {room}" if room > 0 else shorter,
         )
 
     def require_chat_template(self) -> None:

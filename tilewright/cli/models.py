@@ -39,16 +39,25 @@ def is_artifact(text: str) -> bool:
 def open_model(text: str, *, seed: int = 0) -> Model:
     """The model that a command line names. ModelInputError says what the text is instead."""
     path = Path(text)
+    if not text:
+        raise ModelInputError("MODEL is an empty text", step=f"give {_KINDS}")
     if path.is_dir():
         from tilewright.frontend.directories import open_directory
 
         found = open_directory(path, seed=seed)
         return Model(found.model, (), found.kwargs, found.dims, found.note)
     module, colon, name = text.partition(":")
+    if colon and module.endswith(".py"):
+        step = f"write {'.'.join(Path(module).with_suffix('').parts)}:{name}"
+        raise ModelInputError(f"{module} names a file, and a module goes by its name", step=step)
     if colon and module and name and not path.exists():
         return _called(module, name)
     if path.suffix == ".pt2":
         return Model(path)
+    if is_artifact(text) and path.suffix == ".tilewright":
+        raise ModelInputError(
+            f"{text} is compiled already", step=f"give {_KINDS}; run and report read what is compiled"
+        )
     if path.exists():
         raise ModelInputError(f"{text} is neither a .pt2 file nor a model directory", step=f"give {_KINDS}")
     raise ModelInputError(f"there is no {text}", step=f"give {_KINDS}")

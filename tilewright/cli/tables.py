@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -16,7 +17,9 @@ def show(
     from rich.text import Text
 
     stream = sys.stderr if error else sys.stdout
-    table = Table(box=None, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
+    # without colours, without bold
+    heading_style = "" if os.environ.get("NO_COLOR") else "table.header"
+    table = Table(box=None, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0), header_style=heading_style)
     for i, heading in enumerate(headings):
         table.add_column(heading, justify="right" if i in numbers else "left", overflow="fold")
     for row in rows:

@@ -90,6 +90,7 @@ class FirstCall:
         from torch.utils import _pytree as pytree
 
         from tilewright.compiler.divergence import Case, first_difference
+        from tilewright.compiler.reference_check import wrong_references
         from tilewright.frontend.fast_path import layer_by_layer
         from tilewright.frontend.huggingface import cacheless
 
@@ -119,6 +120,14 @@ class FirstCall:
             case = Case(self.capture, tensors, wanted, self.target, self.options)
             first = first_difference(case, self._bound)
             design = empty_rows(first.name, first.applied) if first else ""
+            wrong = []
+            if first is not None and first.stage == "capture":
+                with torch.inference_mode(), cacheless(model, named):
+                    wrong = wrong_references(model, *pytree.tree_map(_copied, (args, dict(kwargs))), self._apart)
+                    for buffer, value in buffers:
+                        buffer.copy_(value)
+            if wrong:
+                raise NumericMismatchError([*faults, *map(Problem, wrong)], step="correct it where it is registered")
             raise NumericMismatchError(
                 [*faults, Problem(f"first in {first}" if first else "no step differs by itself")],
                 step=f"{design}report it with the lines above"
@@ -126,6 +135,9 @@ class FirstCall:
                 else "compile with cache=False: what was cached, or the weights, may not be this model's",
             )
         return output, f"the first call agrees with the model: off by {worst:.3g}, rounding explains {bound:.3g}"
+
+    def _apart(self, wanted: Any, found: Any) -> str | None:
+        return differs(wanted, found, self._bound(wanted))
 
     def _bound(self, expected: Any) -> float:
         return tolerance(expected, self.options.precision)

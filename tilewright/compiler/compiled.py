@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from tilewright.compiler.checking import FirstCall
 from tilewright.compiler.code import Code
+from tilewright.compiler.graph_breaks import settle, untraced
 from tilewright.compiler.report import Report
 from tilewright.errors import ArtifactAccessError, OptionError, TargetError
 from tilewright.runtime.executor import Executable, Profile
@@ -34,6 +35,9 @@ class Compiled:
     _profile: Profile | None = None
     _checked: str | None = None
 
+    def __post_init__(self) -> None:
+        settle()
+
     def __repr__(self) -> str:
         program = self.code.program
         dims = ", ".join(map(str, program.dims)) or "no dims"
@@ -57,6 +61,7 @@ class Compiled:
             step="compiled.save(path), then tw.load(path) where it runs",
         )
 
+    @untraced
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the program; raises coded errors for arguments outside what was compiled."""
         if self.first_call is not None:

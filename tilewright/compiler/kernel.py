@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tilewright.compiler.compiled import Compiled
+from tilewright.compiler.graph_breaks import settle, untraced
 from tilewright.compiler.kernel_check import check_kernel
 from tilewright.compiler.kernel_program import compile_kernel, kernel_sources
 from tilewright.compiler.kernel_spec import KernelSpec, Static
@@ -47,10 +48,12 @@ class Kernel:
         self._surroundings: Surroundings | None = None
         self._lock = threading.RLock()
         functools.update_wrapper(self, function)
+        settle()
 
     def __repr__(self) -> str:
         return f"<Kernel @{self.spec.name} at {self.spec.where}>"
 
+    @untraced
     def __call__(self, *tensors: Any, **given: Any) -> Any:
         """The outputs for these inputs: torch tensors in, torch tensors out; NumPy arrays in, NumPy arrays out.
 

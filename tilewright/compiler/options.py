@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import NoneType
@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 from tilewright.compiler.attention_bounds import ApproximateAttention
 from tilewright.errors import OptionError
 from tilewright.ir.compile_options import OBJECTIVES
+from tilewright.ir.dtypes import from_torch_name
 from tilewright.ir.passing import Pipeline
 from tilewright.runtime.memory import parse_bytes
 
@@ -84,10 +85,7 @@ class Options:
                 fixes.append(fix)
             elif value not in allowed:
                 faults.append(f"{name}={_shown(value)} is not one of {', '.join(repr(a) for a in allowed)}")
-                near = difflib.get_close_matches(str(value), [str(a) for a in allowed if a], n=1)
-                # True asks for the thing: None, which is there first, would be the opposite
-                meant = [str(a) for a in allowed if a is not None] if value is True else allowed
-                fixes.append(f"{name}={(near or meant)[0]!r}")
+                fixes.append(f"{name}={_meant(value, allowed)!r}")
         for name, kinds, what, fix in _KINDS:
             value = getattr(self, name)
             # True is an int to Python, but no count
@@ -134,6 +132,18 @@ class Options:
                 "memory_limit": parse_bytes(limit) if isinstance(limit, str) else limit,
             }
         )
+
+
+def _meant(value: Any, allowed: Sequence[str | None]) -> str | None:
+    """What to write instead of a value: the one that is written alike, or a dtype's name here. Of what is off by
+    default any other value asks for the thing itself: for the most of it, and not for None.
+    """
+    dtype = from_torch_name(f"torch.{str(value).removeprefix('torch.')}")
+    named = [text for text in allowed if text]
+    near = difflib.get_close_matches(str(value if dtype is None else dtype), named, n=1)
+    if near:
+        return near[0]
+    return named[-1] if None in allowed and value else allowed[0]
 
 
 def _shown(value: Any) -> str:

@@ -25,26 +25,28 @@ def register_op(
     """See tilewright.register_op."""
     import torch
 
-    faults = []
+    faults: dict[str, str] = {}
     namespace, _, rest = name.partition("::")
     op, _, overload = rest.partition(".")
     packet = getattr(getattr(torch.ops, namespace), op, None) if namespace and op else None
     target = None if packet is None else getattr(packet, overload or "default", None)
+    define = 'define it with torch.library.custom_op("lib::name", mutates_args=()), then register it'
+    written = "write an operator that gives new tensors (clone what it would write to or view), and register that one"
     if target is None:
-        faults.append(f"torch has no operator {name!r}")
+        faults[f"torch has no operator {name!r}"] = define
     elif namespace in _TORCHS:
-        faults.append(f"{name} is torch's own operator: what it computes is not anybody's to change")
+        faults[f"{name} is torch's own operator: what it computes is not anybody's to change"] = define
     elif target._schema.is_mutable:
-        faults.append(f"{name} writes to its operands: {target._schema}")
+        faults[f"{name} writes to its operands: {target._schema}"] = written
     elif any(result.alias_info is not None for result in target._schema.returns):
-        faults.append(f"{name} gives views of its operands: {target._schema}")
+        faults[f"{name} gives views of its operands: {target._schema}"] = written
     if kernel is None and reference is None:
-        faults.append(f"{name} has neither a kernel nor a reference: nothing says how it is computed")
+        step = "pass reference=, a function of operators that compile, or kernel=, made with @tw.kernel"
+        faults[f"{name} has neither a kernel nor a reference: nothing says how it is computed"] = step
     if kernel is not None and not isinstance(kernel, Kernel):
-        faults.append(f"kernel={kernel!r} is not made with @tw.kernel")
+        faults[f"kernel={kernel!r} is not made with @tw.kernel"] = "decorate the kernel's function with @tw.kernel(...)"
     if faults:
-        step = 'define it with torch.library.custom_op("lib::name", mutates_args=()), then register it'
-        raise OptionError(faults, step=step)
+        raise OptionError(list(faults), step="; ".join(dict.fromkeys(faults.values())))
     rule = shape if shape is not None else reference
     if rule is not None and not _has_shape_rule(target):
         torch.library.register_fake(name, rule)

@@ -114,7 +114,7 @@ class Report:
             work, seconds = counts.predicted(formal, self.machine) if figures else (None, None)
             rows.append(
                 Row(
-                    kernel=chosen if sizes is not None else step.name,
+                    kernel=chosen,
                     launches=times,
                     variants=variants,
                     flops=_times(source.flops, times),
@@ -125,7 +125,8 @@ class Report:
                     moved={level: n * times for level, n in work.moved.items()} if work is not None else None,
                     predicted=None if seconds is None else times * seconds,
                     measured=measured.get(step.name) if self.profile is not None else None,
-                    where=(step.location or step.path).rsplit("/", 1)[-1],
+                    # of what is torch's own code there is no line
+                    where=(step.location or "").rsplit("/", 1)[-1] or (f"module {step.path}" if step.path else ""),
                 )
             )
         return rows

@@ -72,6 +72,8 @@ def tilewright(
         f"torch.compile's {name}={value!r} means nothing here" for name, value in more.items() if value is not None
     ]
     faults += [] if isinstance(freeze, bool) else [f"freeze_weights={freeze!r} is not True or False"]
+    if given.get("fallback", "error") not in ("error", "torch"):
+        faults.append(f"fallback={given['fallback']!r} is not one of 'error', 'torch'")
     faults += [f"{name} is an option of tilewright.compile alone" for name in _NOT_TAKEN if name in given]
     if faults:
         raise OptionError(faults, step='torch.compile(model, backend="tilewright", options={"freeze_weights": True})')

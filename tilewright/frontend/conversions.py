@@ -105,12 +105,17 @@ def unrolled(fault: SpecialisationError, model: torch.nn.Module) -> Specialisati
     """The error with the recurrent layers that fixed a size nobody's line did: torch runs them a step at a time."""
     import torch
 
-    layers = [f"{name} ({type(m).__name__})" for name, m in model.named_modules() if isinstance(m, torch.nn.RNNBase)]
+    layers = [
+        f"{name or 'the model'} ({type(m).__name__})"
+        for name, m in model.named_modules()
+        if isinstance(m, torch.nn.RNNBase)
+    ]
     if not layers:
         return fault
     why = f"{', '.join(layers)}: nn.LSTM, nn.GRU and nn.RNN are unrolled over time, so their length must be fixed"
     problems = [p if p.where else Problem(f"{p.text}: {why}", p.op) for p in fault.problems]
-    return SpecialisationError(problems, step=fault.step)
+    # no line of the user's fixes it
+    return SpecialisationError(problems, step=fault.step.removesuffix("; or change the line that fixes it"))
 
 
 def _expression(frame: Any) -> tuple[str, str]:

@@ -79,10 +79,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelInputError(
-            f"{folder} has no config.json", step="give a directory that save_pretrained wrote"
-        ) from None
+    except (FileNotFoundError, NotADirectoryError):
+        lacking = f"{folder} has no config.json" if folder.is_dir() else f"there is no directory {folder}"
+        raise ModelInputError(lacking, step="give a directory that save_pretrained wrote") from None
     except (OSError, ValueError) as fault:
         raise ModelInputError(
             f"{path} cannot be read: {fault}", step="save the model again with save_pretrained"

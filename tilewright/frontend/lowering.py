@@ -113,6 +113,8 @@ class GraphLowering:
         name = getattr(node.target, "__name__", str(node.target))
         fn = _NUMBER_FUNCTIONS.get(name)
         operands = self.value(node.args)
+        if name.startswith(("item", "_local_scalar_dense")):
+            return self._refuse(node, "a Python number out of a tensor (.item(), float()): keep it a tensor")
         if fn is None or any(o is REFUSED for o in operands):
             return self._refuse(node, f"the number function {name} of sizes")
         if fn == "":

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, TypeAlias
 from tilewright.errors import ArgumentError, ArtifactError, Problem
 from tilewright.ir.dims import Expr, parse_expr
 from tilewright.ir.dtypes import DTYPES, DType
-from tilewright.ir.trees import Tree
+from tilewright.ir.trees import LEAF, Tree
 
 Plain: TypeAlias = bool | int | float | str | None
 ParameterKind = Literal["positional", "either", "var_positional", "keyword", "var_keyword"]
@@ -138,8 +138,19 @@ class Signature:
             if value is not defaults.get(name) and not (_is_plain(value) and value == defaults.get(name))
         ]
         if problems:
-            raise ArgumentError(problems, step=f"call it as compiled: ({', '.join(a.name for a in self.arguments)})")
+            raise ArgumentError(problems, step=f"call it as compiled: ({self._written()})")
         return leaves
+
+    def _written(self) -> str:
+        """The arguments of a call as it was compiled: constants with their values, what goes by name after a star."""
+        named = {p.name for p in self.parameters if p.kind == "keyword"}
+        parts: list[str] = []
+        for argument in self.arguments:
+            if argument.name in named and "*" not in parts:
+                parts.append("*")
+            constant = argument.tree == LEAF and not argument.inputs[0].is_tensor
+            parts.append(f"{argument.name}={argument.inputs[0].constant!r}" if constant else argument.name)
+        return ", ".join(parts)
 
     def _bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         bound = bind_call(inspect.Signature([p.python() for p in self.parameters]), args, kwargs)

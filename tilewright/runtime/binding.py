@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tilewright.errors import CapacityError
 from tilewright.ir.signature import Argument, Input
 from tilewright.ir.solve import axes_of, solve
 from tilewright.runtime import binding_errors as errors
@@ -146,10 +147,21 @@ class Binder:
         """Where the tensors lie, dense, and what keeps them there. copied: `Known.copied`."""
         if self._mutated:
             errors.check_written(self._inputs, leaves, self._mutated)
-        if not copied:
-            return [address_of(leaf) if type(leaf) is np.ndarray else leaf.data_ptr() for leaf in leaves], leaves
-        tensors = [as_buffer(leaf) if index in copied else leaf for index, leaf in enumerate(leaves)]
-        return [_address(tensor) for tensor in tensors], tensors
+        try:
+            if not copied:
+                found = [address_of(leaf) if type(leaf) is np.ndarray else leaf.data_ptr() for leaf in leaves]
+                tensors = leaves
+            else:
+                tensors = [as_buffer(leaf) if index in copied else leaf for index, leaf in enumerate(leaves)]
+                found = [_address(tensor) for tensor in tensors]
+        except (RuntimeError, CapacityError):
+            # a tracer's tensor has the key of a real one, and no memory
+            errors.check_tensors(self._inputs, leaves)
+            raise
+        if 0 in found:
+            # empty, or a tracer's that does not say so
+            errors.check_tensors(self._inputs, leaves)
+        return found, tensors
 
 
 def _address(tensor: Any) -> int:

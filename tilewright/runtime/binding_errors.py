@@ -60,7 +60,8 @@ def check_tensors(inputs: Sequence[Input], leaves: Sequence[Any]) -> None:
         if is_torch(value) and _without_memory(value, dense=d.dense)
     ]
     if hollow:
-        raise ArgumentError(hollow, step="pass dense tensors that hold data")
+        step = "pass dense tensors that hold data, outside torch.func's transforms (vmap, ...)"
+        raise ArgumentError(hollow, step=step)
     ranks = [(leaf, d) for leaf, _, d in known if len(d.shape) != len(leaf.dims)]
     if ranks:
         raise RankError(
@@ -88,6 +89,8 @@ def _conversion(leaf: Input, value: Any) -> str:
     if leaf.dtype is None:
         return leaf.name
     if is_torch(value):
+        if value.is_quantized:
+            return f"{leaf.name}.dequantize().to(torch.{torch_name(leaf.dtype)})"
         return f"{leaf.name}.to(torch.{torch_name(leaf.dtype)})"
     return f"{leaf.name}.astype({numpy_dtype(leaf.dtype).name!r})"
 

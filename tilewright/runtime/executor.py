@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tilewright.errors import DimRangeError, OptionError, TargetError
+from tilewright.errors import CapacityError, DimRangeError, OptionError, TargetError
 from tilewright.ir.device import HOST_NAME
 from tilewright.ir.trees import LEAF
 from tilewright.runtime.asked_sizes import asked_sizes
 from tilewright.runtime.binding import Binder, Key
 from tilewright.runtime.call import Call
 from tilewright.runtime.launch import HostFunction, Times, run_parts
-from tilewright.runtime.memory import ArenaPool, Footprint
+from tilewright.runtime.memory import ArenaPool, Footprint, shown
 from tilewright.runtime.prepare import prepare_weights
 from tilewright.runtime.program import Program
 from tilewright.runtime.program_check import check_program
@@ -327,6 +327,12 @@ def _check_options(
         raise OptionError(f"threads={threads} is not a count of threads", step="threads=None uses all cores")
     if memory_limit is not None and memory_limit < 0:
         raise OptionError(f"memory_limit={memory_limit} is not a number of bytes", step="memory_limit=None sets none")
+    held = sum(spec.bytes.evaluate({}) for spec in (*program.stored, *(state.spec for state in program.states)))
+    if memory_limit is not None and held > memory_limit:
+        raise CapacityError(
+            f"weights and states are {shown(held)}, and memory_limit is {shown(memory_limit)}: no call could run",
+            step="give memory_limit more, or leave it out",
+        )
     missing = sorted({step.host.callee for step in steps if step.host is not None} - host.keys())
     if missing:
         raise OptionError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, cast
 
@@ -141,6 +141,11 @@ class LanguageModel:
         tokenizer = self._text()
         if isinstance(text, str):
             return tokenizer.encode(text)
+        if not all(isinstance(message, Mapping) for message in text):
+            raise TextError(
+                f"a {type(text).__name__} of other things than messages is no prompt",
+                step='pass one text a call, or messages: [{"role": "user", "content": "..."}]',
+            )
         if tokenizer.chat_template is None:
             raise TextError("the model has no chat template", step="pass a text, or a model trained for chat")
         made = render(tokenizer.chat_template, text, add_generation_prompt=True, **tokenizer.special)
