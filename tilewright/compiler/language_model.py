@@ -30,7 +30,7 @@ from tilewright.ir.signature import Argument, Input, Output, Parameter, Signatur
 from tilewright.ir.trees import LEAF
 from tilewright.passes.kv_cache import NEAR_GROUP, PagedLayout, Step, name_positions, step_of
 from tilewright.passes.pipeline import PASSES
-from tilewright.runtime.generation.compiled_step import Addressing, CompiledStep
+from tilewright.runtime.generation.compiled_step import Addressing, CompiledStep, RowStates
 from tilewright.runtime.generation.language_model import LanguageModel
 from tilewright.runtime.generation.step import CacheGroup, StepLayout
 from tilewright.runtime.generation.tokenizer import FolderTokenizer, Tokenizer
@@ -60,11 +60,14 @@ class StepCode:
                 CacheGroup(g.name, step.pages[g.name], g.token_bytes, g.window, page_extra=g.page_extra)
                 for g in step.groups
             ),
+            state_rows=layout.most_requests if step.rows.states else 0,
+            recurrent_bytes=step.rows.bytes,
         )
         groups = tuple(Addressing(g.states, layout.page, g.window, g.columns, g.unit) for g in step.groups)
         coded = [i for i, group in enumerate(step.groups) if group.codes]
         near = [i for i, group in enumerate(step.groups) if group.name == NEAR_GROUP]
-        return CompiledStep(self.compiled.executable, cached, groups, (coded[0], near[0]) if coded else None)
+        rows = RowStates(step.rows.states, step.rows.reaches)
+        return CompiledStep(self.compiled.executable, cached, groups, (coded[0], near[0]) if coded else None, rows)
 
 
 class CompiledLanguageModel(LanguageModel):
@@ -180,6 +183,11 @@ def cache_notes(step: Step, layout: PagedLayout) -> list[str]:
             f"cache {group.name}: {layers} layers, {group.token_bytes} B a token, {kept}; {count} pages of "
             f"{layout.page} tokens, {count * size} B; a request wastes {size - group.token_bytes} B at most, where one "
             f"piece of memory would take {whole} B from its first token on"
+        )
+    if step.rows.states:
+        notes.append(
+            f"cache rows: {len(step.rows.states)} states that every token overwrites, {step.rows.bytes} B a request; "
+            f"{layout.most_requests} rows"
         )
     return notes
 

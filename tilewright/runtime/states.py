@@ -92,6 +92,16 @@ class StateStore(MutableMapping[str, Any]):
         with self._turn:
             data[target * size : (target + count) * size] = data[source * size : (source + count) * size]
 
+    def clear_rows(self, name: str, first: int, count: int) -> None:
+        """Fills `count` rows from `first` on, which must lie in the state, with zeros."""
+        buffer = self._find(name)
+        rows = buffer.shape[0]
+        if min(first, count) < 0 or first + count > rows:
+            raise StateError(f"{name} has {rows} rows, not {first + count}", step="clear rows that it has")
+        size = buffer.nbytes // rows
+        with self._turn:
+            np.frombuffer(buffer.bytes(), np.uint8)[first * size : (first + count) * size] = 0
+
     def __delitem__(self, name: str) -> None:
         self._find(name)
         raise StateError(f"{name} belongs to the program and cannot be deleted", step="reset() gives its first value")

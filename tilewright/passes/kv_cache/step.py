@@ -2,7 +2,8 @@
 
     ids [batch, tokens] -> logits [batch, tokens, V] becomes
     ids, positions [tokens], offsets [requests+1], wanted [wanted], and for each group of layers that see equally far
-    slots [tokens], table [requests, pages] and, with a window, places [tokens] -> logits [wanted, V] f32
+    slots [tokens], table [requests, pages] and, with a window, places [tokens] -> logits [wanted, V] f32;
+    where a request has states of its own (`per_request`), rows [requests] besides
 
 The batch becomes one and the tokens' axis flat: outside attention every op must treat tokens one by one (`token_wise`),
 so it does not matter whose they are. Attention's keys and values go to rows of a state (`slots`), and its queries read
@@ -17,7 +18,7 @@ on where the machine's segments of keys begin, and chunks on where chunks begin.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,14 +34,26 @@ from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.contraction import MatmulOp
 from tilewright.ir.graph.elementwise import CastOp
 from tilewright.ir.graph.indexing import GatherOp, StateUpdateOp
+from tilewright.ir.graph.linear_attention import LinearAttentionOp
 from tilewright.ir.graph.paging import PagedAttentionOp
 from tilewright.ir.graph.shape import ConcatOp, ReshapeOp, SliceOp, TransposeOp
 from tilewright.ir.graph.structure import FuncOp, PositionsOp, ReturnOp, StateReadOp, StateWriteOp
+from tilewright.ir.graph.windows import ConvolutionOp
 from tilewright.ir.module import functions, new_module
 from tilewright.ir.operation import TwOperation
 from tilewright.ir.types import TensorType
 from tilewright.passes.kv_cache.latents import Latent, latent_of
 from tilewright.passes.kv_cache.layout import Kept, PagedLayout, joined, names
+from tilewright.passes.kv_cache.per_request import (
+    ROWS,
+    KeptRows,
+    PerRequest,
+    Window,
+    ends_of,
+    states_of,
+    taps_of,
+    windows_of,
+)
 from tilewright.passes.kv_cache.quantized import CLOSED, CLOSED_CODES, CLOSED_NEAR, Quantized, quantized_groups
 from tilewright.passes.kv_cache.slopes import slopes_of
 from tilewright.passes.kv_cache.token_wise import Tokens
@@ -53,7 +66,8 @@ NAMES, LATENTS = ("keys", "values"), ("latents",)
 class Step:
     """A step as a module, its arguments' types by name, the states it needs, and the number of logits a token has.
 
-    groups: in the order in which their layers first come. pages: of each group's states, by the group's name.
+    groups: in the order in which their layers first come. pages: of each group's states, by the group's name. rows: the
+    states with a row a request.
     """
 
     module: ModuleOp
@@ -61,6 +75,7 @@ class Step:
     states: dict[str, TensorType]
     groups: tuple[Kept, ...]
     pages: dict[str, int]
+    rows: KeptRows
     vocabulary: int
     dims: tuple[Dim, ...]
 
@@ -90,8 +105,16 @@ class Stepper:
         self.states: dict[str, TensorType] = {}
         self.problems: list[Problem] = []
         self.mixed: set[SSAValue] = set()
+        self.windows = windows_of(main, self.old)
         self.groups = _groups(main, layout)
-        self.pages = layout.counts(self.groups)
+        rows = states_of(main, self.windows, layout.most_requests)
+        reaches = sorted({window.reach for window in self.windows.values() if isinstance(window, Window)})
+        self.rows = KeptRows(
+            tuple(row.name for row in rows.values()), sum(row.bytes for row in rows.values()), tuple(reaches)
+        )
+        self.per_request = PerRequest(self, rows)
+        self.pages = layout.counts(self.groups, self.rows.bytes)
+        self.last_versions: dict[str, SSAValue] = {}
         self.layers = 0
         self.of = {layer: [g for g in self.groups if layer in g.layers] for g in self.groups for layer in g.layers}
         step, requests = Dim(TOKENS, 1, layout.most_step), Dim(REQUESTS, 1, layout.most_requests)
@@ -110,6 +133,11 @@ class Stepper:
             self.arguments[group.table] = TensorType.of((REQUESTS, group.pages), I32)
             if group.places:
                 self.arguments[group.places] = TensorType.of((TOKENS,), I64)
+        if rows:
+            self.arguments[ROWS] = TensorType.of((REQUESTS,), I64)
+        for reach in reaches:
+            self.arguments[taps_of(reach)] = TensorType.of((TOKENS, reach + 1), I64)
+            self.arguments[ends_of(reach)] = TensorType.of((REQUESTS, reach), I64)
         if closing:
             self.arguments |= {name: TensorType.of((CLOSED,), I64) for name in (CLOSED_CODES, CLOSED_NEAR)}
         self.made = FuncOp.begin("main", self.arguments)
@@ -136,12 +164,18 @@ class Stepper:
         assert isinstance(last, ReturnOp)  # verified: a function ends in its results
         (logits,) = self._only(last.values, "result", self.main)
         self.values[self.ids] = self.add(ReshapeOp.make(self.given["ids"], dims=[1, TOKENS]))
-        full, needed = self._needed_by_later_tokens(), _needed(logits)
+        full, needed = self._needed_by_later_tokens(), _needed(logits, self.windows)
         for op in self.main.block.ops:
             if op not in needed:
                 continue
             if isinstance(op, AttentionOp):
                 self._attend(op)
+            elif isinstance(op, LinearAttentionOp):
+                self.values[op.out] = self.per_request.recurrence(op)
+            elif isinstance(op, ConvolutionOp) and op in self.windows:
+                self._convolve(op)
+            elif isinstance(op, SliceOp) and op.x.owner in self.windows:
+                self.values[op.out] = self.values[op.x]
             elif isinstance(op, PositionsOp):
                 self.values[op.out] = self.given["positions"]
             else:
@@ -150,9 +184,9 @@ class Stepper:
             raise StepError(
                 self.problems, step="use a model whose layers outside attention work on each token by itself"
             )
-        if not self.groups:
+        if not self.groups and not self.rows.states:
             raise StepError(
-                "the model has no attention, so nothing is kept from token to token",
+                "the model has no attention and no recurrence, so nothing is kept from token to token",
                 step="compile it with tw.compile(): its logits are those of each token by itself",
             )
         out = self._wanted(logits)
@@ -164,21 +198,21 @@ class Stepper:
         result = self.add(ReshapeOp.make(out, dims=[WANTED, vocabulary]))
         if tensor(result).dtype != F32:
             result = self.add(CastOp.make(result, dtype=F32.name))
-        for name, value in self._last_versions.items():
+        for name, value in self.last_versions.items():
             self.made.block.add_op(StateWriteOp.make(value, name=name))
         self.made.finish([result], ["logits"])
         module = new_module(self.dims)
         module.body.block.add_op(self.made)
-        return Step(module, self.arguments, self.states, self.groups, self.pages, vocabulary, self.dims)
-
-    _last_versions: dict[str, SSAValue]
+        return Step(module, self.arguments, self.states, self.groups, self.pages, self.rows, vocabulary, self.dims)
 
     def _needed_by_later_tokens(self) -> set[Operation]:
-        """The ops whose results some attention takes: every token's are needed. The rest runs on wanted rows."""
-        self._last_versions = {}
+        """The ops whose results some attention or recurrence takes: every token's are needed. The rest runs on wanted
+        rows.
+        """
         found: set[Operation] = set()
         for op in reversed(list(self.main.block.ops)):
-            if isinstance(op, AttentionOp) or any(use.operation in found for r in op.results for use in r.uses):
+            keeps = isinstance(op, (AttentionOp, LinearAttentionOp)) or op in self.windows
+            if keeps or any(use.operation in found for r in op.results for use in r.uses):
                 found.add(op)
         return found
 
@@ -222,11 +256,7 @@ class Stepper:
         for fault in _unfit(op):
             self.problems.append(Problem(fault, op=op.name, where=op.loc))
         if self.problems:
-            # what follows is looked at nevertheless, so that all problems come at once
-            kind = tensor(op.out)
-            sizes = {self.batch: Expr.of(1), self.old: Expr.of(TOKENS)}
-            flat = TensorType.of([d.substitute(sizes) for d in kind.dims], kind.dtype)
-            self.values[op.out] = self.add(StateReadOp.make(name="refused", result_types=[flat], like=op))
+            self._refuse(op, op.out)
             return
         sinks, slopes = None if op.sinks is None else self.values[op.sinks], slopes_of(op)
         if slopes is not None:
@@ -246,6 +276,22 @@ class Stepper:
         # the sequence's axis first, then the turn: so it meets the model's own turns, and both go
         whole = self.add(ReshapeOp.make(out, dims=[1, *tensor(out).dims], like=op))
         self.values[op.out] = self.add(TransposeOp.make(whole, permutation=[0, 2, 1, 3], like=op))
+
+    def _refuse(self, op: TwOperation, out: SSAValue) -> None:
+        """Some value in the place of a result: what follows is looked at, too, so that all problems come at once."""
+        kind = tensor(out)
+        sizes = {self.batch: Expr.of(1), self.old: Expr.of(TOKENS)}
+        flat = TensorType.of([d.substitute(sizes) for d in kind.dims], kind.dtype)
+        self.values[out] = self.add(StateReadOp.make(name="refused", result_types=[flat], like=op))
+
+    def _convolve(self, op: ConvolutionOp) -> None:
+        window = self.windows[op]
+        if isinstance(window, Window):
+            self.values[op.out] = self.per_request.convolution(op, window)
+        else:
+            self.problems.append(Problem(window, op=op.name, where=op.loc))
+            self.mixed.add(op.out)
+            self._refuse(op, op.out)
 
     def _paged(self, op: AttentionOp, group: Kept, *values: SSAValue | None, first: int = 0) -> SSAValue:
         """graph.paged_attention. values: q, keys, values, sinks, slopes. first: so many features of keys are values."""
@@ -299,11 +345,18 @@ class Stepper:
 
     def updated(self, name: str, state: TensorType, places: SSAValue, rows: SSAValue, op: AttentionOp) -> SSAValue:
         """A state with rows put at places along its first axis."""
-        self.states[name] = state
-        before = self.add(StateReadOp.make(name=name, result_types=[state], like=op))
-        after = self.add(StateUpdateOp.make(before, places, rows, axis=0, like=op))
-        self._last_versions[name] = after
+        after = self.add(StateUpdateOp.make(self.read(name, state, op), places, rows, axis=0, like=op))
+        self.write(name, after)
         return after
+
+    def read(self, name: str, state: TensorType, op: TwOperation) -> SSAValue:
+        """A state of the step, as it is before the step."""
+        self.states[name] = state
+        return self.add(StateReadOp.make(name=name, result_types=[state], like=op))
+
+    def write(self, name: str, value: SSAValue) -> None:
+        """What a state is after the step."""
+        self.last_versions[name] = value
 
     def add(self, op: TwOperation) -> SSAValue:
         """The op's result, the op put at the end of the step."""
@@ -339,8 +392,10 @@ def _token_bytes(op: AttentionOp) -> int:
     return sum((x.dims[1] * x.dims[3]).evaluate({}) * x.dtype.bits // 8 for x in (tensor(op.k), tensor(op.v)))
 
 
-def _needed(logits: SSAValue) -> set[Operation]:
-    """The ops that a step has in its own way or copies: what a bias by slopes is computed from is neither."""
+def _needed(logits: SSAValue, windows: Mapping[Operation, Window | str]) -> set[Operation]:
+    """The ops that a step has in its own way or copies: not what a bias by slopes comes from, nor the zeros
+    before a convolution's first token.
+    """
     found: set[Operation] = set()
     left = [logits]
     while left:
@@ -348,7 +403,11 @@ def _needed(logits: SSAValue) -> set[Operation]:
         if not isinstance(op, Operation) or op in found:
             continue
         found.add(op)
-        left += _sources(op) if isinstance(op, AttentionOp) else op.operands
+        window = windows.get(op)
+        if isinstance(window, Window):
+            left += [window.x, *op.operands[1:]]
+        else:
+            left += _sources(op) if isinstance(op, AttentionOp) else op.operands
     return found
 
 
