@@ -49,7 +49,27 @@ _CONFIGS: dict[str, dict[str, Any]] = {
         "qk_nope_head_dim": 16, "v_head_dim": 16, "first_k_dense_replace": 1, "n_shared_experts": 1,
     },
 }  # fmt: skip
-FAMILIES = tuple(_CONFIGS)
+_MAMBA: dict[str, Any] = {
+    "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_n_groups": 2, "mamba_d_state": 16, "mamba_expand": 2,
+    "mamba_chunk_size": 16,
+}  # fmt: skip
+# what a request keeps is not, or not only, keys and values
+_RECURRENT: dict[str, dict[str, Any]] = {
+    "Mamba2": {
+        "vocab_size": VOCABULARY, "hidden_size": 64, "state_size": 16, "num_heads": 8, "head_dim": 16, "expand": 2,
+        "n_groups": 2, "num_hidden_layers": 2, "chunk_size": 16, "initializer_range": 0.12,
+    } | _ENDS,
+    "Bamba": _COMMON | _MAMBA | {"attn_layer_indices": [1]},
+    "Lfm2": _COMMON | {"layer_types": ["conv", "full_attention"], "conv_L_cache": 3},
+    "MiniMax": _COMMON
+    | {
+        "head_dim": 16, "num_local_experts": 3, "num_experts_per_tok": 1, "block_size": 4,
+        "layer_types": ["linear_attention", "full_attention"],
+    },
+}  # fmt: skip
+_CONFIGS |= _RECURRENT
+RECURRENT = tuple(_RECURRENT)
+FAMILIES = tuple(name for name in _CONFIGS if name not in _RECURRENT)
 _CONFIG_CLASS = {"Gemma3": "Gemma3TextConfig"}
 _MODEL_CLASS = {"GPT2": "GPT2LMHeadModel"}
 

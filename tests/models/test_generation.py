@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import tilewright as tw
-from tests.models.language_models import FAMILIES, build, greedy, prompt, require_same
+from tests.models.language_models import FAMILIES, RECURRENT, build, greedy, prompt, require_same
 
-FAST = ("Llama", "Gemma3")
+FAST = ("Llama", "Gemma3", "Mamba2")
 LENGTHS = (1, 5, 37, 70)
 
 
@@ -35,3 +35,9 @@ def test_greedy_text_is_that_of_transformers_for_every_page_size(
     family: str, page: int, rng: np.random.Generator
 ) -> None:
     same_text(family, page, rng, 128)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", RECURRENT)
+def test_greedy_text_of_recurrences_is_that_of_transformers(family: str, rng: np.random.Generator) -> None:
+    same_text(family, 16, rng, 128)
