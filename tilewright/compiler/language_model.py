@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tilewright.compiler.causal import MOST_TOKENS, refuse_encoder_decoder
+from tilewright.compiler.causal import MOST_TOKENS, is_encoder_decoder
 from tilewright.compiler.compiled import Compiled
 from tilewright.compiler.entry import finish
 from tilewright.compiler.kv_cache import KVCache
@@ -21,14 +21,14 @@ from tilewright.compiler.target import Target
 from tilewright.errors import OptionError, StepError
 from tilewright.frontend.captured import Captured
 from tilewright.frontend.capturing import capture
-from tilewright.frontend.directories import open_directory, read_config
+from tilewright.frontend.directories import open_directory
 from tilewright.ir.dims import Dim, DimSpace
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.module import functions
 from tilewright.ir.passing import Context, Pipeline, run_pipeline
 from tilewright.ir.signature import Argument, Input, Output, Parameter, Signature
-from tilewright.ir.trees import LEAF
-from tilewright.passes.kv_cache import NEAR_GROUP, PagedLayout, Step, name_positions, step_of
+from tilewright.ir.trees import LEAF, Tree
+from tilewright.passes.kv_cache import NEAR_GROUP, Encoder, PagedLayout, Step, name_positions, step_of
 from tilewright.passes.pipeline import PASSES
 from tilewright.runtime.generation.compiled_step import Addressing, CompiledStep, RowStates
 from tilewright.runtime.generation.language_model import LanguageModel
@@ -41,15 +41,21 @@ _BEFORE = "canonicalize,fold,canonicalize,recognize,canonicalize"
 
 @dataclass(frozen=True)
 class StepCode:
-    """A compiled step and what it was made as. Calling `compiled`: see `Step.arguments`."""
+    """A compiled step and what it was made as. Calling `compiled`: see `Step.arguments`. encoder: of an encoder-decoder
+    model, compiled; see `passes.kv_cache.encoding`.
+    """
 
     compiled: Compiled
     step: Step
     layout: PagedLayout
+    encoder: Compiled | None = None
 
-    def program(self) -> CompiledStep:
-        """The step as the runtime's protocol, with a cache of its own: one program, one cache."""
+    def program(self, start: int | None = None) -> CompiledStep:
+        """The step as the runtime's protocol, with a cache of its own: one program, one cache. start: the first token of
+        every answer of an encoder-decoder model.
+        """
         step, layout = self.step, self.layout
+        crossed = tuple(step.encoder.states) if step.encoder else ()
         cached = StepLayout(
             vocabulary=step.vocabulary,
             max_tokens=layout.most_tokens,
@@ -60,22 +66,33 @@ class StepCode:
                 CacheGroup(g.name, step.pages[g.name], g.token_bytes, g.window, page_extra=g.page_extra)
                 for g in step.groups
             ),
-            state_rows=layout.most_requests if step.rows.states else 0,
+            state_rows=layout.most_requests if step.rows.states or crossed else 0,
             recurrent_bytes=step.rows.bytes,
+            source_tokens=layout.most_source,
+            cross_bytes=step.encoder.row_bytes(layout.most_requests) if step.encoder else 0,
+            start=start,
         )
         groups = tuple(Addressing(g.states, layout.page, g.window, g.columns, g.unit) for g in step.groups)
         coded = [i for i, group in enumerate(step.groups) if group.codes]
         near = [i for i, group in enumerate(step.groups) if group.name == NEAR_GROUP]
-        rows = RowStates(step.rows.states, step.rows.reaches)
-        return CompiledStep(self.compiled.executable, cached, groups, (coded[0], near[0]) if coded else None, rows)
+        rows = RowStates(step.rows.states, step.rows.reaches, crossed, layout.most_source)
+        return CompiledStep(
+            self.compiled.executable, cached, groups, (coded[0], near[0]) if coded else None, rows,
+            self.encoder.executable if self.encoder else None,
+        )  # fmt: skip
 
 
 class CompiledLanguageModel(LanguageModel):
-    """A language model with its compiled step: `compiled`, and its report, which says where the cache lies and why."""
+    """A language model with its compiled step: `compiled`, and its report, which says where the cache lies and why.
 
-    def __init__(self, code: StepCode, tokenizer: Tokenizer | None, end: tuple[int, ...]) -> None:
-        super().__init__(code.program(), tokenizer, end=end)
-        self.compiled = code.compiled
+    encoder: of an encoder-decoder model, compiled: it runs once a request; else None.
+    """
+
+    def __init__(
+        self, code: StepCode, tokenizer: Tokenizer | None, end: tuple[int, ...], start: int | None = None
+    ) -> None:
+        super().__init__(code.program(start), tokenizer, end=end)
+        self.compiled, self.encoder = code.compiled, code.encoder
 
     def __repr__(self) -> str:
         layout = self.program.layout
@@ -92,13 +109,14 @@ def compile_language_model(
     *,
     kv: KVCache | None = None,
     max_tokens: int | None = None,
+    max_source: int | None = None,
     max_batch: int = 8,
     max_step: int = 512,
     progress: Progress | None = None,
     **given: Any,
 ) -> CompiledLanguageModel:
     """See tilewright.compile_lm. progress: told what runs, see `Progress`."""
-    counts = {"max_tokens": max_tokens, "max_batch": max_batch, "max_step": max_step}
+    counts = {"max_tokens": max_tokens, "max_source": max_source, "max_batch": max_batch, "max_step": max_step}
     faults = [f"{n}={c!r} is not a number from 1 on" for n, c in counts.items() if c is not None and not _is_count(c)]
     if not isinstance(kv, (KVCache, type(None))):
         faults.append(f"kv={kv!r} is not a tw.KVCache")
@@ -109,22 +127,27 @@ def compile_language_model(
     tokenizer: Tokenizer | None = None
     if isinstance(model, (str, os.PathLike)):
         folder = Path(model)
-        refuse_encoder_decoder(read_config(folder), str(folder))
         model = open_directory(folder).model
         tokenizer = FolderTokenizer(folder) if (folder / "tokenizer.json").is_file() else None
-    refuse_encoder_decoder(getattr(model, "config", None), type(model).__name__)
-    known = _positions(model)
-    if max_tokens is not None and known is not None and max_tokens > known:
+    known, encodes = _positions(model), is_encoder_decoder(getattr(model, "config", None))
+    start = _start(model) if encodes else None
+    if max_source is not None and not encodes:
         raise OptionError(
-            f"max_tokens={max_tokens} is more than the {known} positions of {type(model).__name__}",
-            step=f"write max_tokens={known}",
+            f"max_source={max_source}: {type(model).__name__} has no encoder to read a source", step="leave it out"
         )
+    for name, asked in (("max_tokens", max_tokens), ("max_source", max_source)):
+        if asked is not None and known is not None and asked > known:
+            raise OptionError(
+                f"{name}={asked} is more than the {known} positions of {type(model).__name__}",
+                step=f"write {name}={known}",
+            )
     most, cache = max_tokens or min(known or MOST_TOKENS, MOST_TOKENS), kv or KVCache()
     layout = PagedLayout(
-        cache.page_of(most), most, min(max_step, most * max_batch), max_batch, cache.bytes, codes=cache.codes
-    )
+        cache.page_of(most), most, min(max_step, most * max_batch), max_batch, cache.bytes, codes=cache.codes,
+        most_source=(max_source or most) if encodes else 0,
+    )  # fmt: skip
     code = compile_step(model, layout, progress=progress, **given)
-    return CompiledLanguageModel(code, tokenizer, tokenizer.end if tokenizer else _ends(model))
+    return CompiledLanguageModel(code, tokenizer, tokenizer.end if tokenizer else _ends(model), start)
 
 
 def _is_count(given: Any) -> bool:
@@ -139,6 +162,18 @@ def _positions(model: Any) -> int | None:
     return found if isinstance(found, int) and found > 0 else None
 
 
+def _start(model: Any) -> int:
+    """The first token of every answer of an encoder-decoder model. Raises StepError where it names none."""
+    for place in ("generation_config", "config"):
+        found = getattr(getattr(model, place, None), "decoder_start_token_id", None)
+        if isinstance(found, int):
+            return found
+    raise StepError(
+        f"{type(model).__name__} has an encoder, and names no token that its answers start with",
+        step="set model.config.decoder_start_token_id",
+    )
+
+
 def _ends(model: Any) -> tuple[int, ...]:
     """The ids that end an answer, as the model itself says."""
     found = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
@@ -147,7 +182,8 @@ def _ends(model: Any) -> tuple[int, ...]:
 
 def compile_step(model: Any, layout: PagedLayout, *, progress: Progress | None = None, **given: Any) -> StepCode:
     """The step of a causal transformers or PyTorch model of ids [batch, tokens] that returns logits, or an object with
-    `.logits`. StepError where it cannot be taken apart; else raises as tilewright.compile.
+    `.logits`; with `layout.most_source`, of an encoder-decoder model, and its encoder. StepError where it cannot be taken
+    apart; else raises as tilewright.compile.
     """
     options, watch = Options.of(given, caller="compile_lm()"), Stopwatch(progress)
     target = Target.of(options)
@@ -162,10 +198,11 @@ def compile_step(model: Any, layout: PagedLayout, *, progress: Progress | None =
         name_positions(whole.module)
         run_pipeline(Pipeline.parse(_BEFORE, PASSES), whole.module, ctx)
         step = step_of(whole.module, layout)
-    compiled = finish(
-        _as_captured(whole, step, type(model).__qualname__), target, options, watch, cache_notes(step, layout)
-    )
-    return StepCode(compiled, step, layout)
+    name, encoder = type(model).__qualname__, None
+    compiled = finish(_as_captured(whole, step, name), target, options, watch, cache_notes(step, layout))
+    if step.encoder is not None:
+        encoder = finish(_encoder_captured(whole, step.encoder, name), target, options, Stopwatch(progress), [])
+    return StepCode(compiled, step, layout, encoder)
 
 
 def cache_notes(step: Step, layout: PagedLayout) -> list[str]:
@@ -187,6 +224,12 @@ def cache_notes(step: Step, layout: PagedLayout) -> list[str]:
     if step.rows.states:
         notes.append(
             f"cache rows: {len(step.rows.states)} states that every token overwrites, {step.rows.bytes} B a request; "
+            f"{layout.most_requests} rows"
+        )
+    if step.encoder is not None:
+        notes.append(
+            f"cache source: {len(step.encoder.states)} states that the encoder fills once, "
+            f"{step.encoder.row_bytes(layout.most_requests)} B a request for {layout.most_source} source tokens; "
             f"{layout.most_requests} rows"
         )
     return notes
@@ -214,9 +257,35 @@ def _captured(model: Any, layout: PagedLayout, options: Options) -> Captured:
             found = self.model(ids, use_cache=False) if hasattr(self.model, "generate") else self.model(ids)
             return found.logits if hasattr(found, "logits") else found
 
+    class Answer(Logits):
+        """The same of what answers a source."""
+
+        def forward(self, source: torch.Tensor, ids: torch.Tensor) -> Any:  # type: ignore[override]
+            return self.model(input_ids=source, decoder_input_ids=ids, use_cache=False).logits
+
     batch, tokens = Dim("batch", 1, layout.most_requests + 1), Dim("tokens", 1, max(layout.most_tokens, 9))
     ids = torch.zeros(2, 8, dtype=torch.int64)
+    if layout.most_source:
+        source, dims = torch.zeros(2, 7, dtype=torch.int64), (batch, Dim("source", 1, max(layout.most_source, 9)))
+        both = {"source": dims, "ids": (batch, tokens)}
+        return capture(Answer(model).eval(), (source, ids), {}, both, fallback=options.fallback)
     return capture(Logits(model).eval(), (ids,), {}, {"ids": (batch, tokens)}, fallback=options.fallback)
+
+
+def _encoder_captured(whole: Captured, encoder: Encoder, name: str) -> Captured:
+    """The encoder in the place of the model it was taken from."""
+    results = [tensor(x) for x in functions(encoder.module)["main"].block.last_op.operands]  # type: ignore[union-attr]
+    given = encoder.argument
+    signature = Signature(
+        (Parameter("ids"),),
+        (Argument("ids", LEAF, (Input("ids", given.dtype, given.dims),)),),
+        Tree("tuple", children=(LEAF,) * len(results)),
+        tuple(Output(kind.dtype, kind.dims, index=i) for i, kind in enumerate(results)),
+    )
+    return replace(
+        whole, source=replace(whole.source, model=f"{name}, encoder"), module=encoder.module, signature=signature,
+        dims=encoder.dims,
+    )  # fmt: skip
 
 
 def _as_captured(whole: Captured, step: Step, name: str) -> Captured:
