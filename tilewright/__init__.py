@@ -168,7 +168,12 @@ def compile_lm(
     from tilewright.compiler.language_model import compile_language_model
 
     return compile_language_model(
-        model, kv=kv, max_tokens=max_tokens, max_source=max_source, max_batch=max_batch, max_step=max_step,
+        model,
+        kv=kv,
+        max_tokens=max_tokens,
+        max_source=max_source,
+        max_batch=max_batch,
+        max_step=max_step,
         **options,
     )
 

@@ -82,6 +82,39 @@ def build(family: str, seed: int, **changed: Any) -> Any:
     return model_of(config_of(**(_CONFIGS[family] | changed))).eval()
 
 
+_ANSWERS = {"vocab_size": VOCABULARY, "decoder_start_token_id": 0, "tie_word_embeddings": False} | _ENDS
+_SOURCED: dict[str, dict[str, Any]] = {
+    "T5": {
+        "d_model": 64, "d_kv": 16, "d_ff": 96, "num_layers": 2, "num_heads": 4, "relative_attention_num_buckets": 8,
+        "relative_attention_max_distance": 24,
+    } | _ANSWERS,
+    "MT5": {
+        "d_model": 64, "d_kv": 8, "d_ff": 96, "num_layers": 2, "num_heads": 4, "relative_attention_num_buckets": 32,
+        "feed_forward_proj": "gated-gelu",
+    } | _ANSWERS,
+    "Bart": {
+        "d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4, "encoder_ffn_dim": 96, "decoder_ffn_dim": 96, "init_std": 0.12,
+        "max_position_embeddings": MOST_TOKENS, "forced_eos_token_id": None, "forced_bos_token_id": None,
+    } | _ANSWERS,
+}  # fmt: skip
+# an encoder reads a source, and a decoder answers it
+SOURCED = tuple(_SOURCED)
+
+
+def build_sourced(family: str, seed: int, **changed: Any) -> Any:
+    """An encoder-decoder model of a family, its biases by distance as large as logits. changed: of its config."""
+    config_of = getattr(transformers, f"{family}Config")
+    torch.manual_seed(seed)
+    model = getattr(transformers, f"{family}ForConditionalGeneration")(config_of(**(_SOURCED[family] | changed))).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim == 2:
+                # as far from uniform as above, and what layers add is no smaller than what they add it to
+                weight.normal_(std=1.0 if "relative_attention_bias" in name else 0.12)
+    return model
+
+
 def prompt(rng: np.random.Generator, tokens: int) -> list[int]:
     """Ids without the special ones: generate() would take a padding id in a prompt for padding."""
     return [int(token) for token in rng.integers(3, VOCABULARY, tokens)]
@@ -96,6 +129,17 @@ def greedy(model: Any, ids: Sequence[int], tokens: int) -> tuple[list[int], np.n
             output_logits=True, return_dict_in_generate=True,
         )  # fmt: skip
     return found.sequences[0, len(ids) :].tolist(), torch.cat(found.logits).double().numpy()
+
+
+def greedy_answer(model: Any, source: Sequence[int], tokens: int) -> tuple[list[int], np.ndarray]:
+    """The same of an encoder-decoder model."""
+    given = torch.tensor([source])
+    with torch.inference_mode():
+        found = model.generate(
+            given, attention_mask=torch.ones_like(given), max_new_tokens=tokens, do_sample=False, eos_token_id=None,
+            num_beams=1, output_logits=True, return_dict_in_generate=True,
+        )  # fmt: skip
+    return found.sequences[0, 1:].tolist(), torch.cat(found.logits).double().numpy()
 
 
 def require_same(found: Sequence[int], wanted: Sequence[int], logits: np.ndarray) -> None:

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 import tilewright as tw
-from tests.models.language_models import FAMILIES, RECURRENT, build, greedy, prompt, require_same
+from tests.models.language_models import (
+    FAMILIES,
+    RECURRENT,
+    SOURCED,
+    build,
+    build_sourced,
+    greedy,
+    greedy_answer,
+    prompt,
+    require_same,
+)
 
 FAST = ("Llama", "Gemma3", "Mamba2")
 LENGTHS = (1, 5, 37, 70)
@@ -41,3 +51,17 @@ def test_greedy_text_is_that_of_transformers_for_every_page_size(
 @pytest.mark.parametrize("family", RECURRENT)
 def test_greedy_text_of_recurrences_is_that_of_transformers(family: str, rng: np.random.Generator) -> None:
     same_text(family, 16, rng, 128)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", SOURCED)
+@pytest.mark.parametrize("page", [3, 16])
+def test_greedy_answers_to_sources_are_those_of_transformers(family: str, page: int, rng: np.random.Generator) -> None:
+    model = build_sourced(family, int(rng.integers(2**31)))
+    lm = tw.compile_lm(model, max_tokens=200, max_source=80, max_batch=4, max_step=32, kv=tw.KVCache(page=page))
+    sources = [prompt(rng, length) for length in LENGTHS]
+    found: list[list[int]] = [[] for _ in sources]
+    for index, token in lm.generate(sources, max_new_tokens=128, end=()):
+        found[index].append(token)
+    for ids, mine in zip(sources, found, strict=True):
+        require_same(mine, *greedy_answer(model, ids, 128))

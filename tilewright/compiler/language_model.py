@@ -21,7 +21,7 @@ from tilewright.compiler.target import Target
 from tilewright.errors import OptionError, StepError
 from tilewright.frontend.captured import Captured
 from tilewright.frontend.capturing import capture
-from tilewright.frontend.directories import open_directory
+from tilewright.frontend.directories import load_directory
 from tilewright.ir.dims import Dim, DimSpace
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.module import functions
@@ -51,8 +51,8 @@ class StepCode:
     encoder: Compiled | None = None
 
     def program(self, start: int | None = None) -> CompiledStep:
-        """The step as the runtime's protocol, with a cache of its own: one program, one cache. start: the first token of
-        every answer of an encoder-decoder model.
+        """The step as the runtime's protocol, with a cache of its own: one program, one cache. start: the first token
+        of every answer of an encoder-decoder model.
         """
         step, layout = self.step, self.layout
         crossed = tuple(step.encoder.states) if step.encoder else ()
@@ -127,7 +127,7 @@ def compile_language_model(
     tokenizer: Tokenizer | None = None
     if isinstance(model, (str, os.PathLike)):
         folder = Path(model)
-        model = open_directory(folder).model
+        model = load_directory(folder)
         tokenizer = FolderTokenizer(folder) if (folder / "tokenizer.json").is_file() else None
     known, encodes = _positions(model), is_encoder_decoder(getattr(model, "config", None))
     start = _start(model) if encodes else None
@@ -182,8 +182,8 @@ def _ends(model: Any) -> tuple[int, ...]:
 
 def compile_step(model: Any, layout: PagedLayout, *, progress: Progress | None = None, **given: Any) -> StepCode:
     """The step of a causal transformers or PyTorch model of ids [batch, tokens] that returns logits, or an object with
-    `.logits`; with `layout.most_source`, of an encoder-decoder model, and its encoder. StepError where it cannot be taken
-    apart; else raises as tilewright.compile.
+    `.logits`; with `layout.most_source`, of an encoder-decoder model, and its encoder. StepError where it cannot be
+    taken apart; else raises as tilewright.compile.
     """
     options, watch = Options.of(given, caller="compile_lm()"), Stopwatch(progress)
     target = Target.of(options)

@@ -69,10 +69,10 @@ class Kept:
 @dataclass(frozen=True, slots=True)
 class PagedLayout:
     """page: tokens of a page. most_tokens: of one request, prompt included. most_step: tokens of one step, all requests
-    together. most_requests: of one step. budget: bytes of all pages and rows, None for as many as `most_requests` requests of
-    `most_tokens` need. segment, part: tokens of the machine's segments of keys, and of its parts of segments. codes:
-    how keys and values of layers without a window are kept; None as they are. most_source: tokens that an encoder reads
-    at most; 0 for a model without one.
+    together. most_requests: of one step. budget: bytes of all pages and rows, None for as many as `most_requests`
+    requests of `most_tokens` need. segment, part: tokens of the machine's segments of keys, and of its parts of
+    segments. codes: how keys and values of layers without a window are kept; None as they are. most_source: tokens that
+    an encoder reads at most; 0 for a model without one.
     """
 
     page: int = 16

@@ -17,7 +17,8 @@ from tilewright.ir.types import TensorType
 
 
 def name_positions(module: ModuleOp) -> None:
-    """In a model of ids [batch, tokens], its last argument, every 0, 1, 2, ... of tokens numbers becomes the tokens' positions.
+    """Where ids [batch, tokens] are the model's last argument, every 0, 1, 2, ... of tokens numbers becomes their
+    positions.
 
     Both are the same numbers in a whole sequence; a step knows positions and has no such count.
     """

@@ -363,13 +363,15 @@ class Stepper:
         return found.table(self.values.__getitem__, self.add, tensor(op.q).dims[1], self.layout.most_tokens)
 
     def _paged(self, op: AttentionOp, group: Kept, *values: SSAValue | None, first: int = 0) -> SSAValue:
-        """graph.paged_attention. values: q, keys, values, sinks, slopes, by_distance. first: so many features of keys are values."""
+        """graph.paged_attention. values: q, keys, values, sinks, slopes, by_distance. first: so many features of keys
+        are values.
+        """
         q, keys, held, sinks, slopes, far = values
         given = [self.given[name] for name in (group.places or "positions", "offsets", group.table)]
         return self.add(
             PagedAttentionOp.make(
-                q, keys, held, *given, sinks, slopes, far, page=self.layout.page, scale=op.scale.data, mask=op.mask.data,
-                window=op.window.data, softcap=op.softcap.data, values=first, like=op,
+                q, keys, held, *given, sinks, slopes, far, page=self.layout.page, scale=op.scale.data,
+                mask=op.mask.data, window=op.window.data, softcap=op.softcap.data, values=first, like=op,
             )
         )  # fmt: skip
 
