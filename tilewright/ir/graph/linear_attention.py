@@ -80,7 +80,7 @@ class LinearAttentionOp(GatedOp):
     ) -> torch.Tensor:
         batch, _, heads, width = values.shape
         state = at_least_f32(values).new_zeros(batch, heads, queries.shape[3], width)
-        return _walked(queries, keys, values, decay, state, self.each)[0]
+        return _walked([queries, keys, values, decay], state, self.each)[0]
 
     def cost(self) -> Cost:
         return self.compulsory(vector=self.worked())
@@ -138,7 +138,7 @@ class ContinuedLinearAttentionOp(GatedOp):
         for r, row in enumerate(rows.tolist()):
             mine = slice(int(offsets[r]), int(offsets[r + 1]))
             given = [x[mine][None] for x in (queries, keys, values, decay)]
-            found, state = _walked(*given, at_least_f32(states[row])[None], self.each)
+            found, state = _walked(given, at_least_f32(states[row])[None], self.each)
             out[mine], ends[r] = found[0], state[0].to(states.dtype)
         return out, ends
 
@@ -149,17 +149,11 @@ class ContinuedLinearAttentionOp(GatedOp):
         return Cost.of(vector=self.worked(), read=whole.read - states.bytes + ends.bytes, write=whole.write)
 
 
-def _walked(
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    decay: torch.Tensor,
-    state: torch.Tensor,
-    each: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Results [B, T, H, P] and the last state [B, H, N, P]."""
+def _walked(given: Sequence[torch.Tensor], state: torch.Tensor, each: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Results [B, T, H, P] and the last state [B, H, N, P] of queries, keys, values and decay."""
     import torch
 
+    queries, keys, values, decay = given
     out = torch.zeros_like(values)
     q, k = (at_least_f32(x).repeat_interleave(each, 2) for x in (queries, keys))
     v, d = at_least_f32(values), at_least_f32(decay)

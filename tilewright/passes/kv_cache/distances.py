@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from xdsl.ir import SSAValue
 
@@ -61,7 +62,9 @@ class Distances:
                 found = found if kind.dtype == I64 else add(CastOp.make(found, dtype=kind.dtype.name))
             else:
                 assert isinstance(op, TwOperation)  # as every op on the way
-                stated = dict(op.properties) | ({"dims": dims} if isinstance(op, (ReshapeOp, BroadcastOp)) else {})
+                stated: dict[str, Any] = dict(op.properties) | (
+                    {"dims": dims} if isinstance(op, (ReshapeOp, BroadcastOp)) else {}
+                )
                 given = [of(x) for x in op.operands]
                 found = add(type(op).make(*([given] if isinstance(op, MapOp) else given), **stated, like=op))
             made[value] = found

@@ -162,7 +162,7 @@ class PerRequest:
         turned = self._add(TransposeOp, step.values[window.x], op, permutation=[0, 2, 1])
         _, tokens, channels = tensor(turned).dims
         x = self._add(ReshapeOp, turned, op, dims=[tokens, channels])
-        line = x
+        line: SSAValue = x
         if reach:
             before = self._read(op)
             held = self._add(GatherOp, before, step.given[ROWS], op, axis=0)

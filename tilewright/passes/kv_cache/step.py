@@ -34,7 +34,7 @@ from tilewright.ir.graph.elementwise import CastOp
 from tilewright.ir.graph.indexing import GatherOp, StateUpdateOp
 from tilewright.ir.graph.linear_attention import LinearAttentionOp
 from tilewright.ir.graph.paging import PagedAttentionOp
-from tilewright.ir.graph.shape import ConcatOp, ReshapeOp, SliceOp, TransposeOp
+from tilewright.ir.graph.shape import ConcatOp, PadOp, ReshapeOp, SliceOp, TransposeOp
 from tilewright.ir.graph.structure import FuncOp, PositionsOp, ReturnOp, StateReadOp, StateWriteOp
 from tilewright.ir.graph.windows import ConvolutionOp
 from tilewright.ir.module import functions, new_module
@@ -66,6 +66,7 @@ from tilewright.passes.kv_cache.per_request import (
 from tilewright.passes.kv_cache.quantized import CLOSED, CLOSED_CODES, CLOSED_NEAR, Quantized
 from tilewright.passes.kv_cache.slopes import slopes_of
 from tilewright.passes.kv_cache.token_wise import Tokens
+from tilewright.passes.rewriting import defined
 
 TOKENS, REQUESTS, WANTED = "tokens", "requests", "wanted"
 
@@ -115,6 +116,7 @@ class Stepper:
         self.states: dict[str, TensorType] = {}
         self.problems: list[Problem] = []
         self.mixed: set[SSAValue] = set()
+        self.encoded: set[SSAValue] = set()
         self.windows = windows_of(main, self.old)
         self.groups = groups_of(main, layout)
         rows = states_of(main, self.windows, layout.most_requests)
@@ -203,8 +205,8 @@ class Stepper:
                 continue
             if isinstance(op, AttentionOp) and op in self.crossed:
                 self._attend_source(op)
-            elif self.source is not None and _speaks_of(op, self.source):
-                self._refuse(op, ["it brings what the encoder computes to tokens outside attention"])
+            elif self.source is not None and self._is_encoding(op, self.source):
+                continue
             elif isinstance(op, AttentionOp):
                 self._attend(op)
             elif isinstance(op, LinearAttentionOp):
@@ -226,6 +228,8 @@ class Stepper:
                 "the model has no attention and no recurrence, so nothing is kept from token to token",
                 step="compile it with tw.compile(): its logits are those of each token by itself",
             )
+        if logits in self.encoded:
+            raise StepError("the logits are the source's alone", step="return those of the ids that answer it")
         out = self._wanted(logits)
         vocabulary = tensor(out).dims[-1].constant
         if tensor(out).rank != 3 or vocabulary is None:
@@ -304,6 +308,16 @@ class Stepper:
             keys, values = (self.kept(name, group, x, op) for name, x in zip(names(layer, NAMES), (k, v), strict=True))
             out = self._paged(op, group, q, keys, values, sinks, slopes, self._far(op))
         self._by_sequence(op, out)
+
+    def _is_encoding(self, op: Operation, source: str) -> bool:
+        """Whether an op computes with what the encoder has of a source; refused where it meets tokens there."""
+        if not _speaks_of(op, source) and not self.encoded.intersection(op.operands):
+            return False
+        self.encoded.update(op.results)
+        if any(self.tokens.axis(self.values[x]) is not None for x in op.operands if x in self.values):
+            self._refuse(op, ["it brings what the encoder computes to tokens outside attention"])
+            self.encoded.difference_update(op.results)
+        return True
 
     def _attend_source(self, op: AttentionOp) -> None:
         """Attention to what the encoder has left in the request's rows."""
@@ -453,9 +467,10 @@ def _needed(
         if not isinstance(op, Operation) or op in found:
             continue
         found.add(op)
-        window = windows.get(op)
-        if isinstance(window, Window):
-            left += [window.x, *op.operands[1:]]
+        if isinstance(op, ConvolutionOp) and op in windows:
+            window, padded = windows[op], defined(op.x, PadOp)
+            x = window.x if isinstance(window, Window) else op.x if padded is None else padded.x
+            left += [x, *op.operands[1:]]
         elif isinstance(op, AttentionOp) and op in crossed:
             left += [op.q, *([] if op.sinks is None else [op.sinks])]
         else:
