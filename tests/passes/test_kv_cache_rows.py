@@ -199,5 +199,5 @@ def test_an_answer_goes_on_from_what_the_encoder_has_left(rng: np.random.Generat
 
 
 def test_what_the_encoder_brings_to_tokens_otherwise_is_refused_with_the_op() -> None:
-    with pytest.raises(StepError, match=r"(?s)graph\.reduce: it brings what the encoder computes.*test_kv_cache_rows"):
+    with pytest.raises(StepError, match=r"(?s)graph\.map: it brings what the encoder computes.*test_kv_cache_rows"):
         sourced(Answers(lambda s: s.mean(2, keepdim=True)))

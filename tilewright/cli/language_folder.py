@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tilewright.runtime.generation.tokenizer import FolderTokenizer
 
 _KV_TYPES: Final = ("model", "int8", "int4")
+_NAMED: Final = ("max_position_embeddings", "n_positions")
 
 
 @dataclass(frozen=True)
@@ -114,9 +115,6 @@ def require_kv_type(given: str) -> None:
     """Raises OptionError for a type that caches do not have."""
     if given not in _KV_TYPES:
         raise OptionError(f"--kv-dtype {given} is not one of {', '.join(_KV_TYPES)}", step="write --kv-dtype int8")
-
-
-_NAMED: Final = ("max_position_embeddings", "n_positions")
 
 
 def _positions(config: dict[str, Any], names: Sequence[str]) -> int | None:

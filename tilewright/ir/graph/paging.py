@@ -40,8 +40,8 @@ class PagedAttentionOp(GraphOp):
     each token in its request, never falling within it. k [S, Hkv, D] and v [S, Hkv, Dv]: rows in pages of `page` rows;
     the key at position p of request r is row table[r, p // page] * page + p % page, table [R, M]. A token sees the keys
     of its request up to its own position, and of those what mask and window leave (see graph.attention); rows that no
-    token sees are not read. scale, softcap, sinks [H]: as in graph.attention. slopes [H], not beside sinks: a key's logit
-    falls by the head's slope with every position between it and the token (ALiBi, Press et al. 2022). by_distance
+    token sees are not read. scale, softcap, sinks [H]: as in graph.attention. slopes [H], not beside sinks: a key's
+    logit falls by the head's slope with every position between it and the token (ALiBi, Press et al. 2022). by_distance
     [H, L], not beside slopes: what is added to a key's logit by how many positions it lies before the token, which are
     less than L (T5, Raffel et al. 2020). Without v, values are the first `values` features of k. The softmax runs in
     f32 or wider; results [T, H, Dv] have q's dtype. Integers are i32 or i64.
