@@ -11,7 +11,7 @@ import torch
 import tilewright as tw
 from tests.compiler.stepping import logits
 from tests.models.language_models import build_sourced, greedy_answer, prompt, require_same
-from tilewright.errors import OptionError, PromptError, StepError
+from tilewright.errors import OptionError, PromptError
 
 MOST, SOURCE, START = 100, 60, 0
 
@@ -71,7 +71,9 @@ def test_who_is_preempted_answers_as_alone_and_prefixes_are_shared_by_source(lm:
 def test_rows_are_as_large_as_their_formula(lm: Any) -> None:
     # keys and values of one layer, 4 heads of 16 numbers in 4 bytes
     assert lm.program.layout.cross_bytes == SOURCE * 2 * 4 * 16 * 4
-    assert "cache source: 2 states that the encoder fills once" in " ".join(str(lm.report).split())
+    assert any(
+        note.startswith("cache source: 2 states that the encoder fills once") for note in lm.compiled.facts.notes
+    )
 
 
 def test_what_cannot_be_is_told(lm: Any, model: Any, rng: np.random.Generator) -> None:
@@ -81,5 +83,3 @@ def test_what_cannot_be_is_told(lm: Any, model: Any, rng: np.random.Generator) -
         lm.generate(prompt(rng, SOURCE + 1))
     with pytest.raises(OptionError, match="max_source=0"):
         tw.compile_lm(model, max_source=0)
-    with pytest.raises(StepError, match=r"(?s)graph\.attention: its bias hangs on distances.*modeling_t5\.py"):
-        tw.compile_lm(model, max_tokens=MOST, kv=tw.KVCache(dtype="int8"))

@@ -18,7 +18,7 @@ from tests.models.language_models import (
     require_same,
 )
 
-FAST = ("Llama", "Gemma3", "Mamba2")
+FAST = ("Llama", "Gemma3")
 LENGTHS = (1, 5, 37, 70)
 
 

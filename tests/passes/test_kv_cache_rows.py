@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from tilewright.errors import OptionError, StepError
 from tilewright.frontend import recurrences
 from tilewright.ir.graph_interpreter import interpret
 from tilewright.ir.verifier import verify
-from tilewright.passes.kv_cache import PagedLayout
+from tilewright.passes.kv_cache import Codes, PagedLayout
 from tilewright.runtime.generation.compiled_step import RowStates
 from tilewright.runtime.generation.step import StepInputs
 
@@ -156,7 +157,7 @@ class Answers(torch.nn.Module):
 SOURCED = PagedLayout(page=4, most_tokens=40, most_step=64, most_requests=2, segment=1, most_source=9)
 
 
-def sourced(model: torch.nn.Module) -> Any:
+def sourced(model: torch.nn.Module, layout: PagedLayout = SOURCED) -> Any:
     from tilewright.backends.cpu.machines import MACHINES
     from tilewright.frontend.capturing import capture
     from tilewright.ir.dims import Dim, DimSpace
@@ -171,7 +172,7 @@ def sourced(model: torch.nn.Module) -> Any:
     ctx = Context(MACHINES["avx2"], DimSpace(captured.dims), read_weight=captured.weights.__getitem__)
     name_positions(captured.module)
     run_pipeline(Pipeline.parse("canonicalize,fold,canonicalize,recognize,canonicalize", PASSES), captured.module, ctx)
-    return step_of(captured.module, SOURCED), dict(captured.weights)
+    return step_of(captured.module, layout), dict(captured.weights)
 
 
 def test_an_answer_goes_on_from_what_the_encoder_has_left(rng: np.random.Generator) -> None:
@@ -201,3 +202,8 @@ def test_an_answer_goes_on_from_what_the_encoder_has_left(rng: np.random.Generat
 def test_what_the_encoder_brings_to_tokens_otherwise_is_refused_with_the_op() -> None:
     with pytest.raises(StepError, match=r"(?s)graph\.map: it brings what the encoder computes.*test_kv_cache_rows"):
         sourced(Answers(lambda s: s.mean(2, keepdim=True)))
+
+
+def test_codes_beside_a_bias_by_distance_are_refused_with_the_op() -> None:
+    with pytest.raises(StepError, match=r"(?s)graph\.attention: its bias hangs on distances.*test_kv_cache_rows"):
+        sourced(Answers(), replace(SOURCED, codes=Codes(8)))
