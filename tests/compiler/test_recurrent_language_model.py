@@ -66,7 +66,10 @@ def test_who_is_preempted_says_what_he_says_alone(lm: Any, rng: np.random.Genera
     alone = [list(lm.generate(ids, max_new_tokens=20, end=())) for ids in prompts]
     layout = lm.program.layout
     engine = lm.engine(budget=layout.bytes_for(80) + layout.row_bytes)
-    handles = [engine.submit(ids, max_new_tokens=20, end=()) for ids in prompts]
+    handles = []
+    for priority, ids in enumerate(prompts):
+        handles.append(engine.submit(ids, max_new_tokens=20, end=(), priority=priority))
+        engine.step()
     assert [handle.result() for handle in handles] == alone
     assert engine.book.account.preempted > 0
     assert engine.book.held_bytes == 0
