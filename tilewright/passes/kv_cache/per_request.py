@@ -162,7 +162,7 @@ class PerRequest:
         turned = self._add(TransposeOp, step.values[window.x], op, permutation=[0, 2, 1])
         _, tokens, channels = tensor(turned).dims
         x = self._add(ReshapeOp, turned, op, dims=[tokens, channels])
-        line: SSAValue = x
+        line = x
         if reach:
             before = self._read(op)
             held = self._add(GatherOp, before, step.given[ROWS], op, axis=0)
@@ -175,7 +175,8 @@ class PerRequest:
     def _summed(self, op: ConvolutionOp, line: SSAValue, reach: int, tokens: Expr) -> SSAValue:
         """The taps' products added up in their order, and the bias: [1, tokens, channels]."""
         step, taps, apart = self.step, op.windows[0].constant or 0, op.dilation.data[0]
-        places, channels = step.given[taps_of(reach)], tensor(line).dims[1]
+        places: SSAValue = step.given[taps_of(reach)]
+        channels = tensor(line).dims[1]
         wide, kind = promote(tensor(line).dtype, F32), tensor(op.out).dtype
         last = (taps - 1) * apart + 1
         if (last, apart) != (reach + 1, 1):
