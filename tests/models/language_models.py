@@ -88,15 +88,6 @@ _SOURCED: dict[str, dict[str, Any]] = {
         "d_model": 64, "d_kv": 16, "d_ff": 96, "num_layers": 2, "num_heads": 4, "relative_attention_num_buckets": 8,
         "relative_attention_max_distance": 24,
     } | _ANSWERS,
-    "MT5": {
-        "d_model": 64, "d_kv": 8, "d_ff": 96, "num_layers": 2, "num_heads": 4, "relative_attention_num_buckets": 32,
-        "feed_forward_proj": "gated-gelu",
-    } | _ANSWERS,
-    "Bart": {
-        "d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
-        "decoder_attention_heads": 4, "encoder_ffn_dim": 96, "decoder_ffn_dim": 96, "init_std": 0.12,
-        "max_position_embeddings": MOST_TOKENS, "forced_eos_token_id": None, "forced_bos_token_id": None,
-    } | _ANSWERS,
 }  # fmt: skip
 # an encoder reads a source, and a decoder answers it
 SOURCED = tuple(_SOURCED)
