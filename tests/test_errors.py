@@ -94,8 +94,8 @@ TW021 text does not parse: pipeline text does not parse at column 14: 'fuse{max-
     "TW022": """
 TW022 bad pass or pass option: the pipeline has no pass 'fusion'
   next: it has: canonicalize, fold, canonicalize, channels-last, recognize, merge-shared-lhs, expand-experts, \
-canonicalize, hoist-weights, dedupe-layers, fuse, attention-tiling, inline-layers, plan-layout, lower-to-tile, \
-place-levels, plan-memory""",
+expand-recurrences, canonicalize, hoist-weights, dedupe-layers, fuse, attention-tiling, inline-layers, plan-layout, \
+lower-to-tile, place-levels, plan-memory""",
     "TW023": """
 TW023 pass order: plan-layout comes before fuse or materialise, which it requires
   next: edit the default pipeline: tw.pipeline().after("recognize", MyPass())""",

@@ -143,11 +143,12 @@ def compile_lm(
     *,
     kv: KVCache | None = None,
     max_tokens: int | None = None,
+    max_source: int | None = None,
     max_batch: int = 8,
     max_step: int = 512,
     **options: Any,
 ) -> CompiledLanguageModel:
-    """Compiles a causal language model for generation; no later call compiles anything.
+    """Compiles a causal or encoder-decoder language model for generation; no later call compiles anything.
 
         lm = tw.compile_lm("path/of/a/model", max_tokens=2048)
         for piece in lm.complete("Once upon a time", max_new_tokens=64): print(piece, end="")
@@ -155,8 +156,10 @@ def compile_lm(
 
     model: a transformers model, a torch.nn.Module of ids [batch, tokens] that returns logits [batch, tokens, V] or an
     object with `.logits`, or a model directory, whose tokenizer and chat template are read as well. Its code is not
-    changed: keys and values are found in the graph and kept in pages that requests share (`tw.KVCache`).
-    max_tokens: most of one request, prompt included; default what the model is made for, at most 4096. max_batch: most
+    changed: keys and values are found in the graph and kept in pages that requests share (`tw.KVCache`), the states of
+    recurrences and convolutions and what an encoder has read in rows of a request's own.
+    max_tokens: most of one request, prompt included; default what the model is made for, at most 4096. max_source:
+    most tokens that an encoder reads; default as max_tokens. max_batch: most
     requests of one step. max_step: most tokens of one step; longer prompts are read in chunks. options: target,
     precision, threads, determinism, objective, passes, memory_limit, cache, as in compile().
 
@@ -165,7 +168,13 @@ def compile_lm(
     from tilewright.compiler.language_model import compile_language_model
 
     return compile_language_model(
-        model, kv=kv, max_tokens=max_tokens, max_batch=max_batch, max_step=max_step, **options
+        model,
+        kv=kv,
+        max_tokens=max_tokens,
+        max_source=max_source,
+        max_batch=max_batch,
+        max_step=max_step,
+        **options,
     )
 
 

@@ -84,15 +84,32 @@ def test_counts_are_from_1_on(tw: Tw, lm: Path, flag: str) -> None:
     assert f"{flag}': Input should be greater than or equal to 1" in err
 
 
-def test_an_encoder_decoder_model_is_refused_by_its_kind(tw: Tw, lm: Path) -> None:
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (
+            ["generate", "lm", "a" * 300],
+            "TW050 prompt cannot be continued: the prompt has 300 tokens, the encoder of lm takes 256\n"
+            "  next: shorten the prompt to 256 tokens or less\n",
+        ),
+        (
+            ["generate", "lm", "a", "--tokens", "256"],
+            "TW050 prompt cannot be continued: 256 new tokens are more than the 255 that lm gives\n"
+            "  next: write --tokens 255\n",
+        ),
+        (
+            ["eval", "lm", "--text", "lm/config.json"],
+            "TW050 prompt cannot be continued: lm is an encoder-decoder model: it answers a source, and a text alone "
+            "has no perplexity\n  next: give a causal model, or use lm.negative_log_likelihood(answer, source=...) in "
+            "Python\n",
+        ),
+    ],
+)
+def test_the_room_of_an_encoder_decoder_model_is_its_own(tw: Tw, lm: Path, line: list[str], said: str) -> None:
     (lm / "config.json").write_text(json.dumps(CONFIG | {"is_encoder_decoder": True}))
-    assert tw("generate", "lm", "a") == (
-        1,
-        "",
-        "TW037 cannot generate step by step: lm is an encoder-decoder model; compile_lm() takes causal ones: a decoder "
-        "of ids alone\n  next: give a causal model (transformers' AutoModelForCausalLM), or tw.compile() this one with "
-        "its own example inputs: one call of its forward\n",
-    )
+    assert tw(*line) == (1, "", said)
+    # prompt and answer are no one sequence
+    assert "has no .safetensors file" in tw("generate", "lm", "a" * 200, "--tokens", "200")[2]
 
 
 def test_what_is_right_goes_on_to_the_weights_and_says_what_runs(tw: Tw, lm: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,9 @@ import torch
 import transformers
 
 import tilewright as tw
+from tests.compiler.stepping import logits
 from tests.models.language_models import VOCABULARY, build, prompt
 from tilewright.errors import CacheFullError, OptionError, PromptError, StepError, TextError
-from tilewright.runtime.generation.holding import Holding, chain_root
-from tilewright.runtime.generation.pages import PageBook
-from tilewright.runtime.generation.step import check_inputs
-from tilewright.runtime.generation.step_inputs import Segment, step_inputs
 
 MOST = 200
 
@@ -31,31 +27,6 @@ def model() -> Any:
 @pytest.fixture(scope="module")
 def lm(model: Any) -> Any:
     return tw.compile_lm(model, max_tokens=MOST, max_batch=7, max_step=96)
-
-
-def logits(program: Any, texts: Sequence[Sequence[int]], chunks: Sequence[int]) -> list[np.ndarray]:
-    """Logits [tokens, V] of texts that are read side by side, each in chunks of its own size."""
-    book = PageBook(program, None)
-    holdings = [Holding(book, chain_root(f"text {i}")) for i in range(len(texts))]
-    rows: list[list[np.ndarray]] = [[] for _ in texts]
-    while any(h.length < len(t) for h, t in zip(holdings, texts, strict=True)):
-        segments, whose = [], []
-        for i, (holding, text) in enumerate(zip(holdings, texts, strict=True)):
-            new = text[holding.length : holding.length + chunks[i]]
-            if new:
-                assert holding.reserve(holding.length + len(new))
-                segments.append(Segment(holding, new, len(new)))
-                whose.append(i)
-        given = step_inputs(program.layout, segments)
-        check_inputs(program.layout, given)
-        found, at = program.step(given), 0
-        for i, segment in zip(whose, segments, strict=True):
-            rows[i].append(found[at : at + segment.wanted])
-            at += segment.wanted
-            holdings[i].commit(texts[i], holdings[i].length + len(segment.tokens))
-    for holding in holdings:
-        holding.release()
-    return [np.concatenate(each) for each in rows]
 
 
 def test_logits_are_the_models(lm: Any, model: Any, rng: np.random.Generator) -> None:
@@ -172,25 +143,16 @@ def test_models_that_mix_tokens_are_refused_with_the_ops() -> None:
 
 def test_models_of_another_kind_are_refused_by_it() -> None:
     sizes = {"vocab_size": 30, "num_attention_heads": 2, "num_hidden_layers": 1}
-    bert = transformers.BertConfig(hidden_size=16, intermediate_size=16, **sizes)
-    t5 = transformers.T5Config(vocab_size=30, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
-    for other, said in (
-        (
-            transformers.T5ForConditionalGeneration(t5),
-            "T5ForConditionalGeneration is an encoder-decoder model; compile_lm() takes causal ones: a decoder of ids "
-            "alone\n  next: give a causal model (transformers' AutoModelForCausalLM), or tw.compile() this one with "
-            "its own example inputs: one call of its forward",
-        ),
-        (
-            transformers.BertModel(bert),
-            "the model has 2 results; a causal language model takes ids and gives logits [batch, tokens, V], one each\n"
-            "  next: take the class with the language head (transformers' AutoModelForCausalLM), or wrap the model in "
-            "one that returns its logits alone",
-        ),
-    ):
-        with pytest.raises(StepError) as caught:
-            tw.compile_lm(other.eval(), max_tokens=32)
-        assert str(caught.value) == f"TW037 cannot generate step by step: {said}"
+    bert = transformers.BertModel(transformers.BertConfig(hidden_size=16, intermediate_size=16, **sizes)).eval()
+    with pytest.raises(StepError) as caught:
+        tw.compile_lm(bert, max_tokens=32)
+    assert str(caught.value) == (
+        "TW037 cannot generate step by step: the model has 2 results; a causal language model takes ids and gives "
+        "logits [batch, tokens, V], one each\n  next: take the class with the language head (transformers' "
+        "AutoModelForCausalLM), or wrap the model in one that returns its logits alone"
+    )
+    with pytest.raises(OptionError, match="BertModel has no encoder to read a source"):
+        tw.compile_lm(bert, max_tokens=32, max_source=9)
 
 
 def test_a_directory_brings_its_model(model: Any, lm: Any, rng: np.random.Generator, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from tests.frontend.against_eager import assert_same, run
 from tilewright.errors import SpecialisationError
 from tilewright.frontend import capture, recurrences
 from tilewright.ir.dims import Dim
-from tilewright.ir.graph.recurrence import ScanOp
+from tilewright.ir.graph.linear_attention import LinearAttentionOp
 
 T = Dim("tokens", 1, 300)
 IDS = {"vocab_size": 61, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -44,7 +44,7 @@ def capture_by_length(model: Any) -> Any:
 def test_a_recurrence_holds_at_every_length(build: Any, rng: np.random.Generator) -> None:
     model = build()
     found = capture_by_length(model)
-    assert sum(isinstance(op, ScanOp) for op in found.module.walk()) == 1
+    assert sum(isinstance(op, LinearAttentionOp) for op in found.module.walk()) == 1
     # below, at and beyond one chunk of ours, and no multiple of the model's
     for tokens in (1, 3, 64, 65, 201):
         call = {"input_ids": torch.from_numpy(rng.integers(3, 61, (2, tokens)))}

@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 
 import tilewright as tw
-from tests.models.language_models import FAMILIES, build, greedy, prompt, require_same
+from tests.models.language_models import (
+    FAMILIES,
+    RECURRENT,
+    SOURCED,
+    build,
+    build_sourced,
+    greedy,
+    greedy_answer,
+    prompt,
+    require_same,
+)
 
 FAST = ("Llama", "Gemma3")
 LENGTHS = (1, 5, 37, 70)
@@ -38,3 +48,24 @@ def test_greedy_text_is_that_of_transformers(family: str, rng: np.random.Generat
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_text_is_that_of_transformers_for_every_page_size(family: str, rng: np.random.Generator) -> None:
     same_text(family, [1, 3, 16, 64], rng, 128)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", RECURRENT)
+def test_greedy_text_of_recurrences_is_that_of_transformers(family: str, rng: np.random.Generator) -> None:
+    same_text(family, [16], rng, 128)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", SOURCED)
+def test_greedy_answers_to_sources_are_those_of_transformers(family: str, rng: np.random.Generator) -> None:
+    model = build_sourced(family, int(rng.integers(2**31)))
+    sources = [prompt(rng, length) for length in LENGTHS]
+    wanted = [greedy_answer(model, ids, 128) for ids in sources]
+    for page in (3, 16):
+        lm = tw.compile_lm(model, max_tokens=200, max_source=80, max_batch=4, max_step=32, kv=tw.KVCache(page=page))
+        found: list[list[int]] = [[] for _ in sources]
+        for index, token in lm.generate(sources, max_new_tokens=128, end=()):
+            found[index].append(token)
+        for text, (mine, logits) in zip(found, wanted, strict=True):
+            require_same(text, mine, logits)

@@ -10,6 +10,7 @@ from xdsl.ir import SSAValue
 
 from tests.passes.graphs import Graph
 from tilewright.ir.graph.experts import ExpertsOp
+from tilewright.ir.graph.linear_attention import LinearAttentionOp
 from tilewright.ir.graph.windows import ConvolutionOp
 from tilewright.ir.module import print_module
 from tilewright.ir.passing import Context
@@ -59,6 +60,11 @@ def routed(g: Graph) -> SSAValue:
     return g.op(ExpertsOp, x, indices, share, up, down, activation="gelu")
 
 
+def remembered(g: Graph) -> SSAValue:
+    keys, values = g.input("k", ["b", 5, 1, 3]), g.input("v", ["b", 5, 2, 4])
+    return g.op(LinearAttentionOp, keys, keys, values, g.map("neg", g.map("abs", g.input("d", ["b", 5, 2]))))
+
+
 def weighed(g: Graph) -> SSAValue:
     return g.map("mul", g.input("x", ["b", 6]), g.map("exp", g.weight("w", [6])))
 
@@ -88,6 +94,7 @@ def layers(g: Graph) -> SSAValue:
         ("recognize", rms, ""),
         ("merge-shared-lhs{min-saved=0}", two_products, ""),
         ("expand-experts", routed, ""),
+        ("expand-recurrences", remembered, ""),
         ("hoist-weights", weighed, ""),
         ("set-precision", product, ""),
         ("dedupe-layers", layers, ""),

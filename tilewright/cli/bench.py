@@ -67,7 +67,11 @@ def measure(
         prompts = rng.integers(0, lm.program.layout.vocabulary, (requests, prompt)).tolist()
         begin = clock()
         # an end token would shorten a round
-        handles = [lm.current.submit(ids, max_new_tokens=tokens, end=()) for ids in prompts]
+        reads = bool(lm.program.layout.source_tokens)
+        handles = [
+            lm.current.submit([] if reads else ids, source=ids if reads else (), max_new_tokens=tokens, end=())
+            for ids in prompts
+        ]
         while not all(handle.tokens for handle in handles):
             lm.current.step()
         first = clock()

@@ -48,6 +48,7 @@ def evaluate(
     """Perplexity of a text."""
     require_kv_type(kv_dtype)
     content, folder = read_text(text), LanguageFolder.of(model)
+    folder.require_continued()
     show_surprise(surprise(folder.compiled(kv_dtype, threads), content, stride))
 
 

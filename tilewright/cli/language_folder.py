@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,27 +16,31 @@ if TYPE_CHECKING:
     from tilewright.runtime.generation.tokenizer import FolderTokenizer
 
 _KV_TYPES: Final = ("model", "int8", "int4")
+_NAMED: Final = ("max_position_embeddings", "n_positions")
 
 
 @dataclass(frozen=True)
 class LanguageFolder:
-    """A causal model's folder. most: the longest sequence that its config names, prompt included; None where it names
-    none, so that the compiled model itself says it.
+    """A language model's folder. most: the longest sequence that its config names, prompt included; None where it names
+    none, so that the compiled model itself says it. encodes: whether an encoder reads the prompt, and the answer is a
+    sequence of its own.
     """
 
     path: Path
     most: int | None
+    encodes: bool = False
 
     @staticmethod
     def of(text: str) -> LanguageFolder:
-        """Reads config.json. Raises ModelInputError where there is none, StepError for an encoder-decoder model."""
-        from tilewright.compiler.causal import refuse_encoder_decoder
+        """Reads config.json. Raises ModelInputError where there is none."""
+        from tilewright.compiler.causal import is_encoder_decoder
         from tilewright.frontend.directories import read_config
 
         path = Path(text)
         config = read_config(path)
-        refuse_encoder_decoder(config, str(path))
-        return LanguageFolder(path, _positions(config))
+        encodes = is_encoder_decoder(config)
+        # how long sources were in training is no bound where places are told by their distances
+        return LanguageFolder(path, _positions(config, _NAMED[:1] if encodes else _NAMED), encodes)
 
     @cached_property
     def tokenizer(self) -> FolderTokenizer:
@@ -48,7 +53,9 @@ class LanguageFolder:
         """Raises PromptError where a prompt and its answer are longer than the model takes. flag: that asks for it."""
         if not prompt:
             raise PromptError("the prompt has no tokens", step='give a text: "Once upon a time"')
-        if self.most is None or prompt + tokens <= self.most:
+        if self.encodes:
+            self._require_answer(prompt, tokens, flag)
+        if self.encodes or self.most is None or prompt + tokens <= self.most:
             return
         room, left = self.most - prompt, self.most - tokens
         shorter = f"shorten the prompt to {left} tokens or less"
@@ -58,6 +65,27 @@ class LanguageFolder:
             f"the prompt's {prompt} and {tokens} new tokens are more than the {self.most} that {self.path} takes",
             step=f"write {flag} {room}" if room > 0 else shorter,
         )
+
+    def _require_answer(self, source: int, tokens: int, flag: str) -> None:
+        """The same where an encoder reads the prompt: beside the answer stands the token that it starts with."""
+        if self.most is not None and source > self.most:
+            raise PromptError(
+                f"the prompt has {source} tokens, the encoder of {self.path} takes {self.most}",
+                step=f"shorten the prompt to {self.most} tokens or less",
+            )
+        if self.most is not None and tokens >= self.most:
+            raise PromptError(
+                f"{tokens} new tokens are more than the {self.most - 1} that {self.path} gives",
+                step=f"write {flag} {self.most - 1}",
+            )
+
+    def require_continued(self) -> None:
+        """Raises PromptError where a text is not continued but answered: it has no perplexity by itself."""
+        if self.encodes:
+            raise PromptError(
+                f"{self.path} is an encoder-decoder model: it answers a source, and a text alone has no perplexity",
+                step="give a causal model, or use lm.negative_log_likelihood(answer, source=...) in Python",
+            )
 
     def require_chat_template(self) -> None:
         """Raises TextError where the model has no form for a conversation."""
@@ -92,12 +120,12 @@ def require_kv_type(given: str) -> None:
         raise OptionError(f"--kv-dtype {given} is not one of {', '.join(_KV_TYPES)}", step="write --kv-dtype int8")
 
 
-def _positions(config: dict[str, Any]) -> int | None:
+def _positions(config: dict[str, Any], names: Sequence[str]) -> int | None:
     """The positions that config.json names, at most those that are compiled for where nobody asks for more."""
     from tilewright.compiler.causal import MOST_TOKENS
 
     for part in (config.get("text_config"), config):
-        for name in ("max_position_embeddings", "n_positions"):
+        for name in names:
             found = part.get(name) if isinstance(part, dict) else None
             if isinstance(found, int) and found > 0:
                 return min(found, MOST_TOKENS)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tilewright.compiler.causal import MOST_TOKENS, refuse_encoder_decoder
+from tilewright.compiler.causal import MOST_TOKENS, is_encoder_decoder
 from tilewright.compiler.compiled import Compiled
 from tilewright.compiler.entry import finish, remembered, store_of
 from tilewright.compiler.kv_cache import KVCache
@@ -23,18 +23,19 @@ from tilewright.compiler.target import Target
 from tilewright.errors import OptionError, StepError
 from tilewright.frontend.captured import Captured
 from tilewright.frontend.capturing import capture
-from tilewright.frontend.directories import open_directory, read_config
+from tilewright.frontend.directories import load_directory
 from tilewright.frontend.identity import tensors_of
 from tilewright.ir.dims import Dim, DimSpace
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.module import functions
 from tilewright.ir.passing import Context, Pipeline, run_pipeline
 from tilewright.ir.signature import Argument, Input, Output, Parameter, Signature
-from tilewright.ir.trees import LEAF
-from tilewright.passes.kv_cache import NEAR_GROUP, PagedLayout, Step, name_positions, step_of
+from tilewright.ir.trees import LEAF, Tree
+from tilewright.passes.kv_cache import NEAR_GROUP, Encoder, PagedLayout, Step, name_positions, step_of
 from tilewright.passes.kv_cache.layout import Codes, Kept
+from tilewright.passes.kv_cache.per_request import KeptRows
 from tilewright.passes.pipeline import PASSES
-from tilewright.runtime.generation.compiled_step import Addressing, CompiledStep
+from tilewright.runtime.generation.compiled_step import Addressing, CompiledStep, RowStates
 from tilewright.runtime.generation.language_model import LanguageModel
 from tilewright.runtime.generation.step import CacheGroup, StepLayout
 from tilewright.runtime.generation.tokenizer import FolderTokenizer, Tokenizer
@@ -50,11 +51,17 @@ class Cached:
     groups: tuple[Kept, ...]
     pages: Mapping[str, int]
     vocabulary: int
+    rows: KeptRows
+    crossed: tuple[str, ...] = ()
+    cross_bytes: int = 0
 
     @staticmethod
-    def of(step: Step) -> Cached:
-        """The part of a step that outlives its module."""
-        return Cached(step.groups, step.pages, step.vocabulary)
+    def of(step: Step, layout: PagedLayout) -> Cached:
+        """The part of a step that outlives its module. crossed, cross_bytes: what an encoder leaves a request."""
+        encoder = step.encoder
+        crossed = tuple(encoder.states) if encoder else ()
+        cross_bytes = encoder.row_bytes(layout.most_requests) if encoder else 0
+        return Cached(step.groups, step.pages, step.vocabulary, step.rows, crossed, cross_bytes)
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
@@ -62,6 +69,7 @@ class Cached:
             "groups": [asdict(group) for group in self.groups],
             "pages": dict(self.pages),
             "vocabulary": self.vocabulary,
+            "rows": asdict(self.rows),
         }
 
     @staticmethod
@@ -72,19 +80,25 @@ class Cached:
             codes = None if group["codes"] is None else Codes(**group["codes"])
             listed = {"layers": tuple(group["layers"]), "states": tuple(group["states"])}
             groups.append(Kept(**{**group, **listed, "codes": codes}))
-        return Cached(tuple(groups), data["pages"], data["vocabulary"])
+        rows = KeptRows(tuple(data["rows"]["states"]), data["rows"]["bytes"], tuple(data["rows"]["reaches"]))
+        return Cached(tuple(groups), data["pages"], data["vocabulary"], rows)
 
 
 @dataclass(frozen=True)
 class StepCode:
-    """A compiled step and what it was made as. Calling `compiled`: see `Step.arguments`."""
+    """A compiled step and what it was made as. Calling `compiled`: see `Step.arguments`. encoder: of an encoder-decoder
+    model, compiled; see `passes.kv_cache.encoding`.
+    """
 
     compiled: Compiled
     step: Cached
     layout: PagedLayout
+    encoder: Compiled | None = None
 
-    def program(self) -> CompiledStep:
-        """The step as the runtime's protocol, with a cache of its own: one program, one cache."""
+    def program(self, start: int | None = None) -> CompiledStep:
+        """The step as the runtime's protocol, with a cache of its own: one program, one cache. start: the first token
+        of every answer of an encoder-decoder model.
+        """
         step, layout = self.step, self.layout
         cached = StepLayout(
             vocabulary=step.vocabulary,
@@ -96,19 +110,33 @@ class StepCode:
                 CacheGroup(g.name, step.pages[g.name], g.token_bytes, g.window, page_extra=g.page_extra)
                 for g in step.groups
             ),
+            state_rows=layout.most_requests if step.rows.states or step.crossed else 0,
+            recurrent_bytes=step.rows.bytes,
+            source_tokens=layout.most_source,
+            cross_bytes=step.cross_bytes,
+            start=start,
         )
         groups = tuple(Addressing(g.states, layout.page, g.window, g.columns, g.unit) for g in step.groups)
         coded = [i for i, group in enumerate(step.groups) if group.codes]
         near = [i for i, group in enumerate(step.groups) if group.name == NEAR_GROUP]
-        return CompiledStep(self.compiled.executable, cached, groups, (coded[0], near[0]) if coded else None)
+        rows = RowStates(step.rows.states, step.rows.reaches, step.crossed, layout.most_source)
+        return CompiledStep(
+            self.compiled.executable, cached, groups, (coded[0], near[0]) if coded else None, rows,
+            self.encoder.executable if self.encoder else None,
+        )  # fmt: skip
 
 
 class CompiledLanguageModel(LanguageModel):
-    """A language model with its compiled step: `compiled`, and its report, which says where the cache lies and why."""
+    """A language model with its compiled step: `compiled`, and its report, which says where the cache lies and why.
 
-    def __init__(self, code: StepCode, tokenizer: Tokenizer | None, end: tuple[int, ...]) -> None:
-        super().__init__(code.program(), tokenizer, end=end)
-        self.compiled = code.compiled
+    encoder: of an encoder-decoder model, compiled: it runs once a request; else None.
+    """
+
+    def __init__(
+        self, code: StepCode, tokenizer: Tokenizer | None, end: tuple[int, ...], start: int | None = None
+    ) -> None:
+        super().__init__(code.program(start), tokenizer, end=end)
+        self.compiled, self.encoder = code.compiled, code.encoder
 
     def __repr__(self) -> str:
         layout = self.program.layout
@@ -125,13 +153,14 @@ def compile_language_model(
     *,
     kv: KVCache | None = None,
     max_tokens: int | None = None,
+    max_source: int | None = None,
     max_batch: int = 8,
     max_step: int = 512,
     progress: Progress | None = None,
     **given: Any,
 ) -> CompiledLanguageModel:
     """See tilewright.compile_lm. progress: told what runs, see `Progress`."""
-    counts = {"max_tokens": max_tokens, "max_batch": max_batch, "max_step": max_step}
+    counts = {"max_tokens": max_tokens, "max_source": max_source, "max_batch": max_batch, "max_step": max_step}
     faults = [f"{n}={c!r} is not a number from 1 on" for n, c in counts.items() if c is not None and not _is_count(c)]
     if not isinstance(kv, (KVCache, type(None))):
         faults.append(f"kv={kv!r} is not a tw.KVCache")
@@ -142,22 +171,27 @@ def compile_language_model(
     tokenizer: Tokenizer | None = None
     if isinstance(model, (str, os.PathLike)):
         folder = Path(model)
-        refuse_encoder_decoder(read_config(folder), str(folder))
-        model = open_directory(folder).model
+        model = load_directory(folder)
         tokenizer = FolderTokenizer(folder) if (folder / "tokenizer.json").is_file() else None
-    refuse_encoder_decoder(getattr(model, "config", None), type(model).__name__)
-    known = _positions(model)
-    if max_tokens is not None and known is not None and max_tokens > known:
+    known, encodes = _positions(model), is_encoder_decoder(getattr(model, "config", None))
+    start = _start(model) if encodes else None
+    if max_source is not None and not encodes:
         raise OptionError(
-            f"max_tokens={max_tokens} is more than the {known} positions of {type(model).__name__}",
-            step=f"write max_tokens={known}",
+            f"max_source={max_source}: {type(model).__name__} has no encoder to read a source", step="leave it out"
         )
+    for name, asked in (("max_tokens", max_tokens), ("max_source", max_source)):
+        if asked is not None and known is not None and asked > known:
+            raise OptionError(
+                f"{name}={asked} is more than the {known} positions of {type(model).__name__}",
+                step=f"write {name}={known}",
+            )
     most, cache = max_tokens or min(known or MOST_TOKENS, MOST_TOKENS), kv or KVCache()
     layout = PagedLayout(
-        cache.page_of(most), most, min(max_step, most * max_batch), max_batch, cache.bytes, codes=cache.codes
-    )
+        cache.page_of(most), most, min(max_step, most * max_batch), max_batch, cache.bytes, codes=cache.codes,
+        most_source=(max_source or most) if encodes else 0,
+    )  # fmt: skip
     code = compile_step(model, layout, progress=progress, **given)
-    return CompiledLanguageModel(code, tokenizer, tokenizer.end if tokenizer else _ends(model))
+    return CompiledLanguageModel(code, tokenizer, tokenizer.end if tokenizer else _ends(model), start)
 
 
 def _is_count(given: Any) -> bool:
@@ -172,6 +206,18 @@ def _positions(model: Any) -> int | None:
     return found if isinstance(found, int) and found > 0 else None
 
 
+def _start(model: Any) -> int:
+    """The first token of every answer of an encoder-decoder model. Raises StepError where it names none."""
+    for place in ("generation_config", "config"):
+        found = getattr(getattr(model, place, None), "decoder_start_token_id", None)
+        if isinstance(found, int):
+            return found
+    raise StepError(
+        f"{type(model).__name__} has an encoder, and names no token that its answers start with",
+        step="set model.config.decoder_start_token_id",
+    )
+
+
 def _ends(model: Any) -> tuple[int, ...]:
     """The ids that end an answer, as the model itself says."""
     found = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
@@ -180,24 +226,26 @@ def _ends(model: Any) -> tuple[int, ...]:
 
 def compile_step(model: Any, layout: PagedLayout, *, progress: Progress | None = None, **given: Any) -> StepCode:
     """The step of a causal transformers or PyTorch model of ids [batch, tokens] that returns logits, or an object with
-    `.logits`. StepError where it cannot be taken apart; else raises as tilewright.compile.
+    `.logits`; with `layout.most_source`, of an encoder-decoder model, and its encoder. StepError where it cannot be
+    taken apart; else raises as tilewright.compile.
     """
     options, watch = Options.of(given, caller="compile_lm()"), Stopwatch(progress)
     target = Target.of(options)
     target.backend.warm()
-    rules = target.machine.rules
-    segment = rules.common_segment
-    layout = replace(layout, segment=segment, part=max(1, rules.key_part // segment) * segment)
+    segment, part = target.machine.rules.common_segment, target.machine.rules.key_part
+    layout = replace(layout, segment=segment, part=max(1, part // segment) * segment)
     given_as = _as_ids_to_logits(model, layout)
-    store = store_of(options)
+    name, store, memory, encoder = type(model).__qualname__, store_of(options), None, None
     try:
         with watch.stage("identity"):
             if store.cache is not None and target.runs_here:
                 store.contents.begin(tensors_of(given_as[0]).values())
-            # what a step is made as follows from the model's graph and from these
+            # what a step is made as follows from the model's graph and from these; two programs are made of one capture
+            # of an encoder-decoder, which is not remembered
             made_into = {"layout": asdict(layout), "passes": _BEFORE, "machine": target.machine.key()}
-            memory = Memory.of(store, *given_as, fallback=options.fallback, made_into=made_into)
-        if memory.taken is not None:
+            if not layout.most_source:
+                memory = Memory.of(store, *given_as, fallback=options.fallback, made_into=made_into)
+        if memory is not None and memory.taken is not None:
             cached = Cached.from_json(memory.besides)
             known = remembered(memory, target, options, watch, cache_notes(cached, layout))
             if known is not None:
@@ -209,13 +257,15 @@ def compile_step(model: Any, layout: PagedLayout, *, progress: Progress | None =
             name_positions(whole.module)
             run_pipeline(Pipeline.parse(_BEFORE, PASSES), whole.module, ctx)
             step = step_of(whole.module, layout)
-            cached = Cached.of(step)
-        made = _as_captured(whole, step, type(model).__qualname__)
-        memory = replace(memory, besides=cached.to_json())
-        compiled = finish(made, target, options, watch, cache_notes(cached, layout), memory)
+            cached = Cached.of(step, layout)
+        if memory is not None:
+            memory = replace(memory, besides=cached.to_json())
+        compiled = finish(_as_captured(whole, step, name), target, options, watch, cache_notes(cached, layout), memory)
+        if step.encoder is not None:
+            encoder = finish(_encoder_captured(whole, step.encoder, name), target, options, Stopwatch(progress), [])
     finally:
         store.contents.forget()
-    return StepCode(compiled, cached, layout)
+    return StepCode(compiled, cached, layout, encoder)
 
 
 def cache_notes(step: Cached, layout: PagedLayout) -> list[str]:
@@ -234,6 +284,16 @@ def cache_notes(step: Cached, layout: PagedLayout) -> list[str]:
             f"{layout.page} tokens, {count * size} B; a request wastes {size - group.token_bytes} B at most, where one "
             f"piece of memory would take {whole} B from its first token on"
         )
+    if step.rows.states:
+        notes.append(
+            f"cache rows: {len(step.rows.states)} states that every token overwrites, {step.rows.bytes} B a request; "
+            f"{layout.most_requests} rows"
+        )
+    if step.crossed:
+        notes.append(
+            f"cache source: {len(step.crossed)} states that the encoder fills once, {step.cross_bytes} B a request for "
+            f"{layout.most_source} source tokens; {layout.most_requests} rows"
+        )
     return notes
 
 
@@ -245,7 +305,7 @@ def _refuse_decisions(whole: Captured) -> None:
         raise StepError(faults, step="use a model whose forward is the same for every number of tokens")
 
 
-def _as_ids_to_logits(model: Any, layout: PagedLayout) -> tuple[Any, tuple[Any], dict[str, Any], dict[str, Any]]:
+def _as_ids_to_logits(model: Any, layout: PagedLayout) -> tuple[Any, tuple[Any, ...], dict[str, Any], dict[str, Any]]:
     """What is captured of a model: a module, example arguments and dims, as `capture` takes them."""
     import torch
 
@@ -260,9 +320,34 @@ def _as_ids_to_logits(model: Any, layout: PagedLayout) -> tuple[Any, tuple[Any],
             found = self.model(ids, use_cache=False) if hasattr(self.model, "generate") else self.model(ids)
             return found.logits if hasattr(found, "logits") else found
 
+    class Answer(Logits):
+        """The same of what answers a source."""
+
+        def forward(self, source: torch.Tensor, ids: torch.Tensor) -> Any:  # type: ignore[override]
+            return self.model(input_ids=source, decoder_input_ids=ids, use_cache=False).logits
+
     batch, tokens = Dim("batch", 1, layout.most_requests + 1), Dim("tokens", 1, max(layout.most_tokens, 9))
     ids = torch.zeros(2, 8, dtype=torch.int64)
+    if layout.most_source:
+        source, dims = torch.zeros(2, 7, dtype=torch.int64), (batch, Dim("source", 1, max(layout.most_source, 9)))
+        return Answer(model).eval(), (source, ids), {}, {"source": dims, "ids": (batch, tokens)}
     return Logits(model).eval(), (ids,), {}, {"ids": (batch, tokens)}
+
+
+def _encoder_captured(whole: Captured, encoder: Encoder, name: str) -> Captured:
+    """The encoder in the place of the model it was taken from."""
+    results = [tensor(x) for x in functions(encoder.module)["main"].block.last_op.operands]  # type: ignore[union-attr]
+    given = encoder.argument
+    signature = Signature(
+        (Parameter("ids"),),
+        (Argument("ids", LEAF, (Input("ids", given.dtype, given.dims),)),),
+        Tree("tuple", children=(LEAF,) * len(results)),
+        tuple(Output(kind.dtype, kind.dims, index=i) for i, kind in enumerate(results)),
+    )
+    return replace(
+        whole, source=replace(whole.source, model=f"{name}, encoder"), module=encoder.module, signature=signature,
+        dims=encoder.dims,
+    )  # fmt: skip
 
 
 def _as_captured(whole: Captured, step: Step, name: str) -> Captured:

@@ -28,38 +28,12 @@ class Directory:
 
 
 def open_directory(folder: Path, *, seed: int = 0) -> Directory:
-    """A transformers model from its own folder, with random tokens as example; nothing is downloaded or executed.
-
-    Raises ModelInputError saying what the folder lacks, and MissingDependencyError without transformers.
+    """A transformers model from its own folder, with random tokens as example. Raises as `load_directory`, and
+    ModelInputError for a model that takes other inputs.
     """
-    config = read_config(folder)
-    if not list(folder.glob("*.safetensors")):
-        raise ModelInputError(
-            f"{folder} has no .safetensors file",
-            step="save it with model.save_pretrained(folder): safetensors is its default",
-        )
-    if importlib.util.find_spec("transformers") is None:
-        raise MissingDependencyError("a model directory is read by transformers", step="pip install 'tilewright[hf]'")
+    model = load_directory(folder)
     import torch
 
-    with _silence():
-        import transformers
-
-        architecture = next(iter(config.get("architectures") or []), None)
-        build = getattr(transformers, architecture, None) if architecture else transformers.AutoModel
-        if build is None:
-            raise ModelInputError(
-                f"{folder}/config.json names the architecture {architecture}, which transformers "
-                f"{transformers.__version__} does not have",
-                step="install the transformers release that the model was saved with, or write module:callable",
-            )
-        try:
-            model = build.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
-        except Exception as fault:
-            reason = " ".join(str(fault).split())[:300]
-            raise ModelInputError(
-                f"{folder}: {reason}", step="save the model again with model.save_pretrained(folder)"
-            ) from fault
     vocabulary, positions = _sizes(model)
     if vocabulary is None or getattr(model.config, "is_encoder_decoder", False):
         raise ModelInputError(
@@ -72,6 +46,39 @@ def open_directory(folder: Path, *, seed: int = 0) -> Directory:
     names = ("input_ids", "attention_mask")
     note = f"inputs from config.json: {names[0]} below {vocabulary} and {names[1]}"
     return Directory(model, {names[0]: ids, names[1]: torch.ones_like(ids)}, dict.fromkeys(names, dims), note)
+
+
+def load_directory(folder: Path) -> Any:
+    """A transformers model from its own folder; nothing is downloaded or executed.
+
+    Raises ModelInputError saying what the folder lacks, and MissingDependencyError without transformers.
+    """
+    config = read_config(folder)
+    if not list(folder.glob("*.safetensors")):
+        raise ModelInputError(
+            f"{folder} has no .safetensors file",
+            step="save it with model.save_pretrained(folder): safetensors is its default",
+        )
+    if importlib.util.find_spec("transformers") is None:
+        raise MissingDependencyError("a model directory is read by transformers", step="pip install 'tilewright[hf]'")
+    with _silence():
+        import transformers
+
+        architecture = next(iter(config.get("architectures") or []), None)
+        build = getattr(transformers, architecture, None) if architecture else transformers.AutoModel
+        if build is None:
+            raise ModelInputError(
+                f"{folder}/config.json names the architecture {architecture}, which transformers "
+                f"{transformers.__version__} does not have",
+                step="install the transformers release that the model was saved with, or write module:callable",
+            )
+        try:
+            return build.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
+        except Exception as fault:
+            reason = " ".join(str(fault).split())[:300]
+            raise ModelInputError(
+                f"{folder}: {reason}", step="save the model again with model.save_pretrained(folder)"
+            ) from fault
 
 
 def read_config(folder: Path) -> dict[str, Any]:

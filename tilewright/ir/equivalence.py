@@ -18,6 +18,7 @@ from tilewright.ir.graph.base import GraphOp, tensor
 from tilewright.ir.graph.contraction import MatmulOp
 from tilewright.ir.graph.experts import ExpertsOp
 from tilewright.ir.graph.indexing import GatherOp, PutAlongOp, ScatterOp, StateUpdateOp, TakeAlongOp
+from tilewright.ir.graph.linear_attention import LinearAttentionOp
 from tilewright.ir.graph.reduction import CumulativeOp, NormOp, ReduceOp, SoftmaxOp
 from tilewright.ir.graph.routing import GroupedMatmulOp
 from tilewright.ir.graph.windows import ConvolutionOp, PoolOp
@@ -179,6 +180,9 @@ def _terms(op: Operation, sizes: Sizes) -> int:
             return (tensor(op.x).dims[1] + hidden + slots).evaluate(sizes)
         case AttentionOp():
             return tensor(op.q).dims[-1].evaluate(sizes) + tensor(op.k).dims[-2].evaluate(sizes)
+        case LinearAttentionOp():
+            # what a state takes in over all steps, and a row of it
+            return (tensor(op.queries).dims[1] + tensor(op.queries).dims[3]).evaluate(sizes)
         case ConvolutionOp():
             return math.prod(d.evaluate(sizes) for d in (op.depth, *op.windows))
         case PoolOp():

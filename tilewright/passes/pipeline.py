@@ -33,7 +33,10 @@ _DEFAULT: Final = (
     # Routed feed-forwards, which the frontend hands over whole, become routing and grouped products. Before
     # hoist-weights, which cuts their weights once.
     "expand-experts",
-    # The last three leave reshapes and slices that meet.
+    # Recurrences over whole sequences become products inside chunks and a scan over chunks. After the step of a
+    # language model is made, which continues them token by token.
+    "expand-recurrences",
+    # The last four leave reshapes and slices that meet.
     "canonicalize",
     # (set-precision stands here where another precision than the model's is asked for: after recognize, which knows
     # models by the casts they are written with, and before weights are laid out.)
@@ -92,6 +95,7 @@ _OWN: Final = {
     "approximate-attention": "tilewright.passes.approximate_attention:ApproximateAttention",
     "merge-shared-lhs": "tilewright.passes.merge_shared_lhs:MergeSharedLhs",
     "expand-experts": "tilewright.passes.expand_experts:ExpandExperts",
+    "expand-recurrences": "tilewright.passes.expand_recurrences:ExpandRecurrences",
     "hoist-weights": "tilewright.passes.hoist_weights:HoistWeights",
     "set-precision": "tilewright.passes.set_precision:SetPrecision",
     "dedupe-layers": "tilewright.passes.dedupe_layers:DedupeLayers",

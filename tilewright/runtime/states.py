@@ -92,6 +92,30 @@ class StateStore(MutableMapping[str, Any]):
         with self._turn:
             data[target * size : (target + count) * size] = data[source * size : (source + count) * size]
 
+    def clear_rows(self, name: str, first: int, count: int) -> None:
+        """Fills `count` rows from `first` on, which must lie in the state, with zeros."""
+        buffer = self._find(name)
+        rows = buffer.shape[0]
+        if min(first, count) < 0 or first + count > rows:
+            raise StateError(f"{name} has {rows} rows, not {first + count}", step="clear rows that it has")
+        size = buffer.nbytes // rows
+        with self._turn:
+            np.frombuffer(buffer.bytes(), np.uint8)[first * size : (first + count) * size] = 0
+
+    def put_rows(self, name: str, first: int, rows: Any) -> None:
+        """Copies rows, an array or a torch tensor of the state's own kind, to those from `first` on."""
+        buffer, found = self._find(name), describe(rows)
+        if found is None or (found.dtype, found.shape[1:], found.device) != (buffer.dtype, buffer.shape[1:], "cpu"):
+            raise StateError(
+                f"{name} has rows of {torch_name(buffer.dtype)} {list(buffer.shape[1:])}, not {rows!r}",
+                step="give an array or a tensor of such rows",
+            )
+        if first < 0 or first + found.shape[0] > buffer.shape[0]:
+            raise StateError(f"{name} has {buffer.shape[0]} rows, not {first + found.shape[0]}", step="put rows it has")
+        size, data = buffer.nbytes // buffer.shape[0], as_buffer(rows)
+        with self._turn:
+            buffer.bytes()[first * size : (first + found.shape[0]) * size] = data.bytes()
+
     def __delitem__(self, name: str) -> None:
         self._find(name)
         raise StateError(f"{name} belongs to the program and cannot be deleted", step="reset() gives its first value")

@@ -18,6 +18,7 @@ from tilewright.ir.graph.elementwise import CastOp, MapOp
 from tilewright.ir.graph.experts import ExpertsOp
 from tilewright.ir.graph.externs import register_extern
 from tilewright.ir.graph.indexing import GatherOp, PutAlongOp, ScatterOp, StateUpdateOp, TakeAlongOp
+from tilewright.ir.graph.linear_attention import ContinuedLinearAttentionOp, LinearAttentionOp
 from tilewright.ir.graph.paging import PagedAttentionOp
 from tilewright.ir.graph.paging_quantized import QuantizedPagedAttentionOp
 from tilewright.ir.graph.polynomial_attention import PolynomialAttentionOp
@@ -127,7 +128,10 @@ def _main() -> FuncOp:
     (y,) = _results(put(CallOp, [y], callee="double", result_types=[tensor_type([T, D])]))
     y = put(ScanOp, put(ConstantOp, values=[0.5] * D, result_types=[tensor_type([D])]), y, None, axis=0)
 
-    heads = put(TransposeOp, put(ReshapeOp, y, dims=[T, H, D // H]), permutation=[1, 0, 2])
+    split = put(ReshapeOp, y, dims=[1, T, H, D // H])
+    fades = put(ConstantOp, values=[-0.5], result_types=[tensor_type([1, T, H])])
+    mixed = put(LinearAttentionOp, split, split, split, fades)
+    heads = put(TransposeOp, put(ReshapeOp, mixed, dims=[T, H, D // H]), permutation=[1, 0, 2])
     positions = put(PositionsOp, result_types=[tensor_type([T], I64)])
     angles = put(MapOp, put(CastOp, positions, dtype="f32"), fn="cos")
     table = put(BroadcastOp, put(ReshapeOp, angles, dims=[T, 1]), dims=[T, D // H])
@@ -158,6 +162,11 @@ def _main() -> FuncOp:
     ends = put(ConcatOp, none, put(ReshapeOp, put(DimOp, value=[T]), dims=[1]), axis=0)
     pages = put(ConstantOp, values=[1, 3, 0, 2], result_types=[tensor_type([1, 4], I64)])
     asked = put(TransposeOp, heads, permutation=[1, 0, 2])
+    begun = put(ConstantOp, values=[0.25], result_types=[tensor_type([3, H, D // H, D // H])])
+    asked, _ = put(
+        ContinuedLinearAttentionOp, asked, asked, asked, put(ReshapeOp, fades, dims=[T, H]), begun, ends,
+        put(ConstantOp, values=[2], result_types=[tensor_type([1], I64)]),
+    )  # fmt: skip
     seen = put(PagedAttentionOp, asked, cached, cached, positions, ends, pages, page=16, scale=0.5)
     codes = put(
         CastOp, put(MapOp, cached, put(ConstantOp, values=[16.0], result_types=[tensor_type([])]), fn="mul"), dtype="u8"

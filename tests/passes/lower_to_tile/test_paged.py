@@ -39,6 +39,7 @@ class Shape:
     dtype: DType = F32
     sinks: bool = False
     slopes: bool = False
+    distances: int = 0
     prefix: bool = False
 
     def group(self, **stated: Any) -> GroupOp:
@@ -51,15 +52,17 @@ class Shape:
             TensorType.of(("r + 1",), I32),
             TensorType.of(("r", "m"), I32),
             *([TensorType.of((self.heads,), F32)] if self.sinks or self.slopes else []),
+            *([TensorType.of((self.heads, self.distances), F32)] if self.distances else []),
         ]
         given = {"page": self.page, "scale": 0.3, "values": self.wide if self.prefix else 0, **stated}
-        slot = [None] if self.slopes else []
 
         def made(g: Any, *xs: Any) -> list[Any]:
             q, k, *rest = xs
             v = [None] if self.prefix else []
             args = [q, k, *v, *rest]
-            return [g.add(PagedAttentionOp.make(*args[:6], *slot, *args[6:], **given))]
+            far = args.pop() if self.distances else None
+            slots = [*([] if self.sinks else [None]), *args[6:]][:2]
+            return [g.add(PagedAttentionOp.make(*args[:6], *slots, *[None] * (2 - len(slots)), far, **given))]
 
         return group("paged-attention", types, made)
 
@@ -91,6 +94,11 @@ class Shape:
                 if self.sinks or self.slopes
                 else []
             ),
+            *(
+                [torch.from_numpy(rng.standard_normal((self.heads, self.distances)).astype(np.float32))]
+                if self.distances
+                else []
+            ),
         ]
         return operands, {"t": tokens, "r": len(requests), "m": most}
 
@@ -118,6 +126,7 @@ SHAPES = [
     Shape(heads=3, shared=1, size=5, wide=7, page=3, pages=90),
     Shape(sinks=True, heads=2),
     Shape(shared=1, size=24, wide=16, prefix=True),
+    Shape(sinks=True, distances=130),
 ]
 # every step and every way with every shape once, not all with all
 CASES = [(step, WAYS[(i + n) % len(WAYS)], shape) for i, step in enumerate(STEPS) for n, shape in enumerate(SHAPES)]
@@ -139,8 +148,11 @@ def test_every_variant_computes_what_the_op_says(
 
 @pytest.mark.parametrize("cpu", host_classes())
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
-def test_the_machine_computes_what_the_interpreter_does(cpu: str, dtype: DType, rng: np.random.Generator) -> None:
-    shape = Shape(heads=2, shared=1, dtype=dtype, sinks=True)
+@pytest.mark.parametrize("more", [{"sinks": True}, {"distances": 97}], ids=str)
+def test_the_machine_computes_what_the_interpreter_does(
+    cpu: str, dtype: DType, more: dict[str, Any], rng: np.random.Generator
+) -> None:
+    shape = Shape(heads=2, shared=1, dtype=dtype, **more)
     made = shape.group(mask="sliding", window=50)
     operands, sizes = shape.draw(STEPS[-1], rng)
     arrays = [
@@ -175,6 +187,16 @@ def test_a_tokens_bits_depend_on_its_own_request_alone(rng: np.random.Generator)
             alone = [q[t : t + 1], k, v, positions[t : t + 1], one, table[r : r + 1], slopes]
             got = run(several.kernel, alone, {"t": 1, "r": 1, "m": sizes["m"]})
             np.testing.assert_array_equal(got[0], together[t])
+
+
+@pytest.mark.parametrize("more", [{"slopes": True}, {"distances": 100}], ids=str)
+def test_what_is_added_to_logits_weighs_the_same_in_bf16(more: dict[str, Any], rng: np.random.Generator) -> None:
+    shape = Shape(heads=2, shared=1, dtype=BF16, **more)
+    made = shape.group()
+    operands, sizes = shape.draw(STEPS[1], rng)
+    (want,) = reference(made, operands, sizes)
+    (got,) = run_lowered(made, lowered(made), 0, operands, sizes)
+    assert (torch.from_numpy(got.astype(np.float64)) - want.double()).abs().max() < 0.02 * want.abs().max()
 
 
 @pytest.mark.parametrize("way", [{"mask": "sliding", "window": 7}, {"mask": "chunked", "window": 24}], ids=str)

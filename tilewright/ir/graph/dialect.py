@@ -12,6 +12,7 @@ from tilewright.ir.graph.contraction import CONTRACTION
 from tilewright.ir.graph.elementwise import ELEMENTWISE
 from tilewright.ir.graph.experts import EXPERTS
 from tilewright.ir.graph.indexing import INDEXING
+from tilewright.ir.graph.linear_attention import LINEAR_ATTENTION
 from tilewright.ir.graph.paging import PAGING
 from tilewright.ir.graph.paging_quantized import QUANTIZED_PAGING
 from tilewright.ir.graph.polynomial_attention import POLYNOMIAL
@@ -38,6 +39,7 @@ GRAPH_OPS: Final[list[type[GraphOp]]] = [
     *POLYNOMIAL,
     *EXPERTS,
     *RECURRENCE,
+    *LINEAR_ATTENTION,
     *ROUTING,
     *QUANTIZATION,
 ]

@@ -37,13 +37,14 @@ class PagedAttentionOp(GraphOp):
     """graph.attention of several requests at once, whose tokens follow each other along one axis.
 
     q [T, H, D]: request r's tokens are offsets[r]..offsets[r+1]-1, offsets [R+1] rising from 0 to T. positions [T]: of
-    each token in its request, rising within it. k [S, Hkv, D] and v [S, Hkv, Dv]: rows in pages of `page` rows; the key
-    at position p of request r is row table[r, p // page] * page + p % page, table [R, M]. A token sees the keys of its
-    request up to its own position, and of those what mask and window leave (see graph.attention); rows that no token
-    sees are not read. scale, softcap, sinks [H]: as in graph.attention. slopes [H], not beside sinks: a key's logit
-    falls by the head's slope with every position between it and the token (ALiBi, Press et al. 2022). Without v, values
-    are the first `values` features of k. The softmax runs in f32 or wider; results [T, H, Dv] have q's dtype. Integers
-    are i32 or i64.
+    each token in its request, never falling within it. k [S, Hkv, D] and v [S, Hkv, Dv]: rows in pages of `page` rows;
+    the key at position p of request r is row table[r, p // page] * page + p % page, table [R, M]. A token sees the keys
+    of its request up to its own position, and of those what mask and window leave (see graph.attention); rows that no
+    token sees are not read. scale, softcap, sinks [H]: as in graph.attention. slopes [H], not beside sinks: a key's
+    logit falls by the head's slope with every position between it and the token (ALiBi, Press et al. 2022). by_distance
+    [H, L], not beside slopes: what is added to a key's logit by how many positions it lies before the token, which are
+    less than L (T5, Raffel et al. 2020). Without v, values are the first `values` features of k. The softmax runs in
+    f32 or wider; results [T, H, Dv] have q's dtype. Integers are i32 or i64.
     """
 
     name = "graph.paged_attention"
@@ -55,6 +56,7 @@ class PagedAttentionOp(GraphOp):
     table = operand_def(TensorType)
     sinks = opt_operand_def(TensorType)
     slopes = opt_operand_def(TensorType)
+    by_distance = opt_operand_def(TensorType)
     out = result_def(TensorType)
     page = prop_def(Int)
     scale = prop_def(Float)
@@ -86,6 +88,10 @@ class PagedAttentionOp(GraphOp):
         if self.page.data < 1 or k.dims[0] % self.page.data != Expr.of(0):
             raise self.malformed(f"{k.dims[0]} rows are no whole number of pages of {self.page.data}")
         check_requests(self, {"positions": self.positions}, {"table": self.table})
+        if self.by_distance is not None:
+            added = tensor(self.by_distance)
+            if added.rank != 2 or added.dims[0] != q.dims[1] or not added.dtype.is_float or self.slopes is not None:
+                raise self.malformed(f"by_distance must be floats [{q.dims[1]}, L] without slopes beside, got {added}")
         return [TensorType.of((*q.dims[:2], v.dims[2]), q.dtype)]
 
     @property
@@ -103,6 +109,7 @@ class PagedAttentionOp(GraphOp):
         table: torch.Tensor,
         sinks: torch.Tensor | None = None,
         slopes: torch.Tensor | None = None,
+        by_distance: torch.Tensor | None = None,
     ) -> torch.Tensor:
         import torch
 
@@ -119,6 +126,8 @@ class PagedAttentionOp(GraphOp):
                     logits = self.softcap.data * (logits / self.softcap.data).tanh()
                 if slopes is not None:
                     logits = logits - slopes[:, None].to(logits.dtype) * (at - keys)
+                if by_distance is not None:
+                    logits = logits + by_distance[:, at - keys].to(logits.dtype)
                 if sinks is not None:
                     logits = torch.cat([logits, sinks[:, None].to(logits.dtype)], 1)
                 weights = logits.softmax(-1)[:, : len(keys)]
@@ -139,6 +148,7 @@ class PagedAttentionOp(GraphOp):
         logits = q.dims[0] * q.dims[1] * table.dims[1] * self.page.data
         per_logit = SOFTMAX_FLOPS + 1 + (SCALARS["tanh"].flops + 2 if self.softcap.data else 0)
         per_logit += 3 if self.slopes is not None else 0
+        per_logit += 1 if self.by_distance is not None else 0
         return self.compulsory(matrix=logits * (q.dims[2] + v.dims[2]) * 2, vector=logits * per_logit)
 
 

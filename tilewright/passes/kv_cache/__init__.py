@@ -1,5 +1,6 @@
 """The step of a causal model: prefill, decode and everything between as one program over a flat axis of tokens."""
 
+from tilewright.passes.kv_cache.encoding import Encoder as Encoder
 from tilewright.passes.kv_cache.layout import Codes as Codes
 from tilewright.passes.kv_cache.layout import Kept as Kept
 from tilewright.passes.kv_cache.layout import PagedLayout as PagedLayout

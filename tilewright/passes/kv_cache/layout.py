@@ -69,9 +69,10 @@ class Kept:
 @dataclass(frozen=True, slots=True)
 class PagedLayout:
     """page: tokens of a page. most_tokens: of one request, prompt included. most_step: tokens of one step, all requests
-    together. most_requests: of one step. budget: bytes of all pages, None for as many as `most_requests` requests of
-    `most_tokens` need. segment, part: tokens of the machine's segments of keys, and of its parts of segments. codes:
-    how keys and values of layers without a window are kept; None as they are.
+    together. most_requests: of one step. budget: bytes of all pages and rows, None for as many as `most_requests`
+    requests of `most_tokens` need. segment, part: tokens of the machine's segments of keys, and of its parts of
+    segments. codes: how keys and values of layers without a window are kept; None as they are. most_source: tokens that
+    an encoder reads at most; 0 for a model without one.
     """
 
     page: int = 16
@@ -82,6 +83,7 @@ class PagedLayout:
     segment: int = 64
     part: int = 1024
     codes: Codes | None = None
+    most_source: int = 0
 
     def __post_init__(self) -> None:
         counts = ("page", "most_tokens", "most_step", "most_requests", "segment")
@@ -120,22 +122,27 @@ class PagedLayout:
             return self.most_pages
         return min(self.most_pages, -(-(window + self.most_step) // self.page) + 1)
 
-    def counts(self, groups: Iterable[Kept]) -> dict[str, int]:
+    def counts(self, groups: Iterable[Kept], row_bytes: int = 0) -> dict[str, int]:
         """Pages of each group by name: in the proportion in which a request of `most_tokens` needs them.
 
-        OptionError where the budget does not hold one page of each.
+        row_bytes: of what a request keeps besides, taken from the budget first. OptionError where that does not hold
+        one page of each group.
         """
         groups = tuple(groups)
         wanted = {group.name: self.held(group.window) * self.most_requests for group in groups}
         size = {group.name: self.page_bytes(group) for group in groups}
-        whole = sum(wanted[name] * size[name] for name in wanted)
-        if self.budget is None or self.budget >= whole:
+        whole, rows = sum(wanted[name] * size[name] for name in wanted), self.most_requests * row_bytes
+        if self.budget is None or self.budget >= whole + rows:
             return wanted
-        found = {name: count * self.budget // whole for name, count in wanted.items()}
-        if not all(found.values()):
+        left = self.budget - rows
+        found = {name: count * left // whole for name, count in wanted.items()}
+        if left < 0 or not all(found.values()):
+            beside = f" beside the states of {self.most_requests} requests, {rows} B" if rows else ""
             raise OptionError(
-                f"a cache budget of {self.budget} B does not hold a page of {self.page} tokens in each group of layers",
-                step=f"give it {whole // self.most_requests} B, which hold one request of {self.most_tokens} tokens",
+                f"a cache budget of {self.budget} B does not hold a page of {self.page} tokens in each group of layers"
+                f"{beside}",
+                step=f"give it {whole // self.most_requests + rows} B, which hold one request of {self.most_tokens} "
+                "tokens",
             )
         return found
 

@@ -17,14 +17,15 @@ from tilewright.ir.types import TensorType
 
 
 def name_positions(module: ModuleOp) -> None:
-    """In a model of ids [batch, tokens], every 0, 1, 2, ... of tokens numbers becomes the tokens' positions.
+    """Where ids [batch, tokens] are the model's last argument, every 0, 1, 2, ... of tokens numbers becomes their
+    positions.
 
     Both are the same numbers in a whole sequence; a step knows positions and has no such count.
     """
     block = functions(module)["main"].block
-    if len(block.args) != 1 or tensor(block.args[0]).rank != 2:
+    if not block.args or tensor(block.args[-1]).rank != 2:
         return
-    tokens = tensor(block.args[0]).dims[1]
+    tokens = tensor(block.args[-1]).dims[1]
     for op in list(block.ops):
         if not isinstance(op, IotaOp) or op.step.data != 1 or tensor(op.out).dims[op.axis.data] != tokens:
             continue

@@ -2,7 +2,8 @@
 
     ids [batch, tokens] -> logits [batch, tokens, V] becomes
     ids, positions [tokens], offsets [requests+1], wanted [wanted], and for each group of layers that see equally far
-    slots [tokens], table [requests, pages] and, with a window, places [tokens] -> logits [wanted, V] f32
+    slots [tokens], table [requests, pages] and, with a window, places [tokens] -> logits [wanted, V] f32;
+    where a request has states of its own (`per_request`), rows [requests] besides
 
 The batch becomes one and the tokens' axis flat: outside attention every op must treat tokens one by one (`token_wise`),
 so it does not matter whose they are. Attention's keys and values go to rows of a state (`slots`), and its queries read
@@ -16,8 +17,7 @@ on where the machine's segments of keys begin, and chunks on where chunks begin.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,6 @@ from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import Operation, SSAValue
 
 from tilewright.errors import Problem, StepError
-from tilewright.ir.attributes import Dims
 from tilewright.ir.dims import Dim, Expr
 from tilewright.ir.dtypes import F32, I32, I64
 from tilewright.ir.graph.attention import AttentionOp
@@ -33,27 +32,51 @@ from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.contraction import MatmulOp
 from tilewright.ir.graph.elementwise import CastOp
 from tilewright.ir.graph.indexing import GatherOp, StateUpdateOp
+from tilewright.ir.graph.linear_attention import LinearAttentionOp
 from tilewright.ir.graph.paging import PagedAttentionOp
-from tilewright.ir.graph.shape import ConcatOp, ReshapeOp, SliceOp, TransposeOp
+from tilewright.ir.graph.shape import ConcatOp, PadOp, ReshapeOp, SliceOp, TransposeOp
 from tilewright.ir.graph.structure import FuncOp, PositionsOp, ReturnOp, StateReadOp, StateWriteOp
+from tilewright.ir.graph.windows import ConvolutionOp
 from tilewright.ir.module import functions, new_module
 from tilewright.ir.operation import TwOperation
 from tilewright.ir.types import TensorType
+from tilewright.passes.kv_cache.attentions import LATENTS, NAMES, groups_of, sources_of, unfit
+from tilewright.passes.kv_cache.distances import distances_of
+from tilewright.passes.kv_cache.encoding import (
+    SOURCES,
+    Encoder,
+    crossed_of,
+    encoder_of,
+    resized,
+    state_names,
+    unfit_crossed,
+)
 from tilewright.passes.kv_cache.latents import Latent, latent_of
-from tilewright.passes.kv_cache.layout import Kept, PagedLayout, joined, names
-from tilewright.passes.kv_cache.quantized import CLOSED, CLOSED_CODES, CLOSED_NEAR, Quantized, quantized_groups
+from tilewright.passes.kv_cache.layout import Kept, PagedLayout, names
+from tilewright.passes.kv_cache.per_request import (
+    ROWS,
+    KeptRows,
+    PerRequest,
+    Window,
+    ends_of,
+    states_of,
+    taps_of,
+    windows_of,
+)
+from tilewright.passes.kv_cache.quantized import CLOSED, CLOSED_CODES, CLOSED_NEAR, Quantized
 from tilewright.passes.kv_cache.slopes import slopes_of
 from tilewright.passes.kv_cache.token_wise import Tokens
+from tilewright.passes.rewriting import defined
 
 TOKENS, REQUESTS, WANTED = "tokens", "requests", "wanted"
-NAMES, LATENTS = ("keys", "values"), ("latents",)
 
 
 @dataclass(frozen=True)
 class Step:
     """A step as a module, its arguments' types by name, the states it needs, and the number of logits a token has.
 
-    groups: in the order in which their layers first come. pages: of each group's states, by the group's name.
+    groups: in the order in which their layers first come. pages: of each group's states, by the group's name. rows: the
+    states with a row a request. encoder: what fills the states of cross attention, where there is any.
     """
 
     module: ModuleOp
@@ -61,12 +84,15 @@ class Step:
     states: dict[str, TensorType]
     groups: tuple[Kept, ...]
     pages: dict[str, int]
+    rows: KeptRows
     vocabulary: int
     dims: tuple[Dim, ...]
+    encoder: Encoder | None = None
 
 
 def step_of(module: ModuleOp, layout: PagedLayout) -> Step:
-    """The step of a causal model: @main takes ids [batch, tokens] alone and gives logits [batch, tokens, V].
+    """The step of a causal model: @main takes ids [batch, tokens] and gives logits [batch, tokens, V]; that of an
+    encoder-decoder model takes source ids [batch, source] before them.
 
     The module is to be canonical, with attention recognised; it is not changed. StepError with all that is in the way.
     """
@@ -79,7 +105,7 @@ class Stepper:
 
     def __init__(self, main: FuncOp, layout: PagedLayout) -> None:
         self.main, self.layout = main, layout
-        (self.ids,) = self._only(main.block.args, "argument", main)
+        (self.ids,) = self._only(main.block.args[-1:] if layout.most_source else main.block.args, "argument")
         batch, tokens = (tuple(d.symbols) for d in self._rank(self.ids, 2))
         if len(batch) != 1 or len(tokens) != 1:
             raise StepError(f"ids are {tensor(self.ids)}", step="declare both axes as dims")
@@ -90,8 +116,19 @@ class Stepper:
         self.states: dict[str, TensorType] = {}
         self.problems: list[Problem] = []
         self.mixed: set[SSAValue] = set()
-        self.groups = _groups(main, layout)
-        self.pages = layout.counts(self.groups)
+        self.encoded: set[SSAValue] = set()
+        self.windows = windows_of(main, self.old)
+        self.groups = groups_of(main, layout)
+        rows = states_of(main, self.windows, layout.most_requests)
+        reaches = sorted({window.reach for window in self.windows.values() if isinstance(window, Window)})
+        self.rows = KeptRows(
+            tuple(row.name for row in rows.values()), sum(row.bytes for row in rows.values()), tuple(reaches)
+        )
+        self.per_request = PerRequest(self, rows)
+        self.crossed, self.encoder, self.source = self._crossed(main)
+        cross_bytes = self.encoder.row_bytes(layout.most_requests) if self.encoder else 0
+        self.pages = layout.counts(self.groups, self.rows.bytes + cross_bytes)
+        self.last_versions: dict[str, SSAValue] = {}
         self.layers = 0
         self.of = {layer: [g for g in self.groups if layer in g.layers] for g in self.groups for layer in g.layers}
         step, requests = Dim(TOKENS, 1, layout.most_step), Dim(REQUESTS, 1, layout.most_requests)
@@ -110,12 +147,38 @@ class Stepper:
             self.arguments[group.table] = TensorType.of((REQUESTS, group.pages), I32)
             if group.places:
                 self.arguments[group.places] = TensorType.of((TOKENS,), I64)
+        if rows or self.crossed:
+            self.arguments[ROWS] = TensorType.of((REQUESTS,), I64)
+        for reach in reaches:
+            self.arguments[taps_of(reach)] = TensorType.of((TOKENS, reach + 1), I64)
+            self.arguments[ends_of(reach)] = TensorType.of((REQUESTS, reach), I64)
+        if self.crossed:
+            self.arguments[SOURCES] = TensorType.of((TOKENS,), I64)
         if closing:
             self.arguments |= {name: TensorType.of((CLOSED,), I64) for name in (CLOSED_CODES, CLOSED_NEAR)}
         self.made = FuncOp.begin("main", self.arguments)
         self.given = dict(zip(self.arguments, self.made.block.args, strict=True))
 
-    def _only(self, values: Any, what: str, op: TwOperation) -> tuple[SSAValue]:
+    def _crossed(self, main: FuncOp) -> tuple[dict[Operation, int], Encoder | None, str | None]:
+        """The attentions to the source, by op with their numbers, what is behind them, and the source's dim."""
+        if not self.layout.most_source:
+            return {}, None, None
+        source = main.block.args[0]
+        if (
+            len(main.block.args) != 2
+            or tensor(source).rank != 2
+            or any(len(d.symbols) != 1 for d in tensor(source).dims)
+        ):
+            raise StepError(
+                "an encoder-decoder model takes source ids [batch, source] and ids [batch, tokens]",
+                step="wrap the model in one that takes these two and returns its logits alone",
+            )
+        crossed, most = crossed_of(main, source), self.layout.most_source
+        encoder, problems = encoder_of(main, source, self.ids, crossed, self.layout.most_requests, most)
+        self.problems += problems
+        return {op: i for i, op in enumerate(crossed)}, encoder, next(iter(tensor(source).dims[1].symbols))
+
+    def _only(self, values: Any, what: str) -> tuple[SSAValue]:
         if len(values) != 1:
             raise StepError(
                 f"the model has {len(values)} {what}s; a causal language model takes ids and gives logits "
@@ -134,14 +197,24 @@ class Stepper:
         """The step; StepError where an op mixes tokens."""
         last = self.main.block.last_op
         assert isinstance(last, ReturnOp)  # verified: a function ends in its results
-        (logits,) = self._only(last.values, "result", self.main)
+        (logits,) = self._only(last.values, "result")
         self.values[self.ids] = self.add(ReshapeOp.make(self.given["ids"], dims=[1, TOKENS]))
-        full, needed = self._needed_by_later_tokens(), _needed(logits)
+        full, needed = self._needed_by_later_tokens(), _needed(logits, self.windows, self.crossed)
         for op in self.main.block.ops:
             if op not in needed:
                 continue
-            if isinstance(op, AttentionOp):
+            if isinstance(op, AttentionOp) and op in self.crossed:
+                self._attend_source(op)
+            elif self.source is not None and self._is_encoding(op, self.source):
+                continue
+            elif isinstance(op, AttentionOp):
                 self._attend(op)
+            elif isinstance(op, LinearAttentionOp):
+                self.values[op.out] = self.per_request.recurrence(op)
+            elif isinstance(op, ConvolutionOp) and op in self.windows:
+                self._convolve(op)
+            elif isinstance(op, SliceOp) and op.x.owner in self.windows:
+                self.values[op.out] = self.values[op.x]
             elif isinstance(op, PositionsOp):
                 self.values[op.out] = self.given["positions"]
             else:
@@ -150,11 +223,13 @@ class Stepper:
             raise StepError(
                 self.problems, step="use a model whose layers outside attention work on each token by itself"
             )
-        if not self.groups:
+        if not self.groups and not self.rows.states and not self.crossed:
             raise StepError(
-                "the model has no attention, so nothing is kept from token to token",
+                "the model has no attention and no recurrence, so nothing is kept from token to token",
                 step="compile it with tw.compile(): its logits are those of each token by itself",
             )
+        if logits in self.encoded:
+            raise StepError("the logits are the source's alone", step="return those of the ids that answer it")
         out = self._wanted(logits)
         vocabulary = tensor(out).dims[-1].constant
         if tensor(out).rank != 3 or vocabulary is None:
@@ -164,28 +239,33 @@ class Stepper:
         result = self.add(ReshapeOp.make(out, dims=[WANTED, vocabulary]))
         if tensor(result).dtype != F32:
             result = self.add(CastOp.make(result, dtype=F32.name))
-        for name, value in self._last_versions.items():
+        for name, value in self.last_versions.items():
             self.made.block.add_op(StateWriteOp.make(value, name=name))
         self.made.finish([result], ["logits"])
         module = new_module(self.dims)
         module.body.block.add_op(self.made)
-        return Step(module, self.arguments, self.states, self.groups, self.pages, vocabulary, self.dims)
-
-    _last_versions: dict[str, SSAValue]
+        return Step(
+            module, self.arguments, self.states, self.groups, self.pages, self.rows, vocabulary, self.dims,
+            self.encoder,
+        )  # fmt: skip
 
     def _needed_by_later_tokens(self) -> set[Operation]:
-        """The ops whose results some attention takes: every token's are needed. The rest runs on wanted rows."""
-        self._last_versions = {}
+        """The ops whose results some attention or recurrence takes: every token's are needed. The rest runs on wanted
+        rows.
+        """
         found: set[Operation] = set()
         for op in reversed(list(self.main.block.ops)):
-            if isinstance(op, AttentionOp) or any(use.operation in found for r in op.results for use in r.uses):
+            keeps = isinstance(op, (AttentionOp, LinearAttentionOp)) or op in self.windows
+            if keeps or any(use.operation in found for r in op.results for use in r.uses):
                 found.add(op)
         return found
 
     def _copy(self, op: Operation, *, whole: bool) -> None:
         """The same op on flat tokens; on the wanted ones where the rest need not be known."""
         dim = TOKENS if whole else WANTED
-        made = self._clone(op, [self.values[v] if whole else self._wanted(v) for v in op.operands], dim)
+        operands = [self.values[v] if whole else self._wanted(v) for v in op.operands]
+        # one sequence of `dim` tokens
+        made = resized(op, operands, {self.batch: Expr.of(1), self.old: Expr.of(dim)})
         fault = Tokens(dim).fault(made)
         if self.mixed.intersection(op.operands):
             # what comes of mixed tokens is no second problem
@@ -195,18 +275,6 @@ class Stepper:
             self.problems.append(Problem(fault, op=op.name, where=op.loc if isinstance(op, TwOperation) else None))
         self.made.block.add_op(made)
         (self.values if whole else self.picked).update(zip(op.results, made.results, strict=True))
-
-    def _clone(self, op: Operation, operands: list[SSAValue], dim: str) -> Operation:
-        """The op on other operands, its types and sizes with one sequence of `dim` tokens."""
-        sizes: dict[str, Expr] = {self.batch: Expr.of(1), self.old: Expr.of(dim)}
-        made = op.clone(dict(zip(op.operands, operands, strict=True)))
-        for name, attribute in op.properties.items():
-            if isinstance(attribute, Dims):
-                made.properties[name] = Dims(tuple(e.substitute(sizes) for e in attribute.data))
-        for old, new in zip(op.results, made.results, strict=True):
-            kind = tensor(old)
-            new._type = TensorType.of([d.substitute(sizes) for d in kind.dims], kind.dtype)
-        return made
 
     def _wanted(self, value: SSAValue) -> SSAValue:
         """A value's wanted rows; what is the same for all tokens as it is."""
@@ -219,14 +287,10 @@ class Stepper:
         return found
 
     def _attend(self, op: AttentionOp) -> None:
-        for fault in _unfit(op):
-            self.problems.append(Problem(fault, op=op.name, where=op.loc))
+        if faults := [*unfit(op)]:
+            self._refuse(op, faults)
         if self.problems:
-            # what follows is looked at nevertheless, so that all problems come at once
-            kind = tensor(op.out)
-            sizes = {self.batch: Expr.of(1), self.old: Expr.of(TOKENS)}
-            flat = TensorType.of([d.substitute(sizes) for d in kind.dims], kind.dtype)
-            self.values[op.out] = self.add(StateReadOp.make(name="refused", result_types=[flat], like=op))
+            self.values.setdefault(op.out, self._anything(op.out))
             return
         sinks, slopes = None if op.sinks is None else self.values[op.sinks], slopes_of(op)
         if slopes is not None:
@@ -242,19 +306,86 @@ class Stepper:
         else:
             k, v = (self._by_token(x, op) for x in (op.k, op.v))
             keys, values = (self.kept(name, group, x, op) for name, x in zip(names(layer, NAMES), (k, v), strict=True))
-            out = self._paged(op, group, q, keys, values, sinks, slopes)
-        # the sequence's axis first, then the turn: so it meets the model's own turns, and both go
+            out = self._paged(op, group, q, keys, values, sinks, slopes, self._far(op))
+        self._by_sequence(op, out)
+
+    def _is_encoding(self, op: Operation, source: str) -> bool:
+        """Whether an op computes with what the encoder has of a source; refused where it meets tokens there."""
+        if not _speaks_of(op, source) and not self.encoded.intersection(op.operands):
+            return False
+        self.encoded.update(op.results)
+        if any(self.tokens.axis(self.values[x]) is not None for x in op.operands if x in self.values):
+            self._refuse(op, ["it brings what the encoder computes to tokens outside attention"])
+            self.encoded.difference_update(op.results)
+        return True
+
+    def _attend_source(self, op: AttentionOp) -> None:
+        """Attention to what the encoder has left in the request's rows."""
+        if faults := [*unfit_crossed(op)]:
+            self._refuse(op, faults)
+        if self.problems or self.encoder is None:
+            self.values.setdefault(op.out, self._anything(op.out))
+            return
+        names = state_names(self.crossed[op])
+        keys, values = (self.read(name, self.encoder.states[name], op) for name in names)
+        table = self.add(ReshapeOp.make(self.given[ROWS], dims=[REQUESTS, 1], like=op))
+        sinks = None if op.sinks is None else self.values[op.sinks]
+        out = self.add(
+            PagedAttentionOp.make(
+                self._by_token(op.q, op), keys, values, self.given[SOURCES], self.given["offsets"], table, sinks,
+                page=self.layout.most_source, scale=op.scale.data, softcap=op.softcap.data, like=op,
+            )
+        )  # fmt: skip
+        self._by_sequence(op, out)
+
+    def _refuse(self, op: Operation, faults: list[str]) -> None:
+        """Notes why an op cannot be in a step; what follows is looked at, too, so that all problems come at once."""
+        if not self.mixed.intersection(op.operands):
+            # what comes of mixed tokens is no second problem
+            where = op.loc if isinstance(op, TwOperation) else None
+            self.problems += [Problem(fault, op=op.name, where=where) for fault in faults]
+        self.mixed.update(op.results)
+        for result in op.results:
+            self.values[result] = self._anything(result)
+
+    def _anything(self, value: SSAValue) -> SSAValue:
+        """Some value in the place of one that a step does not have."""
+        kind = tensor(value)
+        sizes = {self.batch: Expr.of(1), self.old: Expr.of(TOKENS)}
+        flat = TensorType.of([d.substitute(sizes) for d in kind.dims], kind.dtype)
+        return self.add(StateReadOp.make(name="refused", result_types=[flat]))
+
+    def _convolve(self, op: ConvolutionOp) -> None:
+        window = self.windows[op]
+        if isinstance(window, Window):
+            self.values[op.out] = self.per_request.convolution(op, window)
+        else:
+            self._refuse(op, [window])
+
+    def _by_sequence(self, op: AttentionOp, out: SSAValue) -> None:
+        """[tokens, heads, features] in the place of an attention's result: the sequence's axis first, then the turn, so
+        it meets the model's own turns, and both go.
+        """
         whole = self.add(ReshapeOp.make(out, dims=[1, *tensor(out).dims], like=op))
         self.values[op.out] = self.add(TransposeOp.make(whole, permutation=[0, 2, 1, 3], like=op))
 
+    def _far(self, op: AttentionOp) -> SSAValue | None:
+        """What distances add to logits, for all that there are."""
+        found = None if slopes_of(op) is not None else distances_of(op)
+        if found is None:
+            return None
+        return found.table(self.values.__getitem__, self.add, tensor(op.q).dims[1], self.layout.most_tokens)
+
     def _paged(self, op: AttentionOp, group: Kept, *values: SSAValue | None, first: int = 0) -> SSAValue:
-        """graph.paged_attention. values: q, keys, values, sinks, slopes. first: so many features of keys are values."""
-        q, keys, held, sinks, slopes = values
+        """graph.paged_attention. values: q, keys, values, sinks, slopes, by_distance. first: so many features of keys
+        are values.
+        """
+        q, keys, held, sinks, slopes, far = values
         given = [self.given[name] for name in (group.places or "positions", "offsets", group.table)]
         return self.add(
             PagedAttentionOp.make(
-                q, keys, held, *given, sinks, slopes, page=self.layout.page, scale=op.scale.data, mask=op.mask.data,
-                window=op.window.data, softcap=op.softcap.data, values=first, like=op,
+                q, keys, held, *given, sinks, slopes, far, page=self.layout.page, scale=op.scale.data,
+                mask=op.mask.data, window=op.window.data, softcap=op.softcap.data, values=first, like=op,
             )
         )  # fmt: skip
 
@@ -282,7 +413,7 @@ class Stepper:
         if of.rotated:
             queries = self.add(ConcatOp.make([queries, features(q, 2, of.key_features, of.rotated)], axis=2, like=op))
         kept = self.kept(name, group, rows, op)
-        mixed = turn(self._paged(op, group, queries, kept, None, sinks, None, first=of.size))
+        mixed = turn(self._paged(op, group, queries, kept, None, sinks, None, None, first=of.size))
         matrix = features(by_head, 1, of.values, of.value_features)
         return turn(self.add(MatmulOp.make(mixed, matrix, transpose_b=True, like=op)))
 
@@ -299,11 +430,18 @@ class Stepper:
 
     def updated(self, name: str, state: TensorType, places: SSAValue, rows: SSAValue, op: AttentionOp) -> SSAValue:
         """A state with rows put at places along its first axis."""
-        self.states[name] = state
-        before = self.add(StateReadOp.make(name=name, result_types=[state], like=op))
-        after = self.add(StateUpdateOp.make(before, places, rows, axis=0, like=op))
-        self._last_versions[name] = after
+        after = self.add(StateUpdateOp.make(self.read(name, state, op), places, rows, axis=0, like=op))
+        self.write(name, after)
         return after
+
+    def read(self, name: str, state: TensorType, op: TwOperation) -> SSAValue:
+        """A state of the step, as it is before the step."""
+        self.states[name] = state
+        return self.add(StateReadOp.make(name=name, result_types=[state], like=op))
+
+    def write(self, name: str, value: SSAValue) -> None:
+        """What a state is after the step."""
+        self.last_versions[name] = value
 
     def add(self, op: TwOperation) -> SSAValue:
         """The op's result, the op put at the end of the step."""
@@ -311,36 +449,17 @@ class Stepper:
         return op.results[0]
 
 
-def _groups(main: FuncOp, layout: PagedLayout) -> tuple[Kept, ...]:
-    """The attentions by how far they see, those that cannot be taken apart left out."""
-    found: dict[tuple[str, int], Kept] = {}
-    attentions = (op for op in main.block.ops if isinstance(op, AttentionOp) and not any(_unfit(op)))
-    for layer, op in enumerate(attentions):
-        mask, window, latent = op.mask.data, op.window.data or None, latent_of(op)
-        if window is None and layout.codes is not None and latent is None:
-            for key, group in quantized_groups(op, layer, layout, layout.codes).items():
-                found[key] = group if key not in found else joined(found[key], group)
-            continue
-        unit = layout.unit(window)
-        if window is not None and mask == "chunked":
-            unit = math.lcm(unit, window)
-        size = latent.width * tensor(op.k).dtype.bits // 8 if latent is not None else _token_bytes(op)
-        group = Kept(
-            "full" if window is None else f"{mask}{window}", window, unit, layout.columns(window, unit), (layer,),
-            tuple(names(layer, NAMES if latent is None else LATENTS)), size,
-        )  # fmt: skip
-        key = (mask, window or 0)
-        found[key] = group if key not in found else joined(found[key], group)
-    return tuple(found.values())
+def _speaks_of(op: Operation, dim: str) -> bool:
+    """Whether any of an op's types has a dim."""
+    return any(dim in d.symbols for value in (*op.operands, *op.results) for d in tensor(value).dims)
 
 
-def _token_bytes(op: AttentionOp) -> int:
-    """Of a token's keys and values as they are."""
-    return sum((x.dims[1] * x.dims[3]).evaluate({}) * x.dtype.bits // 8 for x in (tensor(op.k), tensor(op.v)))
-
-
-def _needed(logits: SSAValue) -> set[Operation]:
-    """The ops that a step has in its own way or copies: what a bias by slopes is computed from is neither."""
+def _needed(
+    logits: SSAValue, windows: Mapping[Operation, Window | str], crossed: Mapping[Operation, int]
+) -> set[Operation]:
+    """The ops that a step has in its own way or copies: not what a bias by slopes comes from, nor the zeros
+    before a convolution's first token.
+    """
     found: set[Operation] = set()
     left = [logits]
     while left:
@@ -348,36 +467,12 @@ def _needed(logits: SSAValue) -> set[Operation]:
         if not isinstance(op, Operation) or op in found:
             continue
         found.add(op)
-        left += _sources(op) if isinstance(op, AttentionOp) else op.operands
+        if isinstance(op, ConvolutionOp) and op in windows:
+            window, padded = windows[op], defined(op.x, PadOp)
+            x = window.x if isinstance(window, Window) else op.x if padded is None else padded.x
+            left += [x, *op.operands[1:]]
+        elif isinstance(op, AttentionOp) and op in crossed:
+            left += [op.q, *([] if op.sinks is None else [op.sinks])]
+        else:
+            left += sources_of(op) if isinstance(op, AttentionOp) else op.operands
     return found
-
-
-def _sources(op: AttentionOp) -> list[SSAValue]:
-    """What a step's attention is computed from, in the place of the model's operands."""
-    slopes, latent = slopes_of(op), latent_of(op)
-    left_out = [] if slopes is None else [op.bias]
-    made = [] if slopes is None else [slopes]
-    if latent is not None:
-        left_out += [op.k, op.v]
-        made += [latent.latent, latent.weight, *([] if latent.shared is None else [latent.shared])]
-    return [*(x for x in op.operands if not any(x is y for y in left_out)), *made]
-
-
-def _unfit(op: AttentionOp) -> Iterator[str]:
-    """Why an attention cannot go on from step to step."""
-    q, k = tensor(op.q), tensor(op.k)
-    if op.mask.data == "none":
-        yield "tokens see later ones"
-    if q.rank != 4:
-        yield f"q is {q}, not [batch, heads, tokens, features]"
-    if q.dims[-2] != k.dims[-2]:
-        yield f"queries and keys are of different sequences ({q.dims[-2]} and {k.dims[-2]})"
-    for name in ("bias", "valid", "segments"):
-        if getattr(op, name) is not None and (name != "bias" or slopes_of(op) is None):
-            yield f"its {name} relates tokens to tokens"
-    if op.lse.data:
-        yield "its logarithms of sums are read"
-    for name in ("q_positions", "k_positions"):
-        value = getattr(op, name)
-        if value is not None and not isinstance(value.owner, PositionsOp):
-            yield f"its {name.replace('_', ' ')} are not those that tokens have by themselves"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from xdsl.ir import BlockArgument, SSAValue
 
-from tilewright.ir.dims import DimSpace, Expr, floordiv, maximum, minimum
+from tilewright.ir.dims import DimSpace, Expr, ExprLike, floordiv, maximum, minimum
 from tilewright.ir.dtypes import F32, I32
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.paging import PagedAttentionOp
@@ -111,7 +111,7 @@ class Requests:
             return b.reshape(b.broadcast(row, (tokens, each)), (rows, 1))
 
         sinks = None if op.sinks is None else by_row(op.sinks)
-        slopes = None if op.slopes is None else b.cast(by_row(op.slopes), F32)
+        slopes = None if op.slopes is None else softmax.logit(by_row(op.slopes))
         queries, results = own(buffers[op.q], features), own(output, wide)
         return Requests(
             b, op, dims, buffers, softmax, tokens, head, request, offsets, begins, count, queries, results, sinks,
@@ -163,6 +163,21 @@ class Requests:
         b = self.b
         return b.map("add", logits, b.map("mul", self.slopes, b.cast(b.map("sub", k_at, q_at), F32)))
 
+    def by_distance(self, logits: SSAValue, q_at: SSAValue, k_at: SSAValue) -> SSAValue:
+        """The logits and what their distances add; what the mask hides may be any number of the table."""
+        given = self.op.by_distance if isinstance(self.op, PagedAttentionOp) else None
+        if given is None:
+            return logits
+        b, each, segment = self.b, self.op.group, self.softmax.segment
+        heads, length = tensor(given).dims
+        last = b.splat(length - 1, (1, 1))
+        gap = b.map("max", b.map("min", b.map("sub", q_at, k_at), last), b.splat(0, (1, 1)))
+        lanes = (1, self.tokens, each, segment)
+        extents: list[ExprLike] = [floordiv(heads, each), *lanes[1:], length]
+        table = b.view(self.buffers[given], extents, [length * each, 0, length, 0, 1])
+        found = b.lookup(table, b.reshape(gap, lanes), [self.head, 0, 0, 0], lanes, 4)
+        return b.map("add", logits, self.softmax.logit(b.reshape(found, (self.tokens * each, segment))))
+
     def from_key(self, v: SSAValue, lowest: SSAValue, key: SSAValue) -> SSAValue:
         """Values with 0 before the lowest key that any token sees: rows there may be another request's by now, and 0
         times its NaN is NaN.
@@ -201,6 +216,7 @@ def _kernel(op: PagedAttentionOp, r: Requests) -> KernelOp:
             v = v if lowest is None else r.from_key(v, lowest, key)
             k_at = b.coordinates(key, 1, (1, segment))
             logits = r.sloped(r.softmax.logits(scaled, k), of.q_at, k_at)
+            logits = r.by_distance(logits, of.q_at, k_at)
             return Segment(logits, r.softmax.visible(of.q_at, k_at), v)
 
         r.store(block.at, r.softmax.over(_first_key(b, op, of.first, segment), of.end, r.sinks, segment_at, most_keys))

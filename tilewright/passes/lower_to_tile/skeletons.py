@@ -16,6 +16,7 @@ from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.contraction import MatmulOp
 from tilewright.ir.graph.elementwise import CastOp, MapOp
 from tilewright.ir.graph.indexing import GatherOp, PutAlongOp, ScatterOp, StateUpdateOp, TakeAlongOp
+from tilewright.ir.graph.linear_attention import ContinuedLinearAttentionOp
 from tilewright.ir.graph.paging import PagedAttentionOp
 from tilewright.ir.graph.paging_quantized import QuantizedPagedAttentionOp
 from tilewright.ir.graph.polynomial_attention import PolynomialAttentionOp
@@ -33,6 +34,7 @@ from tilewright.passes.lower_to_tile.convolution import lower_convolution, refus
 from tilewright.passes.lower_to_tile.frame import Lowered
 from tilewright.passes.lower_to_tile.grouped import lower_grouped_matmul, refuses_grouped
 from tilewright.passes.lower_to_tile.joining import lower_concat
+from tilewright.passes.lower_to_tile.linear_attention import lower_linear_attention
 from tilewright.passes.lower_to_tile.matmul import lower_matmul, refuses_matmul
 from tilewright.passes.lower_to_tile.ordering import lower_ordering
 from tilewright.passes.lower_to_tile.packing import lower_pack
@@ -108,6 +110,11 @@ SKELETONS: Final = (
         (QuantizedPagedAttentionOp,),
         lambda group, name, ctx: lower_quantized_paged_attention(group, name, ctx.machine, ctx.dims),
         refuses=refuses_attention, traits=frozenset({"rereads"}),
+    ),
+    Skeleton(
+        "linear-attention", "one request's tokens and one head, the state on chip", (ContinuedLinearAttentionOp,),
+        lambda group, name, ctx: lower_linear_attention(group, name),
+        traits=frozenset({"rereads"}),
     ),
     Skeleton(
         "row-reduction", "whole rows on chip: norms, softmax, reductions of the last axis",

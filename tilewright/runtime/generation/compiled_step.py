@@ -40,6 +40,46 @@ class Addressing:
         return [held.slots, np.maximum(ring, 0), (inputs.positions - np.repeat(begin, counts)).astype(np.int64)]
 
 
+@dataclass(frozen=True)
+class RowStates:
+    """The states with a row a request. recurrent: those that tokens overwrite, by name. reaches: how many tokens before
+    a request's own its convolutions see, each number once, in the order of the program's arguments. crossed: those that
+    the encoder fills, in the order of its results, `most_source` rows a request.
+    """
+
+    recurrent: tuple[str, ...] = ()
+    reaches: tuple[int, ...] = ()
+    crossed: tuple[str, ...] = ()
+    most_source: int = 0
+
+    def arguments(self, inputs: StepInputs, sources: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """rows; for each reach taps and ends, places in a line of the kept inputs of all requests, `reach` of each, and
+        behind them the step's tokens; and each token's last place of its source. sources: their lengths by row.
+        """
+        if not self.recurrent and not self.crossed:
+            return []
+        rows = inputs.states.astype(np.int64)
+        counts, requests = np.diff(inputs.offsets).astype(np.int64), len(inputs.lengths)
+        begins, which = inputs.offsets[:-1].astype(np.int64), np.repeat(np.arange(requests), counts)
+        given, within = [rows], np.arange(len(which)) - begins[which]
+        for reach in self.reaches:
+            back = np.arange(-reach, 1)
+            given.append(_places(within[:, None] + back, which[:, None], begins[which][:, None], requests, reach))
+            last = counts[:, None] + back[:-1]
+            given.append(_places(last, np.arange(requests)[:, None], begins[:, None], requests, reach))
+        return [*given, sources[rows][which] - 1] if self.crossed else given
+
+
+NO_ROWS = RowStates()
+
+
+def _places(
+    at: NDArray[np.int64], which: NDArray[np.int64], begins: NDArray[np.int64], requests: int, reach: int
+) -> NDArray[np.int64]:
+    """Where a request's input lies, counted from its first token in this step; below 0 it is one that was kept."""
+    return np.where(at < 0, which * reach + reach + at, requests * reach + begins + at)
+
+
 class CompiledStep:
     """A compiled causal model as generation sees it; see `step.py`. The executable's states are the cache."""
 
@@ -49,8 +89,12 @@ class CompiledStep:
         layout: StepLayout,
         groups: tuple[Addressing, ...],
         coded: tuple[int, int] | None = None,
+        rows: RowStates = NO_ROWS,
+        encoder: Executable | None = None,
     ) -> None:
-        """coded: the groups with codes of old pages and with the last pages as they are, if there are such."""
+        """coded: the groups with codes of old pages and with the last pages as they are, if there are such. rows: the
+        states of requests. encoder: source ids [m] to what the states of cross attention hold.
+        """
         if len(groups) != len(layout.groups):
             raise StepProgramError(
                 f"{len(groups)} groups are addressed, the layout has {len(layout.groups)}", step="address each group"
@@ -59,6 +103,9 @@ class CompiledStep:
         self._executable = executable
         self._groups = groups
         self._coded = coded
+        self._rows = rows
+        self._encoder = encoder
+        self._sources = np.ones(layout.state_rows, np.int64)
 
     def step(self, inputs: StepInputs) -> Float32:
         """Runs one call: logits [w, vocabulary] f32."""
@@ -75,6 +122,7 @@ class CompiledStep:
         ]
         for addressing, held in zip(self._groups, inputs.groups, strict=True):
             given += addressing.arguments(inputs, held)
+        given += self._rows.arguments(inputs, self._sources)
         if self._coded is not None:
             # the pages that the step's tokens fill, in both groups
             size = self.layout.page_size
@@ -90,9 +138,17 @@ class CompiledStep:
             states.copy_rows(name, source * rows, target * rows, rows)
 
     def reset(self, row: int) -> None:
-        """A model without per-request states has none to reset."""
-        raise StepProgramError(f"there is no row {row} of per-request states", step="report this")
+        """A row of per-request states as before the first token: zeros."""
+        if not 0 <= row < self.layout.state_rows:
+            raise StepProgramError(f"there is no row {row} of per-request states", step="report this")
+        for name in self._rows.recurrent:
+            self._executable.state.clear_rows(name, row, 1)
 
     def encode(self, row: int, ids: Int32) -> None:
-        """A model without an encoder encodes nothing."""
-        raise StepProgramError(f"there is no encoder to read {len(ids)} ids into row {row}", step="report this")
+        """Runs the encoder over source ids [m] and keeps its results in the row."""
+        if self._encoder is None or not 0 <= row < self.layout.state_rows:
+            raise StepProgramError(f"there is no encoder to read {len(ids)} ids into row {row}", step="report this")
+        found = self._encoder(ids.astype(np.int64))
+        for name, rows in zip(self._rows.crossed, found, strict=True):
+            self._executable.state.put_rows(name, row * self._rows.most_source, rows)
+        self._sources[row] = len(ids)

@@ -15,7 +15,7 @@ from tilewright.runtime.generation.completion import Completion
 from tilewright.runtime.generation.distribution import log_softmax
 from tilewright.runtime.generation.engine import Engine
 from tilewright.runtime.generation.grammar import Grammar, GrammarCompiler, Matcher
-from tilewright.runtime.generation.prompts import checked_ids, checked_prompt
+from tilewright.runtime.generation.prompts import checked_ids, checked_prompt, checked_source
 from tilewright.runtime.generation.request import Conversation, Handle
 from tilewright.runtime.generation.sampler import Sampler
 from tilewright.runtime.generation.scoring import score
@@ -83,22 +83,25 @@ class LanguageModel:
 
         Greedy without a sampler. more: what `Engine.submit` takes. With one seed, equal prompts get different numbers
         and different prompts the same ones, so that a prompt's text does not depend on the others. Everything is
-        checked, and nothing runs, before the first id is asked for. Leaving early cancels the rest.
+        checked, and nothing runs, before the first id is asked for. Leaving early cancels the rest. The ids are what an
+        encoder reads, where there is one; with `source` among more, that is, and ids are how the answer begins.
         """
+        encodes = bool(self.program.layout.source_tokens) and "source" not in more
         if self._is_one(ids):
-            handle = self.current.submit(
-                cast("Sequence[int]", ids), max_new_tokens=max_new_tokens, sampler=sampler, **more
-            )
-            return _ids_of(handle)
+            prompt, given = ([], {"source": ids} | more) if encodes else (cast("Sequence[int]", ids), more)
+            return _ids_of(self.current.submit(prompt, max_new_tokens=max_new_tokens, sampler=sampler, **given))
         seen: Counter[tuple[int, ...]] = Counter()
         handles: list[Handle] = []
         with ExitStack() as undo:
             for each in cast("Sequence[Sequence[int]]", ids):
-                prompt = tuple(checked_prompt(each, self.program.layout, max_new_tokens))
-                key = {"key": seen[prompt]} | more
-                handles.append(self.current.submit(prompt, max_new_tokens=max_new_tokens, sampler=sampler, **key))
+                layout = self.program.layout
+                whole = checked_source(each, layout) if encodes else checked_prompt(each, layout, max_new_tokens)
+                text = tuple(whole)
+                given = {"key": seen[text]} | ({"source": text} if encodes else {}) | more
+                prompt = () if encodes else text
+                handles.append(self.current.submit(prompt, max_new_tokens=max_new_tokens, sampler=sampler, **given))
                 undo.callback(handles[-1].cancel)
-                seen[prompt] += 1
+                seen[text] += 1
             undo.pop_all()
         return _pairs_of(handles)
 
@@ -152,22 +155,28 @@ class LanguageModel:
         # the template writes the special tokens itself
         return tokenizer.encode(made, special=False)
 
-    def logits(self, ids: Sequence[int]) -> Float32:
-        """Logits after every token: [tokens, vocabulary] f32, as generation sees them."""
+    def logits(self, ids: Sequence[int], *, source: Sequence[int] = ()) -> Float32:
+        """Logits after every token: [tokens, vocabulary] f32, as generation sees them. source: what the encoder reads,
+        where there is one; ids are the answer, its start among them.
+        """
+        read = checked_source(source, self.program.layout)
         tokens = checked_ids(ids, self.program.layout.vocabulary)
         if len(tokens) > (most := self.program.layout.max_tokens):
             raise PromptError(
                 f"{len(tokens)} tokens are more than max_tokens={most}", step="score the text in parts of that length"
             )
-        return np.concatenate(list(score(self.current, tokens)))
+        return np.concatenate(list(score(self.current, tokens, read)))
 
-    def negative_log_likelihood(self, ids: Sequence[int], *, stride: int | None = None) -> tuple[float, int]:
+    def negative_log_likelihood(
+        self, ids: Sequence[int], *, stride: int | None = None, source: Sequence[int] = ()
+    ) -> tuple[float, int]:
         """How surprising a text is: the sum of -log p (natural) of its tokens from the second on, and their number.
 
         Longer texts than the model takes are read in windows that move by `stride` tokens (default: half a window);
-        every token counts once, after all the context that its window has.
+        every token counts once, after all the context that its window has. source: as in `logits`.
         """
         layout = self.program.layout
+        read = checked_source(source, layout)
         tokens = checked_ids(ids, layout.vocabulary, "the text")
         if len(tokens) < 2:
             raise PromptError("a text of one token has nothing to predict", step="give a longer text")
@@ -177,7 +186,7 @@ class LanguageModel:
         for begin in range(0, max(1, len(tokens) - window + step), step):
             part = tokens[begin : begin + window]
             at = 0
-            for rows in score(self.current, part):
+            for rows in score(self.current, part, read):
                 for i, row in enumerate(rows, start=at):
                     if i + 1 < len(part) and begin + i + 1 >= counted:
                         total -= float(log_softmax(row)[part[i + 1]])
