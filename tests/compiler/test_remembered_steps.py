@@ -88,10 +88,7 @@ def remembered(model: Any, cache: Path, **layout: Any) -> bool:
     from tilewright.runtime.cache import Cache
 
     target = Target.of(Options.of({}))
-    rules = target.machine.rules
-    part = max(1, rules.key_part // rules.key_segment) * rules.key_segment
-    given = PagedLayout(16, MOST, 32, 2, segment=rules.key_segment, part=part)
-    given = replace(given, **layout)
+    given = replace(language_model.arranged(PagedLayout(16, MOST, 32, 2), target.machine.rules), **layout)
     made_into = {"layout": asdict(given), "passes": language_model._BEFORE, "machine": target.machine.key()}
     as_given = language_model._as_ids_to_logits(model, given)
     return Memory.of(Store(Cache(cache)), *as_given, fallback="error", made_into=made_into).taken is not None

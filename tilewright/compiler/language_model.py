@@ -27,6 +27,7 @@ from tilewright.frontend.directories import load_directory
 from tilewright.frontend.identity import tensors_of
 from tilewright.ir.dims import Dim, DimSpace
 from tilewright.ir.graph.base import tensor
+from tilewright.ir.machine import TileRules
 from tilewright.ir.module import functions
 from tilewright.ir.passing import Context, Pipeline, run_pipeline
 from tilewright.ir.signature import Argument, Input, Output, Parameter, Signature
@@ -224,6 +225,12 @@ def _ends(model: Any) -> tuple[int, ...]:
     return tuple(found) if isinstance(found, (list, tuple)) else () if found is None else (int(found),)
 
 
+def arranged(layout: PagedLayout, rules: TileRules) -> PagedLayout:
+    """The layout with the segments and parts of keys that a machine adds up in."""
+    segment = rules.common_segment
+    return replace(layout, segment=segment, part=max(1, rules.key_part // segment) * segment)
+
+
 def compile_step(model: Any, layout: PagedLayout, *, progress: Progress | None = None, **given: Any) -> StepCode:
     """The step of a causal transformers or PyTorch model of ids [batch, tokens] that returns logits, or an object with
     `.logits`; with `layout.most_source`, of an encoder-decoder model, and its encoder. StepError where it cannot be
@@ -232,8 +239,7 @@ def compile_step(model: Any, layout: PagedLayout, *, progress: Progress | None =
     options, watch = Options.of(given, caller="compile_lm()"), Stopwatch(progress)
     target = Target.of(options)
     target.backend.warm()
-    segment, part = target.machine.rules.common_segment, target.machine.rules.key_part
-    layout = replace(layout, segment=segment, part=max(1, part // segment) * segment)
+    layout = arranged(layout, target.machine.rules)
     given_as = _as_ids_to_logits(model, layout)
     name, store, memory, encoder = type(model).__qualname__, store_of(options), None, None
     try:
