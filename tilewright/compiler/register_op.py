@@ -32,12 +32,12 @@ def register_op(
     target = None if packet is None else getattr(packet, overload or "default", None)
     if target is None:
         faults.append(f"torch has no operator {name!r}")
-    elif namespace in _TORCHS:
-        faults.append(f"{name} is torch's own operator: what it computes is not anybody's to change")
     elif target._schema.is_mutable:
         faults.append(f"{name} writes to its operands: {target._schema}")
     elif any(result.alias_info is not None for result in target._schema.returns):
         faults.append(f"{name} gives views of its operands: {target._schema}")
+    if target is not None and namespace in _TORCHS:
+        faults.append(f"{name} is torch's own operator: what it computes is not anybody's to change")
     if kernel is None and reference is None:
         faults.append(f"{name} has neither a kernel nor a reference: nothing says how it is computed")
     if kernel is not None and not isinstance(kernel, Kernel):
