@@ -19,11 +19,7 @@ WITHOUT = {
     "sizes that values decide": ("aten.nonzero.default", "aten._local_scalar_dense.default"),
     "strides, which the graph does not have": ("aten.as_strided.default", "aten.sym_storage_offset.default"),
     "no Fourier transform": ("aten._fft_c2r.default", "aten._fft_r2c.default"),
-    "inverse trigonometric and hyperbolic functions are not in the scalar table": (
-        "aten.acos.default", "aten.acosh.default", "aten.asin.default", "aten.asinh.default", "aten.atan.default",
-        "aten.atan2.default", "aten.atanh.default",
-    ),
-    "bags and pairs of ragged rows": ("aten._embedding_bag.default", "aten._pdist_forward.default"),
+    "pairs of rows, each once": ("aten._pdist_forward.default",),
     "arrives as aten.group_norm, which is lowered whole": ("aten.native_group_norm.default",),
 }  # fmt: skip
 

@@ -34,12 +34,12 @@ def register_op(
     written = "write an operator that gives new tensors (clone what it would write to or view), and register that one"
     if target is None:
         faults[f"torch has no operator {name!r}"] = define
-    elif namespace in _TORCHS:
-        faults[f"{name} is torch's own operator: what it computes is not anybody's to change"] = define
     elif target._schema.is_mutable:
         faults[f"{name} writes to its operands: {target._schema}"] = written
     elif any(result.alias_info is not None for result in target._schema.returns):
         faults[f"{name} gives views of its operands: {target._schema}"] = written
+    if target is not None and namespace in _TORCHS:
+        faults[f"{name} is torch's own operator: what it computes is not anybody's to change"] = define
     if kernel is None and reference is None:
         step = "pass reference=, a function of operators that compile, or kernel=, made with @tw.kernel"
         faults[f"{name} has neither a kernel nor a reference: nothing says how it is computed"] = step

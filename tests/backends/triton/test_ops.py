@@ -217,6 +217,25 @@ def test_powers_and_remainders(kind: Any, interpreter: InterpretedKernels, rng: 
     check(interpreter, build, *kernel_inputs, steps=40 if kind is np.float64 else 4)
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.float16], ids=lambda t: t.__name__)
+def test_angles_and_signs(kind: Any, interpreter: InterpretedKernels, rng: np.random.Generator) -> None:
+    special = [0.0, -0.0, 1.0, -1.0, 0.5, -3.0, np.inf, -np.inf, 7.25]
+    a, e = (v.astype(kind).reshape(-1) for v in np.meshgrid(special, special))
+    a = np.concatenate([a, rng.standard_normal(47).astype(kind) * 3])
+    e = np.concatenate([e, rng.standard_normal(47).astype(kind) * 3])
+    fns = ["copysign"] if kind is np.float64 else ["copysign", "atan2"]
+
+    def build(b: Any, x: Any, y: Any) -> list[Any]:
+        return [b.map(fn, *pair) for fn in fns for pair in ((x, y), (1.0, y), (x, -1.0))]
+
+    found = check(interpreter, build, a, e, steps=2)
+    if kind is not np.float64:
+        return
+    np.testing.assert_array_equal(np.signbit(found[0]), np.signbit(e))
+    with pytest.raises(LoweringError, match="atan2 of f64 is not printed"):
+        check(interpreter, lambda b, x, y: [b.map("atan2", x, y)], a, e)
+
+
 def test_products_of_doubles(interpreter: InterpretedKernels, rng: np.random.Generator) -> None:
     given, weights = rng.standard_normal((13, 24)), rng.standard_normal((24, 32))
     found, wanted = run_both(product_f64(), [given, weights], [np.zeros((13, 32))], {"m": 13}, interpreter)

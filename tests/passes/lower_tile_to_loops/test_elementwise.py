@@ -18,7 +18,7 @@ from tilewright.passes.lower_tile_to_loops import lower_kernel
 TRANSCENDENTAL = {
     "exp", "exp2", "expm1", "log", "log1p", "sin", "cos", "tanh", "erf", "sigmoid", "silu", "gelu", "gelu_tanh",
     "softplus",
-    "pow", "rsqrt",
+    "pow", "rsqrt", "atan2",
 }  # fmt: skip
 
 
