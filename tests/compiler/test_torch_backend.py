@@ -149,6 +149,36 @@ def test_compiled_code_inside_is_a_graph_break(backend: str, rng: np.random.Gene
         torch.compile(lambda x: inner(x.abs()), backend=backend, fullgraph=True)(x)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["BertModel", "LlamaForCausalLM", "Qwen2ForCausalLM", "GPT2LMHeadModel"])
+def test_transformers_models_at_any_batch_and_length(name: str, rng: np.random.Generator) -> None:
+    import transformers
+
+    kind = getattr(transformers, name)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+    config = kind.config_class(vocab_size=100, bos_token_id=0, eos_token_id=99, pad_token_id=99, **sizes)
+    model = kind(config).eval()
+    generates = name != "BertModel"
+    for extra in ({}, {"use_cache": False}) if generates else ({},):
+        for masked in (False, True):
+            dynamo.reset()
+            run = compiled(model)
+            for shape in ((2, 5), (3, 9), (1, 7)):
+                given = {"input_ids": torch.from_numpy(rng.integers(0, 99, shape)), **extra}
+                if masked:
+                    given["attention_mask"] = torch.ones(shape, dtype=torch.int64)
+                    given["attention_mask"][0, : shape[0] - 1] = 0
+                with torch.no_grad():
+                    same(run(**given)[0], model(**given)[0])
+    if generates:
+        dynamo.reset()
+        ids = torch.from_numpy(rng.integers(0, 99, (2, 5)))
+        how = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 5, "do_sample": False}
+        expected = model.generate(ids, **how)
+        model.forward = compiled(model.forward)
+        assert torch.equal(model.generate(ids, **how), expected)
+
+
 def test_graph_breaks(rng: np.random.Generator) -> None:
     def function(x: torch.Tensor, notes: list[float]) -> torch.Tensor:
         y = x.sin() * 2
