@@ -119,7 +119,7 @@ results        24 B  1 tensors
   packed:weight:panels16        256 B  256
   result out                     24 B  24
   weight:bias                     8 B  8
-  but memory_limit is 50 B
+  but memory_limit is 270 B
   next: call it with smaller dims, or give compile() or tw.load() memory_limit=288""",
     "TW029": """
 TW029 reference run failed: graph.gather: indices from 4 to 4 into an axis of 4

@@ -83,6 +83,8 @@ def test_a_profiled_call_decides_the_sizes_and_adds_its_times() -> None:
 
 def test_formulas_and_numbers_count_all_launches(model: Any) -> None:
     once = model.report.counts
+    for row in model.report.rows:
+        assert row.flops == once[row.kernel].flops * row.launches
     for row in model.report.at(
         **dict(zip(("batch", "tokens"), token_inputs(3, 11)["input_ids"].shape, strict=True))
     ).rows:

@@ -105,22 +105,6 @@ def test_attention_with_heads_of_a_size_that_varies(masked: bool, rng: np.random
     assert counted("graphs") == 1
 
 
-def test_keys_and_values_that_grow_by_symbols_of_their_own(rng: np.random.Generator) -> None:
-    """torch's rule of attention compares no sizes of keys, values and masks: they are held equal by a guard of ours."""
-
-    def step(q: torch.Tensor, old: torch.Tensor, v: torch.Tensor, seen: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        keys, values = torch.cat([old, q], -2), torch.cat([v, q], -2)
-        whole = torch.nn.functional.scaled_dot_product_attention(q, keys, values)
-        return torch.nn.functional.scaled_dot_product_attention(q, keys, values, seen), whole, keys.sum(-1)
-
-    run = compiled(step)
-    for past in (3, 4, 9):
-        q, old, v = tensor(rng, 1, 2, 1, 8), tensor(rng, 1, 2, past, 8), tensor(rng, 1, 2, past, 8)
-        seen = torch.arange(past + 1)[None, None, None] != 1
-        same(run(q, old, v, seen), step(q, old, v, seen))
-    assert counted("graphs") == 2
-
-
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_graphs_that_read_no_tensor_give_tensors(dynamic: bool) -> None:
     def function(n: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -295,7 +295,7 @@ tw.compile(Model(), args=(x,), dims={"x": {0: tw.Dim("batch", 1, 8)}})
     "TW026": Example(_attention("float64"), _attention("float32")),
     "TW027": Example(_PLAN.replace("SLOT", "0"), _PLAN.replace("SLOT", "1")),
     "TW028": Example(
-        'compiled = tw.compile(model, args=(x,), target="cpu:generic", memory_limit=50)\ncompiled(x)',
+        'compiled = tw.compile(model, args=(x,), target="cpu:generic", memory_limit=270)\ncompiled(x)',
         'compiled = tw.compile(model, args=(x,), target="cpu:generic", memory_limit=5000)\ncompiled(x)',
     ),
     "TW029": Example(

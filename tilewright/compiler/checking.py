@@ -123,7 +123,8 @@ class FirstCall:
             wrong = []
             if first is not None and first.stage == "capture":
                 with torch.inference_mode(), cacheless(model, named):
-                    wrong = wrong_references(model, *pytree.tree_map(_copied, (args, dict(kwargs))), self._apart)
+                    given, named = pytree.tree_map(_copied, (args, dict(kwargs)))
+                    wrong = wrong_references(model, given, named, self._apart)
                     for buffer, value in buffers:
                         buffer.copy_(value)
             if wrong:

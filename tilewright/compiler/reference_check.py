@@ -24,7 +24,7 @@ def wrong_references(
 
     found: dict[str, str] = {}
 
-    class Comparing(TorchDispatchMode):
+    class Comparing(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does not type it
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             out = func(*args, **(kwargs or {}))
             op = registered(str(func))
@@ -37,6 +37,6 @@ def wrong_references(
                     found.setdefault(name, f"{name}'s reference, from tw.register_op, is not the operator: {apart}")
             return out
 
-    with torch.inference_mode(), Comparing():
+    with torch.inference_mode(), Comparing():  # type: ignore[no-untyped-call]
         model(*args, **kwargs)
     return list(found.values())
