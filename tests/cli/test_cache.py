@@ -52,7 +52,7 @@ def test_ls_names_the_models(tw: Call, tmp_path: Path) -> None:
     folder = str(tmp_path)
     assert tw("compile", "sample_models:make", "-o", "again.tilewright", "--cache", folder)[0] == 0
     rows = [re.split(r"\s{2,}", line) for line in tw("cache", "ls", "--cache", folder)[1].splitlines()[1:]]
-    assert {(row[1], row[4]) for row in rows} == {("code", "Net"), ("weights", "Net")}
+    assert {(row[1], row[4]) for row in rows} == {("capture", "Net"), ("code", "Net"), ("weights", "Net")}
 
 
 def test_a_folder_that_cannot_be_read_is_no_empty_cache(tw: Call, tmp_path: Path) -> None:

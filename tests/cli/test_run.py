@@ -168,7 +168,7 @@ def test_what_is_wrong_with_a_run_is_said(tw: Call, artifact: Path) -> None:
         "TW042 artifact is damaged: sample_models.py is no Tilewright artifact\n"
         "  next: give the path of a file that save() wrote\n"
     )
-    code, _, err = tw("run", "net.tilewright", "--random", "0", "--memory-limit", "1KiB")
+    code, _, err = tw("run", "net.tilewright", "--random", "0", "--memory-limit", "4KiB")
     assert code == 1
     assert err.startswith("TW028 does not fit in memory: one call at batch=8, tokens=8 needs")
 

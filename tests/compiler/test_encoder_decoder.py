@@ -53,10 +53,17 @@ def test_chunks_and_neighbours_do_not_change_a_bit(lm: Any, rng: np.random.Gener
 
 
 def test_who_is_preempted_answers_as_alone_and_prefixes_are_shared_by_source(lm: Any, rng: np.random.Generator) -> None:
-    sources, layout = [prompt(rng, n) for n in (40, 3, 25)], lm.program.layout
-    begins = [START, *prompt(rng, 35)]
-    alone = [list(lm.generate(begins, source=s, max_new_tokens=30, end=(), salt=str(s))) for s in sources]
-    assert len({tuple(text) for text in alone}) == len(alone)
+    layout, begins = lm.program.layout, [START, *prompt(rng, 35)]
+    # drawn weights answer some sources alike: three whose answers tell them apart
+    answers: dict[tuple[int, ...], list[int]] = {}
+    for length in (40, 3, 25, 60, 11, 33, 7, 52, 19, 1):
+        source = prompt(rng, length)
+        text = tuple(lm.generate(begins, source=source, max_new_tokens=30, end=(), salt=str(source)))
+        answers.setdefault(text, source)
+        if len(answers) == 3:
+            break
+    assert len(answers) > 1
+    alone, sources = [list(text) for text in answers], list(answers.values())
     engine = lm.engine(budget=layout.bytes_for(70) + layout.row_bytes)
     handles = [engine.submit(begins, source=s, max_new_tokens=30, end=()) for s in sources]
     assert [handle.result() for handle in handles] == alone

@@ -82,7 +82,7 @@ def test_processes_that_race_compile_one_model_once(count: int, tmp_path: Path) 
     assert racing.returncode == 0
     assert sorted(said) == ["hit"] * (count - 1) + ["miss"]
     cache = Cache(tmp_path / "cache")
-    assert sorted(item.kind for item in cache.entries()) == ["code", "weights"]
+    assert sorted(item.kind for item in cache.entries()) == ["capture", "code", "weights"]
     assert not cache.verify()
 
 

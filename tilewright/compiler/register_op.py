@@ -38,7 +38,7 @@ def register_op(
         faults[f"{name} writes to its operands: {target._schema}"] = written
     elif any(result.alias_info is not None for result in target._schema.returns):
         faults[f"{name} gives views of its operands: {target._schema}"] = written
-    if target is not None and namespace in _TORCHS:
+    elif namespace in _TORCHS:
         faults[f"{name} is torch's own operator: what it computes is not anybody's to change"] = define
     if kernel is None and reference is None:
         step = "pass reference=, a function of operators that compile, or kernel=, made with @tw.kernel"

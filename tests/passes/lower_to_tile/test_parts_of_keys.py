@@ -26,10 +26,11 @@ from tilewright.ir.tile.structure import KernelOp
 from tilewright.ir.tile.traffic import kernel_traffic
 from tilewright.ir.types import TensorType
 from tilewright.passes.lower_tile_to_loops import lower_kernel
+from tilewright.passes.lower_to_tile.matrix_tiles import segment_of
 from tilewright.passes.lower_to_tile.online_softmax import OnlineSoftmax, Segment
 from tilewright.passes.lower_to_tile.skeletons import lower_group
 
-HEADS, SIZE, SEGMENT = 4, 32, 64
+HEADS, SIZE = 4, 32
 KEYS = Expr.of("s")
 PARTS = ceildiv(KEYS, PART)
 SPACE = DimSpace([Dim(name, 0, 4096) for name in "bts"])
@@ -43,7 +44,7 @@ def whole(dtype: DType) -> GroupOp:
 
 def softmax(b: KernelBuilder, made: GroupOp) -> OnlineSoftmax:
     op = next(o for o in made.block.ops if isinstance(o, AttentionOp))
-    return OnlineSoftmax.of(b, op, machine(), (HEADS, SEGMENT), (SIZE, SIZE))
+    return OnlineSoftmax.of(b, op, machine(), (HEADS, segment_of(machine(), op)), (SIZE, SIZE))
 
 
 def state(b: KernelBuilder, made: list[SSAValue]) -> list[SSAValue]:
@@ -62,8 +63,8 @@ def partials(made: GroupOp, dtype: DType) -> KernelOp:
     keys, values = (b.view(x, [KEYS, SIZE], [SIZE, 1]) for x in (k, v))
 
     def segment_at(key: SSAValue) -> Segment:
-        near, held = (b.load(x, [key, 0], [SEGMENT, SIZE], 0.0) for x in (keys, values))
-        seen = b.map("lt", b.coordinates(key, 1, (1, SEGMENT)), b.splat(KEYS, (1, 1)))
+        near, held = (b.load(x, [key, 0], [own.segment, SIZE], 0.0) for x in (keys, values))
+        seen = b.map("lt", b.coordinates(key, 1, (1, own.segment)), b.splat(KEYS, (1, 1)))
         return Segment(own.logits(queries, near), seen, held)
 
     first, last = b.index(Expr.of("a0") * PART, part), b.index(minimum((Expr.of("a0") + 1) * PART, KEYS), part)

@@ -146,9 +146,10 @@ def _selected(op: Operation, index: int, axis: int) -> Limit | None:
 
 def _follows_coordinates(at: SSAValue) -> bool:
     """Whether an index is a coordinate of the grid or of a loop, or an expression of some."""
-    return isinstance(at, BlockArgument) or (
-        isinstance(at.owner, ExprOp) and all(isinstance(a, BlockArgument) for a in at.owner.args)
-    )
+    if isinstance(at, BlockArgument):
+        return True
+    args = at.owner.args if isinstance(at.owner, ExprOp) else ()
+    return len(args) > 0 and all(isinstance(a, BlockArgument) for a in args)
 
 
 def _in_scope(limit: Limit, value: SSAValue) -> bool:
