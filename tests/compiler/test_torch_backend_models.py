@@ -34,6 +34,8 @@ def test_transformers_models_at_any_batch_and_length(name: str, rng: np.random.G
     kind = getattr(transformers, name)
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
     config = kind.config_class(vocab_size=100, bos_token_id=0, eos_token_id=99, pad_token_id=99, **sizes)
+    if hasattr(config, "num_key_value_heads"):
+        config.num_key_value_heads = 2
     model = kind(config).eval()
     generates = name != "BertModel"
     for extra in ({}, {"use_cache": False}) if generates else ({},):

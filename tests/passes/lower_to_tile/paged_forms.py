@@ -39,7 +39,7 @@ class PagedForm:
     def shape(self) -> Shape:
         return Shape(
             self.heads, self.groups, self.size, self.value_size, self.page, 40, DTYPES[self.dtype], self.sinks,
-            self.slopes, self.latent,
+            self.slopes, prefix=self.latent,
         )  # fmt: skip
 
     @property
