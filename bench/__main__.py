@@ -75,9 +75,10 @@ def main(
                 data["callers"] = callers(servers["tilewright"], rounds, status.update)
                 told = (item for case in measured for item in case["prepared"].items())
                 data["versions"] = {peer: about_it["version"] for peer, about_it in told}
+                data |= {"rounds": rounds, "load": [before, os.getloadavg()[0]]}
             for server in servers.values():
                 server.close()
-            data |= {"rounds": rounds, "load": [before, os.getloadavg()[0]], "read_bytes": READ_BYTES, **about}
+            data |= {"read_bytes": READ_BYTES, **about}
         if generates:
             # after the others have given their memory back
             servers = {name: Server(GENERATING + name) for name in GENERATORS}

@@ -138,11 +138,12 @@ def _attention(data: dict[str, Any]) -> str:
     if "attention" not in data:
         return ""
     lines = [Line.of(case) for case in data["attention"]]
+    rounds = len(data["attention"][0]["rounds"])
     return f"""
 ## Attention alone
 
 One call of torch's `scaled_dot_product_attention`, heads x tokens, 64 or 128 features a head, full and causal;
-attention-step is one query of 32 heads beside 8 heads of keys and values.
+attention-step is one query of 32 heads beside 8 heads of keys and values. Rounds: {rounds}.
 
 {_markdown(lines, peers_of(lines))}
 """
