@@ -9,7 +9,7 @@ import pytest
 from tilewright.errors import BackendManifestError
 from tilewright.ir.backend import backends
 from tilewright.ir.cost import Work
-from tilewright.ir.machine import Level, Machine, Unit
+from tilewright.ir.machine import Level, Machine, MatrixUnit, Unit
 from tilewright.testing import MACHINE
 
 
@@ -83,8 +83,9 @@ def test_the_key_has_the_rates_that_passes_choose_by() -> None:
 def test_every_fault_of_a_description_is_named() -> None:
     levels = (*MACHINE.levels, Level("cache", None, 0.0, alignment=0, source="nowhere"))
     units = (Unit("matrix", {"bf16": 1.0}, ("l9",)),)
+    odd = MatrixUnit("bf16", 16, 16, 32, 8, keys=48)
     with pytest.raises(BackendManifestError) as raised:
-        replace(MACHINE, levels=levels, units=units)
+        replace(MACHINE, levels=levels, units=units, rules=replace(MACHINE.rules, matrix=odd))
     for fault in (
         "levels[cache].bandwidth: 0.0 is not positive",
         "levels[cache].size: only main memory may be as large as the host's",
@@ -93,6 +94,7 @@ def test_every_fault_of_a_description_is_named() -> None:
         "levels[cache].source: nowhere is no level before it",
         "units[matrix].rates: one for f32 is needed, and all are positive",
         "units[matrix].reaches: l9 is no level",
+        "rules.matrix.keys: 48 is not a multiple of its depth (32)",
         "units: one called matrix and one called vector are needed",
     ):
         assert fault in str(raised.value)

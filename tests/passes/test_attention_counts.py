@@ -80,7 +80,7 @@ def test_kernels_count_what_the_sums_over_their_tiles_are_in_two_hundred_cases(r
 def test_what_moves_grows_with_the_square_of_the_length(mask: str, order: str, rng: np.random.Generator) -> None:
     rows, columns, size = (int(rng.integers(low, high)) for low, high in ((16, 65), (16, 65), (16, 129)))
     lengths = np.array([64 * max(rows, columns) * 2**i for i in range(5)])
-    at = [Sizes(1, 2, 1, n, n, size, size, 4, mask, 0, 0) for n in lengths.tolist()]
+    at = [Sizes(1, 2, 1, n, n, size, size, F32, mask, 0, 0) for n in lengths.tolist()]
     slope = np.polyfit(np.log(lengths), np.log([Tiling(s, order, rows, columns).named for s in at]), 1)[0]
     assert slope == pytest.approx(2, abs=0.03)
 
@@ -95,7 +95,7 @@ def scratchpad(rng: np.random.Generator) -> Machine:
 @cache
 def moved_one_by_one(mask: str, size: int, length: int, rows: int, columns: int) -> int:
     """Bytes that four heads on two load and store, tile of keys by tile of keys, in f32."""
-    sizes = Sizes(1, 4, 2, length, length, size, size, 4, mask, 0, 0)
+    sizes = Sizes(1, 4, 2, length, length, size, size, F32, mask, 0, 0)
     total = 0
     for count, tiles in brute(sizes, rows, columns):
         total += 2 * count + 2 * sum(min(columns, length - j * columns) for j in tiles)

@@ -10,6 +10,7 @@ import pytest
 
 from tests.passes.pebbles import Game, key_outer, query_outer
 from tests.passes.test_attention_tiling import sees
+from tilewright.ir.dtypes import F32
 from tilewright.passes.attention_tiling.bounds import lower_bound
 from tilewright.passes.attention_tiling.sizes import Sizes
 from tilewright.passes.attention_tiling.tilings import Tiling
@@ -26,7 +27,7 @@ def drawn(rng: np.random.Generator) -> tuple[Sizes, int, int]:
     window = int(rng.integers(1, 9)) if mask in ("sliding", "chunked") else 0
     keys = max(keys, queries)  # where every query sees a key
     return (
-        Sizes(1, 1, 1, queries, keys, features, value_features, 4, mask, window, keys - queries), block_q, block_k
+        Sizes(1, 1, 1, queries, keys, features, value_features, F32, mask, window, keys - queries), block_q, block_k
     )  # fmt: skip
 
 
@@ -57,7 +58,7 @@ def test_a_tiling_is_a_legal_game_that_moves_what_its_closed_form_says(order: st
 
 
 def test_moves_that_the_game_does_not_allow_are_found() -> None:
-    sizes = Sizes(1, 1, 1, 2, 4, 2, 2, 4)
+    sizes = Sizes(1, 1, 1, 2, 4, 2, 2, F32)
     enough = sum(tile.rows * tile.row for tile in Tiling(sizes, "query-outer", 2, 2).tiles) // 4 + 4
     with pytest.raises(AssertionError, match="one more than 9 words hold"):
         query_outer(game_of(sizes, 9), 2, 2)
@@ -70,7 +71,7 @@ def test_moves_that_the_game_does_not_allow_are_found() -> None:
 
 
 def test_larger_fast_memories_move_less_and_stay_above_the_bound() -> None:
-    sizes = Sizes(1, 1, 1, 24, 24, 2, 2, 4)
+    sizes = Sizes(1, 1, 1, 24, 24, 2, 2, F32)
     moved = []
     for block in (1, 2, 4, 8, 24):
         game = game_of(sizes, 10_000)

@@ -21,6 +21,7 @@ from tilewright.ir.backend import backends
 from tilewright.ir.choices import Candidate, best
 from tilewright.ir.compile_options import CompileOptions
 from tilewright.ir.cost import Work
+from tilewright.ir.dtypes import BF16, F16, F32, DType
 from tilewright.ir.graph.attention import AttentionOp
 from tilewright.ir.graph.structure import GroupOp
 from tilewright.ir.machine import Level, Machine, Unit
@@ -142,8 +143,8 @@ def drawn(rng: np.random.Generator) -> Sizes:
     features, value_features = (int(n) for n in rng.integers(1, 20, 2))
     window = int(rng.integers(1, 30)) if mask in ("sliding", "chunked") else 0
     return Sizes(
-        int(rng.integers(1, 3)), group * key_heads, key_heads, queries, keys, features, value_features, 4, mask, window,
-        keys - queries,
+        int(rng.integers(1, 3)), group * key_heads, key_heads, queries, keys, features, value_features, F32, mask,
+        window, keys - queries,
     )  # fmt: skip
 
 
@@ -175,19 +176,31 @@ def test_closed_forms_are_sums_over_the_tiles_that_can_be_seen(rng: np.random.Ge
 
 
 def test_packed_heads_share_their_keys() -> None:
-    sizes = Sizes(1, 8, 2, 1, 1000, 64, 64, 4, "causal", 0, 999)
+    sizes = Sizes(1, 8, 2, 1, 1000, 64, 64, F32, "causal", 0, 999)
     alone, packed = Tiling(sizes, "query-outer", 16, 64), Tiling(sizes, "query-outer", 16, 64, heads=4)
     assert packed.streams["keys"] == 2 * 1000 * 128 * 4 == alone.streams["keys"] // 4
     assert packed.streams["q"] == alone.streams["q"]
 
 
+def test_a_matrix_unit_takes_whole_steps_of_its_own_dtype_alone() -> None:
+    machine = MACHINES["avx512-amx"]()
+    unit = machine.rules.matrix
+    assert unit is not None
+
+    def taken(dtype: DType, features: int = 64, keys: int = unit.keys) -> bool:
+        return Tiling(Sizes(1, 8, 8, 512, 512, features, 64, dtype), "query-outer", 64, keys).unit(machine) is unit
+
+    assert all((taken(BF16), taken(BF16, features=96), taken(BF16, keys=unit.depth)))
+    assert not any((taken(F16), taken(F32), taken(BF16, features=80), taken(BF16, keys=unit.depth + 16)))
+
+
 def test_what_moves_grows_with_the_square_of_the_length_and_never_falls_below_the_bounds() -> None:
     lengths = [4096, 8192, 16384]
-    moved = [Tiling(Sizes(1, 1, 1, n, n, 64, 64, 4), "query-outer", 64, 64).named for n in lengths]
+    moved = [Tiling(Sizes(1, 1, 1, n, n, 64, 64, F32), "query-outer", 64, 64).named for n in lengths]
     slope = np.polyfit(np.log(lengths), np.log(moved), 1)[0]
     assert slope == pytest.approx(2, abs=0.03)
     for n in lengths:
-        sizes = Sizes(1, 1, 1, n, n, 64, 64, 4)
+        sizes = Sizes(1, 1, 1, n, n, 64, 64, F32)
         for room in (1 << 12, 1 << 15, 1 << 20, 1 << 30):
             tiling = Tiling(sizes, "query-outer", 64, 64)
             assert tiling.passing(room) >= compulsory(sizes)

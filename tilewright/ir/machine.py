@@ -134,14 +134,19 @@ class TileRules:
     ahead: int = 0
     together: int = 1
 
-    def attention_unit(self, features: int | None, value_features: int | None, dtype: str | None) -> MatrixUnit | None:
-        """The unit that takes both products of an attention in a dtype; None where vectors do."""
+    def attention_unit(
+        self, features: int | None, value_features: int | None, dtype: str, keys: int | None = None
+    ) -> MatrixUnit | None:
+        """The unit that takes both products of an attention in a dtype, whose sides are whole steps of it; None where
+        vectors do. keys: of a segment; None: as many as the unit's own has.
+        """
         unit = self.matrix
         if unit is None or unit.dtype != dtype or not features or not value_features:
             return None
-        return None if features % unit.depth or value_features % unit.columns else unit
+        whole = not (features % unit.depth or (keys or unit.keys) % unit.depth or value_features % unit.columns)
+        return unit if whole else None
 
-    def segment(self, features: int | None, value_features: int | None, dtype: str | None) -> int:
+    def segment(self, features: int | None, value_features: int | None, dtype: str) -> int:
         """Keys of a segment of such an attention."""
         unit = self.attention_unit(features, value_features, dtype)
         return self.key_segment if unit is None else unit.keys
@@ -201,6 +206,9 @@ class Machine:
         bounds = [limit for limit, _, _ in self.rules.dot]
         if not bounds or bounds[-1] is not None or any(b is None for b in bounds[:-1]):
             faults.append("rules.dot: exactly the last entry must be unbounded (None)")
+        matrix = self.rules.matrix
+        if matrix is not None and matrix.keys % matrix.depth:
+            faults.append(f"rules.matrix.keys: {matrix.keys} is not a multiple of its depth ({matrix.depth})")
         if faults:
             raise BackendManifestError(
                 [f"machine {self.name}: {f}" for f in faults], step="correct the machine's description"

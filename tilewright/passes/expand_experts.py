@@ -14,36 +14,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from xdsl.dialects.builtin import ModuleOp
-from xdsl.ir import SSAValue
+from xdsl.ir import Operation, SSAValue
 
 from tilewright.ir.dims import Expr
-from tilewright.ir.dtypes import F32, I1, I32, I64, DType, promote
+from tilewright.ir.dtypes import F32, I1, I32, I64, promote
 from tilewright.ir.graph.base import tensor
-from tilewright.ir.graph.elementwise import CastOp
 from tilewright.ir.graph.experts import ExpertsOp
 from tilewright.ir.graph.reduction import ReduceOp
 from tilewright.ir.graph.routing import GroupedMatmulOp, RouteOp, SlotsOp
-from tilewright.ir.graph.shape import ReshapeOp, SliceOp
-from tilewright.ir.module import functions
-from tilewright.ir.passing import Context, Pass
-from tilewright.passes.rewriting import Rules, Site, erase_dead, run_rules
+from tilewright.ir.graph.shape import ReshapeOp
+from tilewright.passes.rewriting import Rules, RulesPass, Site
+
+_RULES = Rules()
 
 
 @dataclass(frozen=True)
-class ExpandExperts(Pass):
+class ExpandExperts(RulesPass):
     """Routed feed-forwards as products over segments of slots."""
 
     name: ClassVar[str] = "expand-experts"
     needed: ClassVar[bool] = True
-
-    def run(self, module: ModuleOp, ctx: Context) -> None:
-        for function in functions(module).values():
-            run_rules(function.block, _RULES, ctx)
-            erase_dead(function.block)
-
-
-_RULES = Rules()
+    tables: ClassVar[tuple[Rules, ...]] = (_RULES,)
+    looks_for: ClassVar[tuple[type[Operation], ...]] = (ExpertsOp,)
 
 
 @_RULES.on(ExpertsOp)
@@ -58,7 +50,7 @@ def experts(op: ExpertsOp, site: Site) -> SSAValue | None:
     total = x.dims[0] * each
     flat = site.make(ReshapeOp, op.indices, dims=[total])
     if tensor(flat).dtype not in (I32, I64):
-        flat = site.make(CastOp, flat, dtype="i64")
+        flat = site.cast(flat, I64)
     routed = site.make(RouteOp, flat, experts=count).owner
     assert isinstance(routed, RouteOp)
     inverse = site.make(SlotsOp, routed.places, each=each).owner
@@ -72,16 +64,16 @@ def experts(op: ExpertsOp, site: Site) -> SSAValue | None:
     hidden = tensor(op.down).dims[2]
     parts = []
     for half in [(Expr.of(0), hidden), (hidden, hidden * 2)][: 2 if op.gated.data else 1]:
-        bias = None if op.gate_up_bias is None else _rows(site, op.gate_up_bias, *half)
-        parts.append(product(op.x, _rows(site, op.gate_up, *half), inverse.rows, bias))
+        bias = None if op.gate_up_bias is None else site.slice(op.gate_up_bias, 1, *half)
+        parts.append(product(op.x, site.slice(op.gate_up, 1, *half), inverse.rows, bias))
     inner = site.map(op.activation.data, parts[0])
     if len(parts) > 1:
         inner = site.map("mul", inner, parts[1])
-    answer = product(_cast(site, inner, x.dtype), op.down, inverse.order, op.down_bias)
+    answer = product(site.cast(inner, x.dtype), op.down, inverse.order, op.down_bias)
 
     weighted = [x.dims[0], each, 1]
     answer = site.make(ReshapeOp, answer, dims=[x.dims[0], each, x.dims[1]])
-    share = site.make(ReshapeOp, _cast(site, op.weights, wide), dims=weighted)
+    share = site.make(ReshapeOp, site.cast(op.weights, wide), dims=weighted)
     answer = site.map("mul", answer, share)
     kind = tensor(flat).dtype
     chosen = site.make(ReshapeOp, flat, dims=weighted)
@@ -97,18 +89,4 @@ def experts(op: ExpertsOp, site: Site) -> SSAValue | None:
         summed = site.make(ReduceOp, answer, fn="sum", axes=(1,), keepdims=False)
     else:
         summed = site.make(ReshapeOp, answer, dims=x.dims)
-    return _cast(site, summed, x.dtype)
-
-
-def _cast(site: Site, value: SSAValue, dtype: DType) -> SSAValue:
-    return value if tensor(value).dtype == dtype else site.make(CastOp, value, dtype=dtype.name)
-
-
-def _rows(site: Site, value: SSAValue, start: Expr, stop: Expr) -> SSAValue:
-    """Part of the second axis, itself where that is all of it."""
-    dims = tensor(value).dims
-    if start == Expr.of(0) and stop == dims[1]:
-        return value
-    starts, stops = [Expr.of(0)] * len(dims), list(dims)
-    starts[1], stops[1] = start, stop
-    return site.make(SliceOp, value, starts=starts, stops=stops)
+    return site.cast(summed, x.dtype)

@@ -12,41 +12,34 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from xdsl.dialects.builtin import ModuleOp
-from xdsl.ir import SSAValue
+from xdsl.ir import Operation, SSAValue
 
 from tilewright.ir.dims import Expr, ceildiv
 from tilewright.ir.dtypes import F32, I64, DType, promote
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.contraction import MatmulOp
-from tilewright.ir.graph.elementwise import CastOp
 from tilewright.ir.graph.linear_attention import LinearAttentionOp
 from tilewright.ir.graph.recurrence import ScanOp
 from tilewright.ir.graph.reduction import CumulativeOp
-from tilewright.ir.graph.shape import PadOp, ReshapeOp, SliceOp, TransposeOp
+from tilewright.ir.graph.shape import PadOp, ReshapeOp, TransposeOp
 from tilewright.ir.graph.structure import IotaOp
-from tilewright.ir.module import functions
-from tilewright.ir.passing import Context, Pass
 from tilewright.ir.types import TensorType
-from tilewright.passes.rewriting import Rules, Site, erase_dead, run_rules
+from tilewright.passes.rewriting import Rules, RulesPass, Site
 
 CHUNK = 64  # steps; their weights take CHUNK^2 numbers a head, the state between them N * P
 
 
+_RULES = Rules()
+
+
 @dataclass(frozen=True)
-class ExpandRecurrences(Pass):
+class ExpandRecurrences(RulesPass):
     """Gated linear attention over whole sequences as products and a scan over chunks."""
 
     name: ClassVar[str] = "expand-recurrences"
     needed: ClassVar[bool] = True
-
-    def run(self, module: ModuleOp, ctx: Context) -> None:
-        for function in functions(module).values():
-            run_rules(function.block, _RULES, ctx)
-            erase_dead(function.block)
-
-
-_RULES = Rules()
+    tables: ClassVar[tuple[Rules, ...]] = (_RULES,)
+    looks_for: ClassVar[tuple[type[Operation], ...]] = (LinearAttentionOp,)
 
 
 @_RULES.on(LinearAttentionOp)
@@ -56,13 +49,13 @@ def linear_attention(op: LinearAttentionOp, site: Site) -> SSAValue | None:
     heads, width = tensor(op.values).dims[2:]
     kind = tensor(op.out).dtype
     wide, each = promote(kind, F32), Expr.of(op.each)
-    operands = [_cast(site, x, wide) for x in (op.queries, op.keys, op.values, op.decay)]
+    operands = [site.cast(x, wide) for x in (op.queries, op.keys, op.values, op.decay)]
     q, k = (_chunks(site, x, groups, Expr.of(1)) for x in operands[:2])
     v = _chunks(site, operands[2], groups, each)
     # [B, C, G, R, Q, 1]: the decay from the chunk's start up to and with each step
     d = _chunks(site, site.make(ReshapeOp, operands[3], dims=[*tensor(op.decay).dims, 1]), groups, each)
     so_far = site.make(CumulativeOp, d, fn="sum", axis=4)
-    total = _slice(site, so_far, 4, CHUNK - 1, CHUNK)
+    total = site.slice(so_far, 4, CHUNK - 1, CHUNK)
 
     weights = site.map("mul", _product(site, q, k, transpose_b=True), _reach(site, so_far, wide))
     inside = _product(site, weights, v)
@@ -71,17 +64,13 @@ def linear_attention(op: LinearAttentionOp, site: Site) -> SSAValue | None:
     ends = site.make(ScanOp, site.map("exp", total), added, None, axis=1)
     # the state before each chunk: 0, then the ends of all chunks but the last
     lows = [1 if axis == 1 else 0 for axis in range(6)]
-    before = _slice(site, site.make(PadOp, ends, low=lows, high=[0] * 6), 1, 0, tensor(ends).dims[1])
+    before = site.slice(site.make(PadOp, ends, low=lows, high=[0] * 6), 1, 0, tensor(ends).dims[1])
     outside = site.map("mul", _product(site, q, before), site.map("exp", so_far))
 
     found = site.make(TransposeOp, site.map("add", inside, outside), permutation=(0, 1, 4, 2, 3, 5))
     steps = tensor(ends).dims[1] * CHUNK
     whole = site.make(ReshapeOp, found, dims=[batch, steps, heads, width])
-    return _cast(site, _slice(site, whole, 1, 0, length), kind)
-
-
-def _cast(site: Site, value: SSAValue, dtype: DType) -> SSAValue:
-    return value if tensor(value).dtype == dtype else site.make(CastOp, value, dtype=dtype.name)
+    return site.cast(site.slice(whole, 1, 0, length), kind)
 
 
 def _chunks(site: Site, x: SSAValue, groups: Expr, each: Expr) -> SSAValue:
@@ -102,16 +91,6 @@ def _product(site: Site, a: SSAValue, b: SSAValue, *, transpose_b: bool = False)
 def _swapped(site: Site, x: SSAValue) -> SSAValue:
     """The last two axes in the other order."""
     return site.make(TransposeOp, x, permutation=(0, 1, 2, 3, 5, 4))
-
-
-def _slice(site: Site, x: SSAValue, axis: int, start: int, stop: int | Expr) -> SSAValue:
-    """Elements start .. stop - 1 along an axis; x itself where that is all of them."""
-    dims = tensor(x).dims
-    if start == 0 and dims[axis] == Expr.of(stop):
-        return x
-    starts, stops = [Expr.of(0)] * len(dims), list(dims)
-    starts[axis], stops[axis] = Expr.of(start), Expr.of(stop)
-    return site.make(SliceOp, x, starts=starts, stops=stops)
 
 
 def _reach(site: Site, so_far: SSAValue, wide: DType) -> SSAValue:

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, ClassVar, TypeGuard, TypeVar
 
+from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import Block, Operation, SSAValue
 from xdsl.traits import Pure
 
@@ -19,11 +20,12 @@ from tilewright.errors import IRError
 from tilewright.ir.dims import Expr, ExprLike
 from tilewright.ir.dtypes import DType
 from tilewright.ir.graph.base import GraphOp, tensor
-from tilewright.ir.graph.elementwise import MapOp
-from tilewright.ir.graph.shape import ReshapeOp
+from tilewright.ir.graph.elementwise import CastOp, MapOp
+from tilewright.ir.graph.shape import ReshapeOp, SliceOp
 from tilewright.ir.graph.structure import CallOp, ConstantOp, GroupOp
+from tilewright.ir.module import functions
 from tilewright.ir.operation import TwOperation
-from tilewright.ir.passing import Context
+from tilewright.ir.passing import Context, Pass
 
 Op = TypeVar("Op", bound=TwOperation)
 
@@ -52,6 +54,19 @@ class Site:
     def map(self, fn: str, *operands: SSAValue) -> SSAValue:
         """A graph.map of these operands."""
         return self.make(MapOp, list(operands), fn=fn)
+
+    def cast(self, value: SSAValue, dtype: DType) -> SSAValue:
+        """A value in a dtype; itself where it has it."""
+        return value if tensor(value).dtype == dtype else self.make(CastOp, value, dtype=dtype.name)
+
+    def slice(self, value: SSAValue, axis: int, start: ExprLike, stop: ExprLike) -> SSAValue:
+        """Elements start .. stop - 1 along an axis; the value itself where that is all of them."""
+        dims = tensor(value).dims
+        if Expr.of(start) == Expr.of(0) and Expr.of(stop) == dims[axis]:
+            return value
+        starts, stops = [Expr.of(0)] * len(dims), list(dims)
+        starts[axis], stops[axis] = Expr.of(start), Expr.of(stop)
+        return self.make(SliceOp, value, starts=starts, stops=stops)
 
     def constant(self, value: float, dtype: DType, dims: Sequence[ExprLike] = ()) -> SSAValue:
         """A splat, of rank 0 unless dims are given."""
@@ -162,6 +177,25 @@ def run_rules(block: Block, rules: Rules, ctx: Context) -> None:
             alive = erase_with_dead_producers(*replace(op, [value]))
             enqueue([*alive, *(made for made in site.made if made.parent is block), *users])
             break
+
+
+@dataclass(frozen=True)
+class RulesPass(Pass):
+    """A pass that is tables of rules, run one after the other over each function; then what is dead is erased.
+
+    looks_for: ops of which a function must have one, else it is left as it is; none: every function is rewritten.
+    """
+
+    tables: ClassVar[tuple[Rules, ...]] = ()
+    looks_for: ClassVar[tuple[type[Operation], ...]] = ()
+
+    def run(self, module: ModuleOp, ctx: Context) -> None:
+        for function in functions(module).values():
+            if self.looks_for and not any(isinstance(op, self.looks_for) for op in function.block.ops):
+                continue
+            for rules in self.tables:
+                run_rules(function.block, rules, ctx)
+            erase_dead(function.block)
 
 
 def erase_with_dead_producers(*ops: Operation) -> list[Operation]:

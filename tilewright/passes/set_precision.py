@@ -23,7 +23,7 @@ from tilewright.ir.graph.routing import GroupedMatmulOp
 from tilewright.ir.graph.shape import PadOp, ReshapeOp, TransposeOp
 from tilewright.ir.graph.windows import ConvolutionOp
 from tilewright.ir.passing import Context, Pass
-from tilewright.passes.lower_to_tile.matrix_tiles import multiplies_attention
+from tilewright.passes.lower_to_tile.matrix_tiles import attention_unit
 from tilewright.passes.rewriting import defined, erase, erase_dead
 
 
@@ -47,7 +47,7 @@ class SetPrecision(Pass):
         for op in list(module.walk()):
             if isinstance(op, (MatmulOp, GroupedMatmulOp)) or (isinstance(op, ConvolutionOp) and not op.depthwise):
                 self._narrow(op, wanted, ctx, rounded)
-            elif isinstance(op, AttentionOp) and multiplies_attention(ctx.machine, op, wanted):
+            elif isinstance(op, AttentionOp) and attention_unit(ctx.machine, op, dtype=wanted) is not None:
                 self._narrow_attention(op, wanted, ctx, rounded)
         if rounded:
             for block in {op.parent for op in module.walk() if isinstance(op, CastOp) and op.parent is not None}:

@@ -106,7 +106,7 @@ def counted(rng: np.random.Generator) -> None:
         given[3].zero_()
         run_lowered(made, lower(made), 0, given, sizes, counters)
         total += sum(moved["read"] + moved["write"] for moved in counters.bytes.buffers.values())
-    stated = Sizes(1, groups * each, groups, n, keys, size, value_size, 4, mask, 0, 0)
+    stated = Sizes(1, groups * each, groups, n, keys, size, value_size, F32, mask, 0, 0)
     # a flag a key head and kernel besides
     assert total == sum(Chain(stated, tuple(chain), 64).streams.values()) + 8 * groups * len(chain)
     if len(chain) == 1 and each == 1 and size == value_size and n == keys:
@@ -130,7 +130,7 @@ def test_what_moves_grows_with_the_length(mask: str) -> None:
     for size in (32, 64, 128):
         blocks = tuple(chain_of(machine, size, size, 4))
         lengths = 64 * 64 * 2 ** np.arange(5)
-        at = [Sizes(1, 2, 1, n, n, size, size, 4, mask, 0, 0) for n in lengths.tolist()]
+        at = [Sizes(1, 2, 1, n, n, size, size, F32, mask, 0, 0) for n in lengths.tolist()]
         moved = [Chain(s, blocks, 64).named for s in at]
         assert np.polyfit(np.log(lengths), np.log(moved), 1)[0] == pytest.approx(1, abs=0.03)
 
@@ -224,7 +224,7 @@ def test_regimes_follow_from_the_memory() -> None:
 
 def test_the_crossover_is_where_the_predictions_meet() -> None:
     machine = MACHINES["avx512"]()
-    sizes = Sizes(1, 4, 4, 512, 512, 64, 64, 4, "none", 0, 0)
+    sizes = Sizes(1, 4, 4, 512, 512, 64, 64, F32, "none", 0, 0)
     blocks = chain_of(machine, 64, 64, 4)
     begins = crossover(sizes, blocks, machine, 1 << 16)
     assert begins is not None

@@ -116,7 +116,7 @@ def crossover(sizes: Sizes, blocks: Sequence[tuple[int, int]], machine: Machine,
         queries = keys if sizes.queries == sizes.keys else sizes.queries
         at = replace(sizes, keys=keys, queries=queries, shift=0 if sizes.shift is not None else None)
         chunk = machine.rules.key_segment
-        block = own_block(machine.rules, at.features, at.value_features, at.width)
+        block = own_block(machine.rules, at.features, at.value_features, at.dtype)
         exact = Tiling(at, "query-outer", block, chunk, variant=block_for(machine.rules, block, 1, at.queries))
         return Chain(at, tuple(blocks), chunk).seconds(machine) < exact.seconds(machine)
 

@@ -28,7 +28,7 @@ from tilewright.ir.schedules import ORDERS
 from tilewright.passes.attention_tiling.bounds import bounds_of, compulsory
 from tilewright.passes.attention_tiling.sizes import Sizes
 from tilewright.passes.attention_tiling.tilings import Tiling
-from tilewright.passes.attention_tiling.variants import Tile, block_for, segment_of
+from tilewright.passes.attention_tiling.variants import Tile, block_for
 
 # the size that a dim without an upper bound is judged at
 OPEN: Final = 2048
@@ -217,7 +217,7 @@ def refusal(tiling: Tiling, ctx: Context) -> str | None:
 
 
 def _segment(sizes: Sizes, machine: Machine) -> int:
-    return segment_of(machine.rules, sizes.features, sizes.value_features, sizes.width)
+    return machine.rules.segment(sizes.features, sizes.value_features, sizes.dtype.name)
 
 
 def holding(machine: Machine) -> Level | None:

@@ -11,6 +11,7 @@ import numpy as np
 from xdsl.ir import SSAValue
 
 from tilewright.ir.dims import Expr, product
+from tilewright.ir.dtypes import DType
 from tilewright.ir.graph.attention import AttentionOp
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.structure import IotaOp, PositionsOp
@@ -20,8 +21,8 @@ from tilewright.ir.graph.structure import IotaOp, PositionsOp
 class Sizes:
     """An attention's sizes and mask.
 
-    batch: of everything in front of the heads. features, value_features: of a row of k and of v. width: bytes of an
-    element. shift: the position of the first query, where keys count from 0; None where positions are not known, so
+    batch: of everything in front of the heads. features, value_features: of a row of k and of v. dtype: of q, k and
+    v. shift: the position of the first query, where keys count from 0; None where positions are not known, so
     that no key can be left out.
     """
 
@@ -32,7 +33,7 @@ class Sizes:
     keys: int
     features: int
     value_features: int
-    width: int
+    dtype: DType
     mask: str = "none"
     window: int = 0
     shift: int | None = None
@@ -47,9 +48,14 @@ class Sizes:
         shift = None if where is None else keys - queries if where == "end" else 0
         return Sizes(
             product(q.dims[:-3]).evaluate(dims), q.dims[-3].evaluate(dims), k.dims[-3].evaluate(dims), queries, keys,
-            q.dims[-1].evaluate(dims), v.dims[-1].evaluate(dims), q.dtype.bytes, op.mask.data, op.window.data, shift,
+            q.dims[-1].evaluate(dims), v.dims[-1].evaluate(dims), q.dtype, op.mask.data, op.window.data, shift,
             op.lse.data,
         )  # fmt: skip
+
+    @property
+    def width(self) -> int:
+        """Bytes of an element."""
+        return self.dtype.bytes
 
     @property
     def group(self) -> int:

@@ -28,8 +28,6 @@ from tilewright.passes.attention_tiling.variants import (
     block_for,
     own_block,
     scratch_tiles,
-    segment_of,
-    unit_of,
 )
 
 _STATE = 4  # bytes of a running sum, maximum or denominator: f32
@@ -189,12 +187,8 @@ class Tiling:
     def private(self, rules: TileRules) -> list[tuple[Tile, int]]:
         """The tiles of private memory that a program needs at most, with the bytes of each."""
         s, rows = self.sizes, max(self.block_q, self.heads)
-        tiles = scratch_tiles(rules, rows, self.block_k, s.features, s.value_features, s.width)
+        tiles = scratch_tiles(rules, rows, self.block_k, s.features, s.value_features, s.dtype)
         return [(tile, tile.rows * tile.row) for tile in tiles]
-
-    def scratch(self, rules: TileRules) -> int:
-        """Bytes of private memory that a program needs at most."""
-        return sum(size for _, size in self.private(rules))
 
     def work(self, machine: Machine) -> Work:
         """FLOPs computed, and bytes by level: what is named comes from the last level that fills itself; what passes a
@@ -209,13 +203,12 @@ class Tiling:
         explicit = machine.nearest("matrix", kind="explicit")
         if explicit is not None:
             moved[explicit.name] = self.named
-        dtype = {2: "bf16", 4: "f32", 8: "f64"}[self.sizes.width]
         logits = self.logits(machine.rules)
         vector = float(SOFTMAX_FLOPS * logits)
         unit = self.unit(machine)
         if unit is not None:
             vector += unit.packing * self._keys() / self.sizes.width
-        return Work({("matrix", dtype): self._products(logits), ("vector", "f32"): vector}, moved)
+        return Work({("matrix", self.sizes.dtype.name): self._products(logits), ("vector", "f32"): vector}, moved)
 
     @property
     def near_rows(self) -> int:
@@ -225,7 +218,7 @@ class Tiling:
     def unit(self, machine: Machine) -> MatrixUnit | None:
         """The machine's matrix unit where it takes the products, from pairs and in scratch."""
         s = self.sizes
-        return unit_of(machine.rules, s.features, s.value_features, s.width, self.block_k)
+        return machine.rules.attention_unit(s.features, s.value_features, s.dtype.name, self.block_k)
 
     def passing(self, room: int) -> float:
         """Bytes that pass a cache of `room` bytes.
@@ -277,8 +270,8 @@ class Tiling:
 def scheduled(sizes: Sizes, schedule: Schedule, rules: TileRules) -> Tiling:
     """The tiling that a group's schedule states, or the lowering's own where it states none."""
     stated = schedule.to_dict()
-    own = own_block(rules, sizes.features, sizes.value_features, sizes.width)
-    segment = segment_of(rules, sizes.features, sizes.value_features, sizes.width)
+    own = own_block(rules, sizes.features, sizes.value_features, sizes.dtype)
+    segment = rules.segment(sizes.features, sizes.value_features, sizes.dtype.name)
     block, heads = schedule.number("block_q", own), schedule.number("heads", 1)
     return Tiling(
         sizes, str(stated.get("order", "query-outer")), block, schedule.number("block_k", segment), heads,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from math import gcd
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
-from tilewright.ir.machine import MatrixUnit, TileRules
+from tilewright.ir.dtypes import DType
+from tilewright.ir.machine import TileRules
 
 FEW = (4, 16)
-_DTYPES: Final = {2: "bf16", 4: "f32"}  # by bytes of an element
 
 
 class Block(NamedTuple):
@@ -42,16 +42,16 @@ class Tile(NamedTuple):
 
 
 def scratch_tiles(
-    rules: TileRules, rows: int, keys: int, features: int, value_features: int, width: int
+    rules: TileRules, rows: int, keys: int, features: int, value_features: int, dtype: DType
 ) -> tuple[Tile, ...]:
     """The private memory that a program needs at most, with so many rows of queries and of keys.
 
     The sums of a part and of the parts before it, queries, keys with their features first, and logits, in f32. Of
-    dtypes of fewer bytes (`width`) also operands as they are, and logits with their weights: on a matrix unit, which
+    dtypes of fewer bytes also operands as they are, and logits with their weights: on a matrix unit, which
     takes keys and values in pairs, as they are alone, and logits of a band of rows.
     """
-    each, unit = 2 * value_features + 20, unit_of(rules, features, value_features, width, keys)
-    if width >= 4:
+    each, unit = 2 * value_features + 20, rules.attention_unit(features, value_features, dtype.name, keys)
+    if dtype.bytes >= 4:
         every = Tile("queries, sums and logits", rows, 4 * (each + keys + features))
         return every, Tile("keys and values", keys, 4 * features), Tile("room for a last vector", 1, 256)
     each += features // 2
@@ -63,27 +63,12 @@ def scratch_tiles(
     return every, Tile("keys and values", keys, 4 * (2 * features + value_features))
 
 
-def scratch_of(rules: TileRules, rows: int, keys: int, features: int, value_features: int, width: int) -> int:
-    """The bytes of `scratch_tiles`."""
-    return sum(t.rows * t.row for t in scratch_tiles(rules, rows, keys, features, value_features, width))
-
-
-def unit_of(rules: TileRules, features: int, value_features: int, width: int, keys: int) -> MatrixUnit | None:
-    """The matrix unit where it takes the products of an attention in segments of so many keys."""
-    unit = rules.attention_unit(features, value_features, _DTYPES.get(width))
-    return None if unit is None or keys % unit.depth else unit
-
-
-def segment_of(rules: TileRules, features: int, value_features: int, width: int) -> int:
-    """Keys of a segment where nothing states them."""
-    return rules.segment(features, value_features, _DTYPES.get(width))
-
-
-def own_block(rules: TileRules, features: int, value_features: int, width: int) -> int:
+def own_block(rules: TileRules, features: int, value_features: int, dtype: DType) -> int:
     """The rows of a tile of queries where nothing states them: the machine's, or as many fewer as its scratch holds."""
-    rows, room, keys = rules.query_block, rules.scratch, segment_of(rules, features, value_features, width)
+    rows, room = rules.query_block, rules.scratch
+    keys = rules.segment(features, value_features, dtype.name)
     while room is not None and rows // 2 >= max(rules.dot_least, 1):
-        if scratch_of(rules, rows, keys, features, value_features, width) <= room:
+        if sum(t.rows * t.row for t in scratch_tiles(rules, rows, keys, features, value_features, dtype)) <= room:
             break
         rows //= 2
     return rows

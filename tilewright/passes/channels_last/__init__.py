@@ -10,31 +10,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from xdsl.dialects.builtin import ModuleOp
+from xdsl.ir import Operation
 
 from tilewright.ir.graph.windows import WindowOp
-from tilewright.ir.module import functions
-from tilewright.ir.passing import Context, Pass
 from tilewright.passes.canonicalize.shapes import SHAPES
 from tilewright.passes.channels_last.filters import FILTERS
 from tilewright.passes.channels_last.products import PRODUCTS
 from tilewright.passes.channels_last.sinking import SINKING
 from tilewright.passes.channels_last.turning import TURNING
-from tilewright.passes.rewriting import Rules, erase_dead, run_rules
+from tilewright.passes.rewriting import Rules, RulesPass
 
 
 @dataclass(frozen=True)
-class ChannelsLast(Pass):
+class ChannelsLast(RulesPass):
     """Windows run over [N, spatial..., C]; batch norm joins the filters before them."""
 
     name: ClassVar[str] = "channels-last"
     needed: ClassVar[bool] = True
-
-    def run(self, module: ModuleOp, ctx: Context) -> None:
-        for function in functions(module).values():
-            if not any(isinstance(op, WindowOp) for op in function.block.ops):
-                continue
-            run_rules(function.block, Rules(SHAPES, TURNING, SINKING), ctx)
-            run_rules(function.block, Rules(SHAPES, FILTERS), ctx)
-            run_rules(function.block, Rules(SHAPES, PRODUCTS), ctx)
-            erase_dead(function.block)
+    tables: ClassVar[tuple[Rules, ...]] = (
+        Rules(SHAPES, TURNING, SINKING), Rules(SHAPES, FILTERS), Rules(SHAPES, PRODUCTS)
+    )  # fmt: skip
+    looks_for: ClassVar[tuple[type[Operation], ...]] = (WindowOp,)

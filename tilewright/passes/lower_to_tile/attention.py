@@ -30,7 +30,7 @@ from tilewright.passes.lower_to_tile.access import UNIT, Axis, Space, map_group,
 from tilewright.passes.lower_to_tile.emit import Emitter
 from tilewright.passes.lower_to_tile.frame import Lowered, Variant, all_strides, begin
 from tilewright.passes.lower_to_tile.layout import Strides, merge_axes
-from tilewright.passes.lower_to_tile.matrix_tiles import multiplies_attention, segment_of
+from tilewright.passes.lower_to_tile.matrix_tiles import attention_unit, own_segment
 from tilewright.passes.lower_to_tile.online_softmax import OnlineSoftmax, Segment
 from tilewright.passes.lower_to_tile.skeleton import Refusal
 
@@ -64,9 +64,9 @@ def lower_attention(group: GroupOp, name: str, machine: Machine, dims: DimSpace)
     queries = tensor(anchor.q).dims[-2]
     schedule = group.schedule
     size, value_size = (tensor(x).dims[-1].constant or 0 for x in (anchor.q, anchor.v))
-    own = own_block(machine.rules, size, value_size, tensor(anchor.q).dtype.bytes)
+    own = own_block(machine.rules, size, value_size, tensor(anchor.q).dtype)
     block_q = schedule.number("block_q", own)
-    segment = schedule.number("block_k", segment_of(machine, anchor))
+    segment = schedule.number("block_k", own_segment(machine, anchor))
     heads = schedule.number("heads", 1)
     if schedule.to_dict().get("order", "query-outer") != "query-outer" or heads not in (1, anchor.group):
         step = f"write attention-tiling{{order=query-outer heads={anchor.group}}}"
@@ -189,7 +189,7 @@ def _kernel(
     def emitter(row: int | None, column: int, places: Mapping[int, SSAValue]) -> Emitter:
         return Emitter(b, space, walk, buffers, strides, dict(places), row, column, extent)
 
-    unit = machine.rules.matrix if multiplies_attention(machine, op, tensor(op.q).dtype, segment) else None
+    unit = attention_unit(machine, op, keys=segment)
     # rows that a matrix unit takes at once go through products and softmax together: what is between stays near
     height = gcd(rows, unit.band) if unit is not None else rows
     softmax = OnlineSoftmax.of(b, op, machine, (height, segment), (features, value_features))
@@ -212,11 +212,8 @@ def _kernel(
             logits = softmax.logits(queries, k)
             seen, per_key = _visible(softmax, op, logits_at, walk.extents[s_at], t_at)
             if op.segments is not None:
-                own, theirs = (
-                    logits_at.tile(op.segments),
-                    _along_keys(logits_at, op.segments, axes).load(op.segments, 0.0),
-                )
-                same = b.map("eq", own, theirs)
+                of_keys = _along_keys(logits_at, op.segments, axes).load(op.segments, 0.0)
+                same = b.map("eq", logits_at.tile(op.segments), of_keys)
                 seen = same if seen is None else b.map("and", seen, same)
             if op.bias is not None:
                 bias = logits_at.load(op.bias, 0.0) if isinstance(op.bias, BlockArgument) else logits_at.tile(op.bias)

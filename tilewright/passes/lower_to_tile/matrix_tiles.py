@@ -33,16 +33,15 @@ def unit_for(machine: Machine, op: MatmulOp | GroupedMatmulOp) -> MatrixUnit | N
 Attends = AttentionOp | PagedAttentionOp | QuantizedPagedAttentionOp
 
 
-def multiplies_attention(machine: Machine, op: Attends, dtype: DType, segment: int | None = None) -> bool:
-    """Whether the unit takes attention's products in a dtype: features and segments of keys are whole steps of it.
+def attention_unit(
+    machine: Machine, op: Attends, *, dtype: DType | None = None, keys: int | None = None
+) -> MatrixUnit | None:
+    """The unit that takes an attention's products, in its own dtype or another, in segments of so many keys or of its
+    own; None where vectors do."""
+    return machine.rules.attention_unit(*_heads(op), (dtype or tensor(op.q).dtype).name, keys)
 
-    segment: keys of one; None: as many as the machine's own has.
-    """
-    unit = machine.rules.attention_unit(*_heads(op), dtype.name)
-    return unit is not None and (segment or unit.keys) % unit.depth == 0
 
-
-def segment_of(machine: Machine, op: Attends) -> int:
+def own_segment(machine: Machine, op: Attends) -> int:
     """Keys of a segment of an attention where nothing states them."""
     return machine.rules.segment(*_heads(op), tensor(op.q).dtype.name)
 

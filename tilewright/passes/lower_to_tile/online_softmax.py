@@ -28,7 +28,7 @@ from tilewright.ir.machine import Machine
 from tilewright.ir.tile.base import tile as tile_type
 from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.structure import ExprOp
-from tilewright.passes.lower_to_tile.matrix_tiles import multiplies_attention
+from tilewright.passes.lower_to_tile.matrix_tiles import attention_unit
 
 MINUS_INFINITY = float("-inf")
 
@@ -74,7 +74,7 @@ class OnlineSoftmax:
         """block: rows of a tile of queries, and of keys. features: of keys, and of values."""
         rows, segment = block
         part = max(1, machine.rules.key_part // segment) * segment
-        on_unit = multiplies_attention(machine, op, tensor(op.q).dtype, segment)
+        on_unit = attention_unit(machine, op, keys=segment) is not None
         return OnlineSoftmax(b, op, rows, segment, part, *features, machine.rules.logit_chain, on_unit)
 
     @property

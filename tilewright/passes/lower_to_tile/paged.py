@@ -24,7 +24,7 @@ from tilewright.ir.tile.memory import ViewPagesOp, ViewSegmentOp
 from tilewright.ir.tile.structure import KernelOp
 from tilewright.passes.lower_to_tile.access import unsupported
 from tilewright.passes.lower_to_tile.frame import Lowered, Variant, begin
-from tilewright.passes.lower_to_tile.matrix_tiles import segment_of
+from tilewright.passes.lower_to_tile.matrix_tiles import own_segment
 from tilewright.passes.lower_to_tile.online_softmax import OnlineSoftmax, Segment
 
 Op = PagedAttentionOp | QuantizedPagedAttentionOp
@@ -99,7 +99,7 @@ class Requests:
         offsets = b.view(buffers[op.offsets], [requests + 1], [1])
         begins, ends = b.scalar(offsets, [request]), b.scalar(offsets, [b.index(Expr.of("a0") + 1, request)])
         count = b.index(Expr.of("a1") - "a0", begins, ends)
-        softmax = OnlineSoftmax.of(b, op, machine, (rows, segment_of(machine, op)), (size, value_size))
+        softmax = OnlineSoftmax.of(b, op, machine, (rows, own_segment(machine, op)), (size, value_size))
 
         def own(buffer: SSAValue, last: Expr) -> SSAValue:
             view = b.view(buffer, [total, shared, each, last], [heads * last, last * each, last, 1])
