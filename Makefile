@@ -53,7 +53,7 @@ lint: $(STAMP) ## ruff, rules and format
 	@$(PY) -m ruff format --check .
 
 types: $(STAMP) ## mypy, strict
-	@$(PY) -m mypy --strict -p tilewright
+	@$(PY) -m mypy
 
 bench: $(STAMP) ## time us and the peers side by side; installs the peers
 	@$(PIP_INSTALL) -e ".[peers]" --no-build-isolation

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,10 +28,8 @@ class OurGeneration:
         settings = {"paged": tw.KVCache(page=16), "contiguous": tw.KVCache(layout="contiguous")}
         self._models = {name: self._compiled(model, TOKENS, REQUESTS, kv) for name, kv in settings.items()}
         few = decoder.build(layers=LONG_LAYERS, positions=LONG).decoder.bfloat16().eval()
-        self._long = {
-            name: _LongStep(self._compiled(few, LONG, 1, tw.KVCache(dtype=dtype)))
-            for name, dtype in (("bf16", "model"), ("int8", "int8"), ("int4", "int4"))
-        }
+        kept = {"bf16": tw.KVCache(), "int8": tw.KVCache(dtype="int8"), "int4": tw.KVCache(dtype="int4")}
+        self._long = {name: _LongStep(self._compiled(few, LONG, 1, kv)) for name, kv in kept.items()}
         del model, few
         case = Case("llama-0.5b", (("batch", 1), ("tokens", PROMPT)), "bf16")
         reading = tw.compile(
@@ -49,7 +47,8 @@ class OurGeneration:
         return tw.compile_lm(model, max_tokens=tokens, max_batch=batch, kv=kv, cache=False)
 
     def measure(self, what: str) -> dict[str, float]:
-        return getattr(self, f"_{what}")()  # type: ignore[no-any-return]
+        found: dict[str, float] = getattr(self, f"_{what}")()
+        return found
 
     def _prompts(self, count: int) -> list[list[int]]:
         """New ones each time: none finds its prefix in the cache."""
@@ -64,22 +63,31 @@ class OurGeneration:
     def _written(self, name: str, requests: int) -> float:
         """Seconds of a step in which every request writes a token, after all prompts are read."""
         engine = self._models[name].current
-        handles = [engine.submit(ids, max_new_tokens=ANSWER + 2, end=()) for ids in self._prompts(requests)]
+        with self._writing(name, requests):
+            return statistics.median(_seconds(engine.step) for _ in range(ANSWER))
+
+    @contextmanager
+    def _writing(self, name: str, requests: int) -> Iterator[None]:
+        """Requests that have read their prompts, and write a token a step."""
+        engine = self._models[name].current
+        handles = [engine.submit(ids, max_new_tokens=2 * ANSWER + 2, end=()) for ids in self._prompts(requests)]
         while not all(handle.tokens for handle in handles):
             engine.step()
-        seconds = []
-        for _ in range(ANSWER):
-            begin = time.perf_counter()
-            engine.step()
-            seconds.append(time.perf_counter() - begin)
+        yield
         for handle in handles:
             handle.cancel()
-        return statistics.median(seconds)
 
     def _paged(self) -> dict[str, float]:
-        """token: seconds. kernels: those of a step in which threads computed."""
-        token = self._written("paged", 1)
-        return {"token": token, "kernels": self._kernels("paged")}
+        """token: seconds. kernels: those of a step in which kernels ran; steps with and without a clock in turns."""
+        lm = self._models["paged"]
+        tokens, kernels = [], []
+        with self._writing("paged", 1):
+            for _ in range(ANSWER):
+                tokens.append(_seconds(lm.current.step))
+                with _clocked(lm) as clocked:
+                    lm.current.step()
+                kernels += clocked
+        return {"token": statistics.median(tokens), "kernels": statistics.median(kernels)}
 
     def _contiguous(self) -> dict[str, float]:
         return {"token": self._written("contiguous", 1)}
@@ -103,36 +111,18 @@ class OurGeneration:
 
     def _prefill(self) -> dict[str, float]:
         """Seconds of the same prompt in the program that only reads."""
-        seconds = []
-        for _ in range(_TIMED):
-            begin = time.perf_counter()
-            self._read()
-            seconds.append(time.perf_counter() - begin)
-        return {"seconds": statistics.median(seconds)}
+        return {"seconds": statistics.median(_seconds(self._read) for _ in range(_TIMED))}
 
     def _attention(self) -> dict[str, float]:
         return {name: step.attention() for name, step in self._long.items()}
 
-    def _kernels(self, name: str) -> float:
-        """Seconds of all steps of one token's call, as the driver's clock has them."""
-        lm = self._models[name]
-        with _seen(lm.program) as calls:
-            self._written_once(name)
-        return min(_steps(lm, calls[-1]) for _ in range(_TIMED))
-
-    def _written_once(self, name: str) -> None:
-        handle = self._models[name].current.submit(self._prompts(1)[0], max_new_tokens=ANSWER, end=())
-        while len(handle.tokens) < ANSWER // 2:
-            self._models[name].current.step()
-        handle.cancel()
-
     def _token_bytes(self) -> float:
-        """Bytes that a step has to move for one token in the middle of an answer, as the report counts them."""
+        """Bytes that a step has to move for one token in the middle of an answer: what the report counts, and of keys
+        and values, which it counts by the size of the page tables, those of the tokens that are there."""
         lm = self._models["paged"]
-        with _seen(lm.program) as calls:
-            self._written_once("paged")
-        sizes = lm.compiled.executable.profile(*lm.program.arguments(calls[-1]))[1].sizes
-        return float(sum(row.bound or 0 for row in lm.report.at(**sizes).rows))
+        rows = lm.report.at(**{dim.name: 1 for dim in lm.report.code.program.dims}).rows
+        alone = sum(row.bound or 0 for row in rows if "paged_attention" not in row.kernel)
+        return float(alone + (PROMPT + ANSWER) * sum(group.token_bytes for group in lm.program.layout.groups))
 
 
 class _LongStep:
@@ -166,6 +156,12 @@ class _LongStep:
         return statistics.median(_steps(self._lm, self._inputs, "attention") for _ in range(_TIMED))
 
 
+def _seconds(run: Callable[[], Any]) -> float:
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
 def _steps(lm: Any, inputs: Any, name: str = "") -> float:
     """Seconds of the steps of a call whose name contains this."""
     _, profile = lm.compiled.executable.profile(*lm.program.arguments(inputs))
@@ -173,17 +169,18 @@ def _steps(lm: Any, inputs: Any, name: str = "") -> float:
 
 
 @contextmanager
-def _seen(program: Any) -> Iterator[list[Any]]:
-    """The inputs of the calls made meanwhile."""
-    calls: list[Any] = []
-    run = program.step
+def _clocked(lm: Any) -> Iterator[list[float]]:
+    """Seconds in kernels, as the driver's clock has them, of the calls made meanwhile."""
+    found: list[float] = []
+    program = lm.program
 
     def step(inputs: Any) -> Any:
-        calls.append(inputs)
-        return run(inputs)
+        logits, profile = lm.compiled.executable.profile(*program.arguments(inputs))
+        found.append(float(sum(step.seconds for step in profile.steps)))
+        return logits
 
     program.step = step
     try:
-        yield calls
+        yield found
     finally:
         del program.step

@@ -16,7 +16,7 @@ class TransformersGeneration:
 
         from bench.models import decoder
 
-        self._model = decoder.build().decoder.bfloat16().eval()
+        self._model: Any = decoder.build().decoder.bfloat16().eval()
         self.measure("generate")
         return {"version": transformers.__version__}
 

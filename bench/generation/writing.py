@@ -33,7 +33,7 @@ def lines(data: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         (
             "time of a step outside kernels",
-            over(lambda r: max(0.0, 1 - r["paged"]["kernels"] / r["paged"]["token"])).text(percent),
+            over(lambda r: 1 - r["paged"]["kernels"] / r["paged"]["token"]).text(percent),
         ),
         (
             f"{REQUESTS} requests' tokens a second to one's",
