@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +63,33 @@ def test_compositions_in_narrow_floats_are_rounded_once(dtype: torch.dtype, rng:
         wanted = model.table[name](x).double() if name in ("round", "quotient") else exact[name]
         off = (ours.double() - wanted).abs()
         assert (off <= torch.finfo(dtype).eps * wanted.abs() + torch.finfo(dtype).smallest_normal).all(), name
+
+
+# Eager rounds a number to the dtype in some operators and keeps it in others; a step across an edge shows which.
+NUMBERS: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
+    "eq": torch.eq, "ne": torch.ne, "lt": torch.lt, "le": torch.le, "gt": torch.gt, "ge": torch.ge, "add": torch.add,
+    "sub": torch.sub, "rsub": torch.rsub, "mul": torch.mul, "div": torch.div, "remainder": torch.remainder,
+    "number_remainder": lambda x, s: s % x, "fmod": torch.fmod, "floor_divide": torch.floor_divide,
+    "number_floor_divide": lambda x, s: s // x, "threshold": lambda x, s: F.threshold(x, s, 0.0),
+    "clamp": lambda x, s: x.clamp(min=s), "masked_fill": lambda x, s: x.masked_fill(x == s, 2.0),
+    "hardshrink": F.hardshrink, "zero": lambda x, s: (x - s) == 0,
+}  # fmt: skip
+
+
+def _with(f: Callable[[torch.Tensor, float], torch.Tensor], s: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda x: f(x, s)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_numbers_meet_narrow_floats_as_eager_has_them(dtype: torch.dtype, rng: np.random.Generator) -> None:
+    numbers = [0.7, 0.1, 0.3, -0.3, float(rng.uniform(-1, 1))]
+    drawn = [*rng.uniform(-8, 8, 199), *numbers, *(-n for n in numbers), 100.0, 1000.0]
+    x = torch.tensor(drawn, dtype=dtype)
+    table: Table = {f"{name} {s}": _with(f, s) for name, f in NUMBERS.items() for s in numbers}
+    model = Many(table)
+    found, wanted = run(capture(model, (x,)), x), model(x)
+    for name, ours in found.items():
+        assert torch.equal(torch.nan_to_num(ours.double(), 3.0), torch.nan_to_num(wanted[name].double(), 3.0)), name
 
 
 ANGLES: Table = {name: getattr(torch, name) for name in ("asin", "acos", "atan", "asinh", "acosh", "atanh", "signbit")}

@@ -186,13 +186,18 @@ class Builder:
     def map(self, fn: str, *operands: Any, dtype: DType | None = None) -> SSAValue:
         """A function of the scalar table on operands of one dtype (the node's result dtype unless given).
 
-        A number that a narrow float cannot hold is kept in f32, as torch keeps it: the op then runs in f32 and rounds.
+        A number that a narrow float cannot hold is kept in f32, as torch keeps it in products, quotients and
+        activations: the op then runs in f32 and rounds. Where torch rounds the number, `rounded` does.
         """
         wanted = dtype or self.result.dtype
         wide = wanted in (BF16, F16) and any(_loses(value, wanted) for value in operands)
         inside = F32 if wide else wanted
         found = self.emit(MapOp, self.alike([self.operand(value, inside) for value in operands]), fn=fn)
         return self.cast(found, wanted) if wide and tensor(found).dtype == F32 else found
+
+    def rounded(self, *values: Any) -> list[SSAValue]:
+        """Numbers in the node's result dtype, as torch takes them in sums, powers and remainders; tensors, too."""
+        return [self.operand(value, self.result.dtype) for value in values]
 
     def select(self, condition: SSAValue, a: Any, b: Any, dtype: DType) -> SSAValue:
         """a where the condition holds, else b."""

@@ -22,7 +22,7 @@ def tan(c: Builder, self: SSAValue) -> SSAValue:
 
 @lowers("aten.atan2.default", "aten.arctan2.default")
 def atan2(c: Builder, self: SSAValue, other: SSAValue) -> SSAValue:
-    return c.map("atan2", self, other)
+    return c.map("atan2", *c.rounded(self, other))
 
 
 @lowers("aten.atan.default", "aten.arctan.default")

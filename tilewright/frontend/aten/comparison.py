@@ -15,9 +15,9 @@ _SCALAR_AND_TENSOR = ("Tensor", "Scalar")
 
 
 def _compare(c: Builder, fn: str, self: Any, other: Any) -> SSAValue:
-    """Operands meet in the dtype torch compares in; the order of i1 is that of 0 and 1."""
+    """Operands meet in the dtype torch compares in, numbers rounded to it; the order of i1 is that of 0 and 1."""
     dtype = c.common_dtype(*c.node.args[:2])
-    return c.map(fn, self, other, dtype=dtype)
+    return c.map(fn, c.operand(self, dtype), c.operand(other, dtype), dtype=dtype)
 
 
 def _register() -> None:

@@ -68,16 +68,20 @@ def add(c: Builder, self: Any, other: Any, alpha: Any = 1) -> SSAValue:
         return c.map("or", self, other)
     if other == 0 and isinstance(other, int) and c.result.dtype.is_integer:
         return c.cast(self, c.result.dtype)
-    return c.map("add", self, other) if alpha == 1 else _scaled(c, "add", self, other, alpha)
+    return _scaled(c, "add", self, other, alpha)
 
 
 @lowers("aten.sub.Tensor", "aten.sub.Scalar")
 def sub(c: Builder, self: Any, other: Any, alpha: Any = 1) -> SSAValue:
-    return c.map("sub", self, other) if alpha == 1 else _scaled(c, "sub", self, other, alpha)
+    return _scaled(c, "sub", self, other, alpha)
+
+
+def _scaled(c: Builder, fn: str, a: Any, b: Any, factor: Any) -> SSAValue:
+    return c.map(fn, *c.rounded(a, b)) if factor == 1 else _fused(c, fn, *c.rounded(a, b, factor))
 
 
 @rounded_once
-def _scaled(c: Builder, fn: str, a: Any, b: Any, factor: Any) -> SSAValue:
+def _fused(c: Builder, fn: str, a: SSAValue, b: SSAValue, factor: SSAValue) -> SSAValue:
     return c.map(fn, a, c.map("mul", b, factor))
 
 
@@ -110,17 +114,19 @@ def div_mode(c: Builder, self: Any, other: Any, *, rounding_mode: str | None = N
 
 @lowers("aten.floor_divide.default", "aten.floor_divide.Scalar")
 def floor_divide(c: Builder, self: Any, other: Any) -> SSAValue:
-    return c.map("floordiv", self, other)
+    # a divisor stays the number it is
+    return c.map("floordiv", self if isinstance(self, SSAValue) else c.rounded(self)[0], other)
 
 
 @lowers("aten.remainder.Tensor", "aten.remainder.Scalar", "aten.remainder.Scalar_Tensor")
 def remainder(c: Builder, self: Any, other: Any) -> SSAValue:
-    return c.map("remainder", self, other)
+    return c.map("remainder", *c.rounded(self, other))
 
 
 @lowers("aten.fmod.Tensor", "aten.fmod.Scalar")
 def fmod(c: Builder, self: Any, other: Any) -> SSAValue:
     dtype = c.result.dtype
+    self, other = c.rounded(self, other)
     if dtype.kind == "uint":
         return c.map("remainder", self, other)
     negative = c.map("lt", self, 0, dtype=dtype)

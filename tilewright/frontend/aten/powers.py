@@ -17,14 +17,14 @@ from tilewright.ir.dims import Expr
 def power(c: Builder, self: SSAValue, exponent: Any) -> SSAValue:
     """Small exponents as torch computes them: products, roots and reciprocals."""
     if isinstance(exponent, (Weak, Expr)):
-        return c.map("pow", self, exponent)
+        return c.map("pow", *c.rounded(self, exponent))
     if math.isfinite(exponent) and exponent == int(exponent) and (c.result.dtype.is_integer or abs(exponent) <= 3):
         return _integer_power(c, self, int(exponent))
     if exponent == 0.5:
         return c.map("sqrt", self)
     if exponent == -0.5:
         return c.map("rsqrt", self)
-    return c.map("pow", self, exponent)
+    return c.map("pow", *c.rounded(self, exponent))
 
 
 @rounded_once
@@ -52,7 +52,7 @@ def power_tensor(c: Builder, self: Any, exponent: Any) -> SSAValue:
             # out of range, a shift gives what such a power is modulo the dtype's range, or below 1: 0
             return c.map("shl", 1, digits)
         return _whole_power(c, c.operand(self, c.result.dtype), digits)
-    return c.map("pow", self, exponent)
+    return c.map("pow", *c.rounded(self, exponent))
 
 
 def _whole_power(c: Builder, base: SSAValue, exponent: SSAValue) -> SSAValue:
