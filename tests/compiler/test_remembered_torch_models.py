@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import enum
+import logging
+from collections.abc import Callable, Sized
 from pathlib import Path
 from typing import Any
 
@@ -164,3 +166,121 @@ def test_a_global_tensor_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
     found, unproved = factors(Net())
     assert found is None
     assert "tensor" in unproved
+
+
+class Held:
+    """What models below look at in ways that name no attribute of it."""
+
+    __match_args__ = ("factor",)
+
+    def __init__(self) -> None:
+        self.factor = 2.0
+
+
+class Marked(Sized):
+    """A class that others may be registered with."""
+
+
+TEMPLATE = "{0.factor}"
+HELD, LOG = Held(), logging.getLogger(__name__)
+vars(HELD)["pace"] = 2.0  # which no function names
+
+
+class ByPattern(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        match HELD:
+            case Held(pace=found):
+                return x * found
+        return x
+
+
+class ByPlace(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        match HELD:
+            case Held(found):
+                return x * found
+        return x
+
+
+class ByFormat(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * float(TEMPLATE.format(HELD))
+
+
+class ByRegistry(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2 if isinstance(HELD, Marked) else x
+
+
+class ByLevel(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2 if LOG.isEnabledFor(logging.DEBUG) else x
+
+
+class ByMember(torch.nn.Module):
+    def __init__(self, value: float = 2.0) -> None:
+        super().__init__()
+        self.size = enum.Enum("Size", {"FULL": value}, module=__name__).FULL  # type: ignore[attr-defined]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.size.value
+
+
+class ByWeight(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = torch.nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x) * (2 if self.inner.weight.requires_grad else 3 if self.inner.weight.grad is None else 4)
+
+
+class ByProcess(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * (2 if torch.backends.mkldnn.enabled else 3)
+
+
+@pytest.mark.parametrize("kind", [ByPlace, ByFormat, ByProcess])
+def test_a_model_that_looks_where_no_name_tells_is_captured(kind: type[torch.nn.Module]) -> None:
+    found, unproved = factors(kind())
+    assert found is None
+    assert unproved
+
+
+def _register(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    Marked.register(Held)
+
+
+def _frozen(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model.requires_grad_(False)
+
+
+def _graded(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model.inner.weight.grad = torch.ones(4, 4)
+
+
+def _marked(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model.inner.weight.scale = 2.0
+
+
+CHANGES: list[tuple[type[torch.nn.Module], Callable[[Any, pytest.MonkeyPatch], None]]] = [
+    (ByPattern, lambda _, patch: patch.setitem(vars(HELD), "pace", 3.0)),
+    (ByRegistry, _register),
+    (ByLevel, lambda _, patch: patch.setattr(LOG, "disabled", True)),
+    (ByMember, lambda model, _: setattr(model, "size", ByMember(3.0).size)),
+    (ByWeight, _frozen),
+    (ByWeight, _graded),
+    (ByWeight, _marked),
+]
+
+
+@pytest.mark.parametrize(("kind", "change"), CHANGES)
+def test_what_a_forward_asks_of_what_it_holds_is_seen(
+    kind: type[torch.nn.Module], change: Callable[[Any, pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = kind()
+    first, unproved = factors(model)
+    assert first is not None, unproved
+    assert factors(model)[0] == first
+    change(model, monkeypatch)
+    assert factors(model)[0] != first

@@ -92,7 +92,7 @@ def _factors(model: torch.nn.Module, example: Example, fallback: str) -> dict[st
         "model": type(model).__module__ + "." + type(model).__qualname__,
         "modules": _modules(model, reached),
         "configs": [reached.value(vars(config), "the config") for config in huggingface.configs(model)],
-        "tensors": _tensors(model),
+        "tensors": _tensors(model, reached),
         "example": _example(example),
         "registered": {name: reached.value(table, name) for name, table in sorted(registered.items())},
         "torch": _switches(),
@@ -152,8 +152,9 @@ def _require_no_global_hooks() -> None:
             raise UnprovedError("torch has hooks for all modules")
 
 
-def _tensors(model: torch.nn.Module) -> dict[str, Any]:
-    """Each parameter and buffer: its type, how it lies in memory, what it shares it with; small buffers' contents."""
+def _tensors(model: torch.nn.Module, reached: Reached) -> dict[str, Any]:
+    """Each parameter and buffer: its type, how it lies in memory, what it shares it with, whether it has or wants a
+    gradient, its attributes; small buffers' contents."""
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     transient = {
         f"{path}.{name}".lstrip(".")
@@ -162,12 +163,16 @@ def _tensors(model: torch.nn.Module) -> dict[str, Any]:
     }
     first: dict[Any, str] = {}
     found: dict[str, Any] = {}
+    whole = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     for name, value in tensors_of(model).items():
         if type(value).__name__ != "Tensor":
             raise UnprovedError(f"{name} is a {type(value).__qualname__}")
         told = f"{value.dtype} {list(value.shape)} {list(value.stride())} {value.device} {value.is_conj()}"
         memory = (value.untyped_storage().data_ptr(), value.storage_offset(), tuple(value.shape), tuple(value.stride()))
         told += f" as {first.setdefault(memory if value.numel() else name, name)}"
+        told += f" {whole[name].requires_grad} {whole[name].grad is None}"
+        if vars(whole[name]):
+            told += f" {reached.value(vars(whole[name]), name)}"
         if name not in parameters:
             told += " transient" if name in transient else ""
             if value.nbytes <= _SMALL_BYTES or name in transient:

@@ -9,16 +9,19 @@ import importlib.util
 import marshal
 import operator
 import os
+import string
 import sys
 import types
 import weakref
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import PurePath
 from typing import Any, Final
 
 # These may also be installed where they are written; "python" is the standard library.
 _PACKAGES: Final = ("torch", "transformers", "tilewright")
 _IMPORT: Final = dis.opmap["IMPORT_NAME"]
+_MATCHES: Final = dis.opmap["MATCH_CLASS"]  # with the number of patterns that have no name
 
 
 def _words(text: str) -> frozenset[str]:
@@ -46,7 +49,9 @@ _DUNDERS: Final = _words(
 # names of torch that answer from a file or from the process rather than from what they are given
 _STATEFUL: Final = _words(
     "load from_file hub environ getenv get_num_threads get_num_interop_threads initial_seed seed "
-    "get_rng_state default_generator Generator"
+    "get_rng_state default_generator Generator backends cuda accelerator mps xpu _C fill_uninitialized_memory "
+    "is_anomaly_enabled is_anomaly_check_nan_enabled is_warn_always_enabled get_deterministic_debug_mode "
+    "is_deterministic_algorithms_warn_only_enabled getLogger"
 )
 
 
@@ -139,7 +144,9 @@ def names_in(code: types.CodeType) -> set[str]:
     found: set[str] = set()
     for inner in codes_in(code):
         found.update(inner.co_names)
-        found.update(c for c in inner.co_consts if isinstance(c, str) and c.isidentifier())
+        # class patterns have the attributes that they ask for in a tuple
+        words = (w for c in inner.co_consts for w in (c if isinstance(c, tuple) else (c,)))
+        found.update(w for w in words if isinstance(w, str) and w.isidentifier())
     return found
 
 
@@ -166,4 +173,21 @@ def unprovable_name(function: types.FunctionType) -> str | None:
             dunder = name.startswith("__") and name.endswith("__")
             if name in impure or name in _STATEFUL or (dunder and name not in _DUNDERS and not hasattr(operator, name)):
                 return name
+        steps = list(dis.get_instructions(code))
+        if any(step.opcode == _MATCHES and step.arg for step in steps):
+            return "__match_args__"
+        for before, step in pairwise(steps):
+            if step.argval in ("format", "format_map") and not _is_plain_format(before):
+                return str(step.argval)
     return None
+
+
+def _is_plain_format(step: dis.Instruction) -> bool:
+    """Whether a step loads a text that, as a format, asks for no attribute and no item of what it is given."""
+    if step.opname != "LOAD_CONST" or not isinstance(step.argval, str):
+        return False
+    try:
+        fields = [field for _, field, _, _ in string.Formatter().parse(step.argval) if field is not None]
+    except ValueError:
+        return False
+    return not any("." in field or "[" in field for field in fields)

@@ -20,6 +20,7 @@ An attribute counts when its name occurs in some function that is followed, whic
 
 from __future__ import annotations
 
+import abc
 import functools
 import hashlib
 import inspect
@@ -29,6 +30,7 @@ import sys
 import threading
 import types
 import typing
+from abc import ABCMeta
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
@@ -62,6 +64,8 @@ _AROUND: Final = (
     "transformers.generation", "transformers.core_model_loading", "transformers.quantizers", "transformers.trainer",
     "transformers.models.auto",
 )  # fmt: skip
+# what tells of the process or the machine, or is told for all of it
+_OF_THE_PROCESS: Final = ("torch.backends", "torch.cuda", "torch.accelerator", "torch.utils.deterministic", "torch._C")
 # made in every process from what counts beside it; the others list what all classes that were loaded or made say
 _DERIVED: Final = ("_original_object_hash", "_CAN_RECORD_REGISTRY", "_registered_model_output_types")
 # objects that decide nothing of what is computed
@@ -124,7 +128,8 @@ class Reached:
         if kind in _PLAIN:
             return [kind.__name__, repr(found)]
         if isinstance(found, Enum) or (hasattr(kind, "__members__") and not isinstance(found, type)):
-            return ["enum", self.kind(kind), found.name]
+            held = [self.value(found.value, place), *self._state(found, place)] if isinstance(found, Enum) else []
+            return ["enum", self.kind(kind), found.name, *held]
         if isinstance(found, _CONTAINERS):
             return self._container(found, place)
         return self._object(found, place)
@@ -187,6 +192,8 @@ class Reached:
             return ["context", found.name, self.value(found.get(None), place)]
         if isinstance(found, (PurePath, re.Pattern)):
             return [type(found).__name__, str(found)]
+        if isinstance(found, logging.Logger) and self._strict:
+            return ["logger", found.name, found.getEffectiveLevel(), found.disabled, found.manager.disable]
         if isinstance(found, _INERT) or type(found) is object or _is_typing(found):
             return ["inert", _name(type(found))]
         return self._record(found, place)
@@ -230,15 +237,22 @@ class Reached:
         self._permit(found.__module__, _name(found))
         metaclass: Any = type(found)
         for base in (*found.__mro__, *metaclass.__mro__):
-            owner = owner_of_named(base.__module__)
+            owner, label = owner_of_named(base.__module__), _name(base)
+            if isinstance(base, ABCMeta):
+                self.code[f"{label} registered"] = " ".join(self._registered(base))
             if id(base) in self._seen or owner not in self._packages:
                 continue
-            label = _name(base)
             self._seen[id(base)] = base, ["class", label]
             self.code[f"{label}.__mro__"] = " ".join(_name(b) for b in base.__mro__)
             if not _is_around(base.__module__):
                 self._hold(label, vars(base), owner == "", [n for n in vars(base) if _is_implied(n, vars(base)[n])])
         return ["class", _name(found)]
+
+    def _registered(self, found: ABCMeta) -> list[str]:
+        """The classes of what is followed that count as subclasses of an abstract one because they were registered."""
+        dump: Any = abc._get_dump  # type: ignore[attr-defined]
+        kinds = [kind for known in dump(found)[0] if (kind := known()) is not None]
+        return sorted(_name(kind) for kind in kinds if owner_of_named(kind.__module__) in self._packages)
 
     def _hold(self, label: str, attributes: Mapping[str, Any], strict: bool, implied: list[str]) -> None:
         self._holders.append((label, attributes, strict))
@@ -306,6 +320,8 @@ class Reached:
         """A Python module that a function names: its attributes count as far as functions ask for them."""
         owner = owner_of(found)
         self._permit(found.__name__, found.__name__)
+        if self._strict and found.__name__.startswith(_OF_THE_PROCESS):
+            raise UnprovedError(f"users' code asks for {found.__name__}")
         if owner == "" and (type(found) is not types.ModuleType or "__getattr__" in vars(found)):
             raise UnprovedError(f"{found.__name__} answers for names that it does not hold")
         if id(found) in self._seen or owner == "tilewright" or _is_around(found.__name__):
