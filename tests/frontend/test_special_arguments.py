@@ -92,6 +92,13 @@ def test_numbers_meet_narrow_floats_as_eager_has_them(dtype: torch.dtype, rng: n
         assert torch.equal(torch.nan_to_num(ours.double(), 3.0), torch.nan_to_num(wanted[name].double(), 3.0)), name
 
 
+def test_a_side_without_end_decides_a_hypotenuse() -> None:
+    ends = torch.tensor([math.inf, -math.inf, math.nan, 3e38, 0.0, 1e-45])
+    x, y = (side.reshape(-1).contiguous() for side in torch.meshgrid(ends, ends, indexing="ij"))
+    found = run(capture(Many({"hypot": torch.hypot}), (x, y)), x, y)["hypot"]
+    torch.testing.assert_close(found, torch.hypot(x, y), equal_nan=True, rtol=1e-6, atol=2e-45)
+
+
 ANGLES: Table = {name: getattr(torch, name) for name in ("asin", "acos", "atan", "asinh", "acosh", "atanh", "signbit")}
 
 

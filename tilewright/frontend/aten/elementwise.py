@@ -231,7 +231,9 @@ def magnitude(c: Builder, a: SSAValue, b: SSAValue) -> SSAValue:
     large, small = c.map("max", *sizes), c.map("min", *sizes)
     share = c.map("div", small, c.select(c.map("eq", large, 0.0, dtype=dtype), 1.0, large, dtype))
     root = c.map("sqrt", c.map("add", c.map("mul", share, share), 1.0))
-    return c.select(c.map("isinf", large, dtype=dtype), large, c.map("mul", large, root), dtype)
+    # an infinite side decides, even beside NaN
+    endless = c.map("or", *(c.map("isinf", size, dtype=dtype) for size in sizes), dtype=I1)
+    return c.select(endless, math.inf, c.map("mul", large, root), dtype)
 
 
 @lowers("aten.nan_to_num.default")
