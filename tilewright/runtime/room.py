@@ -48,7 +48,7 @@ class Room:
 
     @staticmethod
     def within(folder: Path | None, size: int) -> Room | None:
-        """On the folder's file system, or in memory for None. None where there can be none: nothing is lost but time."""
+        """On the folder's file system, or in memory for None. None where there can be none: time is all it saves."""
         if folder is None:
             return Room(os.memfd_create("tilewright-weights", os.MFD_CLOEXEC), size)
         try:
@@ -93,7 +93,9 @@ class Room:
         yielding()
         while not self._stop.is_set() and self._written < self._size:
             left = self._size - self._written
-            pieces = [memoryview(_ZEROS)[: left - i * len(_ZEROS)] for i in range(min(_AT_ONCE, -(-left // len(_ZEROS))))]
+            pieces = [
+                memoryview(_ZEROS)[: left - i * len(_ZEROS)] for i in range(min(_AT_ONCE, -(-left // len(_ZEROS))))
+            ]
             try:
                 self._written += os.pwritev(self._fd, pieces, self._written)
             except OSError:

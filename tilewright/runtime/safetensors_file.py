@@ -152,8 +152,8 @@ class MappedTensor:
     """A piece of a file as memory. address: of its first byte, valid while this object lives."""
 
     def __init__(self, fd: int, at: int, size: int) -> None:
-        # from where a huge page of the file begins to where one ends: there, one fault does for 2 MiB, and elsewhere each
-        # page has one of its own, with an entry in the file system's journal
+        # from where a huge page of the file begins to where one ends: there, one fault does for 2 MiB, and elsewhere
+        # each page has one of its own, with an entry in the file system's journal
         lead = at % _HUGE_PAGE
         end = min(-(-(at + size) // _HUGE_PAGE) * _HUGE_PAGE, os.fstat(fd).st_size)
         self._map = mmap.mmap(fd, max(end - at + lead, 1), offset=at - lead)
