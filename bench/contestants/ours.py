@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import os
 import tempfile
 import threading
@@ -28,6 +29,9 @@ class Tilewright:
         import tilewright as tw
 
         key = case.model, case.dtype
+        if not self._programs:
+            # as an installed package is: that Python compiles sources is no part of compiling a model
+            compileall.compile_dir(os.path.dirname(tw.__file__), quiet=2)
         if key not in self._programs:
             cold, _ = self._compile(case)
             warm, self._programs[key] = self._compile(case)

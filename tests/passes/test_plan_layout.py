@@ -8,6 +8,7 @@ import pytest
 from xdsl.ir import SSAValue
 
 from tests.passes.graphs import Graph, ops_of
+from tilewright.ir.module import functions
 from tilewright.testing import context, ground
 
 Build = Callable[[Graph], SSAValue]
@@ -70,3 +71,15 @@ def test_a_weight_is_packed_with_zeros_below_the_panel(seed: int) -> None:
     module = g.done(g.matmul(g.input("x", ["b", 6]), g.weight("w", [6, 37])))
     after = ground(module, "fuse,plan-layout", seed=seed)
     assert ops_of(after).count("packed") == 1
+
+
+@pytest.mark.parametrize("read_whole", [False, True])
+def test_what_was_only_packed_on_takes_no_memory_of_its_own(read_whole: bool, seed: int) -> None:
+    g = Graph("b: 1..5")
+    joined = g.concat(1, g.weight("v", [6, 13]), g.weight("w", [6, 24]))
+    product = g.matmul(g.input("x", ["b", 6]), joined)
+    module = g.done(product, *([g.reduce("sum", g.map("mul", joined, g.input("y", [6, 37])), 0, 1)] * read_whole))
+    after = ground(module, "hoist-weights,fuse,plan-layout", seed=seed)
+    kept = functions(after)["prepare"].result_names.data
+    assert len(kept) == 1 + read_whole
+    assert any("panels" in name for name in kept)

@@ -219,6 +219,22 @@ def test_no_place_that_is_mapped_is_a_hole_and_what_was_written_there_stays(tmp_
         assert SafetensorsFile(file.fileno())["b"].bytes()[:5] == b"kept\0"
 
 
+def test_what_is_mapped_is_the_tensor_and_its_neighbours_stay(tmp_path: Path, rng: np.random.Generator) -> None:
+    # mappings begin and end where huge pages do: among others' bytes, and past the end of the file
+    sizes = {"a": (2 << 20) - 77, "b": 3, "c": (4 << 20) + 1, "d": 5000}
+    data = {name: rng.integers(0, 256, size, np.uint8) for name, size in sizes.items()}
+    with open(tmp_path / "w", "w+b") as file:
+        writer = SafetensorsWriter(file.fileno(), [(name, U8, (size,)) for name, size in sizes.items()])
+        places = {name: writer.mapped(name) for name in sizes}
+        for name in ("c", "a", "d", "b"):
+            ctypes.memmove(places[name].address, data[name].ctypes.data, sizes[name])
+            places[name].drop()
+        writer.finish()
+        held = SafetensorsFile(file.fileno())
+        for name in sizes:
+            np.testing.assert_array_equal(held[name].numpy(), data[name])
+
+
 def test_writing_keeps_one_tensor_in_memory(tmp_path: Path) -> None:
     script = f"""
 import os, resource

@@ -25,7 +25,7 @@ from tilewright.errors import ArgumentError, TilewrightError
 from tilewright.frontend.captured import Captured, Proof, Unproved
 from tilewright.frontend.capturing import capture_unproved, load_program
 from tilewright.frontend.directories import open_directory
-from tilewright.frontend.identity import tensors_of
+from tilewright.frontend.identity import bytes_of, tensors_of
 from tilewright.ir.compile_options import CompileOptions
 from tilewright.ir.module import parse_module, print_module
 from tilewright.runtime.facts import Facts
@@ -90,11 +90,14 @@ def _compiled(
         known = remembered(memory, target, options, watch, notes)
         if known is not None:
             return known
+        # an unproved identity is no sign that the weights are new: they may be packed already
+        if target.runs_here and (store.cache is None or memory.identity.factors is not None):
+            store.begin_room(bytes_of(given[0], options.float_bytes))
         with watch.stage("capture"):
             unproved = captures()
         return finish(unproved, target, options, watch, notes, memory)
     finally:
-        store.contents.forget()
+        store.forget()
 
 
 def remembered(

@@ -24,7 +24,7 @@ from tilewright.errors import OptionError, StepError
 from tilewright.frontend.captured import Captured
 from tilewright.frontend.capturing import capture
 from tilewright.frontend.directories import load_directory
-from tilewright.frontend.identity import tensors_of
+from tilewright.frontend.identity import bytes_of, tensors_of
 from tilewright.ir.dims import Dim, DimSpace
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.machine import TileRules
@@ -256,6 +256,8 @@ def compile_step(model: Any, layout: PagedLayout, *, progress: Progress | None =
             known = remembered(memory, target, options, watch, cache_notes(cached, layout))
             if known is not None:
                 return StepCode(known, cached, layout)
+        if target.runs_here and (store.cache is None or (memory is not None and memory.identity.factors is not None)):
+            store.begin_room(bytes_of(given_as[0], options.float_bytes))
         with watch.stage("capture"):
             whole = capture(*given_as, fallback=options.fallback)
             _refuse_decisions(whole)
@@ -270,7 +272,7 @@ def compile_step(model: Any, layout: PagedLayout, *, progress: Progress | None =
         if step.encoder is not None:
             encoder = finish(_encoder_captured(whole, step.encoder, name), target, options, Stopwatch(progress), [])
     finally:
-        store.contents.forget()
+        store.forget()
     return StepCode(compiled, cached, layout, encoder)
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 from tilewright.compiler.attention_bounds import ApproximateAttention
 from tilewright.errors import OptionError
 from tilewright.ir.compile_options import OBJECTIVES
-from tilewright.ir.dtypes import from_torch_name
+from tilewright.ir.dtypes import DTYPES, from_torch_name
 from tilewright.ir.passing import Pipeline
 from tilewright.runtime.memory import parse_bytes
 
@@ -103,6 +103,11 @@ class Options:
             fixes.append("quantize=None")
         if faults:
             raise OptionError(faults, step=f"write {', '.join(fixes)}")
+
+    @property
+    def float_bytes(self) -> int | None:
+        """Bytes of a float at the precision asked for; None where each keeps its own."""
+        return None if self.precision == "model" else DTYPES[self.precision].bytes
 
     @staticmethod
     def of(

@@ -22,12 +22,15 @@ from tilewright.runtime.facts import Facts
 from tilewright.runtime.native import NativeLibrary
 from tilewright.runtime.prepare import prepare_weights
 from tilewright.runtime.program_json import program_from_text, program_text, program_to_json
+from tilewright.runtime.room import Room
 from tilewright.runtime.safetensors_file import SafetensorsFile
 from tilewright.runtime.threads import ThreadPool, available_cores
 from tilewright.runtime.weights import Source, WeightSet, content_key
 
 _PROGRAM, _FACTS, _OBJECTS, _SOURCES, _TEXTS = "program.json", "facts.json", "objects.bin", "sources.json", "texts.json"
 _PACKED, _CAPTURE = "packed.safetensors", "capture.json"
+# Bytes of weights below which nobody notices how long a file takes to grow.
+_WORTH_ROOM = 16 << 20
 
 
 @dataclass
@@ -36,12 +39,13 @@ class Store:
 
     required: the folder was asked for, so that not being able to write it is an error. Where nobody asked, a warning
     with the error's text says that nothing is kept, once. contents: digests of weights, which may be begun before
-    `weights` asks for them.
+    `weights` asks for them. room: where packed weights are going to lie, if it was begun, see `begin`.
     """
 
     cache: Cache | None
     required: bool = True
     contents: Contents = field(default_factory=lambda: Contents(available_cores()))
+    room: Room | None = None
 
     @staticmethod
     def of(options: Options) -> Store:
@@ -59,6 +63,25 @@ class Store:
             store = Store(None, required)
             store._give_up(fault)
             return store
+
+    def begin_room(self, size: int) -> None:
+        """Makes room for packed weights of about so many bytes, beside what else is done until they are packed."""
+        if size < _WORTH_ROOM or self.room is not None:
+            return
+        try:
+            self.room = Room.within(None, size) if self.cache is None else self.cache.room(size)
+        except CacheError as fault:
+            self._give_up(fault)
+
+    def forget(self) -> None:
+        """Lets go of what was begun and not asked for."""
+        self.contents.forget()
+        if (room := self._taken_room()) is not None:
+            room.drop()
+
+    def _taken_room(self) -> Room | None:
+        room, self.room = self.room, None
+        return room
 
     def _give_up(self, fault: CacheError) -> None:
         """Goes on without a cache, or does not where one was asked for."""
@@ -124,7 +147,7 @@ class Store:
         """
         program = code.program
         if self.cache is None:
-            return prepare_weights(program, library, pool, source)
+            return prepare_weights(program, library, pool, source, room=self._taken_room())
         plain = program_to_json(program)
         symbols = {v.symbol for routine in program.prepare for step in routine.steps for v in step.variants}
         factors = {
@@ -139,7 +162,7 @@ class Store:
         }
 
         def fill(folder: Path) -> None:
-            prepare_weights(program, library, pool, source, folder / _PACKED)
+            prepare_weights(program, library, pool, source, folder / _PACKED, room=self._taken_room())
             (folder / NOTE).write_text(model, encoding="utf-8")
 
         try:

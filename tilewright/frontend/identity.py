@@ -77,6 +77,14 @@ def tensors_of(model: Any) -> dict[str, torch.Tensor]:
     }  # fmt: skip
 
 
+def bytes_of(model: Any, width: int | None = None) -> int:
+    """About so many bytes the weights take in a program. width: bytes that a float has there at most."""
+    if "torch" not in sys.modules or not isinstance(model, sys.modules["torch"].nn.Module):
+        return 0
+    sizes = ((v.numel(), v.element_size(), v.is_floating_point()) for v in (*model.parameters(), *model.buffers()))
+    return sum(count * (min(size, width) if width and floats else size) for count, size, floats in sizes)
+
+
 def _factors(model: torch.nn.Module, example: Example, fallback: str) -> dict[str, Any]:
     kinds = {base for module in model.modules() for base in type(module).__mro__}
     packages = {owner_of_named(kind.__module__) for kind in kinds} - {"torch", "python", "tilewright"}

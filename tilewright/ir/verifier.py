@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
 from xdsl.dialects.builtin import ModuleOp
@@ -29,11 +29,12 @@ def verify(module: ModuleOp, checked: Checked | None = None) -> None:
     checked: of an earlier verification of the same module, brought up to date here. Ops that are what they were then
     are not checked again; without it, every op is.
     """
+    ops = list(module.walk())
     if checked is None:
-        problems = [problem for op in module.walk() for problem in _own_rules(op)]
+        problems = [problem for op in ops for problem in _own_rules(op)]
     else:
         problems = []
-        for op in module.walk():
+        for op in ops:
             now = _as_it_is(op)
             if checked.get(op) != now:
                 found = list(_own_rules(op))
@@ -42,8 +43,8 @@ def verify(module: ModuleOp, checked: Checked | None = None) -> None:
                     checked[op] = now
     # the rules below read what the ops' own rules promise
     if not problems:
-        problems = [*_names(module), *_calls(module), *_packed(module), *_one_type_each(module), *_symbols(module)]
-        problems += [*_entry(module), *launch_problems(module)]
+        problems = [*_names(module), *_calls(module), *_packed(module, ops), *_one_type_each(ops)]
+        problems += [*_symbols(module, ops), *_entry(module), *launch_problems(ops)]
     if problems:
         raise IRError(problems, step="print the module with print_module() and look at these ops")
 
@@ -123,7 +124,7 @@ def _reached(start: str, callees: dict[str, set[str]]) -> set[str]:
     return reached
 
 
-def _packed(module: ModuleOp) -> Iterator[Problem]:
+def _packed(module: ModuleOp, ops: Sequence[Operation]) -> Iterator[Problem]:
     prepares = [f for f in functions(module).values() if f.kind.data == "prepare"]
     if len(prepares) > 1:
         yield _problem(prepares[1], f"a second prepare function, @{prepares[1].symbol}")
@@ -134,7 +135,7 @@ def _packed(module: ModuleOp) -> Iterator[Problem]:
             if isinstance(op, (StateReadOp, StateWriteOp, PackedOp)):
                 yield _problem(op, f"is in @{prepare.symbol}, which may depend on weights alone")
     results = {name: value.type for prepare in prepares for name, value in prepare.returned.items()}
-    for op in module.walk():
+    for op in ops:
         if isinstance(op, PackedOp):
             if op.label.data not in results:
                 yield _problem(op, f"{op.label.data!r} is not a result of a prepare function")
@@ -142,9 +143,9 @@ def _packed(module: ModuleOp) -> Iterator[Problem]:
                 yield _problem(op, f"{op.label.data!r} is {results[op.label.data]} there and {op.out.type} here")
 
 
-def _one_type_each(module: ModuleOp) -> Iterator[Problem]:
+def _one_type_each(ops: Sequence[Operation]) -> Iterator[Problem]:
     types: dict[tuple[str, str], Attribute] = {}
-    for op in module.walk():
+    for op in ops:
         if isinstance(op, (WeightOp, StateReadOp, StateWriteOp)):
             what = "weight" if isinstance(op, WeightOp) else "state"
             this = op.value.type if isinstance(op, StateWriteOp) else op.out.type
@@ -172,17 +173,23 @@ def _entry(module: ModuleOp) -> Iterator[Problem]:
             )
 
 
-def _symbols(module: ModuleOp) -> Iterator[Problem]:
+def _symbols(module: ModuleOp, ops: Sequence[Operation]) -> Iterator[Problem]:
     """Where a module declares its dims, its graph names no other symbol."""
     if DIMS not in module.attributes:
         return
     known = set(dim_space(module).dims)
-    for op in module.walk():
+    # thousands of values are of a few types
+    unknown_in: dict[Attribute, set[str]] = {}
+    for op in ops:
         if isinstance(op, GraphOp):
             values = [*op.results, *(arg for region in op.regions for block in region.blocks for arg in block.args)]
-            types = [v.type for v in values if isinstance(v.type, ShapedType)]
-            dims = [d for t in types for d in t.dims]
-            dims += [d for attribute in op.properties.values() if isinstance(attribute, Dims) for d in attribute.data]
-            unknown = {symbol for dim in dims for symbol in dim.symbols} - known
+            told: list[ShapedType | Dims] = [v.type for v in values if isinstance(v.type, ShapedType)]
+            told += [attribute for attribute in op.properties.values() if isinstance(attribute, Dims)]
+            unknown = set[str]()
+            for attribute in told:
+                if attribute not in unknown_in:
+                    dims = attribute.data if isinstance(attribute, Dims) else attribute.dims
+                    unknown_in[attribute] = {symbol for dim in dims for symbol in dim.symbols} - known
+                unknown |= unknown_in[attribute]
             if unknown:
                 yield _problem(op, f"names dims that the module does not declare: {', '.join(sorted(unknown))}")

@@ -55,6 +55,8 @@ class PlanLayout(Pass):
                     elif isinstance(op, ConvolutionOp) and op.groups.data == 1:
                         self._pack_filters(group, op, prepare, packed, ctx)
             erase_dead(function.block)
+        # what was only packed on
+        prepare.drop_unread()
 
     def _pack(
         self,

@@ -7,7 +7,7 @@ from xdsl.ir import Operation, SSAValue
 
 from tilewright.errors import IRError
 from tilewright.ir.graph.structure import FuncOp, PackedOp
-from tilewright.passes.rewriting import erase
+from tilewright.passes.rewriting import erase, erase_dead
 
 
 class Prepare:
@@ -43,6 +43,17 @@ class Prepare:
         erase(last)
         function.finish(returned, (*function.result_names.data, unique))
         return unique
+
+    def drop_unread(self) -> None:
+        """Keeps those results alone that a function of the module reads: each one takes memory as long as a program."""
+        if self.function is None:
+            return
+        read = {op.label.data for op in self.module.walk() if isinstance(op, PackedOp)}
+        kept = {name: value for name, value in self.function.returned.items() if name in read}
+        if len(kept) < len(self.function.returned):
+            erase(self.function.terminator)
+            self.function.finish(list(kept.values()), list(kept))
+            erase_dead(self.function.block)
 
     def clone(self, value: SSAValue) -> SSAValue:
         """The value inside @prepare, its ops cloned there; a packed tensor is the prepare value it names."""

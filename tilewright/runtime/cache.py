@@ -27,6 +27,7 @@ from tilewright.errors import CacheError
 from tilewright.runtime.cache_entry import FACTORS, Entry, bytes_of, faults_of, hold, seal
 from tilewright.runtime.cache_miss import Miss, nearest
 from tilewright.runtime.canonical import canonical_json, key_of
+from tilewright.runtime.room import Room
 
 ENVIRONMENT: Final = "TILEWRIGHT_CACHE"
 """The environment variable that names the cache's folder, or is `OFF`."""
@@ -127,6 +128,12 @@ class Cache:
             raise CacheError([f"an entry just written to {self.root} is damaged: {f}" for f in faults], step=_STEP)
         self._trim(bytes_of(entry.folder))
         return entry
+
+    def room(self, size: int) -> Room | None:
+        """A file that an entry's payload can become, filling with zeros; None where there can be none."""
+        with self._writing():
+            self._building.mkdir(parents=True, exist_ok=True)
+            return Room.within(self._building, size)
 
     def explain_miss(self, factors: Factors) -> Miss | None:
         """Why there is no entry with these factors: the nearest one and where they differ. None if there is one."""

@@ -7,6 +7,7 @@ from collections.abc import Hashable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from tilewright.runtime.room import yielding
 from tilewright.runtime.tensors import as_buffer, is_torch
 
 
@@ -33,7 +34,7 @@ class Contents:
         """sha256 of the bytes as `as_buffer` gives them."""
         if self._pool is None:
             # hashlib lets go of the interpreter lock for large buffers
-            self._pool = ThreadPoolExecutor(self._threads, "tilewright-hash")
+            self._pool = ThreadPoolExecutor(self._threads, "tilewright-hash", yielding)
         place = _place(tensor)
         if place is None:
             return self._pool.submit(_digest, tensor)

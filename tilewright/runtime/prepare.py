@@ -18,6 +18,7 @@ from tilewright.runtime.launch import run_in_pieces
 from tilewright.runtime.memory import Arena
 from tilewright.runtime.program import Program, Routine
 from tilewright.runtime.resolve import BaseTable, Code, resolve
+from tilewright.runtime.room import Room
 from tilewright.runtime.safetensors_file import SafetensorsFile, SafetensorsWriter
 from tilewright.runtime.tensors import Buffer, as_buffer
 from tilewright.runtime.threads import ThreadPool
@@ -25,19 +26,29 @@ from tilewright.runtime.weights import Source, WeightSet, check_source
 
 
 def prepare_weights(
-    program: Program, code: Code, pool: ThreadPool, source: Source, path: Path | None = None
+    program: Program,
+    code: Code,
+    pool: ThreadPool,
+    source: Source,
+    path: Path | None = None,
+    *,
+    room: Room | None = None,
 ) -> WeightSet:
     """Checks the source, packs it and maps the result.
 
-    path: the file to write; None for memory without a name. Raises WeightsError listing all that does not fit.
+    path: the file to write; None for memory without a name. room: becomes that file. Raises WeightsError listing all
+    that does not fit.
     """
     names = check_source(program, source)
-    if path is None:
+    zeros = 0
+    if room is not None:
+        fd, zeros = room.take(path)
+    elif path is None:
         fd = os.memfd_create("tilewright-weights", os.MFD_CLOEXEC)
     else:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
     try:
-        writer = SafetensorsWriter(fd, [(s.name, s.dtype, s.shape({})) for s in program.stored])
+        writer = SafetensorsWriter(fd, [(s.name, s.dtype, s.shape({})) for s in program.stored], zeros)
         for index in program.resident:
             name = program.weights[index].name
             writer.write(f"weight:{name}", as_buffer(source[names[name]]).bytes())
@@ -80,6 +91,8 @@ class _Packer:
         self._names = names
         self._writer = writer
         self._bases = BaseTable(program)
+        # of all routines in turn: fresh pages take longer than what is computed in them
+        self._arena = Arena(0)
 
     def packed_by(self, *routines: Routine) -> set[str]:
         """The packed tensors, by their names in the file, that routines write or read."""
@@ -95,9 +108,9 @@ class _Packer:
         """Reads the routine's weights and runs it; what it packs goes into the file piece by piece."""
         program, first = self._program, self._bases.first
         resolved = resolve(program, routine, self._bases, self._code, {}, main=False)
-        arena = Arena(resolved.arena)
+        self._arena.grow(resolved.arena)
         words = np.zeros(self._bases.size, np.int64)
-        words[BaseTable.ARENA] = arena.address
+        words[BaseTable.ARENA] = self._arena.address
         used = sorted({(ref.space, ref.index) for step in routine.steps for ref in step.buffers})
         weights = {index: self._weight(index) for space, index in used if space == "weight"}
         for index, buffer in weights.items():

@@ -36,7 +36,8 @@ _FOREIGN_BITS: Final = dict.fromkeys(("U64", "C64"), 64) | {"U32": 32, "U16": 16
 _FOREIGN_BITS.update(dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E8M0"), 8))
 
 # Written where a tensor will lie: as much at a time as the kernel keeps together in memory.
-_ZEROS: Final = memoryview(bytes(2 << 20))
+_HUGE_PAGE: Final = 2 << 20
+_ZEROS: Final = memoryview(bytes(_HUGE_PAGE))
 
 Fault = Callable[[str], TilewrightError]
 
@@ -151,8 +152,11 @@ class MappedTensor:
     """A piece of a file as memory. address: of its first byte, valid while this object lives."""
 
     def __init__(self, fd: int, at: int, size: int) -> None:
-        lead = at % mmap.ALLOCATIONGRANULARITY
-        self._map = mmap.mmap(fd, max(size + lead, 1), offset=at - lead)
+        # from where a huge page of the file begins to where one ends: there, one fault does for 2 MiB, and elsewhere
+        # each page has one of its own, with an entry in the file system's journal
+        lead = at % _HUGE_PAGE
+        end = min(-(-(at + size) // _HUGE_PAGE) * _HUGE_PAGE, os.fstat(fd).st_size)
+        self._map = mmap.mmap(fd, max(end - at + lead, 1), offset=at - lead)
         self._bytes = np.frombuffer(self._map, np.uint8)
         self.address = address_of(self._bytes) + lead
 
@@ -164,10 +168,11 @@ class MappedTensor:
 class SafetensorsWriter:
     """Writes tensors one at a time, in any order, to a file whose layout is fixed beforehand.
 
-    tensors: (name, dtype, shape) in the order they lie in the file. The same tensors give the same bytes.
+    tensors: (name, dtype, shape) in the order they lie in the file. The same tensors give the same bytes. zeros: so
+    many bytes from the file's start are zeros that were written already.
     """
 
-    def __init__(self, fd: int, tensors: Sequence[tuple[str, DType, tuple[int, ...]]]) -> None:
+    def __init__(self, fd: int, tensors: Sequence[tuple[str, DType, tuple[int, ...]]], zeros: int = 0) -> None:
         self._fd = fd
         self._places: dict[str, tuple[int, int]] = {}
         header: dict[str, Any] = {}
@@ -188,9 +193,9 @@ class SafetensorsWriter:
         self._data = _LENGTH_BYTES + len(text)
         self.size = self._data + at
         self._missing = set(self._places)
-        self._vacant = set(self._places)
+        self._vacant = {name for name, (at, size) in self._places.items() if self._data + at + size > zeros}
         # ext4 takes a file that was cut, even one without a byte, for one that is replaced: it writes it out at close
-        if os.fstat(fd).st_size:
+        if not zeros and os.fstat(fd).st_size:
             os.ftruncate(fd, 0)
         os.ftruncate(fd, self.size)
         write_all(fd, len(text).to_bytes(_LENGTH_BYTES, "little") + text, 0)

@@ -7,11 +7,10 @@ the tensor that is passed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
-from xdsl.dialects.builtin import ModuleOp
-from xdsl.ir import SSAValue
+from xdsl.ir import Operation, SSAValue
 
 from tilewright.errors import Problem
 from tilewright.ir.dims import Expr
@@ -21,10 +20,10 @@ from tilewright.ir.tile.memory import StoreOp, root
 from tilewright.ir.tile.structure import KernelOp, LaunchOp
 
 
-def launch_problems(module: ModuleOp) -> Iterator[Problem]:
-    """Every breach of the rules; the ops' own rules must hold already."""
+def launch_problems(ops: Sequence[Operation]) -> Iterator[Problem]:
+    """Every breach of the rules; the ops' own rules must hold already. ops: all of a module."""
     kernels: dict[str, KernelOp] = {}
-    for op in module.walk():
+    for op in ops:
         if isinstance(op, KernelOp):
             if op.sym_name.data in kernels:
                 yield Problem("two kernels have this name", op=f"@{op.sym_name.data}", where=op.loc)
@@ -32,7 +31,7 @@ def launch_problems(module: ModuleOp) -> Iterator[Problem]:
             yield from _writes(op)
     # equal layers launch the same kernels with the same types: one check for all of them
     right: set[tuple[object, ...]] = set()
-    for op in module.walk():
+    for op in ops:
         if isinstance(op, LaunchOp):
             values = tuple(v.type for v in (*op.inputs, *op.outputs))
             key = (op.callees, op.limits, op.guard, op.dims, op.updates, len(op.inputs), values)
