@@ -151,6 +151,13 @@ def test_models_of_another_kind_are_refused_by_it() -> None:
         "logits [batch, tokens, V], one each\n  next: take the class with the language head (transformers' "
         "AutoModelForCausalLM), or wrap the model in one that returns its logits alone"
     )
+    with pytest.raises(StepError) as caught:
+        tw.compile_lm(torch.nn.Linear(3, 3).eval(), max_tokens=3)
+    assert str(caught.value) == (
+        "TW037 cannot generate step by step: Linear fails when it is called with token ids, i64[2, 8]: RuntimeError: "
+        "mat1 and mat2 must have the same dtype, but got Long and Float\n  next: give a model of token ids "
+        "[batch, tokens] that returns logits; tw.compile(model, args) takes others"
+    )
     with pytest.raises(OptionError, match="BertModel has no encoder to read a source"):
         tw.compile_lm(bert, max_tokens=32, max_source=9)
 

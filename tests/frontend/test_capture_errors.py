@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import tilewright as tw
 from tilewright.errors import (
     ArgumentError,
     CaptureError,
@@ -385,3 +386,46 @@ def test_operands_of_two_dtypes_are_converted_where_the_other_one_comes_from() -
             capture(model.eval(), (given,))
         assert caught.value.step == step
     capture(half.to(torch.float32), (x,))
+
+
+def test_a_failure_of_the_models_own_is_told_from_one_of_the_capture() -> None:
+    convolution, x = torch.nn.Conv1d(3, 2, 1).eval(), torch.ones(1, 3, 5)
+    with pytest.raises(CaptureError, match="next: correct the arguments or the model: called on them without"):
+        capture(convolution, (x.double(),))
+
+    class Traceless(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if torch.compiler.is_compiling():
+                raise TypeError("not in a trace")
+            return x + 1
+
+    with pytest.raises(CaptureError, match="torch alone runs the model on these arguments"):
+        capture(Traceless().eval(), (x,))
+
+
+def test_an_operator_without_a_shape_rule_is_told_how_to_get_one() -> None:
+    @torch.library.custom_op("tilewright_tests::ruleless", mutates_args=())
+    def ruleless(x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+    library = torch.library.Library("tilewright_tests", "FRAGMENT")
+    library.define("plain(Tensor x) -> Tensor")
+    library.impl("plain", lambda x: x * 2, "CPU")
+
+    class Calls(torch.nn.Module):
+        def __init__(self, op: Callable[[torch.Tensor], torch.Tensor]) -> None:
+            super().__init__()
+            self.op = op
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.op(x)
+
+    for name, op in (("ruleless", ruleless), ("plain", torch.ops.tilewright_tests.plain)):
+        model = Calls(op).eval()
+        with pytest.raises(CaptureError, match=r"it has no shape rule  \(at tests/frontend/test_capture") as caught:
+            capture(model, (torch.ones(3),))
+        step = caught.value.step
+        # what it says to write is what makes it work
+        assert f'tw.register_op("tilewright_tests::{name}", reference=f)' in step
+        tw.register_op(f"tilewright_tests::{name}", reference=lambda x: x * 2)
+        capture(model, (torch.ones(3),))

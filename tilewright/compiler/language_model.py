@@ -20,7 +20,7 @@ from tilewright.compiler.report import Report
 from tilewright.compiler.stopwatch import Progress, Stopwatch
 from tilewright.compiler.taken import Memory
 from tilewright.compiler.target import Target
-from tilewright.errors import OptionError, StepError
+from tilewright.errors import OptionError, StepError, TilewrightError
 from tilewright.frontend.captured import Captured
 from tilewright.frontend.capturing import capture
 from tilewright.frontend.directories import load_directory
@@ -257,7 +257,10 @@ def compile_step(model: Any, layout: PagedLayout, *, progress: Progress | None =
             if known is not None:
                 return StepCode(known, cached, layout)
         with watch.stage("capture"):
-            whole = capture(*given_as, fallback=options.fallback)
+            try:
+                whole = capture(*given_as, fallback=options.fallback)
+            except TilewrightError as fault:
+                raise _of_ids(fault, name, *given_as[:2]) from fault
             _refuse_decisions(whole)
             ctx = Context(machine=target.machine, dims=DimSpace(whole.dims), read_weight=whole.weights.__getitem__)
             name_positions(whole.module)
@@ -338,6 +341,23 @@ def _as_ids_to_logits(model: Any, layout: PagedLayout) -> tuple[Any, tuple[Any, 
         source, dims = torch.zeros(2, 7, dtype=torch.int64), (batch, Dim("source", 1, max(layout.most_source, 9)))
         return Answer(model).eval(), (source, ids), {}, {"source": dims, "ids": (batch, tokens)}
     return Logits(model).eval(), (ids,), {}, {"ids": (batch, tokens)}
+
+
+def _of_ids(fault: TilewrightError, name: str, model: Any, args: tuple[Any, ...]) -> TilewrightError:
+    """What became of a capture: where torch alone fails on ids, too, the model is none of ids, and the example ours."""
+    import torch
+
+    try:
+        with torch.no_grad():
+            model(*args)
+    except Exception as own:  # noqa: BLE001 (whatever a model raises: it is not one of ids)
+        given = ", ".join(f"i64{list(ids.shape)}" for ids in args)
+        reason = " ".join(str(own).split())[:300]
+        return StepError(
+            f"{name} fails when it is called with token ids, {given}: {type(own).__name__}: {reason}",
+            step="give a model of token ids [batch, tokens] that returns logits; tw.compile(model, args) takes others",
+        )
+    return fault
 
 
 def _encoder_captured(whole: Captured, encoder: Encoder, name: str) -> Captured:
