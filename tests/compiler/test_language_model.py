@@ -123,8 +123,14 @@ def test_bad_options_are_told(model: Any) -> None:
     for wrong in ({"max_tokens": 0}, {"max_tokens": 10**6}, {"max_batch": 0}, {"kv": 3}, {"check": "first"}):
         with pytest.raises(OptionError):
             tw.compile_lm(model, **wrong)
-    with pytest.raises(OptionError, match="compile_lm"):
+    with pytest.raises(OptionError, match=r"compile_lm\(\) has no option 'max_token'\n  next: did you mean 'max_tokens'"):
         tw.compile_lm(model, max_token=5)
+    with pytest.raises(OptionError) as caught:
+        tw.compile_lm(model, wibble=5)
+    # every name that is offered is taken
+    offered = caught.value.step.removeprefix("it has ").split(", ")
+    assert {"kv", "max_tokens", "max_source", "max_batch", "max_step", "threads"} < set(offered)
+    assert "check" not in offered
 
 
 def test_models_that_mix_tokens_are_refused_with_the_ops() -> None:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from tilewright.compiler.causal import MOST_TOKENS, is_encoder_decoder
 from tilewright.compiler.compiled import Compiled
@@ -43,6 +43,8 @@ from tilewright.runtime.generation.tokenizer import FolderTokenizer, Tokenizer
 
 # What a step is made from: equal things in one form, and attention as an op.
 _BEFORE = "canonicalize,fold,canonicalize,recognize,canonicalize"
+# the options that compile() does not have
+_OWN: Final = ("kv", "max_tokens", "max_source", "max_batch", "max_step")
 
 
 @dataclass(frozen=True)
@@ -236,7 +238,7 @@ def compile_step(model: Any, layout: PagedLayout, *, progress: Progress | None =
     `.logits`; with `layout.most_source`, of an encoder-decoder model, and its encoder. StepError where it cannot be
     taken apart; else raises as tilewright.compile.
     """
-    options, watch = Options.of(given, caller="compile_lm()"), Stopwatch(progress)
+    options, watch = Options.of(given, caller="compile_lm()", more=_OWN, less=("check",)), Stopwatch(progress)
     target = Target.of(options)
     target.backend.warm()
     layout = arranged(layout, target.machine.rules)
