@@ -123,7 +123,9 @@ def test_bad_options_are_told(model: Any) -> None:
     for wrong in ({"max_tokens": 0}, {"max_tokens": 10**6}, {"max_batch": 0}, {"kv": 3}, {"check": "first"}):
         with pytest.raises(OptionError):
             tw.compile_lm(model, **wrong)
-    with pytest.raises(OptionError, match=r"compile_lm\(\) has no option 'max_token'\n  next: did you mean 'max_tokens'"):
+    with pytest.raises(
+        OptionError, match=r"compile_lm\(\) has no option 'max_token'\n  next: did you mean 'max_tokens'"
+    ):
         tw.compile_lm(model, max_token=5)
     with pytest.raises(OptionError) as caught:
         tw.compile_lm(model, wibble=5)

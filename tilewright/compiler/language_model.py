@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from tilewright.compiler.causal import MOST_TOKENS, is_encoder_decoder
+from tilewright.compiler.causal import MOST_TOKENS, is_encoder_decoder, require_language_model
 from tilewright.compiler.compiled import Compiled
 from tilewright.compiler.entry import finish, remembered, store_of
 from tilewright.compiler.kv_cache import KVCache
@@ -23,7 +23,7 @@ from tilewright.compiler.target import Target
 from tilewright.errors import OptionError, StepError, TilewrightError
 from tilewright.frontend.captured import Captured
 from tilewright.frontend.capturing import capture
-from tilewright.frontend.directories import load_directory
+from tilewright.frontend.directories import load_directory, read_config
 from tilewright.frontend.identity import tensors_of
 from tilewright.ir.dims import Dim, DimSpace
 from tilewright.ir.graph.base import tensor
@@ -174,6 +174,7 @@ def compile_language_model(
     tokenizer: Tokenizer | None = None
     if isinstance(model, (str, os.PathLike)):
         folder = Path(model)
+        require_language_model(read_config(folder), folder)
         model = load_directory(folder)
         tokenizer = FolderTokenizer(folder) if (folder / "tokenizer.json").is_file() else None
     known, encodes = _positions(model), is_encoder_decoder(getattr(model, "config", None))
