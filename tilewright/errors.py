@@ -67,7 +67,7 @@ class ArgumentError(TilewrightError):
 
 
 class DTypeError(TilewrightError):
-    """A tensor has another dtype than the example it was compiled for."""
+    """A tensor has another dtype than the example it was compiled for, or an example than the model's weights."""
 
     code, title = "TW002", "wrong dtype"
 

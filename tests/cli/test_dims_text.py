@@ -29,7 +29,11 @@ def test_a_dim_may_be_used_before_its_range_is_stated() -> None:
     assert parse_dims(["a=n", "b=n:2..3"]) == {"a": (Dim("n", 2, 3),), "b": (Dim("n", 2, 3),)}
 
 
-STEP = 'write --dims "ids=batch:1..64,tokens:1..256": an entry an axis, _ or its size where it is fixed'
+def step(entry: str) -> str:
+    return f'write --dims "{entry}": an entry an axis, _ or its size where it is fixed'
+
+
+STEP = step("ids=batch:1..64,tokens:1..256")
 
 
 @pytest.mark.parametrize(
@@ -43,17 +47,18 @@ STEP = 'write --dims "ids=batch:1..64,tokens:1..256": an entry an axis, _ or its
         (
             ["ids=b:1-64"],
             ParseError,
-            f"TW021 text does not parse: --dims 'ids=b:1-64': 'b:1-64' is not an axis\n  next: {STEP}",
+            f"TW021 text does not parse: --dims 'ids=b:1-64': 'b:1-64' is not an axis\n  next: {step('ids=b:1..64')}",
         ),
         (
             ["ids=b:1..2,"],
             ParseError,
-            f"TW021 text does not parse: --dims 'ids=b:1..2,': '' is not an axis\n  next: {STEP}",
+            f"TW021 text does not parse: --dims 'ids=b:1..2,': '' is not an axis\n  next: {step('ids=b:1..2,_')}",
         ),
         (
             ["ids=b:1..8", "ids=t:1..2"],
             ParseError,
-            f"TW021 text does not parse: --dims 'ids=t:1..2': ids has its axes from another --dims\n  next: {STEP}",
+            f"TW021 text does not parse: --dims 'ids=t:1..2': ids has its axes from another --dims\n  "
+            f"next: {step('ids=b:1..8,t:1..2')}",
         ),
         (
             ["a=b:1..2,c", "d=b:1..3"],
@@ -115,6 +120,25 @@ def test_the_next_step_of_a_command_line_is_one(tw: Callable[..., tuple[int, str
     ):
         code, _, err = tw(*line, wrong)
         assert (code, err.splitlines()[-1]) == (1, f"  next: {step}")
+
+
+@pytest.mark.parametrize(
+    ("texts", "entry"),
+    [
+        (["x=batch:1..8,_", "x=_,tokens:1..8"], "x=batch:1..8,tokens:1..8"),
+        (["x=batch:1..8", "x=_,t:1..8,_"], "x=batch:1..8,t:1..8,_"),
+        (["x=b:1..8", "x=b:1..8,t:1..2"], "x=b:1..8,t:1..2"),
+        (["x"], "x=batch:1..64,tokens:1..256"),
+        (["x=b:8,-1,7,*"], "x=b:1..8,_,7,_"),
+        (["x=b=1:8,t:2...9"], "x=b:1..8,t:2..9"),
+        (["x=1..8,t"], "x=batch:1..64,tokens:1..256"),
+    ],
+)
+def test_the_next_step_is_of_the_line_that_was_typed_and_parses(texts: list[str], entry: str) -> None:
+    with pytest.raises(ParseError) as caught:
+        parse_dims(texts)
+    assert caught.value.step == step(entry)
+    assert parse_dims([entry])
 
 
 def test_sizes() -> None:

@@ -12,6 +12,7 @@ from tests.runtime.generation.sample_tokenizers import CHAT, library_tokenizer
 
 Tw = Callable[..., tuple[int, str, str]]
 CONFIG = {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 256}
+_EVAL = ["eval", "lm", "--text", "lm/config.json"]
 
 
 @pytest.fixture
@@ -74,6 +75,19 @@ def lm(inside: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 )
 def test_a_wrong_line_is_refused_at_once_with_what_to_type(tw: Tw, lm: Path, line: list[str], said: str) -> None:
     assert tw(*line) == (1, "", said)
+
+
+@pytest.mark.parametrize("line", [["generate", "lm", "a"], ["chat", "lm"], ["bench", "lm"], _EVAL])
+@pytest.mark.parametrize("architecture", ["BertModel", "ViTForImageClassification"])
+def test_what_writes_no_text_is_refused_as_that(tw: Tw, lm: Path, line: list[str], architecture: str) -> None:
+    (lm / "config.json").write_text(json.dumps(CONFIG | {"architectures": [architecture]}))
+    assert tw(*line) == (
+        1,
+        "",
+        f"TW037 cannot generate step by step: lm/config.json names the architecture {architecture}, which is no "
+        "language model: it has no head that gives the token that follows\n  next: give the folder of a model whose "
+        "architecture ends in ForCausalLM or ForConditionalGeneration\n",
+    )
 
 
 @pytest.mark.parametrize("flag", ["--rounds", "--tokens", "--prompt", "--requests", "--threads"])

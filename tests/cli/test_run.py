@@ -316,6 +316,25 @@ def test_an_output_that_cannot_be_written_is_refused_before_compiling(tw: Call, 
     )
 
 
+@pytest.mark.parametrize(
+    ("line", "option", "named"),
+    [
+        (["compile", "sample_models:make"], "-o", "model.tilewright"),
+        (["opt", "small.mlir"], "-o", "out.mlir"),
+        (["report", "sample_models:make"], "--html", "report.html"),
+    ],
+)
+def test_a_folder_in_the_place_of_a_file_is_refused_before_anything_runs(
+    tw: Call, tmp_path: Path, line: list[str], option: str, named: str
+) -> None:
+    assert tw(*line, option, str(tmp_path)) == (
+        1,
+        "",
+        f"TW008 wrong option: {option} {tmp_path}: it is a folder\n"
+        f"  next: name a file in it: {option} {tmp_path / named}\n",
+    )
+
+
 def test_expected_pattern_counts(tw: Call) -> None:
     assert tw("compile", "sample_models:make", "-o", "x.tilewright", "--expect", "gelu") == (
         1,

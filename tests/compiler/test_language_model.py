@@ -123,8 +123,16 @@ def test_bad_options_are_told(model: Any) -> None:
     for wrong in ({"max_tokens": 0}, {"max_tokens": 10**6}, {"max_batch": 0}, {"kv": 3}, {"check": "first"}):
         with pytest.raises(OptionError):
             tw.compile_lm(model, **wrong)
-    with pytest.raises(OptionError, match="compile_lm"):
+    with pytest.raises(
+        OptionError, match=r"compile_lm\(\) has no option 'max_token'\n  next: did you mean 'max_tokens'"
+    ):
         tw.compile_lm(model, max_token=5)
+    with pytest.raises(OptionError) as caught:
+        tw.compile_lm(model, wibble=5)
+    # every name that is offered is taken
+    offered = caught.value.step.removeprefix("it has ").split(", ")
+    assert {"kv", "max_tokens", "max_source", "max_batch", "max_step", "threads"} < set(offered)
+    assert "check" not in offered
 
 
 def test_models_that_mix_tokens_are_refused_with_the_ops() -> None:
@@ -150,6 +158,13 @@ def test_models_of_another_kind_are_refused_by_it() -> None:
         "TW037 cannot generate step by step: the model has 2 results; a causal language model takes ids and gives "
         "logits [batch, tokens, V], one each\n  next: take the class with the language head (transformers' "
         "AutoModelForCausalLM), or wrap the model in one that returns its logits alone"
+    )
+    with pytest.raises(StepError) as caught:
+        tw.compile_lm(torch.nn.Linear(3, 3).eval(), max_tokens=3)
+    assert str(caught.value) == (
+        "TW037 cannot generate step by step: Linear fails when it is called with token ids, i64[2, 8]: RuntimeError: "
+        "mat1 and mat2 must have the same dtype, but got Long and Float\n  next: give a model of token ids "
+        "[batch, tokens] that returns logits; tw.compile(model, args) takes others"
     )
     with pytest.raises(OptionError, match="BertModel has no encoder to read a source"):
         tw.compile_lm(bert, max_tokens=32, max_source=9)

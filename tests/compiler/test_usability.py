@@ -326,7 +326,7 @@ def test_what_is_no_path_is_refused_by_save_and_load_alike(compiled: Any, path: 
     with pytest.raises(ArtifactAccessError) as raised:
         compiled.save(path)
     assert str(raised.value) == (
-        f"TW046 artifact cannot be read or written: {fault}\n  next: give a path in a folder that you can write"
+        f'TW046 artifact cannot be read or written: {fault}\n  next: name a file: "model.tilewright"'
     )
     for native in (True, False):
         with pytest.raises(ArtifactAccessError) as raised:
@@ -343,14 +343,19 @@ def test_a_path_that_never_opened_leaves_nothing_to_close() -> None:
     gc.collect()
 
 
-def test_a_folder_is_no_place_to_save_to(compiled: Any) -> None:
-    for place in (".", "/"):
+def test_a_folder_is_no_place_to_save_to(compiled: Any, tmp_path: Path) -> None:
+    for place, named in (
+        (".", "model.tilewright"),
+        ("/", "/model.tilewright"),
+        (tmp_path, tmp_path / "model.tilewright"),
+    ):
         with pytest.raises(ArtifactAccessError) as raised:
             compiled.save(place)
         assert str(raised.value) == (
             f"TW046 artifact cannot be read or written: {place} cannot be written: it is a folder\n"
-            "  next: give a path in a folder that you can write"
+            f"  next: name a file in it: {named}"
         )
+    compiled.save(tmp_path / "model.tilewright")
 
 
 class Offset(torch.nn.Module):

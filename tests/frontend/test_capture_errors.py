@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+import tilewright as tw
 from tilewright.errors import (
     ArgumentError,
     CaptureError,
     DeviceError,
     DimDeclarationError,
+    DTypeError,
     HookError,
     MissingDependencyError,
     ModelInputError,
@@ -346,3 +348,84 @@ def test_results_that_are_not_computed_are_refused(read: Callable[..., torch.Ten
     (problem,) = caught.value.problems
     assert problem.op == "aten.adaptive_max_pool2d.default"
     assert problem.text == "its result 1 is not computed, 1 use"
+
+
+class Scaled(torch.nn.Module):
+    """A product behind something else, with the argument in between in another dtype where one is given."""
+
+    def __init__(self, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.inner, self.dtype = torch.nn.Linear(3, 2), dtype
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner((x * 2).to(self.dtype or x.dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int64])
+def test_an_example_of_another_dtype_than_the_weights_is_named_with_what_converts_it(dtype: torch.dtype) -> None:
+    model, x = torch.nn.Sequential(torch.nn.Linear(3, 2)).eval(), torch.ones(4, 3, dtype=dtype)
+    with pytest.raises(DTypeError) as caught:
+        capture(model, (x,))
+    ours = {torch.float64: "f64", torch.bfloat16: "bf16", torch.int64: "i64"}[dtype]
+    assert str(caught.value) == (
+        f"TW002 wrong dtype: aten.linear.default: its operands must have one dtype, and are {ours} (input) and f32 "
+        "(0.weight, 0.bias)  (at module 0)\n  next: convert: input.to(torch.float32)"
+    )
+    capture(model, (x.to(torch.float32),))
+
+
+def test_operands_of_two_dtypes_are_converted_where_the_other_one_comes_from() -> None:
+    x, half = torch.ones(4, 3), torch.nn.Linear(3, 2)
+    half.bias.data = half.bias.data.to(torch.bfloat16)
+    for model, given, step in (
+        (Scaled(), x.double(), "convert: x.to(torch.float32)"),
+        (Scaled(torch.float64), x, "convert where the model computes it: .to(torch.float32)"),
+        (half, x, "give the model weights of one dtype: model.to(torch.float32)"),
+    ):
+        with pytest.raises(DTypeError) as caught:
+            capture(model.eval(), (given,))
+        assert caught.value.step == step
+    capture(half.to(torch.float32), (x,))
+
+
+def test_a_failure_of_the_models_own_is_told_from_one_of_the_capture() -> None:
+    convolution, x = torch.nn.Conv1d(3, 2, 1).eval(), torch.ones(1, 3, 5)
+    with pytest.raises(CaptureError, match="next: correct the arguments or the model: called on them without"):
+        capture(convolution, (x.double(),))
+
+    class Traceless(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if torch.compiler.is_compiling():
+                raise TypeError("not in a trace")
+            return x + 1
+
+    with pytest.raises(CaptureError, match="torch alone runs the model on these arguments"):
+        capture(Traceless().eval(), (x,))
+
+
+def test_an_operator_without_a_shape_rule_is_told_how_to_get_one() -> None:
+    @torch.library.custom_op("tilewright_tests::ruleless", mutates_args=())
+    def ruleless(x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+    library = torch.library.Library("tilewright_tests", "FRAGMENT")
+    library.define("plain(Tensor x) -> Tensor")
+    library.impl("plain", lambda x: x * 2, "CPU")
+
+    class Calls(torch.nn.Module):
+        def __init__(self, op: Callable[[torch.Tensor], torch.Tensor]) -> None:
+            super().__init__()
+            self.op = op
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.op(x)
+
+    for name, op in (("ruleless", ruleless), ("plain", torch.ops.tilewright_tests.plain)):
+        model = Calls(op).eval()
+        with pytest.raises(CaptureError, match=r"it has no shape rule  \(at tests/frontend/test_capture") as caught:
+            capture(model, (torch.ones(3),))
+        step = caught.value.step
+        # what it says to write is what makes it work
+        assert f'tw.register_op("tilewright_tests::{name}", reference=f)' in step
+        tw.register_op(f"tilewright_tests::{name}", reference=lambda x: x * 2)
+        capture(model, (torch.ones(3),))

@@ -287,8 +287,8 @@ def test_an_artifact_that_cannot_be_written(tmp_path: Path, rng: np.random.Gener
         save(tmp_path / "none" / "a", values(rng))
     assert str(raised.value) == (
         "TW046 artifact cannot be read or written: "
-        f"{tmp_path / 'none' / 'a'} cannot be written: No such file or directory\n"
-        "  next: give a path in a folder that you can write"
+        f"{tmp_path / 'none' / 'a'} cannot be written: there is no folder {tmp_path / 'none'}\n"
+        f"  next: mkdir -p {tmp_path / 'none'}"
     )
 
 

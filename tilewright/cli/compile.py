@@ -21,7 +21,7 @@ from tilewright.cli.options import (
     compile_given,
     compile_options,
 )
-from tilewright.cli.writing import require_folder
+from tilewright.cli.writing import require_place
 from tilewright.errors import OptionError
 
 Output = Annotated[
@@ -56,7 +56,7 @@ def compile_model(
     from tilewright.ir.backend import resolve_target
     from tilewright.runtime.memory import shown
 
-    require_folder("-o", output)
+    require_place("-o", output, "model.tilewright")
     options = compile_options(
         target=target,
         precision=precision,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Final
 
 from tilewright.errors import DimDeclarationError, ParseError
@@ -14,7 +15,9 @@ if TYPE_CHECKING:
 
 _AXIS: Final = re.compile(r"(?P<name>[A-Za-z_]\w*)(?::(?P<low>\d+)\.\.(?P<high>\d*))?|(?P<size>\d+)")
 _SIZE: Final = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<value>\d+)")
-_DIMS_STEP: Final = 'write --dims "ids=batch:1..64,tokens:1..256": an entry an axis, _ or its size where it is fixed'
+# a name and its bounds in another spelling: batch:1-64, batch=1:64, and of no more than the upper one, batch:64
+_MISSPELT: Final = re.compile(r"(?P<name>[A-Za-z_]\w*)[^\w.]+(?:(?P<low>\d+)\W+)?(?P<high>\d+)")
+_OPEN: Final = ("", "*", "?", "-1", "-", "none", "None")
 _PYTHON: Final = re.compile(r"dims=(?=\{)|tw\.Dim\([^()]*\)")
 _SIZES_STEP: Final = "write batch=8,tokens=82"
 
@@ -27,11 +30,16 @@ def parse_dims(texts: Sequence[str]) -> dict[str, Any] | None:
     `batch.mask=...`. ParseError for other texts, DimDeclarationError for a dim with two ranges or with none.
     """
     axes: dict[str, list[re.Match[str] | int | None]] = {}
+    before: dict[str, str] = {}
     for text in texts:
         name, rest = _entry(text)
+        found = _axes(name, rest, text)
         if name in axes:
-            raise ParseError(f"--dims {text!r}: {name} has its axes from another --dims", step=_DIMS_STEP)
-        axes[name] = _axes(rest, text)
+            raise ParseError(
+                f"--dims {text!r}: {name} has its axes from another --dims",
+                step=_step(name, _joined(before[name].split(","), rest.split(","))),
+            )
+        axes[name], before[name] = found, rest
     named = _named([axis for listed in axes.values() for axis in listed if not isinstance(axis, int)])
     result: dict[str, Any] = {}
     for path, listed in axes.items():
@@ -125,16 +133,40 @@ def _axis_text(given: Any) -> str:
 def _entry(text: str) -> tuple[str, str]:
     name, equals, rest = text.replace(" ", "").partition("=")
     if not equals or not name or not rest:
-        raise ParseError(f"--dims {text!r} does not name an argument and its axes", step=_DIMS_STEP)
+        named = name if re.fullmatch(r"[A-Za-z_][\w.]*", name) else "ids"
+        raise ParseError(f"--dims {text!r} does not name an argument and its axes", step=_step(named))
     return name, rest
 
 
-def _axes(rest: str, text: str) -> list[re.Match[str] | int | None]:
+def _step(name: str, axes: Sequence[str] = ("batch:1..64", "tokens:1..256")) -> str:
+    return f'write --dims "{name}={",".join(axes)}": an entry an axis, _ or its size where it is fixed'
+
+
+def _joined(first: Sequence[str], second: Sequence[str]) -> list[str]:
+    """Two declarations of one argument as one: where both speak of an axis, the second speaks of those behind."""
+    if any(a != "_" and b not in ("_", a) for a, b in zip(first, second, strict=False)):
+        return [*first, *second]
+    return [b if a == "_" else a for a, b in zip_longest(first, second, fillvalue="_")]
+
+
+def _mended(axis: str) -> str | None:
+    """An axis as it is written here; None where nobody can tell what is meant."""
+    if _AXIS.fullmatch(axis):
+        return axis
+    if axis in _OPEN:
+        return "_"
+    found = _MISSPELT.fullmatch(axis)
+    return f"{found['name']}:{found['low'] or 1}..{found['high']}" if found else None
+
+
+def _axes(name: str, rest: str, text: str) -> list[re.Match[str] | int | None]:
     found: list[re.Match[str] | int | None] = []
     for part in rest.split(","):
         match = _AXIS.fullmatch(part)
         if match is None:
-            raise ParseError(f"--dims {text!r}: {part!r} is not an axis", step=_DIMS_STEP)
+            mended = [axis for axis in map(_mended, rest.split(",")) if axis is not None]
+            step = _step(name, mended) if len(mended) == len(rest.split(",")) else _step(name)
+            raise ParseError(f"--dims {text!r}: {part!r} is not an axis", step=step)
         if part == "_":
             found.append(None)
         else:

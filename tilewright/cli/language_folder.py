@@ -32,12 +32,13 @@ class LanguageFolder:
 
     @staticmethod
     def of(text: str) -> LanguageFolder:
-        """Reads config.json. Raises ModelInputError where there is none."""
-        from tilewright.compiler.causal import is_encoder_decoder
+        """Reads config.json. Raises ModelInputError where there is none, StepError where it is of no language model."""
+        from tilewright.compiler.causal import is_encoder_decoder, require_language_model
         from tilewright.frontend.directories import read_config
 
         path = Path(text)
         config = read_config(path)
+        require_language_model(config, path)
         encodes = is_encoder_decoder(config)
         # how long sources were in training is no bound where places are told by their distances
         return LanguageFolder(path, _positions(config, _NAMED[:1] if encodes else _NAMED), encodes)

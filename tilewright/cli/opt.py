@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from tilewright.cli.writing import require_folder, writing
+from tilewright.cli.writing import require_place, writing
 from tilewright.errors import IRError, OptionError, PassOptionError
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def opt(
     from tilewright.ir.module import dim_space, parse_module, print_module
     from tilewright.ir.passing import Context, run_pipeline
 
-    require_folder("-o", output)
+    require_place("-o", output, "out.mlir")
     if verify_each not in (None, *_MODES):
         raise OptionError(
             f"--verify-each={verify_each} is not one of {', '.join(_MODES)}", step="write --verify-each=numeric"

@@ -68,10 +68,10 @@ def profile(
     from tilewright.cli.inputs import read_arrays
     from tilewright.cli.progress import say
     from tilewright.cli.run import call_for
-    from tilewright.cli.writing import require_folder, writing
+    from tilewright.cli.writing import require_place, writing
 
-    require_folder("--trace", trace)
-    require_folder("--html", html)
+    require_place("--trace", trace, "trace.json")
+    require_place("--html", html, "report.html")
     arrays = read_arrays(inputs or [])
     compiled = open_source(
         source,

@@ -58,10 +58,10 @@ def report(
     from tilewright.cli.flags import for_command_line
     from tilewright.cli.models import is_artifact
     from tilewright.cli.progress import say
-    from tilewright.cli.writing import require_folder
+    from tilewright.cli.writing import require_place
     from tilewright.errors import OptionError
 
-    require_folder("--html", html)
+    require_place("--html", html, "report.html")
     sizes = parse_sizes(at)
     if compile_time:
         if is_artifact(source):

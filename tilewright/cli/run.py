@@ -48,9 +48,9 @@ def run(
     import tilewright
     from tilewright.cli.inputs import named_outputs, read_arrays
     from tilewright.cli.progress import say
-    from tilewright.cli.writing import require_folder
+    from tilewright.cli.writing import require_place
 
-    require_folder("-o", output)
+    require_place("-o", output, "out.npz")
     arrays = read_arrays(inputs or [])
     compiled = tilewright.load(artifact, native=not rebuild, threads=threads, memory_limit=memory_limit)
     args, kwargs, sizes = call_for(compiled, arrays, dims, random)

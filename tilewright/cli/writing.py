@@ -9,8 +9,13 @@ from pathlib import Path
 from tilewright.errors import OptionError
 
 
-def require_folder(option: str, path: Path | None) -> None:
-    """Before anything runs: OptionError, naming both, where there is no folder for an option's file."""
+def require_place(option: str, path: Path | None, name: str) -> None:
+    """Before anything runs: OptionError, naming both, where an option's file has no folder, or is one.
+
+    name: what such a file is called where nobody has named it.
+    """
+    if path is not None and path.is_dir():
+        raise OptionError(f"{option} {path}: it is a folder", step=f"name a file in it: {option} {path / name}")
     if path is not None and not path.parent.is_dir():
         raise OptionError(f"{option} {path}: there is no folder {path.parent}", step=f"mkdir -p {path.parent}")
 

@@ -9,9 +9,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from tilewright.compiler.causal import MOST_TOKENS, is_encoder_decoder
+from tilewright.compiler.causal import MOST_TOKENS, is_encoder_decoder, require_language_model
 from tilewright.compiler.compiled import Compiled
 from tilewright.compiler.entry import finish, remembered, store_of
 from tilewright.compiler.kv_cache import KVCache
@@ -20,10 +20,10 @@ from tilewright.compiler.report import Report
 from tilewright.compiler.stopwatch import Progress, Stopwatch
 from tilewright.compiler.taken import Memory
 from tilewright.compiler.target import Target
-from tilewright.errors import OptionError, StepError
+from tilewright.errors import OptionError, StepError, TilewrightError
 from tilewright.frontend.captured import Captured
 from tilewright.frontend.capturing import capture
-from tilewright.frontend.directories import load_directory
+from tilewright.frontend.directories import load_directory, read_config
 from tilewright.frontend.identity import bytes_of, tensors_of
 from tilewright.ir.dims import Dim, DimSpace
 from tilewright.ir.graph.base import tensor
@@ -43,6 +43,8 @@ from tilewright.runtime.generation.tokenizer import FolderTokenizer, Tokenizer
 
 # What a step is made from: equal things in one form, and attention as an op.
 _BEFORE = "canonicalize,fold,canonicalize,recognize,canonicalize"
+# the options that compile() does not have
+_OWN: Final = ("kv", "max_tokens", "max_source", "max_batch", "max_step")
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,7 @@ def compile_language_model(
     tokenizer: Tokenizer | None = None
     if isinstance(model, (str, os.PathLike)):
         folder = Path(model)
+        require_language_model(read_config(folder), folder)
         model = load_directory(folder)
         tokenizer = FolderTokenizer(folder) if (folder / "tokenizer.json").is_file() else None
     known, encodes = _positions(model), is_encoder_decoder(getattr(model, "config", None))
@@ -236,7 +239,7 @@ def compile_step(model: Any, layout: PagedLayout, *, progress: Progress | None =
     `.logits`; with `layout.most_source`, of an encoder-decoder model, and its encoder. StepError where it cannot be
     taken apart; else raises as tilewright.compile.
     """
-    options, watch = Options.of(given, caller="compile_lm()"), Stopwatch(progress)
+    options, watch = Options.of(given, caller="compile_lm()", more=_OWN, less=("check",)), Stopwatch(progress)
     target = Target.of(options)
     target.backend.warm()
     layout = arranged(layout, target.machine.rules)
@@ -259,7 +262,10 @@ def compile_step(model: Any, layout: PagedLayout, *, progress: Progress | None =
         if target.runs_here and (store.cache is None or (memory is not None and memory.identity.factors is not None)):
             store.begin_room(bytes_of(given_as[0], options.float_bytes))
         with watch.stage("capture"):
-            whole = capture(*given_as, fallback=options.fallback)
+            try:
+                whole = capture(*given_as, fallback=options.fallback)
+            except TilewrightError as fault:
+                raise _of_ids(fault, name, *given_as[:2]) from fault
             _refuse_decisions(whole)
             ctx = Context(machine=target.machine, dims=DimSpace(whole.dims), read_weight=whole.weights.__getitem__)
             name_positions(whole.module)
@@ -340,6 +346,23 @@ def _as_ids_to_logits(model: Any, layout: PagedLayout) -> tuple[Any, tuple[Any, 
         source, dims = torch.zeros(2, 7, dtype=torch.int64), (batch, Dim("source", 1, max(layout.most_source, 9)))
         return Answer(model).eval(), (source, ids), {}, {"source": dims, "ids": (batch, tokens)}
     return Logits(model).eval(), (ids,), {}, {"ids": (batch, tokens)}
+
+
+def _of_ids(fault: TilewrightError, name: str, model: Any, args: tuple[Any, ...]) -> TilewrightError:
+    """What became of a capture: where torch alone fails on ids, too, the model is none of ids, and the example ours."""
+    import torch
+
+    try:
+        with torch.no_grad():
+            model(*args)
+    except Exception as own:  # noqa: BLE001 (whatever a model raises: it is not one of ids)
+        given = ", ".join(f"i64{list(ids.shape)}" for ids in args)
+        reason = " ".join(str(own).split())[:300]
+        return StepError(
+            f"{name} fails when it is called with token ids, {given}: {type(own).__name__}: {reason}",
+            step="give a model of token ids [batch, tokens] that returns logits; tw.compile(model, args) takes others",
+        )
+    return fault
 
 
 def _encoder_captured(whole: Captured, encoder: Encoder, name: str) -> Captured:

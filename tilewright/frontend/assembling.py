@@ -45,6 +45,7 @@ def assemble(exported: Exported, tensors: Tensors, *, source: str, notes: Sequen
     builder = Builder(main.block, symbols)
     builder.token_dims = token_dims(graph, builder)
     lowering = GraphLowering(builder, externs=externs)
+    lowering.inputs = {n: leaf.name for n, leaf in zip(_user_nodes(program), exported.example.leaves, strict=True)}
     _bind(lowering, program, tensors, list(main.block.args))
 
     lowered = lowering.run(program.graph_module)
@@ -178,6 +179,7 @@ def _bind(lowering: GraphLowering, program: Any, tensors: Tensors, arguments: li
             if name not in made:
                 made[name] = stored(builder, tensors, role, name, value)
             lowering.values[node] = made[name]
+            lowering.weights[node] = name
 
 
 def stored(builder: Builder, tensors: Tensors, role: str, name: str, fake: Any) -> SSAValue:

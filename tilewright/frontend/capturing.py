@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from xdsl.dialects.builtin import ModuleOp
 
-from tilewright.errors import MissingDependencyError, ModelInputError, OptionError
+from tilewright.errors import CaptureError, MissingDependencyError, ModelInputError, OptionError
 from tilewright.frontend.captured import Captured, Proof, Unproved
 
 # The exporter and the switch of transformers' attention are process-wide state.
@@ -74,8 +74,10 @@ def _module(
     from tilewright.frontend import huggingface, inspection, weights
     from tilewright.frontend.assembling import assemble
     from tilewright.frontend.declaring import declare
+    from tilewright.frontend.eager import eager
     from tilewright.frontend.examples import bind
-    from tilewright.frontend.exporting import export
+    from tilewright.frontend.export_faults import seen_in_eager
+    from tilewright.frontend.exporting import Exported, export
     from tilewright.frontend.fast_path import padding_noted
     from tilewright.frontend.inference_tensors import as_constants
     from tilewright.frontend.preserving import preserved
@@ -91,7 +93,14 @@ def _module(
         inspection.require_on_cpu(
             [*model.named_parameters(), *model.named_buffers()], [(leaf.name, leaf.value) for leaf in example.leaves]
         )
-        exported = export(model, example)
+        exported: Exported | CaptureError
+        try:
+            exported = export(model, example)
+        except CaptureError as fault:
+            exported = fault
+    if isinstance(exported, CaptureError):
+        with as_constants(model):
+            raise seen_in_eager(exported, lambda: eager(model, example, {})) from exported
     tensors = weights.collect(exported.program)
     weights.add_aliases(tensors, model)
     source = f"{type(model).__module__}.{type(model).__qualname__}"

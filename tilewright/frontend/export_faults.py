@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Final
 
@@ -23,7 +23,12 @@ _STRANGER: Final = re.compile(r"Found <class '([^']+)'> in output, which is not 
 _DATA: Final = re.compile(r"data-dependent|DataDependent|PendingUnbacked|depends on the values of tensors")
 _SYMBOL: Final = re.compile(r"\bs\d+\b")
 _SIZES: Final = re.compile(r"\bs\d+\b|\b(?:shape|size|sizes|expand|expanded|broadcast)\b")
+# an operator of a library, of which torch knows no more than how it is computed
+_RULELESS: Final = re.compile(r"no fake impl registered for <CustomOpDef\((\w+::[\w.]+)\)>")
 _SOURCE: Final = re.compile(r"L((?:\['?\w+'?\])+)\.size\(\)\[(\d+)\]")
+
+# what is left to say where nothing is known but torch's own words; where there is a model, `seen_in_eager` knows more
+UNEXPLAINED: Final = "run the model on these example arguments eagerly; if that works, report the message above"
 
 
 def capture_error(fault: Exception, example: Example) -> CaptureError:
@@ -40,6 +45,10 @@ def capture_error(fault: Exception, example: Example) -> CaptureError:
         text = f"the model gives a {kind}, which torch cannot take apart into tensors"
         step = f"return a dict, a tuple or a named tuple, or say how: torch.export.register_dataclass({kind})"
         return CaptureError(Problem(text, where=where), step=step)
+    if ruleless := _ruleless(fault):
+        text = f"torch does not know what {ruleless} gives without computing it: it has no shape rule"
+        step = f'say how it is computed in torch: tw.register_op("{ruleless}", reference=f), with its arguments for f'
+        return CaptureError(Problem(text, where=where), step=step)
     if "PendingUnbacked" in name:
         # torch's own words name its symbols alone
         name, text = "data-dependent size", "the size of a result depends on the values of tensors"
@@ -51,10 +60,32 @@ def capture_error(fault: Exception, example: Example) -> CaptureError:
         step = _declare_too(example, partners)
         problems = [*_undeclared(partners)]
     else:
-        step = "run the model on these example arguments eagerly; if that works, report the message above"
+        step = UNEXPLAINED
     names = _names(fault.__traceback__, example)
     text = _SYMBOL.sub(lambda symbol: names.get(symbol[0], symbol[0]), text)
     return CaptureError([Problem(f"{name}: {text[:1500]}", where=where), *problems], step=step)
+
+
+def seen_in_eager(fault: CaptureError, run: Callable[[], object]) -> CaptureError:
+    """A failure that nothing is known of, and whether the model fails without a capture, too. run: calls the model."""
+    if fault.step != UNEXPLAINED:
+        return fault
+    try:
+        run()
+    except Exception:  # noqa: BLE001 (whatever a model raises: it does not run on its arguments)
+        step = "correct the arguments or the model: called on them without Tilewright, the model fails, too"
+    else:
+        step = "report the message above, or write that part differently: torch alone runs the model on these arguments"
+    return CaptureError(fault.problems, step=step)
+
+
+def _ruleless(fault: Exception) -> str | None:
+    """The name of an operator of a library that has no shape rule, where that is the fault."""
+    if found := _RULELESS.search(str(fault)):
+        return found[1]
+    name = str(getattr(fault, "func", "")) if type(fault).__name__ == "UnsupportedOperatorException" else ""
+    namespace, _, rest = name.partition(".")
+    return f"{namespace}::{rest.removesuffix('.default')}" if rest and namespace not in ("aten", "prims") else None
 
 
 def with_partners(fault: SpecialisationError, example: Example) -> SpecialisationError:

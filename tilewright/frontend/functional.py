@@ -83,6 +83,7 @@ def capture_functional(graph_module: Any, frozen: Mapping[int, tuple[str, torch.
         elif node.name in tensors.roles:
             role, name = tensors.roles[node.name]
             lowering.values[node] = stored(builder, tensors, role, name, node.meta["val"])
+            lowering.weights[node] = name
     lowered = lowering.run(graph_module)
     lowering.require_supported()
     results: list[SSAValue] = []

@@ -18,6 +18,7 @@ from tilewright.frontend.decomposing import called
 from tilewright.frontend.externs import Externs
 from tilewright.frontend.liveness import live_nodes
 from tilewright.frontend.locations import module_path, of_node
+from tilewright.frontend.operand_dtypes import require_one_dtype
 from tilewright.frontend.registry import Unsupported, lowerings
 from tilewright.frontend.symbols import UnknownSizeError
 from tilewright.ir.dtypes import F64
@@ -30,7 +31,8 @@ class GraphLowering:
     """Lowers the nodes of one exported program (and of the graphs inside it) into a builder's block.
 
     values: what each node stands for: an SSA value, a size (`Expr`), a number dependent on sizes (`Weak`), a Python
-    value, or a tuple of those. The caller binds the placeholders first.
+    value, or a tuple of those. The caller binds the placeholders first, and names in `inputs` and `weights` those that
+    the user has a name for.
     """
 
     def __init__(self, builder: Builder, *, externs: Externs | None) -> None:
@@ -38,6 +40,8 @@ class GraphLowering:
         self.externs = externs
         self.launches = Launches()
         self.values: dict[Any, Any] = {}
+        self.inputs: dict[Any, str] = {}
+        self.weights: dict[Any, str] = {}
         self.operators: Counter[str] = Counter()
         self._problems: dict[tuple[str, str], list[str | None]] = {}
 
@@ -143,6 +147,7 @@ class GraphLowering:
         if any(self.values.get(n) is REFUSED for n in node.all_input_nodes):
             # an operand was refused already; this node is not at fault
             return REFUSED
+        require_one_dtype(node, self.inputs, self.weights, _place(node))
         is_complex = has_pair([*args, *kwargs.values()]) or self.builder.is_complex
         lower = in_parts(name) if is_complex else lowerings().get(name)
         reason = "no lowering for complex numbers" if is_complex else "no lowering"

@@ -26,6 +26,7 @@ from tilewright.runtime.weights import WeightSet
 
 _PAGE = 4096
 _WRITABLE = "give a path in a folder that you can write"
+_NAMED = "model.tilewright"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +103,14 @@ def save_artifact(
 
     weights: the tensors of `Program.stored`. facts: for the report. ArtifactAccessError when it cannot be written.
     """
-    place = Path(plain_path(path, _WRITABLE))
-    if not place.name:
-        raise ArtifactAccessError(f"{path} cannot be written: it is a folder", step=_WRITABLE)
+    place = Path(plain_path(path, f'name a file: "{_NAMED}"'))
+    if place.is_dir():
+        step = f"name a file in it: {place / _NAMED}"
+        raise ArtifactAccessError(f"{path} cannot be written: it is a folder", step=step)
+    if not place.parent.exists():
+        raise ArtifactAccessError(
+            f"{path} cannot be written: there is no folder {place.parent}", step=f"mkdir -p {place.parent}"
+        )
     check_program(program)
     kernels = sorted(native_code.kernels, key=lambda kernel: kernel.key)
     header = {
