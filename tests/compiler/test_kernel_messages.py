@@ -78,16 +78,19 @@ def given(b: Any, value: Any) -> Any:
         (
             lambda b, x, w: b.broadcast(b.reshape(w, [1, 8]), [4.5, 8]),
             "@made: tile.broadcast: extents: 4.5 is no integer  (at PLACE)\n"
-            "  next: give integers; in a kernel of your own a dim is one as a static parameter: def kernel(b, ..., *, n)",
+            "  next: give integers; in a kernel of your own a dim is one as a static parameter: "
+            "def kernel(b, ..., *, n)",
         ),
         (
             lambda b, x, w: b.constant(0.0, ["m", 8]),
             "@made: tile.constant: extents: 'm' is no integer  (at PLACE)\n"
-            "  next: give integers; in a kernel of your own a dim is one as a static parameter: def kernel(b, ..., *, n)",
+            "  next: give integers; in a kernel of your own a dim is one as a static parameter: "
+            "def kernel(b, ..., *, n)",
         ),
         (
             lambda b, x, w: x + 1,
-            "@made(): TypeError: unsupported operand type(s) for +: a tile or index of the kernel and 'int'  (at PLACE)\n"
+            "@made(): TypeError: unsupported operand type(s) for +: a tile or index of the kernel and 'int'  (at "
+            "PLACE)\n"
             '  next: compute with the builder: b.map("add", tile, 1) for tiles, b.index("a0 + 1", index) for indices',
         ),
         (

@@ -11,7 +11,7 @@ from tilewright.frontend.conversions import explained, recorded, unrolled
 from tilewright.frontend.custom_ops import require_references
 from tilewright.frontend.decomposing import name_operators, table_for
 from tilewright.frontend.examples import Example
-from tilewright.frontend.export_faults import capture_error, with_partners
+from tilewright.frontend.export_faults import capture_error, shared_memory, with_partners
 from tilewright.frontend.generic_sizes import generic_sizes
 from tilewright.frontend.guarding import Fact, Settled, settled, traced_facts
 from tilewright.frontend.keywords import with_named_keywords
@@ -100,7 +100,7 @@ def _attempt(model: torch.nn.Module, example: Example, own: Mapping[str, int]) -
         except TilewrightError:
             raise
         except Exception as fault:
-            raise capture_error(fault, example) from fault
+            raise capture_error(fault, example, model) from fault
         try:
             return replace(describe(program, example, own, doubts=True), layout_asked=asked.layout)
         except SpecialisationError as fault:
@@ -206,7 +206,7 @@ def _decomposed(program: ExportedProgram, table: dict[Any, Any], example: Exampl
     except TilewrightError:
         raise
     except Exception as fault:
-        raise capture_error(fault, example) from fault
+        raise shared_memory(fault, program) or capture_error(fault, example) from fault
 
 
 def _all_nodes(program: ExportedProgram) -> list[Any]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, TypeAlias
 
@@ -331,15 +332,13 @@ class KernelBuilder:
                 continue
             around = block.parent_op() if block is not None else None
             made = owner.loc if isinstance(owner, TwOperation) else None
-            made = made or (around.loc if isinstance(around, structure.ForOp) else None)
-            whose = "a loop computes, after the loop" if isinstance(around, structure.ForOp) else "another kernel computes"
-            text = f"uses a value that {whose}{f' (made at {made})' if made else ''}"
-            raise IRError(
-                Problem(text, op=None if user is None else user.name, where=None if user is None else user.loc),
-                step="carry it out: b.loop(lo, hi, step, [initial]), loop.give(value) inside and loop.out[0] after"
-                if isinstance(around, structure.ForOp)
-                else "compute it in this kernel",
-            )
+            text, step = "uses a value that another kernel computes", "compute it in this kernel"
+            if isinstance(around, structure.ForOp):
+                made = made or around.loc
+                text = "uses a value that a loop computes, after the loop"
+                step = "carry it out: b.loop(lo, hi, step, [initial]), loop.give(value) inside and loop.out[0] after"
+            problem = Problem(f"{text}{f' (made at {made})' if made else ''}")
+            raise IRError(problem if user is None else replace(problem, op=user.name, where=user.loc), step=step)
 
 
 class Loop:
