@@ -210,10 +210,11 @@ def test_axes_that_go_with_a_declared_one_are_named_with_the_line_that_declares_
     said = str(caught.value)
     where = said.partition("(at ")[2].partition(")")[0]
     assert where.startswith("tests/frontend/test_capture_errors.py:")
+    product = f"tests/frontend/test_capture_errors.py:{int(where.rpartition(':')[2]) + 2}"
     assert said == (
         "TW014 a declared dim was specialised: 4 problems\n"
         f"  - batch (batch: 1..8) was fixed to 2  (at {where})\n"
-        "  - tokens (tokens: 1..16) was fixed to 5\n"
+        f"  - tokens (tokens: 1..16) was fixed to 5  (at {product})\n"
         "  - mask axis 0 is not declared in dims, but has the example's size of batch\n"
         "  - mask axis 1 is not declared in dims, but has the example's size of tokens\n"
         '  next: if these vary together, declare them too: dims={"ids": {0: tw.Dim("batch", 1, 8), '

@@ -24,6 +24,7 @@ from tilewright.frontend.shape_functions import with_open_sizes
 from tilewright.frontend.sizing import export_sizes, raised_sizes, sizes_of
 from tilewright.frontend.slicing import name_slices
 from tilewright.frontend.symbols import Symbols, admitted, require_admitted
+from tilewright.frontend.varying_lengths import with_varying_lengths
 from tilewright.ir.dims import Dim, DimSpace, Expr
 from tilewright.ir.guards import Guard, distinct
 
@@ -94,7 +95,7 @@ def _attempt(model: torch.nn.Module, example: Example, own: Mapping[str, int]) -
             shapes[leaf.value] = dynamic
     with generic_sizes(zero=any(dim.min == 0 for dim in example.dims)) as asked, recorded() as conversions:
         try:
-            with quiet(), torch.no_grad(), lean_tracing(), with_open_sizes(), repeating(model):
+            with quiet(), torch.no_grad(), lean_tracing(), with_open_sizes(), with_varying_lengths(), repeating(model):
                 spec = shapes.dynamic_shapes(model, args, kwargs) if example.dims else None
                 program = torch.export.export(model, args, kwargs, dynamic_shapes=spec, strict=False)
         except TilewrightError:
