@@ -85,7 +85,7 @@ def _take_along_dim(x: Any, indices: Any, dim: int | None = None) -> Any:
         return x.reshape(-1).gather(0, indices.reshape(-1))
     axis = dim % x.dim()
     kept = [[1 if i == axis else n for i, n in enumerate(t.shape)] for t in (x, indices)]
-    shared = torch.broadcast_shapes(*kept)
+    shared = torch.broadcast_shapes(*kept)  # type: ignore[no-untyped-call]
     given, wanted = ([t.shape[axis] if i == axis else n for i, n in enumerate(shared)] for t in (x, indices))
     return x.expand(given).gather(axis, indices.expand(wanted))
 
