@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 import tilewright as tw
 from tilewright.errors import DimMismatchError, KernelError, KernelStoreError
+from tilewright.ir.scalars import SCALARS
 
 
 @tw.kernel("x T[rows, n], s T[n], c T[4] -> y T[rows, n]")
@@ -37,6 +39,19 @@ def tracing(body: Callable[..., Any]) -> Any:
     return tw.kernel("x f32[m, 8], w f32[8] -> y f32[m, 8]")(made)
 
 
+def inner(b: Any, x: Any) -> Any:
+    """A value of a loop that has ended."""
+    with b.loop(0, 8, 4):
+        return b.map("neg", x)
+
+
+def given(b: Any, value: Any) -> Any:
+    """Carried by a loop that gives a value from somewhere else."""
+    with b.loop(0, 8, 4, [b.constant(0.0, [4, 8])]) as loop:
+        loop.give(value)
+    return loop.out[0]
+
+
 @pytest.mark.parametrize(
     ("body", "said"),
     [
@@ -54,6 +69,44 @@ def tracing(body: Callable[..., Any]) -> Any:
             lambda b, x, w: b.map("mul", x, b.reshape(w, [8, 1])),
             "tile.map: extents do not broadcast: [4, 8], [8, 1]  (at PLACE)\n"
             "  next: give tiles whose extents are equal, or 1 where one is repeated",
+        ),
+        (
+            lambda b, x, w: b.map("mul", x, 10**400),
+            "@made: an integer of 1329 bits is no element of a tile of f32  (at PLACE)\n"
+            '  next: use a smaller number, or infinity: float("inf")',
+        ),
+        (
+            lambda b, x, w: b.broadcast(b.reshape(w, [1, 8]), [4.5, 8]),
+            "@made: tile.broadcast: extents: 4.5 is no integer  (at PLACE)\n"
+            "  next: give integers; in a kernel of your own a dim is one as a static parameter: "
+            "def kernel(b, ..., *, n)",
+        ),
+        (
+            lambda b, x, w: b.constant(0.0, ["m", 8]),
+            "@made: tile.constant: extents: 'm' is no integer  (at PLACE)\n"
+            "  next: give integers; in a kernel of your own a dim is one as a static parameter: "
+            "def kernel(b, ..., *, n)",
+        ),
+        (
+            lambda b, x, w: x + 1,
+            "@made(): TypeError: unsupported operand type(s) for +: a tile or index of the kernel and 'int'  (at "
+            "PLACE)\n"
+            '  next: compute with the builder: b.map("add", tile, 1) for tiles, b.index("a0 + 1", index) for indices',
+        ),
+        (
+            lambda b, x, w: x.shape,
+            "@made(): AttributeError: a tile or index of the kernel has no attribute 'shape'  (at PLACE)\n"
+            '  next: compute with the builder: b.map("add", tile, 1) for tiles, b.index("a0 + 1", index) for indices',
+        ),
+        (
+            lambda b, x, w: b.map("add", x, inner(b, x)),
+            "tile.map: uses a value that a loop computes, after the loop (made at PLACE)  (at PLACE)\n"
+            "  next: carry it out: b.loop(lo, hi, step, [initial]), loop.give(value) inside and loop.out[0] after",
+        ),
+        (
+            lambda b, x, w: given(b, inner(b, x)),
+            "@made: uses a value that a loop computes, after the loop (made at PLACE)  (at PLACE)\n"
+            "  next: carry it out: b.loop(lo, hi, step, [initial]), loop.give(value) inside and loop.out[0] after",
         ),
     ],
 )
@@ -100,3 +153,10 @@ def test_traffic_prints_its_formulas() -> None:
         "  vector FLOPs: 512*floordiv(rows + 7, 8)\n"
         "  bytes that no kernel saves: 512*rows + 256"
     )
+
+
+def test_the_page_names_every_function_of_map() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs/kernels.md").read_text(encoding="utf-8")
+    listed = re.search(r"They are (.*?)\.", page, re.DOTALL)
+    assert listed is not None
+    assert set(re.findall(r"\w+", re.sub(r"\(.*?\)", "", listed[1]))) - {"and"} == set(SCALARS) - {"and"}

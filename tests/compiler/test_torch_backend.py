@@ -409,6 +409,35 @@ def test_an_operator_without_a_lowering_is_named() -> None:
     assert "test_torch_backend.py:" in str(raised.value)
 
 
+@pytest.mark.parametrize("part", [lambda b: (b[:4], b[2:]), lambda b: (b.reshape(2, 3)[0], b)])
+def test_inputs_that_overlap_and_are_written_are_named(
+    part: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]], rng: np.random.Generator
+) -> None:
+    def adds(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        x.add_(1)
+        return y * 2
+
+    memory = torch.from_numpy(rng.standard_normal(6).astype(np.float32))
+    x, y = part(memory)
+    with torch.no_grad():
+        with pytest.raises(Exception, match="inputs x and y share memory, and the graph writes to one of them"):
+            compiled(adds)(x, y)
+        dynamo.reset()
+        # the step: memory of its own
+        assert torch.equal(compiled(adds)(x.clone(), y), y * 2)
+
+
+def test_batch_norm_in_training_mode_is_called_that(rng: np.random.Generator) -> None:
+    x = torch.from_numpy(rng.standard_normal((5, 4)).astype(np.float32))
+    with torch.no_grad(), pytest.raises(Exception, match=r"TW011 .* normalises by the batch"):
+        compiled(torch.nn.BatchNorm1d(4).train())(x)
+    dynamo.reset()
+    # one that stores no statistics computes the same in both modes
+    model = torch.nn.BatchNorm1d(4, track_running_stats=False).train()
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(model)(x), model(x), **CLOSE)
+
+
 def test_what_has_no_kernel_runs_in_eager_where_asked(rng: np.random.Generator) -> None:
     def function(x: torch.Tensor) -> torch.Tensor:
         y = torch.fft.rfft(x * 2).abs()

@@ -212,10 +212,11 @@ def test_axes_that_go_with_a_declared_one_are_named_with_the_line_that_declares_
     said = str(caught.value)
     where = said.partition("(at ")[2].partition(")")[0]
     assert where.startswith("tests/frontend/test_capture_errors.py:")
+    product = f"tests/frontend/test_capture_errors.py:{int(where.rpartition(':')[2]) + 2}"
     assert said == (
         "TW014 a declared dim was specialised: 4 problems\n"
         f"  - batch (batch: 1..8) was fixed to 2  (at {where})\n"
-        "  - tokens (tokens: 1..16) was fixed to 5\n"
+        f"  - tokens (tokens: 1..16) was fixed to 5  (at {product})\n"
         "  - mask axis 0 is not declared in dims, but has the example's size of batch\n"
         "  - mask axis 1 is not declared in dims, but has the example's size of tokens\n"
         '  next: if these vary together, declare them too: dims={"ids": {0: tw.Dim("batch", 1, 8), '
@@ -429,3 +430,63 @@ def test_an_operator_without_a_shape_rule_is_told_how_to_get_one() -> None:
         assert f'tw.register_op("tilewright_tests::{name}", reference=f)' in step
         tw.register_op(f"tilewright_tests::{name}", reference=lambda x: x * 2)
         capture(model, (torch.ones(3),))
+
+
+class Overlapping(torch.nn.Module):
+    """A buffer that is the beginning of another one; a call writes to one of them or to neither."""
+
+    def __init__(self, written: str | None) -> None:
+        super().__init__()
+        self.written = written
+        self.register_buffer("whole", torch.zeros(8))
+        self.register_buffer("part", self.whole[:4])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.written is not None:
+            getattr(self, self.written)[1:] += 1
+        y = x + 0
+        y += self.whole
+        return y[:, :4] + self.part
+
+
+@pytest.mark.parametrize("written", ["whole", "part"])
+def test_writing_to_buffers_that_share_memory_names_them_and_the_line(written: str) -> None:
+    with pytest.raises(CaptureError) as caught:
+        capture(Overlapping(written), (torch.ones(2, 8),))
+    (problem,) = caught.value.problems
+    assert problem.text == f"whole and part share memory, and the model writes to {written}"
+    assert (problem.where or "").startswith("tests/frontend/test_capture_errors.py:")
+    assert caught.value.step == (
+        "register whole alone and take the view in forward: self.whole[...] in place of self.part"
+    )
+    capture(Overlapping(None), (torch.ones(2, 8),))
+
+
+def test_an_attribute_that_python_keeps_with_a_parameter_is_named() -> None:
+    class Marked(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = torch.nn.Linear(3, 3)
+            self.inner.weight.scale = 2.0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * self.inner.weight.scale
+
+    with pytest.raises(CaptureError) as caught:
+        capture(Marked(), (torch.ones(2, 3),))
+    assert "inner.weight: has the attribute scale in Python alone" in str(caught.value)
+    assert caught.value.step == "keep it in an attribute of the module: self.scale = ..."
+
+
+def test_a_call_that_torch_refuses_anywhere_is_the_users_to_correct() -> None:
+    class Sorts(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return tuple(x.sort(0, stable=True))  # type: ignore[call-overload]
+
+    with pytest.raises(TypeError):
+        Sorts()(torch.ones(2, 3))
+    with pytest.raises(CaptureError) as caught:
+        capture(Sorts(), (torch.ones(2, 3),))
+    assert caught.value.step == (
+        "correct the call, which torch refuses in eager, too; give arguments by name: x.sort(dim=0, stable=True)"
+    )

@@ -97,6 +97,7 @@ POINTWISE: Table = {
     "var_mean": lambda x: torch.var_mean(x, (1, 3), correction=2),
     "std_mean": lambda x: torch.std_mean(x, 2, correction=0, keepdim=True),
     "xlogy": lambda x: torch.xlogy(x.abs(), x.abs() + 1),
+    "xlogy_of_numbers": lambda x: (torch.xlogy(x, 0.7), torch.xlogy(2, x.exp()), torch.special.xlog1py(x, 0.7)),
     "logit": lambda x: torch.logit(x.sigmoid()),
     "hypot": lambda x: torch.hypot(x, x + 1),
     "heaviside": lambda x: torch.heaviside(x, x * 2),

@@ -41,6 +41,16 @@ def test_the_expression_that_fixed_a_size_is_named(rng: np.random.Generator, nam
     assert "; or " in caught.value.step
 
 
+def test_a_function_of_torch_that_fixes_a_size_is_told_by_its_line(rng: np.random.Generator) -> None:
+    def spread(x: torch.Tensor) -> torch.Tensor:
+        return x * torch.logspace(0, 1, x.shape[0])[:, None]
+
+    with pytest.raises(SpecialisationError) as caught:
+        capture(Apply(spread), (floats(rng, 5, 3),), None, {"x": {0: T}})
+    (problem,) = caught.value.problems
+    assert problem.where == f"tests/frontend/test_conversions.py:{spread.__code__.co_firstlineno + 1}"
+
+
 def test_a_recurrent_layer_is_named_where_its_length_varies(rng: np.random.Generator) -> None:
     class Tagger(torch.nn.Module):
         def __init__(self) -> None:

@@ -190,6 +190,54 @@ def test_an_axis_shorter_than_nothing_narrows_the_dim(rng: np.random.Generator) 
     captured_equals_eager(model, [(floats(rng, n, 2),) for n in (3, 1, 16)], {"inputs.0": (B, None)})
 
 
+def test_numbers_spread_evenly_over_a_varying_length(rng: np.random.Generator) -> None:
+    table: Table = {
+        "floats": lambda x: torch.linspace(-3.0, 2.5, x.shape[0]),
+        "downwards": lambda x: torch.linspace(1, 0, 2 * x.shape[0], dtype=torch.float64),
+        "integers": lambda x: torch.linspace(0, 10, x.shape[0], dtype=torch.int64),
+        "by_sizes": lambda x: torch.linspace(x.shape[0] / 2, x.shape[0] - 1, x.shape[0]),
+        "how_far": lambda x: torch.linspace(0, x.shape[0], 5),
+        "one": lambda x: torch.linspace(3, 4, 1),
+    }
+    calls = [(floats(rng, n, 2),) for n in (7, 0, 1, 2, 16)]
+    captured = captured_equals_eager(Many(table), calls, {"inputs.0": (N, None)})
+    assert captured.notes == ()  # proved, not tried
+
+
+def test_places_along_an_axis_and_products_of_two_inputs_keep_sizes_open(rng: np.random.Generator) -> None:
+    weight, bias = torch.arange(18.0).reshape(2, 3, 3) - 8, torch.ones(2)
+    table: Table = {
+        "along": lambda x: torch.take_along_dim(x, x.argsort(1), 1),
+        "stretched": lambda x: torch.take_along_dim(x, torch.tensor([[1, 0]]), -1),
+        "flat": lambda x: torch.take_along_dim(x, torch.tensor([2, 0])),
+        "bilinear": lambda x: (
+            F.bilinear(x[:, :3], x[:, :3].exp(), weight),
+            F.bilinear(x[0, :3], x[0, :3], weight, bias),
+        ),
+    }
+    dims = {"inputs.0": (B, Dim("m", 3, 40))}
+    calls = [(floats(rng, *shape),) for shape in ((4, 7), (1, 3), (9, 40))]
+    captured = captured_equals_eager(Many(table), calls, dims, rtol=1e-4, atol=1e-4)
+    assert not captured.guards
+
+
+def test_the_most_common_element_is_the_least_of_several(rng: np.random.Generator) -> None:
+    class Modes(nn.Module):
+        def forward(self, x: torch.Tensor) -> Any:
+            value, place = x.mode(1)
+            # torch's place of several is any of them
+            return (
+                value,
+                x.gather(1, place[:, None]),
+                x.mode(0, keepdim=True)[0],
+                x.flatten().mode()[0],
+                x.long().mode()[0],
+            )
+
+    calls = [(torch.from_numpy(rng.integers(-3, 4, shape).astype(np.float32)),) for shape in ((5, 7), (1, 1), (16, 30))]
+    captured_equals_eager(Modes(), calls, {"x": (B, Dim("m", 1, 40))})
+
+
 def test_sizes_that_once_had_no_form(rng: np.random.Generator) -> None:
     table: Table = {
         "backwards": lambda x: torch.arange(x.shape[0], 0, -2) + x.sum().long() * 0,

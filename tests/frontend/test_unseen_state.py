@@ -180,3 +180,47 @@ def test_a_model_that_asks_whether_it_is_exported_computes_what_it_does_in_eager
 
 def only_for_export(x: torch.Tensor) -> torch.Tensor:
     raise ValueError("this model is there to be exported")
+
+
+CALLS = {"made": 0}
+
+
+class Counts(torch.nn.Module):
+    """A layer that multiplies by how many layers a call has met before it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        CALLS["made"] += 1
+        return x * (1 + CALLS["made"] % 3)
+
+
+class Layers(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(Counts() for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        CALLS["made"] = 0
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class Switched(torch.nn.Module):
+    """Decides by a switch that the exporter sets while it traces."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2 if torch.backends.mkldnn.enabled else x * 3
+
+
+@pytest.mark.parametrize("model", [Layers(), Switched()])
+@pytest.mark.parametrize("dims", [None, DIMS])
+def test_a_decision_by_what_lies_outside_of_the_module_is_not_laid_on_dims(
+    rng: np.random.Generator, model: torch.nn.Module, dims: Any
+) -> None:
+    with pytest.raises(CaptureError) as caught:
+        capture(model, (floats(rng, 5, 3),), None, dims)
+    (problem,) = caught.value.problems
+    assert problem.op == "aten.mul"
+    assert (problem.where or "").startswith("tests/frontend/test_unseen_state.py:")
+    assert problem.text.endswith("a global that calls change, or a switch that torch sets meanwhile")
+    assert "dim" not in f"{problem.text} {caught.value.step}"

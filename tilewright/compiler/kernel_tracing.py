@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
+
+from xdsl.ir import BlockArgument, OpResult
 
 from tilewright.compiler.kernel_spec import KernelSpec, Static
 from tilewright.errors import KernelError, Problem, TilewrightError
@@ -48,8 +51,14 @@ def trace(spec: KernelSpec, function: Callable[..., None], statics: Mapping[str,
         raise KernelError(problems, step=fault.step) from fault
     except Exception as fault:
         place = of_traceback(fault.__traceback__) or spec.where
-        told = Problem(f"{type(fault).__name__}: {fault}", f"@{spec.name}{_shown(statics)}", place)
-        raise KernelError(told, step="correct the line: it runs when the kernel is traced") from fault
+        text, step = str(fault), "correct the line: it runs when the kernel is traced"
+        for kind in (OpResult, BlockArgument):
+            # Python names the class of what the builder gave; the user knows it as a tile or an index
+            if isinstance(fault, (TypeError, AttributeError)) and f"'{kind.__name__}'" in text:
+                text = re.sub(f"'{kind.__name__}'( object)?", "a tile or index of the kernel", text)
+                step = 'compute with the builder: b.map("add", tile, 1) for tiles, b.index("a0 + 1", index) for indices'
+        told = Problem(f"{type(fault).__name__}: {text}", f"@{spec.name}{_shown(statics)}", place)
+        raise KernelError(told, step=step) from fault
     kernel.attributes[LOC] = Str(spec.where)
     module = new_module()
     module.body.block.add_op(kernel)

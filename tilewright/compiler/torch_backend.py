@@ -105,6 +105,9 @@ def tilewright(
             )
     except (UnsupportedOpError, TrainingModeError, LoweringError) as fault:
         if not falls:
+            told = _of_one_memory(graph_module, inputs, fault)
+            if told is not None:
+                raise told from fault
             raise
         return _unsupported_in_eager(graph_module, fault)
 
@@ -242,6 +245,27 @@ def _in_eager(graph_module: Any, asking: Sequence[str]) -> Callable[..., Any]:
         return graph_module(*arguments)
 
     return run
+
+
+def _of_one_memory(graph_module: Any, inputs: Sequence[Any], fault: TilewrightError) -> TilewrightError | None:
+    """The fault in the caller's words where inputs that overlap in memory, one of them written, brought it about.
+
+    AOTAutograd puts one tensor in their place and takes each as as_strided of it, which no line of the user's says.
+    """
+    if not any(p.where is None and "aten.as_strided" in str(p) for p in fault.problems):
+        return None
+    held: dict[Any, list[str]] = {}
+    for name, value in zip(_names(graph_module), inputs, strict=True):
+        if hasattr(value, "untyped_storage"):
+            # as the function calls it, which is what torch's name is made of
+            held.setdefault(value.untyped_storage()._cdata, []).append(name.removeprefix("l_").removesuffix("_"))
+    shared = [" and ".join(names) for names in held.values() if len(names) > 1]
+    if not shared:
+        return None
+    return UnsupportedOpError(
+        [f"inputs {names} share memory, and the graph writes to one of them" for names in shared],
+        step='pass tensors with memory of their own, x.clone() say, or options={"fallback": "torch"} for such a graph',
+    )
 
 
 def _unsupported_in_eager(graph_module: Any, fault: TilewrightError) -> Any:

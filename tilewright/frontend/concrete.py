@@ -21,6 +21,7 @@ from tilewright.frontend.preserving import preserved
 from tilewright.frontend.quiet import quiet
 from tilewright.frontend.repeated_layers import repeating
 from tilewright.frontend.replayed_layers import Departures, replaying
+from tilewright.frontend.varying_lengths import with_varying_lengths
 
 if TYPE_CHECKING:
     import torch
@@ -84,6 +85,7 @@ def concrete(
             quiet(),
             _told(exporting, noticed.asked),
             lean_nodes(WholeStack),
+            with_varying_lengths(),
             layers,
         ):
             return trace(list(held.values()), tensors)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tilewright.errors import CaptureError, Problem, SpecialisationError
 from tilewright.frontend.examples import Example, Leaf
 from tilewright.frontend.locations import of_node, of_traceback
+
+if TYPE_CHECKING:
+    import torch
+    from torch.export import ExportedProgram
 
 # What the exporter says about its own settings and internals, around what it says about the model.
 _ADVICE: Final = re.compile(
@@ -25,14 +29,19 @@ _SYMBOL: Final = re.compile(r"\bs\d+\b")
 _SIZES: Final = re.compile(r"\bs\d+\b|\b(?:shape|size|sizes|expand|expanded|broadcast)\b")
 # an operator of a library, of which torch knows no more than how it is computed
 _RULELESS: Final = re.compile(r"no fake impl registered for <CustomOpDef\((\w+::[\w.]+)\)>")
+# what torch's parser of arguments refuses; a size in it is one only while it is traced
+_CALL: Final = re.compile(r"^(?!.*\bSym)(\w+)\(\) (?:takes from \d+ to|received an invalid combination of arguments)")
 _SOURCE: Final = re.compile(r"L((?:\['?\w+'?\])+)\.size\(\)\[(\d+)\]")
 
 # what is left to say where nothing is known but torch's own words; where there is a model, `seen_in_eager` knows more
 UNEXPLAINED: Final = "run the model on these example arguments eagerly; if that works, report the message above"
 
 
-def capture_error(fault: Exception, example: Example) -> CaptureError:
-    """The exporter's failure with the user's line and dims and, for the known kinds, the way out."""
+def capture_error(fault: Exception, example: Example, model: torch.nn.Module | None = None) -> CaptureError:
+    """The exporter's failure with the user's line and dims and, for the known kinds, the way out.
+
+    model: whose tensors may hold what the exporter's stand-ins for them lack.
+    """
     text = " ".join(_ADVICE.sub(" ", " ".join(str(fault).split())).split())
     name = type(fault).__name__
     where = of_traceback(fault.__traceback__)
@@ -59,6 +68,12 @@ def capture_error(fault: Exception, example: Example) -> CaptureError:
     elif _SIZES.search(text) and (partners := _partners(example)):
         step = _declare_too(example, partners)
         problems = [*_undeclared(partners)]
+    elif isinstance(fault, AttributeError) and (owner := _holder(fault, example, model)):
+        name, text = owner, f"has the attribute {fault.name} in Python alone: what a trace sees is its elements"
+        step = f"keep it in an attribute of the module: self.{fault.name} = ..."
+    elif isinstance(fault, TypeError) and (call := _CALL.search(str(fault))):
+        given = "x.sort(dim=0, stable=True)" if "sort" in call[1] else f"{call[1]}(x, name=value)"
+        step = f"correct the call, which torch refuses in eager, too; give arguments by name: {given}"
     else:
         step = UNEXPLAINED
     names = _names(fault.__traceback__, example)
@@ -86,6 +101,44 @@ def _ruleless(fault: Exception) -> str | None:
     name = str(getattr(fault, "func", "")) if type(fault).__name__ == "UnsupportedOperatorException" else ""
     namespace, _, rest = name.partition(".")
     return f"{namespace}::{rest.removesuffix('.default')}" if rest and namespace not in ("aten", "prims") else None
+
+
+def shared_memory(fault: Exception, program: ExportedProgram) -> CaptureError | None:
+    """The error for buffers that share memory and of which one is written, where that is what torch failed at.
+
+    Torch runs such a program through a wrapper, and asserts that it has none.
+    """
+    if not isinstance(fault, AssertionError):
+        return None
+    held = {**program.state_dict, **{n: c for n, c in program.constants.items() if hasattr(c, "untyped_storage")}}
+    names = {spec.arg.name: spec.target for spec in program.graph_signature.input_specs if spec.target in held}
+    for node in program.graph.nodes:
+        if not getattr(getattr(node.target, "_schema", None), "is_mutable", False) or not node.args:
+            continue
+        changed: Any = node.args[0]
+        while getattr(changed, "op", None) == "call_function" and changed.args:
+            changed = changed.args[0]
+        one = names.get(getattr(changed, "name", None))
+        shared = [n for n in names.values() if _one_memory(held[n], held[one])] if one else []
+        if len(shared) > 1:
+            whole, *views = sorted(shared, key=lambda n: -held[n].numel())
+            text = f"{' and '.join(map(str, shared))} share memory, and the model writes to {one}"
+            step = f"register {whole} alone and take the view in forward: self.{whole}[...] in place of self.{views[0]}"
+            return CaptureError(Problem(text, where=of_node(node)), step=step)
+    return None
+
+
+def _one_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return bool(a.untyped_storage()._cdata == b.untyped_storage()._cdata)
+
+
+def _holder(fault: AttributeError, example: Example, model: torch.nn.Module | None) -> str | None:
+    """The tensor whose Python attribute is missing from what stands for it in a trace; None for other attributes."""
+    held = [] if model is None else [*model.named_parameters(), *model.named_buffers()]
+    named = [*held, *((leaf.name, leaf.value) for leaf in example.leaves if leaf.is_tensor)]
+    if not any("FakeTensor" in kind.__name__ for kind in type(fault.obj).__mro__):
+        return None
+    return next((name for name, value in named if fault.name in vars(value)), None)
 
 
 def with_partners(fault: SpecialisationError, example: Example) -> SpecialisationError:

@@ -11,7 +11,7 @@ from tilewright.frontend.conversions import explained, recorded, unrolled
 from tilewright.frontend.custom_ops import require_references
 from tilewright.frontend.decomposing import name_operators, table_for
 from tilewright.frontend.examples import Example
-from tilewright.frontend.export_faults import capture_error, with_partners
+from tilewright.frontend.export_faults import capture_error, shared_memory, with_partners
 from tilewright.frontend.generic_sizes import generic_sizes
 from tilewright.frontend.guarding import Fact, Settled, settled, traced_facts
 from tilewright.frontend.keywords import with_named_keywords
@@ -24,6 +24,7 @@ from tilewright.frontend.shape_functions import with_open_sizes
 from tilewright.frontend.sizing import export_sizes, raised_sizes, sizes_of
 from tilewright.frontend.slicing import name_slices
 from tilewright.frontend.symbols import Symbols, admitted, require_admitted
+from tilewright.frontend.varying_lengths import with_varying_lengths
 from tilewright.ir.dims import Dim, DimSpace, Expr
 from tilewright.ir.guards import Guard, distinct
 
@@ -94,13 +95,13 @@ def _attempt(model: torch.nn.Module, example: Example, own: Mapping[str, int]) -
             shapes[leaf.value] = dynamic
     with generic_sizes(zero=any(dim.min == 0 for dim in example.dims)) as asked, recorded() as conversions:
         try:
-            with quiet(), torch.no_grad(), lean_tracing(), with_open_sizes(), repeating(model):
+            with quiet(), torch.no_grad(), lean_tracing(), with_open_sizes(), with_varying_lengths(), repeating(model):
                 spec = shapes.dynamic_shapes(model, args, kwargs) if example.dims else None
                 program = torch.export.export(model, args, kwargs, dynamic_shapes=spec, strict=False)
         except TilewrightError:
             raise
         except Exception as fault:
-            raise capture_error(fault, example) from fault
+            raise capture_error(fault, example, model) from fault
         try:
             return replace(describe(program, example, own, doubts=True), layout_asked=asked.layout)
         except SpecialisationError as fault:
@@ -206,7 +207,7 @@ def _decomposed(program: ExportedProgram, table: dict[Any, Any], example: Exampl
     except TilewrightError:
         raise
     except Exception as fault:
-        raise capture_error(fault, example) from fault
+        raise shared_memory(fault, program) or capture_error(fault, example) from fault
 
 
 def _all_nodes(program: ExportedProgram) -> list[Any]:

@@ -20,7 +20,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tilewright.frontend import conversions
+from tilewright.frontend import conversions, varying_lengths
+from tilewright.frontend.lean_tracing import torch_folder
 
 # Where torch works out in Python the shape and strides of one operator's results.
 _SHAPE_FUNCTIONS: Final = (
@@ -89,9 +90,9 @@ def generic_sizes(*, zero: bool) -> Iterator[Asked]:
         return asked_of
 
     # a guard belongs to the line that asked, not to what stands between it and torch
-    files = {*uninteresting(), __file__, conversions.__file__}
+    files = _Between({*uninteresting(), __file__, conversions.__file__, varying_lengths.__file__})
 
-    def uninteresting_files() -> set[str]:
+    def uninteresting_files() -> _Between:
         # asked once for every frame of every node
         return files
 
@@ -119,6 +120,21 @@ def _is_torchs(frame: Any) -> bool:
     """Whether a frame runs torch's own code below its modules and their functions."""
     file = frame.f_code.co_filename.replace("\\", "/")
     return "/torch/" in file and "/torch/nn/" not in file
+
+
+class _Between:
+    """The files that stand between torch and the line that asked: those named, and torch's own but for its modules."""
+
+    def __init__(self, named: set[str]) -> None:
+        self._known = dict.fromkeys(named, True)
+
+    def __contains__(self, file: str) -> bool:
+        found = self._known.get(file)
+        if found is None:
+            found = self._known[file] = file.startswith(torch_folder()) and "/nn/modules/" not in file.replace(
+                "\\", "/"
+            )
+        return found
 
 
 def _is_answered(env: Any, asked: Any) -> bool:

@@ -15,7 +15,8 @@ def with_open_sizes() -> Iterator[None]:
     key = torch._C.DispatchKey.CompositeImplicitAutograd
     aten: Any = torch.ops.aten
     made = {aten.max_pool1d.default: _max_pool1d, aten.max_pool1d_with_indices.default: _max_pool1d_with_indices,
-            aten.cdist.default: _cdist, aten.fill_diagonal_.default: _fill_diagonal}  # fmt: skip
+            aten.cdist.default: _cdist, aten.fill_diagonal_.default: _fill_diagonal,
+            aten.take_along_dim.default: _take_along_dim, aten.bilinear.default: _bilinear}  # fmt: skip
     before = {op: op.py_kernels.get(key) for op in made}
     try:
         for op, function in made.items():
@@ -75,3 +76,23 @@ def _fill_diagonal(x: Any, fill_value: Any, wrap: bool = False) -> Any:
         for place in places[2:]:
             inside = inside & (places[0] == place)
     return x.masked_fill_(inside, fill_value)
+
+
+def _take_along_dim(x: Any, indices: Any, dim: int | None = None) -> Any:
+    import torch
+
+    if dim is None:
+        return x.reshape(-1).gather(0, indices.reshape(-1))
+    axis = dim % x.dim()
+    kept = [[1 if i == axis else n for i, n in enumerate(t.shape)] for t in (x, indices)]
+    shared = torch.broadcast_shapes(*kept)  # type: ignore[no-untyped-call]
+    given, wanted = ([t.shape[axis] if i == axis else n for i, n in enumerate(shared)] for t in (x, indices))
+    return x.expand(given).gather(axis, indices.expand(wanted))
+
+
+def _bilinear(x1: Any, x2: Any, weight: Any, bias: Any = None) -> Any:
+    """One product of x1 with the weight, and one with x2 for each row; torch compares sizes that it has made plain."""
+    outer, rows, columns = weight.shape
+    halfway = (x1 @ weight.permute(1, 0, 2).reshape(rows, outer * columns)).unflatten(-1, (outer, columns))
+    found = (halfway * x2.unsqueeze(-2)).sum(-1)
+    return found if bias is None else found + bias

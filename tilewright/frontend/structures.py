@@ -31,6 +31,9 @@ def tree_of_spec(spec: Any, where: str) -> Tree:
     # torch's own result types (of x.max(dim)) are structure sequences: their names are the pattern arguments
     fields = getattr(named, "_fields", None) or _keys(context, len(children)) or getattr(named, "__match_args__", None)
     is_dict = isinstance(kind, type) and issubclass(kind, dict) and not dataclasses.is_dataclass(kind)
+    if getattr(named, "__module__", "") == "torch" and named.__name__ == "Size":
+        # a program runs without torch, and has no such class to give
+        raise ArgumentError(f"{where} holds a torch.Size", step="make it a tuple of sizes: tuple(x.shape)")
     if fields is None or (not is_dict and not all(isinstance(field, str) for field in fields)):
         raise ArgumentError(
             f"{where} holds a {named.__name__}, whose parts have no names",

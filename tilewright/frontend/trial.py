@@ -20,7 +20,7 @@ from tilewright.errors import CaptureError, Problem, SpecialisationError, Tilewr
 from tilewright.frontend.captured import Captured, Proof
 from tilewright.frontend.concrete import Noticed
 from tilewright.frontend.eager import drawn, eager, leaves, same
-from tilewright.frontend.exporting import Exported
+from tilewright.frontend.exporting import Exported, export
 from tilewright.frontend.following import Departure, departure
 from tilewright.frontend.guarding import Fact, settled
 from tilewright.ir.dims import Expr
@@ -94,7 +94,9 @@ class _Trial:
         self._many = {d.name: max(d.min, _MANY if d.max is None else min(d.max, _MANY)) for d in dims}
 
     def require_own(self) -> None:
-        """SpecialisationError unless the graph computes what the model does at the example's own sizes."""
+        """SpecialisationError unless the graph computes what the model does at the example's own sizes; CaptureError
+        where it is another one without any dims, too.
+        """
         own = self.exported.own
         found = self._departure(own)
         if found is not None and not found.runs:
@@ -103,17 +105,36 @@ class _Trial:
             return
         tried = self._try(own)
         if tried is _Found.DIFFERS:
-            problem = Problem(
-                "the model calls it, and its captured graph has something else there: it decided by what tracing "
-                "changes, such as isinstance(size, int)",
-                op=found.op,
-                where=found.where,
+            text = "the model calls it, and its captured graph has something else there: it decided by what "
+            if self.exported.example.dims and not self._departs_without_dims():
+                text += "tracing changes, such as isinstance(size, int)"
+                raise SpecialisationError(
+                    Problem(text, op=found.op, where=found.where),
+                    step="decide by the sizes' values, or leave the dims out of dims",
+                )
+            text += "lies outside of the module and its arguments, and is another thing while it is captured or for "
+            text += "another layer: a global that calls change, or a switch that torch sets meanwhile"
+            raise CaptureError(
+                Problem(text, op=found.op, where=found.where),
+                step="keep what it decides by in an attribute that __init__ sets and forward leaves as it is",
             )
-            raise SpecialisationError(problem, step="decide by the sizes' values, or leave the dims out of dims")
         if tried is _Found.AGREES:
             self._note(own, list(own), found)
         if tried is _Found.FAILS:
             self.notes.append("the example: neither proved nor tried, because the model fails on drawn values")
+
+    def _departs_without_dims(self) -> bool:
+        """Whether the model's graph for the example's sizes alone is another one, too; dims are not the reason then."""
+        sized = self.exported.example.resized(self.exported.own)
+        entries = [replace(e, leaves=tuple(replace(leaf, axes=()) for leaf in e.leaves)) for e in sized.entries]
+        fixed = replace(sized, entries=tuple(entries), dims=(), given={})
+        try:
+            with self.like_export():
+                found = departure(self.model, export(self.model, fixed).traced, fixed, {})
+        except TilewrightError:
+            # what cannot be captured for fixed sizes tells nothing
+            return False
+        return found is not None and found.runs
 
     def require_unasked(self) -> None:
         """CaptureError where a model that asks whether it is being exported computes something else when it is not."""

@@ -6,6 +6,7 @@ says which class each property has.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any, Final, TypeVar
 
@@ -56,6 +57,15 @@ def parse_text(parser: AttrParser) -> str:
         parser.raise_error("a string that is UTF-8 expected")
 
 
+def _whole(value: Any) -> int:
+    """An integer as it is: a number is not cut to one, and text is none."""
+    try:
+        return operator.index(value)
+    except TypeError as fault:
+        step = "give integers; in a kernel of your own a dim is one as a static parameter: def kernel(b, ..., *, n)"
+        raise IRError(f"{value!r} is no integer", step=step) from fault
+
+
 @irdl_attr_definition
 class Int(BareData[int]):
     """An integer."""
@@ -68,6 +78,10 @@ class Int(BareData[int]):
     @classmethod
     def parse_bare(cls, parser: AttrParser) -> Int:
         return cls(parser.parse_integer())
+
+    @classmethod
+    def of(cls, value: Any) -> Int:
+        return value if isinstance(value, cls) else cls(_whole(value))
 
 
 @irdl_attr_definition
@@ -139,7 +153,7 @@ class Ints(BareData[tuple[int, ...]]):
 
     @classmethod
     def of(cls, value: Any) -> Ints:
-        return value if isinstance(value, cls) else cls(tuple(int(v) for v in value))
+        return value if isinstance(value, cls) else cls(tuple(_whole(v) for v in value))
 
 
 @irdl_attr_definition

@@ -360,7 +360,10 @@ def _as_attribute(cls: type[TwOperation], name: str, value: Any) -> Attribute:
     if name not in properties:
         known = [p for p in properties if not p.endswith("SegmentSizes")]
         raise IRError(f"{cls.name} has no property {name!r}", step=f"use one of: {', '.join(known) or 'it has none'}")
-    attribute: Attribute = _property_class(cls, name).of(value)
+    try:
+        attribute: Attribute = _property_class(cls, name).of(value)
+    except IRError as fault:
+        raise IRError([f"{cls.name}: {name}: {p.text}" for p in fault.problems], step=fault.step) from fault
     return attribute
 
 

@@ -7,9 +7,9 @@ from typing import Any
 from xdsl.ir import SSAValue
 
 from tilewright.frontend.builder import Builder, Weak
-from tilewright.frontend.registry import Unsupported, lowers
-from tilewright.ir.dims import Expr
-from tilewright.ir.dtypes import F64, I1, I64
+from tilewright.frontend.registry import lowers
+from tilewright.ir.dims import Expr, floordiv, maximum
+from tilewright.ir.dtypes import F32, F64, I1, I64
 from tilewright.ir.graph.base import tensor
 
 
@@ -43,7 +43,7 @@ def new_full(c: Builder, self: SSAValue, size: Any, fill_value: Any, **_: Any) -
     return c.full(fill_value, c.result.dims, c.result.dtype)
 
 
-@lowers("aten.scalar_tensor.default")
+@lowers("aten.scalar_tensor.default", "prims.scalar_tensor.default")
 def scalar_tensor(c: Builder, s: Any, **_: Any) -> SSAValue:
     return c.operand(s, c.result.dtype)
 
@@ -73,18 +73,19 @@ def arange_step(c: Builder, start: Any, end: Any, step: Any = 1, **_: Any) -> SS
     return c.cast(c.map("add", start, c.map("mul", step, steps, dtype=F64), dtype=F64), dtype)
 
 
-@lowers("aten.linspace.default")
-def linspace(c: Builder, start: Any, end: Any, steps: int, **_: Any) -> SSAValue:
+@lowers("aten.linspace.default", "tilewright.linspace.default")
+def linspace(c: Builder, start: Any, end: Any, steps: Any, **_: Any) -> SSAValue:
+    """start + gap * i in the first half and end - gap * (steps - 1 - i) in the other, so that both ends are exact."""
     (length,), dtype = c.result.dims, c.result.dtype
-    if length.constant is None or not dtype.is_float or isinstance(start, SSAValue) or isinstance(end, SSAValue):
-        raise Unsupported("linspace of a varying size, of integers or between tensors")
-    gap = (end - start) / max(length.constant - 1, 1)
-    places = c.cast(c.iota([length], 0), dtype)
-    # torch counts from both ends so that the last element is exact
-    back = c.cast(c.iota([length], 0, start=length - 1, step=-1), dtype)
-    first = c.map("add", start, c.map("mul", gap, places))
-    last = c.map("sub", end, c.map("mul", gap, back))
-    return c.select(c.map("lt", places, length.constant // 2), first, last, dtype)
+    # integers are cut from what f64 gives, narrow floats rounded from f32
+    wide = dtype if dtype in (F32, F64) else F32 if dtype.is_float else F64
+    first, last = c.operand(start, wide), c.operand(end, wide)
+    gap = c.map("div", c.map("sub", last, first, dtype=wide), maximum(length - 1, Expr.of(1)), dtype=wide)
+    from_start = c.map("mul", gap, c.iota([length], 0), dtype=wide)
+    to_end = c.map("mul", gap, c.iota([length], 0, start=length - 1, step=-1), dtype=wide)
+    begins = c.map("lt", c.iota([length], 0), maximum(floordiv(length, Expr.of(2)), Expr.of(1)), dtype=I64)
+    found = c.select(begins, c.map("add", first, from_start, dtype=wide), c.map("sub", last, to_end, dtype=wide), wide)
+    return c.cast(found, dtype)
 
 
 @lowers("aten.eye.default", "aten.eye.m")

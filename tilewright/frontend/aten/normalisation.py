@@ -157,7 +157,11 @@ def native_batch_norm(
     return (out, *[None] * (len(c.node.meta["val"]) - 1))
 
 
-@lowers("aten.native_batch_norm.default")
+@lowers(
+    "aten.native_batch_norm.default",
+    "aten._native_batch_norm_legit.default",
+    "aten._native_batch_norm_legit_functional.default",
+)
 def native_batch_norm_training(
     c: Builder,
     input: SSAValue,
@@ -170,7 +174,21 @@ def native_batch_norm_training(
     eps: float,
 ) -> tuple[Any, ...]:
     out = batch_norm(c, input, weight, bias, running_mean, running_var, training, momentum, eps)
-    return out, None, None
+    # the functional form gives what is stored as well, which evaluation leaves as it is
+    return (out, None, None, running_mean, running_var)[: len(c.node.meta["val"])]
+
+
+@lowers("aten._native_batch_norm_legit.no_stats")
+def native_batch_norm_of_batch(
+    c: Builder,
+    input: SSAValue,
+    weight: SSAValue | None,
+    bias: SSAValue | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[Any, ...]:
+    return batch_norm(c, input, weight, bias, None, None, training, momentum, eps), None, None
 
 
 def _by_batch(c: Builder, x: SSAValue, weight: SSAValue | None, bias: SSAValue | None, eps: float) -> SSAValue:

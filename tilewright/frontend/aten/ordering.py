@@ -177,6 +177,33 @@ def median_of_all(c: Builder, self: SSAValue) -> SSAValue:
     return median(c, c.reshape(self, [tensor(self).elements]), 0)[0]
 
 
+@lowers("aten.mode.default")
+def mode(c: Builder, self: SSAValue, dim: int = -1, keepdim: bool = False) -> tuple[SSAValue, ...]:
+    """The element that occurs most often, the least of several, and the last place that has it.
+
+    In a sorted line equal elements stand together: each counts how many of them came so far, and the first of the
+    largest counts ends the run that is sought. NaN equals nothing: which of a line's elements torch gives then depends
+    on how it happens to sort them, and so does the place that it gives of several in a long line.
+    """
+    x = tensor(self)
+    if not x.rank:
+        return self, c.constant(0, I64)
+    axis = axis_of(dim, x.rank)
+    size = x.dims[axis]
+    if not nonnegative(c.symbols.space, size - 1):
+        # torch refuses to take it of nothing
+        c.symbols.require(Expr.of(1), "<=", size, c.place)
+    values, places = c.add(SortOp.make(self, axis=axis, descending=False)).results
+    later, earlier = c.slice(values, axis, 1, size), c.slice(values, axis, 0, size - 1)
+    line = [size - 1 if i == axis else Expr.of(1) for i in range(x.rank)]
+    begins = c.select(c.map("ne", later, earlier, dtype=x.dtype), c.iota(line, axis, start=1), 0, I64)
+    first = c.full(0, [Expr.of(1) if i == axis else d for i, d in enumerate(x.dims)], I64)
+    begun = c.emit(CumulativeOp, concat(c, [first, begins], axis), fn="max", axis=axis)
+    counts = c.map("sub", c.iota([size if i == axis else Expr.of(1) for i in range(x.rank)], axis), begun, dtype=I64)
+    most = c.reduce("argmax", counts, [axis], keepdims=True)
+    return tuple(c.reshape(c.emit(TakeAlongOp, r, most, axis=axis), c.result.dims) for r in (values, places))
+
+
 @lowers("aten.cummax.default")
 def cummax(c: Builder, self: SSAValue, dim: int) -> tuple[SSAValue, ...]:
     return _running_extreme(c, self, dim, largest=True)

@@ -10,13 +10,16 @@ kernel = b.finish()
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, TypeAlias
 
 from xdsl.ir import Block, Operation, Region, SSAValue
 
-from tilewright.errors import IRError
+from tilewright.errors import IRError, Problem
+from tilewright.ir.attributes import Ints
 from tilewright.ir.dims import Expr, ExprLike
 from tilewright.ir.dtypes import DTYPES, F32, I1, I32, DType
 from tilewright.ir.operation import TwOperation
@@ -41,7 +44,10 @@ def dtype_of(dtype: DTypeLike) -> DType:
 
 
 def _held(value: int | float, dtype: DType) -> int | float:
-    """A number that becomes an element of a dtype; IRError where an integer cannot hold it. Infinity is the extreme."""
+    """A number that becomes an element of a dtype; IRError where it cannot hold it. Infinity is the extreme."""
+    if isinstance(value, int) and abs(value) > int(sys.float_info.max):
+        text = f"an integer of {value.bit_length()} bits is no element of a tile of {dtype}"
+        raise IRError(text, step='use a smaller number, or infinity: float("inf")')
     if dtype.is_float or math.isinf(value):
         return value
     whole = value == math.floor(value) if value == value else False
@@ -97,7 +103,8 @@ class KernelBuilder:
     ) -> list[SSAValue]:
         """The grid's axes (extent by tile); order as (axis, programs a step), outermost first. Gives coordinates."""
         loops = order if order is not None else [(axis, 1) for axis in range(len(extents))]
-        self._grid = (tuple(Expr.of(e) for e in extents), tuple(tiles), tuple(v for pair in loops for v in pair))
+        sizes, steps = Ints.of(tiles).data, Ints.of([v for pair in loops for v in pair]).data
+        self._grid = (tuple(Expr.of(e) for e in extents), sizes, steps)
         return [self._block.insert_arg(IndexType(), len(self._block.args)) for _ in extents]
 
     def finish(self) -> structure.KernelOp:
@@ -313,7 +320,25 @@ class KernelBuilder:
     def _append(self, op: TwOperation) -> None:
         if self._like is not None:
             op.take_location(self._like)
+        self._require_seen(op.operands, op)
         self._blocks[-1].add_op(op)
+
+    def _require_seen(self, values: Sequence[SSAValue], user: TwOperation | None = None) -> None:
+        """IRError for a value of a loop that is closed, or of another kernel: nothing holds it here."""
+        for value in values:
+            owner = value.owner
+            block = owner if isinstance(owner, Block) else owner.parent
+            if block in self._blocks:
+                continue
+            around = block.parent_op() if block is not None else None
+            made = owner.loc if isinstance(owner, TwOperation) else None
+            text, step = "uses a value that another kernel computes", "compute it in this kernel"
+            if isinstance(around, structure.ForOp):
+                made = made or around.loc
+                text = "uses a value that a loop computes, after the loop"
+                step = "carry it out: b.loop(lo, hi, step, [initial]), loop.give(value) inside and loop.out[0] after"
+            problem = Problem(f"{text}{f' (made at {made})' if made else ''}")
+            raise IRError(problem if user is None else replace(problem, op=user.name, where=user.loc), step=step)
 
 
 class Loop:
@@ -346,6 +371,8 @@ class Loop:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is None and self._given is not None:
+            self._builder._require_seen(self._given)
         self._builder._blocks.pop()
         if kind is not None:
             return
