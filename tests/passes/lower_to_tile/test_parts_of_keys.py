@@ -26,7 +26,7 @@ from tilewright.ir.tile.structure import KernelOp
 from tilewright.ir.tile.traffic import kernel_traffic
 from tilewright.ir.types import TensorType
 from tilewright.passes.lower_tile_to_loops import lower_kernel
-from tilewright.passes.lower_to_tile.matrix_tiles import segment_of
+from tilewright.passes.lower_to_tile.matrix_tiles import own_segment
 from tilewright.passes.lower_to_tile.online_softmax import OnlineSoftmax, Segment
 from tilewright.passes.lower_to_tile.skeletons import lower_group
 
@@ -44,7 +44,7 @@ def whole(dtype: DType) -> GroupOp:
 
 def softmax(b: KernelBuilder, made: GroupOp) -> OnlineSoftmax:
     op = next(o for o in made.block.ops if isinstance(o, AttentionOp))
-    return OnlineSoftmax.of(b, op, machine(), (HEADS, segment_of(machine(), op)), (SIZE, SIZE))
+    return OnlineSoftmax.of(b, op, machine(), (HEADS, own_segment(machine(), op)), (SIZE, SIZE))
 
 
 def state(b: KernelBuilder, made: list[SSAValue]) -> list[SSAValue]:
