@@ -195,16 +195,34 @@ def test_what_moves_grows_with_the_square_of_the_length_and_never_falls_below_th
             assert lower_bound(sizes, room) >= lower_bound(sizes, 2 * room) >= compulsory(sizes)
 
 
+def turns(sizes: Sizes, tiles: int) -> list[int]:
+    """The order of a head's tiles: from both ends in turn where later ones see more."""
+    if sizes.mask != "causal" or sizes.shift is None:
+        return list(range(tiles))
+    left, found = list(range(tiles)), []
+    while left:
+        found.append(left.pop(-1 if len(found) % 2 else 0))
+    return found
+
+
 def test_shares_of_cores_are_what_their_contiguous_tiles_visit(rng: np.random.Generator) -> None:
     for _ in range(50):
         sizes = drawn(rng)
         tiling = Tiling(sizes, "query-outer", int(rng.integers(1, 30)), 8)
         machine = replace(MACHINE, cores=int(rng.integers(1, 6)))
-        loads = np.tile(tiling.visited.rows * tiling.visited.keys, sizes.batch * sizes.heads)
+        each = tiling.visited.rows * tiling.visited.keys
+        loads = np.tile(each[turns(sizes, len(each))], sizes.batch * sizes.heads)
         ends = [len(loads) * core // machine.cores for core in range(machine.cores + 1)]
         shares = [loads[a:b].sum() for a, b in pairwise(ends)]
         expected = max(shares) * machine.cores / loads.sum() if loads.sum() else 1.0
         assert tiling.imbalance(machine) == pytest.approx(expected)
+
+
+def test_causal_tiles_are_shared_evenly_over_cores() -> None:
+    for cores in (2, 3, 8):
+        sizes = Sizes(1, 1, 1, 8192, 8192, 64, 64, 4, "causal", 0, 0)
+        machine = replace(MACHINE, cores=cores)
+        assert Tiling(sizes, "query-outer", 64, 64).imbalance(machine) < 1.1
 
 
 # --- the pass ---------------------------------------------------------------------------------------------------------

@@ -194,7 +194,9 @@ def _kernel(
     if row_at is not None:
         extent[row_at] = rows
     grid = [i for i in range(len(walk.members)) if i not in (s_at, e_at, d_at)]
-    coordinates = b.grid([walk.extents[i] for i in grid] or [1], [extent[i] for i in grid] or [1])
+    # later queries see more keys
+    folded = [grid.index(t_at)] if t_at is not None and op.mask.data == "causal" and placed(op) else []
+    coordinates = b.grid([walk.extents[i] for i in grid] or [1], [extent[i] for i in grid] or [1], folded=folded)
     at = dict(zip(grid, coordinates, strict=False))
     at.update({s_at: b.index(0), e_at: b.index(0), d_at: b.index(0)})
 
