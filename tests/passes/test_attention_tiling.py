@@ -382,10 +382,10 @@ def test_tiles_beyond_a_programs_own_memory_are_told_what_fits(options: dict[str
 def test_tiles_fit_a_programs_scratch() -> None:
     machine = MACHINES["avx512"]()
     ctx = context(machine)
-    # 128 rows need 961024 bytes: their sums twice, themselves, keys turned, and logits
-    assert run_on(model("none", size=512), ctx, AttentionTiling()).schedule.number("block_q", 0) <= 64
+    # 192 rows need 1376512 bytes: their sums twice, themselves, keys turned, and logits
+    assert run_on(model("none", size=512), ctx, AttentionTiling()).schedule.number("block_q", 0) <= 96
     refused = [c for c in ctx.chosen[0].candidates if c.refused and "a program's own memory holds" in c.refused]
-    assert {c.schedule.number("block_q", 0) for c in refused} == {128, 256}
+    assert {c.schedule.number("block_q", 0) for c in refused} == {192}
 
 
 def test_devices_weigh_tiles_by_the_memory_they_fill(seed: int) -> None:
