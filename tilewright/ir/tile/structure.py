@@ -38,8 +38,8 @@ class KernelOp(TileOp):
     ...]; an axis listed twice is blocked, and its last entry has 1. `outputs` counts the trailing buffers that are
     written.
 
-    `folded` names grid axes whose programs are taken from both ends in turn: first, last, second, last but one. Any stretch
-    of them is then about equally much work where work grows along the axis.
+    `folded` names grid axes whose programs are taken from both ends in turn: first, last, second, last but one. Any
+    stretch of them is then about equally much work where work grows along the axis.
 
     `updates` are the numbers of the outputs that are changed in place: they start as the memory is, need not be covered
     by the stores, and what no store or update reaches keeps its value. A kernel reads such an output's old elements

@@ -2,8 +2,8 @@
 
 Weights in panels lie one chunk of k after the other, and one panel after the other, and so do keys and values, segment
 after segment: what follows a tile of the right-hand side in memory is what the next dot multiplies by, as it lies or
-turned. Every block of sums asks for its share of that, spread over its steps of k: the memory's time passes under multiply-adds. The loads that the finished sums meet are asked for
-when a block of sums begins.
+turned. Every block of sums asks for its share of that, spread over its steps of k: the memory's time passes under
+multiply-adds. The loads that the finished sums meet are asked for when a block of sums begins.
 """
 
 from __future__ import annotations
