@@ -154,12 +154,13 @@ def _key_range(op: attention.AttentionOp, rows: int, segment: int) -> tuple[Expr
     return Expr.of(0), hi
 
 
-def _seen_by_all(op: attention.AttentionOp) -> Expr | None:
+def _seen_by_all(op: attention.AttentionOp, segment: int) -> Expr | None:
     """One past the last key up to which every query from a0 on may see all keys there are, as far as the mask's own
-    rule goes; None where that rule leaves no such stretch, or positions are not known."""
+    rule goes; None where that rule leaves no such stretch, where positions are not known, and where segments are whole
+    anyway."""
     tq, tk = tensor(op.q).dims[-2], tensor(op.k).dims[-2]
     if op.mask.data == "none":
-        return tk
+        return None if tk.constant is not None and tk.constant % segment == 0 else tk
     where = placed(op)
     if op.mask.data != "causal" or where is None:
         return None
@@ -241,7 +242,8 @@ def _kernel(
             yield Segment(logits, seen, v)
 
     most = dims.interval(walk.extents[s_at])[1]
-    within = _seen_by_all(op)
+    # few queries wait for memory, not for masks: their variants are not worth a second loop's code
+    within = _seen_by_all(op, segment) if block.limit is None else None
     whole = None if within is None else b.index(within, *first)
     states = softmax.over_bands(b.index(lo, *first), b.index(hi, *first), sinks, segment_at, most, whole=whole)
     for band, state in zip(bands, states, strict=True):
