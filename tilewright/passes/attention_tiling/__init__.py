@@ -216,19 +216,15 @@ def refusal(tiling: Tiling, ctx: Context) -> str | None:
 
 
 def _blocks(sizes: Sizes, machine: Machine) -> list[int]:
-    """Rows of tiles of queries to consider, ascending: the machine's own, and powers of two times what a product keeps
-    in registers, so that no product of a whole tile leaves a lower rest."""
-    rules, unit = (
-        machine.rules,
-        unit_of(machine.rules, sizes.features, sizes.value_features, sizes.width, _segment(sizes, machine)),
-    )
-    least, most = _BLOCKS
+    """Rows of tiles of queries to consider, ascending: the machine's own, and what a product keeps in registers times
+    powers of two or halved, so that no product of a whole tile leaves a lower rest."""
+    rules, (least, most) = machine.rules, _BLOCKS
+    unit = unit_of(rules, sizes.features, sizes.value_features, sizes.width, _segment(sizes, machine))
     rows = rules.dot[-1][1] if unit is None else unit.rows
-    found = {rules.query_block}
-    while rows <= most:
-        if rows >= least:
-            found.add(rows)
-        rows *= 2
+    while rows % 2 == 0 and rows > least:
+        rows //= 2
+    multiples = (rows << i for i in range(most.bit_length()))
+    found = {rules.query_block, *(n for n in multiples if least <= n <= most)}
     return sorted(n for n in found if n >= rules.dot_least)
 
 
