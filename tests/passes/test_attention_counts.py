@@ -113,10 +113,11 @@ def test_by_io_the_choice_is_that_of_brute_force_over_legal_tilings(rng: np.rand
         taken = run_on(g, ctx, AttentionTiling()).schedule
         (choice,) = ctx.chosen
         # what transfers fill must fit: a tile of queries, one of keys and one of values
+        own, (_, height, _) = machine.rules.query_block, machine.rules.dot[-1]
         room = machine.levels[1].size or 0
         legal = {
             block: moved_one_by_one(mask, size, length, block, segment)
-            for block in (16, 32, 64, 128, 256)
+            for block in sorted({own, *(height << i for i in range(9) if 16 <= height << i <= 256)})
             if 4 * size * (block + 2 * segment) <= room
         }
         open_ = [c for c in choice.candidates if c.refused is None and c.schedule.number("heads", 1) == 1]

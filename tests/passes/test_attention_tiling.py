@@ -208,16 +208,34 @@ def test_what_moves_grows_with_the_square_of_the_length_and_never_falls_below_th
             assert lower_bound(sizes, room) >= lower_bound(sizes, 2 * room) >= compulsory(sizes)
 
 
+def turns(sizes: Sizes, tiles: int) -> list[int]:
+    """The order of a head's tiles: from both ends in turn where later ones see more."""
+    if sizes.mask != "causal" or sizes.shift is None:
+        return list(range(tiles))
+    left, found = list(range(tiles)), []
+    while left:
+        found.append(left.pop(-1 if len(found) % 2 else 0))
+    return found
+
+
 def test_shares_of_cores_are_what_their_contiguous_tiles_visit(rng: np.random.Generator) -> None:
     for _ in range(50):
         sizes = drawn(rng)
         tiling = Tiling(sizes, "query-outer", int(rng.integers(1, 30)), 8)
         machine = replace(MACHINE, cores=int(rng.integers(1, 6)))
-        loads = np.tile(tiling.visited.rows * tiling.visited.keys, sizes.batch * sizes.heads)
+        each = tiling.visited.rows * tiling.visited.keys
+        loads = np.tile(each[turns(sizes, len(each))], sizes.batch * sizes.heads)
         ends = [len(loads) * core // machine.cores for core in range(machine.cores + 1)]
         shares = [loads[a:b].sum() for a, b in pairwise(ends)]
         expected = max(shares) * machine.cores / loads.sum() if loads.sum() else 1.0
         assert tiling.imbalance(machine) == pytest.approx(expected)
+
+
+def test_causal_tiles_are_shared_evenly_over_cores() -> None:
+    for cores in (2, 3, 8):
+        sizes = Sizes(1, 1, 1, 8192, 8192, 64, 64, 4, "causal", 0, 0)
+        machine = replace(MACHINE, cores=cores)
+        assert Tiling(sizes, "query-outer", 64, 64).imbalance(machine) < 1.1
 
 
 # --- the pass ---------------------------------------------------------------------------------------------------------
@@ -377,10 +395,10 @@ def test_tiles_beyond_a_programs_own_memory_are_told_what_fits(options: dict[str
 def test_tiles_fit_a_programs_scratch() -> None:
     machine = MACHINES["avx512"]()
     ctx = context(machine)
-    # 128 rows need 961024 bytes: their sums twice, themselves, keys turned, and logits
-    assert run_on(model("none", size=512), ctx, AttentionTiling()).schedule.number("block_q", 0) <= 64
+    # 192 rows need 1376512 bytes: their sums twice, themselves, keys turned, and logits
+    assert run_on(model("none", size=512), ctx, AttentionTiling()).schedule.number("block_q", 0) <= 96
     refused = [c for c in ctx.chosen[0].candidates if c.refused and "a program's own memory holds" in c.refused]
-    assert {c.schedule.number("block_q", 0) for c in refused} == {128, 256}
+    assert {c.schedule.number("block_q", 0) for c in refused} == {192}
 
 
 def test_devices_weigh_tiles_by_the_memory_they_fill(seed: int) -> None:

@@ -87,11 +87,11 @@ def test_a_branch_gives_the_results_of_the_side_that_ran(columns: int, rng: np.r
     check(kernel, {"n": 5}, rng, given=given)
 
 
-def numbering(order: list[tuple[int, int]]) -> KernelOp:
+def numbering(order: list[tuple[int, int]], folded: list[int]) -> KernelOp:
     """Adds each program's coordinates into the element that it owns."""
     b = KernelBuilder("numbering", ["n", "m"])
     y = b.output(["n", "m", 3], I32)
-    i, j, k = b.grid(["n", "m", 3], [2, 5, 1], order)
+    i, j, k = b.grid(["n", "m", 3], [2, 5, 1], order, folded)
     value = b.map("add", b.map("add", b.coordinates(i, 0, (2, 5, 1)), b.splat(j, (1, 1, 1))), b.splat(k, (1, 1, 1)))
     b.store(value, b.dense(y), [i, j, k])
     return b.finish()
@@ -104,12 +104,13 @@ def numbering(order: list[tuple[int, int]]) -> KernelOp:
         [(1, 2), (0, 3), (2, 1), (1, 1), (0, 1)],
     ],
 )  # fmt: skip
+@pytest.mark.parametrize("folded", [[], [0], [1, 2]])
 @pytest.mark.parametrize("sizes", [(7, 12), (1, 1), (20, 5), (0, 4)])
 @pytest.mark.parametrize("nthreads", [1, 4, 50])
 def test_every_program_runs_once_in_any_order_on_any_threads(
-    order: list[tuple[int, int]], sizes: tuple[int, int], nthreads: int
+    order: list[tuple[int, int]], folded: list[int], sizes: tuple[int, int], nthreads: int
 ) -> None:
-    kernel, dims = numbering(order), dict(zip(("n", "m"), sizes, strict=True))
+    kernel, dims = numbering(order, folded), dict(zip(("n", "m"), sizes, strict=True))
     (wanted,) = reference(kernel, [], dims)
     (got,) = interpreted(kernel, [], dims, "avx512", nthreads=nthreads)
     assert np.array_equal(got, wanted)
@@ -126,6 +127,45 @@ def test_threads_take_contiguous_balanced_ranges() -> None:
     run_kernel(lowered, [given, got, rows], {"n": 10}, nthreads=4)
     assert rows.tolist() == [[2, 2], [3, 3], [2, 2], [3, 3]]
     assert np.array_equal(given, got)
+
+
+@pytest.mark.parametrize("programs", [40, 41])
+@pytest.mark.parametrize("nthreads", [2, 3, 5])
+def test_threads_share_folded_work_that_grows_evenly(programs: int, nthreads: int) -> None:
+    b = KernelBuilder("growing", ["n"])
+    x, y = b.buffer(["n"], F32), b.output(["n"], F32)
+    (i,) = b.grid(["n"], [1], folded=[0])
+    with b.loop(0, i, 1, [b.constant(0.0, (1,))]) as loop:
+        loop.give(b.map("add", loop.carried[0], b.load(b.dense(x), [loop.at], [1])))
+    b.store(loop.out[0], b.dense(y), [i])
+    lowered = lower_kernel(b.finish(), machine("avx512"), instrument=True)
+    rows = np.zeros((nthreads, 3), np.int64)  # elements read and written by each thread, and FLOPs
+    run_kernel(
+        lowered,
+        [np.ones(programs, np.float32), np.zeros(programs, np.float32), rows],
+        {"n": programs},
+        nthreads=nthreads,
+    )
+    work = rows[:, 0]
+    assert work.sum() == programs * (programs - 1) // 2
+    assert work.max() <= work.mean() * 1.2
+
+
+def test_a_loop_goes_on_where_the_loop_before_left_its_tile(rng: np.random.Generator) -> None:
+    b = KernelBuilder("stretches", ["n"])
+    x, y = b.buffer(["n", 9, 100], F32), b.output([9, 100], F32)
+    b.grid([1], [1])
+    carried = b.constant(0.0, (9, 100))
+    for first, last in ((0, Expr.of("n") // 2), (Expr.of("n") // 2, "n")):
+        with b.loop(first, last, 1, [carried]) as loop:
+            row = b.reshape(b.load(b.dense(x), [loop.at, 0, 0], [1, 9, 100]), (9, 100))
+            loop.give(b.map("add", loop.carried[0], row))
+        (carried,) = loop.out
+    b.store(carried, b.dense(y), [0, 0])
+    kernel = b.finish()
+    for n in (0, 1, 2, 7):
+        check(kernel, {"n": n}, rng)
+    assert len(lower_kernel(kernel, machine("avx512")).scratch) == 1
 
 
 def test_an_expression_of_loop_coordinates_places_a_store(rng: np.random.Generator) -> None:

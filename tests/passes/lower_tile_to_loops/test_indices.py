@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tilewright.ir.dims import Expr, ceildiv, minimum
+from tilewright.ir.dims import Expr, ceildiv, floordiv, minimum
 from tilewright.passes.lower_tile_to_loops.indices import Facts
 
 N, M = Expr.of("n"), Expr.of("m")
@@ -44,6 +44,26 @@ def test_a_minimum_is_at_most_either_side() -> None:
     at = facts.induction(Expr.of(0), minimum(N, M), 1)
     assert facts.at_least(N - at, 1)
     assert facts.at_least(M - at, 1)
+
+
+def test_whole_blocks_of_a_part_lie_inside_the_extent() -> None:
+    facts = Facts()
+    part = facts.induction(Expr.of(0), N, 1024)
+    last = minimum(N, part + 1024)
+    whole = facts.induction(part, part + floordiv(last - part, 64) * 64, 64)
+    assert facts.at_least(whole, 0)
+    assert facts.at_least(N - whole, 64)
+    assert not facts.at_least(N - whole, 65)
+    rest = facts.induction(part, last, 64)
+    assert not facts.at_least(N - rest, 64)
+
+
+def test_what_is_rounded_down_is_no_larger_than_before() -> None:
+    facts = Facts()
+    assert facts.at_least(N - floordiv(N, 7) * 7, 0)
+    assert facts.at_least(N + M - floordiv(N + M, 7) * 7, 0)
+    assert not facts.at_least(N - floordiv(N, 7) * 8, 0)
+    assert not facts.at_least(floordiv(N, 7) * 7 - N, 0)
 
 
 def test_integers_read_at_run_time_may_be_anything() -> None:

@@ -77,6 +77,7 @@ class KernelBuilder:
         self._outputs = 0
         self._updates: list[int] = []
         self._grid: tuple[tuple[Expr, ...], tuple[int, ...], tuple[int, ...]] | None = None
+        self._folded: tuple[int, ...] = ()
         self._like = like
         self._views: dict[tuple[SSAValue, tuple[Expr, ...], tuple[Expr, ...], Expr], SSAValue] = {}
 
@@ -99,9 +100,17 @@ class KernelBuilder:
         return self.output(dims, dtype)
 
     def grid(
-        self, extents: Sequence[ExprLike], tiles: Sequence[int], order: Sequence[tuple[int, int]] | None = None
+        self,
+        extents: Sequence[ExprLike],
+        tiles: Sequence[int],
+        order: Sequence[tuple[int, int]] | None = None,
+        folded: Sequence[int] = (),
     ) -> list[SSAValue]:
-        """The grid's axes (extent by tile); order as (axis, programs a step), outermost first. Gives coordinates."""
+        """The grid's axes (extent by tile); order as (axis, programs a step), outermost first. Gives coordinates.
+
+        folded: axes whose programs are taken from both ends in turn.
+        """
+        self._folded = tuple(sorted(folded))
         loops = order if order is not None else [(axis, 1) for axis in range(len(extents))]
         sizes, steps = Ints.of(tiles).data, Ints.of([v for pair in loops for v in pair]).data
         self._grid = (tuple(Expr.of(e) for e in extents), sizes, steps)
@@ -123,6 +132,7 @@ class KernelBuilder:
             extents=extents,
             tiles=tiles,
             order=order,
+            folded=self._folded,
             outputs=self._outputs,
             updates=self._updates,
             like=self._like,

@@ -38,6 +38,9 @@ class KernelOp(TileOp):
     ...]; an axis listed twice is blocked, and its last entry has 1. `outputs` counts the trailing buffers that are
     written.
 
+    `folded` names grid axes whose programs are taken from both ends in turn: first, last, second, last but one. Any
+    stretch of them is then about equally much work where work grows along the axis.
+
     `updates` are the numbers of the outputs that are changed in place: they start as the memory is, need not be covered
     by the stores, and what no store or update reaches keeps its value. A kernel reads such an output's old elements
     through `tile.update` alone, so that no program reads what another one changes.
@@ -49,6 +52,7 @@ class KernelOp(TileOp):
     extents = prop_def(Dims)
     tiles = prop_def(Ints)
     order = prop_def(Ints)
+    folded = prop_def(Ints, default_value=Ints(()))
     outputs = prop_def(Int)
     updates = prop_def(Ints, default_value=Ints(()))
     body = region_def("single_block")
@@ -105,6 +109,8 @@ class KernelOp(TileOp):
         last = dict(self.loops)
         if sorted(last) != list(range(axes)) or any(step != 1 for step in last.values()):
             raise VerifyException(f"{self.name} @{self.sym_name.data}: order must end with step 1 for every grid axis")
+        if list(self.folded.data) != sorted(set(self.folded.data) & set(range(axes))):
+            raise VerifyException(f"{name}: folded {list(self.folded.data)} are not grid axes in increasing order")
         known = set(self.dims.data)
         clash = sorted(d for d in known if re.fullmatch(r"a\d+", d))
         if clash:

@@ -35,7 +35,7 @@ OPEN: Final = 2048
 
 AUTO: Final = "auto"
 
-_BLOCKS: Final = (16, 32, 64, 128, 256)
+_BLOCKS: Final = (16, 256)  # the fewest and the most rows of a tile of queries that is considered
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,7 @@ class AttentionTiling(Pass):
         Packed heads come first: where no size that is judged has one query, they tie with others, and cost nothing.
         """
         segment = _segment(sizes, machine)
-        own = {*_BLOCKS, machine.rules.query_block}
-        blocks = (self.block_q,) if self.block_q else sorted(n for n in own if n >= machine.rules.dot_least)
+        blocks = (self.block_q,) if self.block_q else _blocks(sizes, machine)
         for order in ORDERS if self.order == AUTO else (self.order,):
             cuts = (self.splits,) if self.splits else (max(2, machine.cores),) if order == "split-kv" else (1,)
             for heads in (self.heads,) if self.heads else sorted({1, largest.group}, reverse=True):
@@ -214,6 +213,19 @@ def refusal(tiling: Tiling, ctx: Context) -> str | None:
     if tiling.order != "query-outer":
         return f"no kernel walks {tiling.order} yet"
     return None
+
+
+def _blocks(sizes: Sizes, machine: Machine) -> list[int]:
+    """Rows of tiles of queries to consider, ascending: the machine's own, and what a product keeps in registers times
+    powers of two or halved, so that no product of a whole tile leaves a lower rest."""
+    rules, (least, most) = machine.rules, _BLOCKS
+    unit = rules.attention_unit(sizes.features, sizes.value_features, sizes.dtype.name, _segment(sizes, machine))
+    rows = rules.dot[-1][1] if unit is None else unit.rows
+    while rows % 2 == 0 and rows > least:
+        rows //= 2
+    multiples = (rows << i for i in range(most.bit_length()))
+    found = {rules.query_block, *(n for n in multiples if least <= n <= most)}
+    return sorted(n for n in found if n >= rules.dot_least)
 
 
 def _segment(sizes: Sizes, machine: Machine) -> int:

@@ -254,11 +254,16 @@ class Tiling:
 
     def imbalance(self, machine: Machine) -> float:
         """The largest share of a core as a multiple of the mean share, where each takes a contiguous part of the
-        programs: head after head, and in each the tiles of queries in order, which masks make unequal."""
+        programs: head after head, and in each the tiles of queries, which masks make unequal: those of a causal mask
+        from both ends in turn, others in order."""
         if self.order == "key-outer" or self.splits > 1:
             return machine.imbalance(self.programs)
-        done = np.concatenate(([0], np.cumsum(self.visited.rows * self.visited.keys)))
-        tiles = len(self.visited.rows)
+        each = self.visited.rows * self.visited.keys
+        tiles = len(each)
+        if self.sizes.mask == "causal" and self.sizes.shift is not None:
+            turn = np.arange(tiles)
+            each = each[np.where(turn % 2 == 0, turn // 2, tiles - 1 - turn // 2)]
+        done = np.concatenate(([0], np.cumsum(each)))
         whole = int(done[-1]) * self.repeats
         if not whole:
             return 1.0

@@ -12,7 +12,7 @@ from tilewright.ir.types import TileType
 from tilewright.passes.lower_tile_to_loops.aliasing import in_place, scratch_behind
 from tilewright.passes.lower_tile_to_loops.context import Lowering
 from tilewright.passes.lower_tile_to_loops.indices import Index
-from tilewright.passes.lower_tile_to_loops.materialise import copy, fill, register_tile, storage_for
+from tilewright.passes.lower_tile_to_loops.materialise import copy, fill, keep_clean, register_tile, storage_for
 from tilewright.passes.lower_tile_to_loops.storage import RegisterTile, ScratchTile, Storage
 
 LowerBlock = Callable[[Lowering, Block], None]
@@ -21,14 +21,17 @@ LowerBlock = Callable[[Lowering, Block], None]
 def lower_for(cx: Lowering, op: ForOp, lower_block: LowerBlock) -> None:
     """A loop; what it carries is started, handed on and left behind in the home that placement chose."""
     b = cx.b
-    homes = [_started(cx, argument, init) for argument, init in zip(op.carried, op.carries, strict=True)]
+    homes = [_started(cx, op, argument, init) for argument, init in zip(op.carried, op.carries, strict=True)]
     lo, hi = cx.indices[op.lo], cx.indices[op.hi]
     starts = [v for init, home in zip(op.carries, homes, strict=True) for v in _values(cx, init, home)]
     with b.loop(lo.value, hi.value, op.step.data, starts, name="k") as loop:
         cx.indices[op.coordinate] = Index(loop.index, cx.facts.induction(lo.expr, hi.expr, op.step.data))
         _bind(cx, op.carried, homes, loop.carries)
-        lower_block(cx, op.body.blocks[0])
+        body = op.body.blocks[0]
+        lower_block(cx, body)
         loop.next(*_handed_on(cx, op.yielded, homes))
+        if body.last_op is not None:
+            cx.release(cx.plan.dies.get(body.last_op, ()))
     _bind(cx, op.results, homes, loop.results)
 
 
@@ -48,12 +51,19 @@ def lower_if(cx: Lowering, op: IfOp, lower_block: LowerBlock) -> None:
     _bind(cx, op.results, homes, branch.results)
 
 
-def _started(cx: Lowering, argument: SSAValue, init: SSAValue) -> Storage | None:
-    """The home of a carried tile, holding its first value; None for an index."""
+def _started(cx: Lowering, op: ForOp, argument: SSAValue, init: SSAValue) -> Storage | None:
+    """The home of a carried tile, holding its first value; None for an index.
+
+    Scratch whose value nothing else reads is carried on where it is.
+    """
     if not isinstance(argument.type, TileType):
         return None
-    home = storage_for(cx, argument)
     held = cx.tiles.get(init)
+    alone = all(use.operation is op for use in init.uses)
+    if alone and cx.plan.homes[argument] == "scratch" and isinstance(held, ScratchTile) and cx.sole(held):
+        keep_clean(cx, argument, held)
+        return cx.hold(held)
+    home = storage_for(cx, argument)
     if held is not None and type(held) is type(home):
         copy(cx, held, home)
     else:

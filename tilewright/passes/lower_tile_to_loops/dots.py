@@ -22,7 +22,7 @@ from tilewright.passes.lower_tile_to_loops.destinations import destination
 from tilewright.passes.lower_tile_to_loops.elementwise import lanes_at
 from tilewright.passes.lower_tile_to_loops.indices import Index
 from tilewright.passes.lower_tile_to_loops.materialise import static_axes
-from tilewright.passes.lower_tile_to_loops.prefetching import Share, ask_for_epilogue, share, stream_after
+from tilewright.passes.lower_tile_to_loops.prefetching import Share, Stream, ask_for_epilogue, share, stream_after
 from tilewright.passes.lower_tile_to_loops.sites import Coord, Position, Site, known
 from tilewright.passes.lower_tile_to_loops.storage import RegisterTile, ScratchTile, Storage
 from tilewright.passes.lower_tile_to_loops.sweeps import Space, Starts, sweep
@@ -88,9 +88,17 @@ class Blocks:
                 for band, high in _ranges(self.cx, self.rows, tall, 1, rows, looped=0 not in static):
                     with band as top:
                         part = None
-                        if stream is not None and wide == vectors:
-                            part = share(self.cx, stream, tile(self.op.a).extents[1], top, high, passing)
+                        if stream is not None and wide == min(width, vectors):
+                            part = self.share(stream, (top, high, passing), (at, wide, vectors))
                         self.block(Block(top, high, at, wide, part))
+
+    def share(self, stream: Stream, rows: tuple[Position, int, Value], columns: tuple[Position, int, int]) -> Share:
+        """A block's share of a stream. rows: its first, how many it has, and how many there are; so of vectors."""
+        (top, high, passing), (at, wide, vectors), b = rows, columns, self.cx.b
+        bands, strips = b.ceildiv(passing, high), -(-vectors // wide)
+        strip = b.floordiv(b.index(at), wide * self.lanes)
+        number = b.add(b.mul(strip, bands), b.floordiv(b.index(top), high))
+        return share(self.cx, stream, tile(self.op.a).extents[1], number, b.mul(bands, strips))
 
     def sites(self, block: Block) -> list[Site]:
         """The sites of a block's vectors, row by row."""
@@ -106,8 +114,8 @@ class Blocks:
     def block(self, block: Block) -> None:
         """One block: its accumulators start from acc, run over k, and are written.
 
-        Sums of further chains are added to what was written, where the result has a home in scratch: there are no
-        registers for both.
+        Sums of further chains are added to the first one's. There are no registers for both, and the compiler of the
+        loops writes less to memory than what kept them there would: the earlier sums once a chain.
         """
         cx, b, sites = self.cx, self.cx.b, self.sites(block)
         chains = [(0, tile(self.op.a).extents[1])]
@@ -127,19 +135,13 @@ class Blocks:
 
         sums = chain(0, [lanes_at(cx, self.op.acc, site) for site in sites])
         zeros = [b.const(0, self.dtype, site.lanes) for site in sites]
-        kept = isinstance(self.home, RegisterTile)
-        if len(chains) > 1 and kept:
+        if len(chains) > 1:
             with b.loop(1, len(chains), 1, sums, name="chain") as loop:
                 found = chain(loop.index, zeros)
                 loop.next(*(b.add(total, more) for total, more in zip(loop.carries, found, strict=True)))
             sums = loop.results
         for site, value in zip(sites, sums, strict=True):
             self.home.write(b, site, value)
-        if len(chains) > 1 and not kept:
-            with b.loop(1, len(chains), 1, [], name="chain") as loop:
-                for site, more in zip(sites, chain(loop.index, zeros), strict=True):
-                    self.home.write(b, site, b.add(self.home.read(b, site), more))
-                loop.next()
 
     def products(
         self,

@@ -87,7 +87,16 @@ def _place(cx: Lowering, programs: dict[int, Value]) -> None:
         zip(kernel.coordinates, kernel.extents.data, kernel.tiles.data, strict=True)
     ):
         if axis in programs:
-            at = cx.b.mul(programs[axis], step)
+            number = _folded(cx, axis, programs[axis]) if axis in kernel.folded.data else programs[axis]
+            at = cx.b.mul(number, step)
             cx.indices[value] = Index(at, cx.facts.induction(Expr.of(0), extent, step))
         else:
             cx.indices[value] = cx.constant(0)
+
+
+def _folded(cx: Lowering, axis: int, turn: Value) -> Value:
+    """The program of an axis that has its turn where they are taken from both ends."""
+    b = cx.b
+    half = b.floordiv(turn, 2)
+    from_end = b.sub(b.sub(b.expr(cx.kernel.programs[axis]), 1), b.mul(half, 2))
+    return b.add(half, b.mul(b.mod(turn, 2), from_end))

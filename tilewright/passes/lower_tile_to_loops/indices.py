@@ -80,7 +80,9 @@ class Facts:
         newest = max((s for s in expr.symbols if s in self._inductions), key=lambda s: int(s[2:]), default=None)
         if newest is not None:
             bounded = self._eliminate(expr, newest)
-            return bounded is not None and self._nonnegative(bounded, depth)
+            if bounded is not None:
+                return self._nonnegative(bounded, depth)
+            return any(self._nonnegative(weaker, depth - 1) for weaker in _weaker(expr))
         low, _ = expr.interval(dict.fromkeys(self._opaque, (None, None)))
         if low is not None and low >= 0:
             return True
@@ -125,7 +127,8 @@ def _never_negative(sizes: Expr) -> bool:
 
 
 def _weaker(expr: Expr) -> list[Expr]:
-    """Lower bounds of the expression with one min or max replaced by one of its arguments."""
+    """Lower bounds of the expression with one min or max replaced by one of its arguments, or what is rounded down to
+    a multiple by what it is rounded from."""
     found = []
     for monomial, coefficient in expr.terms:
         for atom in monomial:
@@ -133,4 +136,9 @@ def _weaker(expr: Expr) -> list[Expr]:
                 rest = exact_div(Expr(((monomial, coefficient),)), Expr((((atom,), 1),)))
                 if rest is not None and _never_negative(rest * (1 if coefficient > 0 else -1)):
                     found += [expr - Expr(((monomial, coefficient),)) + rest * arg for arg in atom.args]
+            elif atom.name == "floordiv" and coefficient < 0:
+                numerator, divisor = atom.args
+                each = exact_div(Expr(((monomial, coefficient),)), divisor * Expr((((atom,), 1),)))
+                if each is not None and _never_negative(-each):
+                    found.append(expr - Expr(((monomial, coefficient),)) + each * numerator)
     return found

@@ -38,11 +38,16 @@ def storage_for(cx: Lowering, value: SSAValue) -> Storage:
         return register_tile(cx, value)
     extents = tile(value).extents
     home = cx.scratch(extents, tile(value).dtype)
-    if any(n > 1 and cx.plan.observed.limit(value, axis) is not None for axis, n in enumerate(extents)):
+    keep_clean(cx, value, home)
+    return home
+
+
+def keep_clean(cx: Lowering, value: SSAValue, home: ScratchTile) -> None:
+    """Has scratch begin as zeros where a value that comes to live in it is not looked at whole."""
+    if any(n > 1 and cx.plan.observed.limit(value, axis) is not None for axis, n in enumerate(tile(value).extents)):
         # A dot's last block reads rows and columns that nobody looks at and nobody computes. They may hold anything,
         # but arithmetic on what lies in memory by chance, subnormal numbers say, can be a hundred times slower.
         home.memory.zeroed = True
-    return home
 
 
 def space_of(storage: Storage, lanes: int, static: frozenset[int] = frozenset()) -> Space:

@@ -1,9 +1,9 @@
 """What a dot asks for ahead of time: the rows of its right-hand side that come next, and what its epilogue touches.
 
-Weights in panels lie one chunk of k after the other, and one panel after the other, so what follows a tile of the
-right-hand side in memory is what the next dot multiplies by. Every band of rows asks for its share of that, spread over
-its steps of k: the memory's time passes under multiply-adds. The loads that the finished sums meet are asked for
-when a block of sums begins.
+Weights in panels lie one chunk of k after the other, and one panel after the other, and so do keys and values, segment
+after segment: what follows a tile of the right-hand side in memory is what the next dot multiplies by, as it lies or
+turned. Every block of sums asks for its share of that, spread over its steps of k: the memory's time passes under
+multiply-adds. The loads that the finished sums meet are asked for when a block of sums begins.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 
 from xdsl.ir import SSAValue
 
@@ -33,20 +34,20 @@ _ELEMENTWISE = (compute.MapOp, compute.CastOp, compute.BroadcastOp, compute.Resh
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """Dense rows of a right-hand side that follow the tile in memory: from `first` on, `row` elements for every k.
+    """What follows a dense right-hand side in memory: as many elements as that has, from `first` on.
 
     more: whether there are any (where not, asking is harmless, but for what it brings in vain).
     """
 
     memory: BufferArg
     first: Value
-    row: int
+    elements: int
     more: Value
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What one band of rows asks for: `step` elements further for every k, from `first` on."""
+    """What one block of sums asks for: `step` elements further for every k, from `first` on."""
 
     memory: BufferArg
     first: Value
@@ -59,28 +60,29 @@ class Share:
 
 
 def stream_after(cx: Lowering, op: DotOp) -> Stream | None:
-    """What follows the right-hand side in memory, where it is loaded as it lies and its rows are dense."""
-    load = _loaded(op.b)
-    depth, columns = tile(op.b).extents
-    if load is None or depth == 1 or columns == 1:
+    """What follows the right-hand side in memory, where it is loaded, as it lies or turned, and its rows are dense."""
+    turned = op.b.owner
+    load = _loaded(turned.source if isinstance(turned, compute.TransposeOp) else op.b)
+    if load is None or 1 in tile(op.b).extents:
         return None
     view = cx.views.get(load.source)
     axes = [axis for axis, n in enumerate(tile(load.out).extents) if n != 1]
-    if not isinstance(view, AffineView) or [view.strides[a].constant for a in axes] != [columns, 1]:
+    dense = [tile(load.out).extents[axes[1]], 1] if len(axes) == 2 else []
+    if not isinstance(view, AffineView) or [view.strides[a].constant for a in axes] != dense:
         return None
-    first = element(cx, view, load.at, [0] * tile(load.out).rank)
+    first, elements = element(cx, view, load.at, [0] * tile(load.out).rank), prod(tile(op.b).extents)
     b = cx.b
-    after = b.add(first, depth * columns)
+    after = b.add(first, elements)
     end = b.add(b.expr(view.offset), b.mul(view.extents[0].value, b.expr(view.strides[0])))
-    return Stream(view.root, after, columns, b.compare("le", b.add(after, depth * columns), end))
+    return Stream(view.root, after, elements, b.compare("le", b.add(after, elements), end))
 
 
-def share(cx: Lowering, stream: Stream, depth: int, top: Position, height: int, rows: Value) -> Share:
-    """A band's share of a stream: of all `rows`, it has `height` from `top` on."""
+def share(cx: Lowering, stream: Stream, depth: int, number: Value, count: Value) -> Share:
+    """The share of a stream that one of `count` blocks has, each of `depth` steps of k."""
     b = cx.b
-    step = b.select(stream.more, b.ceildiv(b.index(stream.row * height), b.max(rows, 1)), b.index(0))
-    before = b.mul(b.floordiv(b.index(top), height), b.mul(step, depth))
-    return Share(stream.memory, b.add(stream.first, before), step)
+    step = b.ceildiv(b.index(-(-stream.elements // depth)), b.max(count, 1))
+    step = b.select(stream.more, step, b.index(0))
+    return Share(stream.memory, b.add(stream.first, b.mul(number, b.mul(step, depth))), step)
 
 
 def ask_for_epilogue(cx: Lowering, op: DotOp, sites: Sequence[Site]) -> None:

@@ -154,6 +154,19 @@ def _key_range(op: attention.AttentionOp, rows: int, segment: int) -> tuple[Expr
     return Expr.of(0), hi
 
 
+def _seen_by_all(op: attention.AttentionOp, segment: int) -> Expr | None:
+    """One past the last key up to which every query from a0 on may see all keys there are, as far as the mask's own
+    rule goes; None where that rule leaves no such stretch, where positions are not known, and where segments are whole
+    anyway."""
+    tq, tk = tensor(op.q).dims[-2], tensor(op.k).dims[-2]
+    if op.mask.data == "none":
+        return None if tk.constant is not None and tk.constant % segment == 0 else tk
+    where = placed(op)
+    if op.mask.data != "causal" or where is None:
+        return None
+    return minimum(tk, Expr.of("a0") + 1 + (tk - tq if where == "end" else Expr.of(0)))
+
+
 def _kernel(
     group: GroupOp, op: attention.AttentionOp, name: str, machine: Machine, dims: DimSpace, block: Block, segment: int
 ) -> KernelOp:
@@ -182,7 +195,9 @@ def _kernel(
     if row_at is not None:
         extent[row_at] = rows
     grid = [i for i in range(len(walk.members)) if i not in (s_at, e_at, d_at)]
-    coordinates = b.grid([walk.extents[i] for i in grid] or [1], [extent[i] for i in grid] or [1])
+    # later queries see more keys
+    folded = [grid.index(t_at)] if t_at is not None and op.mask.data == "causal" and placed(op) else []
+    coordinates = b.grid([walk.extents[i] for i in grid] or [1], [extent[i] for i in grid] or [1], folded=folded)
     at = dict(zip(grid, coordinates, strict=False))
     at.update({s_at: b.index(0), e_at: b.index(0), d_at: b.index(0)})
 
@@ -203,14 +218,14 @@ def _kernel(
     lo, hi = _key_range(op, span, segment)
     first = [at[t_at]] if t_at is not None else [b.index(0)]
 
-    def segment_at(key: SSAValue) -> Iterator[Segment]:
+    def segment_at(key: SSAValue, whole: bool) -> Iterator[Segment]:
         along = {**at, s_at: key}
         k = keys_or_values(emitter(s_at, e_at, along), op.k, (segment, features))
         v = keys_or_values(emitter(s_at, d_at, along), op.v, (segment, value_features))
         for number, (queries, band) in enumerate(zip(scaled, bands, strict=True)):
             logits_at = emitter(row_at, s_at, {**band, s_at: key})
             logits = softmax.logits(queries, k)
-            seen, per_key = _visible(softmax, op, logits_at, walk.extents[s_at], t_at)
+            seen, per_key = _visible(softmax, op, logits_at, walk.extents[s_at], t_at, whole=whole)
             if op.segments is not None:
                 of_keys = _along_keys(logits_at, op.segments, axes).load(op.segments, 0.0)
                 same = b.map("eq", logits_at.tile(op.segments), of_keys)
@@ -224,7 +239,10 @@ def _kernel(
             yield Segment(logits, seen, v)
 
     most = dims.interval(walk.extents[s_at])[1]
-    states = softmax.over_bands(b.index(lo, *first), b.index(hi, *first), sinks, segment_at, most)
+    # few queries wait for memory, not for masks: their variants are not worth a second loop's code
+    within = _seen_by_all(op, segment) if block.limit is None else None
+    whole = None if within is None else b.index(within, *first)
+    states = softmax.over_bands(b.index(lo, *first), b.index(hi, *first), sinks, segment_at, most, whole=whole)
     for band, state in zip(bands, states, strict=True):
         result = emitter(row_at, d_at, band)
         result.set(op.out, softmax.result(state))
@@ -254,11 +272,11 @@ def keys_or_values(e: Emitter, value: SSAValue, extents: tuple[int, int]) -> SSA
 
 
 def _visible(
-    softmax: OnlineSoftmax, op: attention.AttentionOp, e: Emitter, keys: Expr, t_at: int | None
+    softmax: OnlineSoftmax, op: attention.AttentionOp, e: Emitter, keys: Expr, t_at: int | None, *, whole: bool
 ) -> tuple[SSAValue | None, SSAValue | None]:
     """Which (query, key) pairs of the block count, and which keys count for any query; None where all do.
 
-    t_at: the axis of queries.
+    t_at: the axis of queries. whole: whether the block's keys all exist, and the mask hides none of them.
     """
     b, segment = e.b, softmax.segment
     key_index = b.coordinates(e.at[e.column], 1, (1, segment))
@@ -268,14 +286,14 @@ def _visible(
     def both(x: SSAValue | None, y: SSAValue) -> SSAValue:
         return y if x is None else b.map("and", x, y)
 
-    if keys.constant is None or keys.constant % segment:
+    if not whole and (keys.constant is None or keys.constant % segment):
         seen = b.map("lt", key_index, b.splat(keys, (1, 1)))
     if op.valid is not None:
         valid = e.load(op.valid, 0.0) if isinstance(op.valid, BlockArgument) else e.tile(op.valid)
         seen = both(seen, valid)
         if tile_type(valid).extents[0] == 1:
             per_key = b.broadcast(valid, (1, segment))
-    if op.mask.data != "none":
+    if op.mask.data != "none" and not whole:
         tq = tensor(op.q).dims[-2]
         if op.q_positions is not None:
             q_at = b.cast(e.tile(op.q_positions), I32)

@@ -158,18 +158,23 @@ class OnlineSoftmax:
         known. before: m, l and o so far, sinks among them; the keys' sums are merged into it.
         """
         begun = None if before is None else [list(before)]
-        return self.over_bands(lo, hi, [sinks], lambda key: [segment_at(key)], keys, begun)[0]
+        return self.over_bands(lo, hi, [sinks], lambda key, _: [segment_at(key)], keys, begun)[0]
 
     def over_bands(
         self,
         lo: SSAValue,
         hi: SSAValue,
         sinks: Sequence[SSAValue | None],
-        segment_at: Callable[[SSAValue], Iterable[Segment]],
+        segment_at: Callable[[SSAValue, bool], Iterable[Segment]],
         keys: int | None,
         before: Sequence[Sequence[SSAValue]] | None = None,
+        whole: SSAValue | None = None,
     ) -> list[list[SSAValue]]:
-        """The same for several bands of rows at once: keys and values that a segment brings are those of all."""
+        """The same for several bands of rows at once: keys and values that a segment brings are those of all.
+
+        segment_at: also told whether all of the segment's keys exist and every row sees them, as it is of segments that
+        end at `whole` or before. Those have a loop of their own: what masks cost is paid at the edges alone.
+        """
         b, count = self.b, len(sinks)
         begun = [self.start(sink) for sink in sinks] if before is None else before
 
@@ -179,12 +184,21 @@ class OnlineSoftmax:
         def apart(values: Sequence[SSAValue]) -> list[list[SSAValue]]:
             return [list(values[at : at + len(values) // count]) for at in range(0, len(values), len(values) // count)]
 
-        def chain(first: SSAValue, last: SSAValue) -> list[list[SSAValue]]:
-            with b.loop(first, last, self.segment, flat(self.start(None) for _ in sinks)) as loop:
-                brought = segment_at(loop.at)
+        def steps(first: SSAValue, last: SSAValue, states: list[SSAValue], seen: bool) -> list[SSAValue]:
+            with b.loop(first, last, self.segment, states) as loop:
+                brought = segment_at(loop.at, seen)
                 stepped = (self.step(state, band) for state, band in zip(apart(loop.carried), brought, strict=True))
                 loop.give(*flat(stepped))
-            return apart(loop.out)
+            return list(loop.out)
+
+        def chain(first: SSAValue, last: SSAValue) -> list[list[SSAValue]]:
+            states = flat(self.start(None) for _ in sinks)
+            if whole is not None:
+                size, inside = self.segment, minimum("a1", "a2") - "a0"
+                edge = b.index(floordiv(inside, size) * size + "a0", first, last, whole)
+                states = steps(first, edge, states, True)
+                first = b.index(maximum("a0", "a1"), first, edge)
+            return apart(steps(first, last, states, False))
 
         def all_merged(earlier: Sequence[Sequence[SSAValue]], later: Sequence[Sequence[SSAValue]]) -> list[SSAValue]:
             return flat(self.merged(*pair) for pair in zip(earlier, later, strict=True))
