@@ -91,7 +91,8 @@ class Expressions:
         if kind == "neg":
             return self.narrowed(f"(-{a})", dtype)
         if dtype.is_float:
-            return f"{_MATH[kind]}{'f' if dtype is F32 else ''}({a})"
+            suffix = "f" if dtype is F32 else ""
+            return f"({a} - floor{suffix}({a}))" if kind == "fraction" else f"{_MATH[kind]}{suffix}({a})"
         return a if dtype.kind == "uint" else self.narrowed(self.call(typed("abs", dtype), a), dtype)
 
     def fma(self, dtype: DType, a: str, b: str, c: str) -> str:

@@ -40,6 +40,7 @@ UNARY: Final[dict[UnaryKind, Callable[[Lanes], Lanes]]] = {
     "ceil": np.ceil,
     "trunc": np.trunc,
     "round": np.rint,
+    "fraction": lambda a: np.subtract(a, np.floor(a)),
     "not": np.invert,
 }
 

@@ -10,7 +10,7 @@ from tilewright.ir.loops.matrix import MatrixDot, MatrixLoad, MatrixOp, MatrixRe
 from tilewright.ir.loops.memory import BufferArg, Memory
 from tilewright.ir.loops.values import BOOL, INDEX, LEAVES, DimValue, Value, ValueType, mask, scalar, vec
 
-_FLOAT_UNARY = frozenset({"neg", "abs", "sqrt", "floor", "ceil", "trunc", "round"})
+_FLOAT_UNARY = frozenset({"neg", "abs", "sqrt", "floor", "ceil", "trunc", "round", "fraction"})
 _INT_UNARY = frozenset({"neg", "abs"})
 _FLOAT_BINARY = frozenset({"add", "sub", "mul", "div", "min", "max", "minimum", "maximum", "scale"})
 _INT_BINARY = frozenset(
