@@ -119,8 +119,9 @@ def unary(e: Emitter, kind: UnaryKind, type_: ValueType, a: str) -> str:
 
 
 def _fraction(e: Emitter, type_: ValueType, a: str) -> str:
-    """a - floor(a), in one instruction or in two."""
-    if e.cpu.scaling and type_.dtype is F32 and type_.lanes == e.cpu.lanes:
+    """a - floor(a) rounded down, in one instruction, or rounded to nearest and corrected: what a small negative number
+    leaves lies above 1/2, all else is exact."""
+    if scales_by_floor(e, type_):
         typed, all_lanes = type_text(type_), e.constant(-1, I16)
         # no bits behind the point are kept, rounded down
         down, nearest = e.constant(1, I32), e.constant(_CURRENT_ROUNDING, I32)
@@ -128,7 +129,10 @@ def _fraction(e: Emitter, type_: ValueType, a: str) -> str:
             f'llvm.call_intrinsic "llvm.x86.avx512.mask.reduce.ps.512"({a}, {down}, {a}, {all_lanes}, {nearest}) : '
             f"({typed}, i32, {typed}, i16, i32) -> {typed}"
         )
-    return binary(e, "sub", type_, a, unary(e, "floor", type_, a))
+    whole = unary(e, "floor", type_, a)
+    rest = binary(e, "sub", type_, a, whole)
+    above = compare(e, "gt", type_, binary(e, "add", type_, rest, whole), a)
+    return select(e, above, type_, binary(e, "sub", type_, rest, e.constant(2.0**-24, F32, type_.lanes)), rest)
 
 
 def _round_by_addition(e: Emitter, kind: UnaryKind, type_: ValueType, a: str) -> str:

@@ -184,7 +184,7 @@ class Arithmetic(Operands):
         return self.unary("round", a)
 
     def fraction(self, a: Value) -> Value:
-        """a - floor(a) of a finite number; see `Unary`."""
+        """a - floor(a), below 1; see `Unary` for its rounding."""
         return self.unary("fraction", a)
 
     def not_(self, a: Value) -> Value:

@@ -28,8 +28,8 @@ class Unary(Value):
     """One operand, same type out.
 
     neg (floats: flips the sign bit), abs; floats only: sqrt (correctly rounded), floor, ceil, trunc, round (half to
-    even), fraction (a - floor(a), rounded; of an infinite number it is 0 or NaN, not to be looked at); integers and
-    masks only: not (all bits).
+    even); f32 only: fraction (a - floor(a), rounded down, so that it is below 1; 0 has either sign, and of an infinite
+    number it is 0 or NaN); integers and masks only: not (all bits).
     """
 
     kind: UnaryKind

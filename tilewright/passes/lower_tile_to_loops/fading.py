@@ -1,4 +1,4 @@
-"""Sums that are multiplied by a factor a row before a product adds to them: rows whose factor is 1 are left as they are.
+"""Sums that are multiplied by a factor a row before a product adds to them: rows whose factor is 1 are left alone.
 
 That changes no bit, and an online softmax has such factors in most segments.
 """

@@ -120,7 +120,7 @@ class OnlineSoftmax:
         return op.scale.data / math.log(self.base)
 
     def logits(self, queries: SSAValue, k: SSAValue) -> SSAValue:
-        """Capped logits of a segment from `queries()` and k [segment, features]; scaled for `base`, but for `factor`."""
+        """Capped logits of a segment from `queries()` and k [segment, features], scaled for `base` but for `factor`."""
         b, cap = self.b, self.op.softcap.data
         zero = b.constant(0.0, (self.rows, self.segment))
         if self.on_unit:
