@@ -78,8 +78,8 @@ FITS = (
         "2**r = 1 + r * P(r), to 13 bits",
         lambda r: mpmath.expm1(r * mpmath.log(2)) / r,
         lambda r: r / 2**r,
-        -0.5,
-        0.5,
+        0.0,
+        1.0,
         2,
     ),
     Fit(

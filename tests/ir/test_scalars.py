@@ -15,7 +15,7 @@ from tilewright.ir.scalars import SCALARS, ScalarFunction
 Array = np.ndarray[Any, np.dtype[Any]]
 
 # near 0 these subtract nearly equal numbers, so that torch's own error is relative to the operand and not to the result
-ABSOLUTE = {"gelu", "gelu_tanh", "silu", "sin", "cos", "log", "pow", "remainder"}
+ABSOLUTE = {"fma", "gelu", "gelu_tanh", "silu", "sin", "cos", "log", "pow", "remainder"}
 
 
 def to_torch(array: Array, dtype: DType) -> torch.Tensor:
@@ -56,6 +56,8 @@ def operands(function: ScalarFunction, dtype: DType, rng: np.random.Generator) -
     if function.arity == 1:
         return [values]
     a, b = (np.array(side, values.dtype) for side in zip(*itertools.product(values, values), strict=True))
+    if function.arity == 3:
+        return [a, b, rng.permutation(b)]
     if not dtype.is_float and function.name in ("div", "floordiv", "remainder"):
         # integers have no quotient by 0, nor the least one by -1
         keep = (b != 0) & ~((b.astype(np.int64) == -1) & (a == np.iinfo(a.dtype).min))
@@ -85,6 +87,8 @@ def test_numpy_and_torch_agree(function: ScalarFunction, dtype: DType, rng: np.r
     eps = float(np.finfo(np.float32).eps) * {16: 2**13 if dtype.name == "f16" else 2**16}.get(dtype.bits, 1)
     eps = float(np.finfo(np.float64).eps) if dtype == F64 else eps
     scale = np.nan_to_num(np.abs(np.asarray(given[0], np.float64)), posinf=0, neginf=0)
+    if function.name == "fma":
+        scale = scale * np.nan_to_num(np.abs(np.asarray(given[1], np.float64)), posinf=0, neginf=0)
     x, y = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     np.testing.assert_array_equal(np.isnan(x), np.isnan(y))
     np.testing.assert_array_equal(np.isinf(x), np.isinf(y))

@@ -169,6 +169,15 @@ _TABLE: Final = [
     ScalarFunction(
         "max", 2, "number", 1, lambda a, b: _t().maximum(a, b), _quiet(np.maximum), "the larger; NaN if either is"
     ),
+    ScalarFunction(
+        "fma",
+        3,
+        "float",
+        2,
+        lambda a, b, c: a * b + c,
+        _wide(lambda a, b, c: a * b + c),
+        "a * b + c, in one rounding or two",
+    ),
     ScalarFunction("pow", 2, "float", 8, lambda a, b: _t().pow(a, b), _wide(np.power), "a to the power b"),
     ScalarFunction("neg", 1, "number", 1, lambda a: -a, _quiet(np.negative), "-a"),
     ScalarFunction("abs", 1, "number", 1, lambda a: a.abs(), _quiet(np.abs), "|a|"),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
+import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from tests.passes.lower_to_tile.attention_forms import Form, check
+from tests.passes.lower_to_tile.attention_forms import Form, check, kernels, wanted
 
 # between them most masks and operands; few features, and lengths of one variant, so that each is compiled once
 FORMS = [
@@ -35,3 +37,19 @@ def test_attention_is_float64s_within_rounding(
     form: Form, batch: int, queries: int, keys: int, magnitude: float, seed: int
 ) -> None:
     check(form, {"b": batch, "t": queries, "s": keys}, magnitude, np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize("rise", [0.1, 3.0, 5.4, 5.6, 40.0])
+def test_logits_that_rise_from_segment_to_segment_keep_their_weights(rise: float, rng: np.random.Generator) -> None:
+    # 16-bit weights may exceed 1 by 2**8 before a row's sums are taken relative to its new maximum: e**5.545
+    form = Form(dtype="bf16", heads=2, square=False, size=32, value_size=32)
+    sizes = {"b": 1, "t": int(rng.integers(17, 40)), "s": int(rng.integers(600, 700))}
+    given = form.draw(sizes, 1.0, rng)
+    for name in "qk":
+        given[name] = torch.zeros_like(given[name])
+    given["q"][..., 0] = 1 / form.scale
+    given["k"][..., 0] = rise * (torch.arange(sizes["s"]) // 64)
+    out, lse = kernels(form)(list(given.values()), sizes, 1)
+    want, want_lse = wanted(form, given, sizes)
+    assert (out - want).abs().max() <= 2**-7 * given["v"].abs().max()
+    assert (lse - want_lse).abs().max() <= 2**-12 + 2**-21 * rise * sizes["s"] / 64

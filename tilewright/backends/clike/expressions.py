@@ -90,6 +90,8 @@ class Expressions:
             return f"!{a}" if dtype is I1 else self.narrowed(f"(~{a})", dtype)
         if kind == "neg":
             return self.narrowed(f"(-{a})", dtype)
+        if kind == "fraction":
+            return self.call(typed(kind, dtype), a)
         if dtype.is_float:
             return f"{_MATH[kind]}{'f' if dtype is F32 else ''}({a})"
         return a if dtype.kind == "uint" else self.narrowed(self.call(typed("abs", dtype), a), dtype)

@@ -46,6 +46,11 @@ static inline float scale_f32(float a, float b) {
     uint32_t fields = bits_of_f32(b + 12583166.0f) << 23, half = fields >> 1 & 0xff800000;
     return a * f32_of_bits(half) * f32_of_bits(fields - half);
 }""",
+    "fraction_f32": """\
+static inline float fraction_f32(float a) {
+    float whole = floorf(a), rest = a - whole;
+    return rest + whole > a ? rest - 0x1p-24f : rest;
+}""",
     "bits_of_f64": "static inline uint64_t bits_of_f64(double a) { uint64_t b; memcpy(&b, &a, 8); return b; }",
     "f64_of_bits": "static inline double f64_of_bits(uint64_t a) { double b; memcpy(&b, &a, 8); return b; }",
     "f32_of_bf16": "static inline float f32_of_bf16(uint16_t a) { return f32_of_bits((uint32_t)a << 16); }",

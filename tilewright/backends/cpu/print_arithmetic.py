@@ -62,13 +62,18 @@ def binary(e: Emitter, kind: BinaryKind | ReduceKind, type_: ValueType, a: str, 
     return select(e, down, type_, lower, quotient)
 
 
+def scales_by_floor(e: Emitter, type_: ValueType) -> bool:
+    """Whether the machine's a * 2**b rounds b down by itself."""
+    return e.cpu.scaling and type_.lanes == e.cpu.lanes
+
+
 def _scale(e: Emitter, type_: ValueType, a: str, b: str) -> str:
     """a * 2**b, in one instruction or in two factors that are neither subnormal nor infinite.
 
     The factors' exponent fields are the halves of b + 254, which a sum brings into the low bits of a float.
     """
     typed, lanes = type_text(type_), type_.lanes
-    if e.cpu.scaling and lanes == e.cpu.lanes:
+    if scales_by_floor(e, type_):
         all_lanes, nearest = e.constant(-1, I16), e.constant(_CURRENT_ROUNDING, I32)
         return e.emit(
             f'llvm.call_intrinsic "llvm.x86.avx512.mask.scalef.ps.512"({a}, {b}, {a}, {all_lanes}, {nearest}) : '
@@ -106,9 +111,28 @@ def unary(e: Emitter, kind: UnaryKind, type_: ValueType, a: str) -> str:
         return e.emit(f"arith.maxsi {a}, {negated} : {typed}")
     if kind == "neg":
         return e.emit(f"arith.negf {a} : {typed}")
+    if kind == "fraction":
+        return _fraction(e, type_, a)
     if kind in ("floor", "ceil", "trunc", "round") and not e.cpu.rounding:
         return _round_by_addition(e, kind, type_, a)
     return e.emit(f"llvm.intr.{_INTRINSIC[kind]}({a}) : ({typed}) -> {typed}")
+
+
+def _fraction(e: Emitter, type_: ValueType, a: str) -> str:
+    """a - floor(a) rounded down, in one instruction, or rounded to nearest and corrected: what a small negative number
+    leaves lies above 1/2, all else is exact."""
+    if scales_by_floor(e, type_):
+        typed, all_lanes = type_text(type_), e.constant(-1, I16)
+        # no bits behind the point are kept, rounded down
+        down, nearest = e.constant(1, I32), e.constant(_CURRENT_ROUNDING, I32)
+        return e.emit(
+            f'llvm.call_intrinsic "llvm.x86.avx512.mask.reduce.ps.512"({a}, {down}, {a}, {all_lanes}, {nearest}) : '
+            f"({typed}, i32, {typed}, i16, i32) -> {typed}"
+        )
+    whole = unary(e, "floor", type_, a)
+    rest = binary(e, "sub", type_, a, whole)
+    above = compare(e, "gt", type_, binary(e, "add", type_, rest, whole), a)
+    return select(e, above, type_, binary(e, "sub", type_, rest, e.constant(2.0**-24, F32, type_.lanes)), rest)
 
 
 def _round_by_addition(e: Emitter, kind: UnaryKind, type_: ValueType, a: str) -> str:

@@ -193,7 +193,10 @@ class _KernelPrinter(Operands):
             if cheap is not None:
                 self.names[op] = cheap
                 return
-        self.names[op] = arithmetic.binary(self.e, op.kind, op.type, a, self.name(op.b))
+        right = op.b
+        if op.kind == "scale" and isinstance(right, Unary) and right.kind == "floor":
+            right = right.a if arithmetic.scales_by_floor(self.e, op.type) else right
+        self.names[op] = arithmetic.binary(self.e, op.kind, op.type, a, self.name(right))
 
     def fma(self, op: Fma) -> None:
         self.names[op] = arithmetic.fma(self.e, op.type, self.name(op.a), self.name(op.b), self.name(op.c))

@@ -20,6 +20,7 @@ POINTERS: Final[dict[str, str]] = {
 _SIGMOID: Final = "(1.0 / (1.0 + tl.exp(-{0})))"
 _FLOAT: Final[dict[str, str]] = {
     "add": "({0} + {1})", "sub": "({0} - {1})", "mul": "({0} * {1})", "div": "tl.div_rn({0}, {1})",
+    "fma": "({0} * {1} + {2})",
     "floordiv": "tl.floor(tl.div_rn({0}, {1}))", "remainder": "floormod({0}, {1})", "pow": "power({0}, {1})",
     "sqrt": "tl.sqrt_rn({0})", "rsqrt": "tl.rsqrt({0})", "reciprocal": "tl.div_rn(1.0, {0})",
     "exp": "tl.exp({0})", "exp2": "tl.exp2({0})",

@@ -52,9 +52,8 @@ def exp2_coarse(b: LoopBuilder, x: Value) -> Value:
     For weights that are rounded to 16 bits: what is in doubt lies below their last digit.
     """
     require_f32(x, "exp2_coarse")
-    n = b.sub(b.add(x, MAGIC32), MAGIC32)
-    r = b.sub(x, n)
-    result = b.scale(b.fma(horner(b, r, tables.EXP2_COARSE), r, 1.0), n)
+    r = b.fraction(x)
+    result = b.scale(b.fma(horner(b, r, tables.EXP2_COARSE), r, 1.0), b.floor(x))
     # a NaN stays, and so does what became one beyond the bound: it is not looked at
     return b.select(b.compare("lt", x, -126.0), like(b, 0.0, x), result)
 

@@ -183,6 +183,10 @@ class Arithmetic(Operands):
         """To the nearest integer, halves to even."""
         return self.unary("round", a)
 
+    def fraction(self, a: Value) -> Value:
+        """a - floor(a), below 1; see `Unary` for its rounding."""
+        return self.unary("fraction", a)
+
     def not_(self, a: Value) -> Value:
         return self.unary("not", a)
 

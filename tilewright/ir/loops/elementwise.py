@@ -32,6 +32,15 @@ def splat(value: float, dtype: DType, lanes: int) -> Lanes:
 
 # --- arithmetic -----------------------------------------------------------------------------------------------------
 
+
+def _fraction(a: Lanes) -> Lanes:
+    whole = np.floor(a)
+    rest = a - whole
+    # below 1 only what a small negative number leaves is inexact: it lies above 1/2
+    result: Lanes = np.where(rest + whole > a, rest - a.dtype.type(2.0**-24), rest)
+    return result
+
+
 UNARY: Final[dict[UnaryKind, Callable[[Lanes], Lanes]]] = {
     "neg": np.negative,
     "abs": np.abs,
@@ -40,6 +49,7 @@ UNARY: Final[dict[UnaryKind, Callable[[Lanes], Lanes]]] = {
     "ceil": np.ceil,
     "trunc": np.trunc,
     "round": np.rint,
+    "fraction": _fraction,
     "not": np.invert,
 }
 

@@ -14,7 +14,7 @@ from tilewright.ir.loops.matrix import MatrixDot, MatrixLoad, MatrixStore, Matri
 from tilewright.ir.loops.memory import Memory
 from tilewright.ir.loops.values import Argument, Result, Value
 
-UnaryKind = Literal["neg", "abs", "sqrt", "floor", "ceil", "trunc", "round", "not"]
+UnaryKind = Literal["neg", "abs", "sqrt", "floor", "ceil", "trunc", "round", "fraction", "not"]
 BinaryKind = Literal[
     "add", "sub", "mul", "div", "floordiv", "mod", "truncdiv", "truncmod",
     "min", "max", "minimum", "maximum", "and", "or", "xor", "shl", "shr", "ushr", "scale",
@@ -28,7 +28,8 @@ class Unary(Value):
     """One operand, same type out.
 
     neg (floats: flips the sign bit), abs; floats only: sqrt (correctly rounded), floor, ceil, trunc, round (half to
-    even); integers and masks only: not (all bits).
+    even); f32 only: fraction (a - floor(a), rounded down, so that it is below 1; 0 has either sign, and of an infinite
+    number it is 0 or NaN); integers and masks only: not (all bits).
     """
 
     kind: UnaryKind

@@ -10,7 +10,7 @@ from tilewright.ir.loops.matrix import MatrixDot, MatrixLoad, MatrixOp, MatrixRe
 from tilewright.ir.loops.memory import BufferArg, Memory
 from tilewright.ir.loops.values import BOOL, INDEX, LEAVES, DimValue, Value, ValueType, mask, scalar, vec
 
-_FLOAT_UNARY = frozenset({"neg", "abs", "sqrt", "floor", "ceil", "trunc", "round"})
+_FLOAT_UNARY = frozenset({"neg", "abs", "sqrt", "floor", "ceil", "trunc", "round", "fraction"})
 _INT_UNARY = frozenset({"neg", "abs"})
 _FLOAT_BINARY = frozenset({"add", "sub", "mul", "div", "min", "max", "minimum", "maximum", "scale"})
 _INT_BINARY = frozenset(
@@ -147,7 +147,7 @@ class _Checker:
         self.same(op, "the operand", op.a.type, op.type)
         if op.kind in _FLOAT_UNARY and not (op.kind in _INT_UNARY and op.type.dtype.is_integer):
             self.computes(op, op.type)
-        if op.kind == "not" and op.type.dtype.is_float:
+        if (op.kind == "not" and op.type.dtype.is_float) or (op.kind == "fraction" and op.type.dtype is not F32):
             self.fault(f"does not compute on {op.type}", op)
 
     def binary(self, op: ops.Binary) -> None:

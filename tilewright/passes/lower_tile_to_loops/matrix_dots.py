@@ -25,8 +25,9 @@ from tilewright.passes.lower_tile_to_loops.context import Lowering
 from tilewright.passes.lower_tile_to_loops.destinations import destination
 from tilewright.passes.lower_tile_to_loops.dots import limits_of_k
 from tilewright.passes.lower_tile_to_loops.elementwise import lanes_at
+from tilewright.passes.lower_tile_to_loops.fading import fill_sums
 from tilewright.passes.lower_tile_to_loops.indices import Index
-from tilewright.passes.lower_tile_to_loops.materialise import fill, static_axes
+from tilewright.passes.lower_tile_to_loops.materialise import static_axes
 from tilewright.passes.lower_tile_to_loops.matrix_requests import following, touched
 from tilewright.passes.lower_tile_to_loops.operands import unit_axis, unit_reshape
 from tilewright.passes.lower_tile_to_loops.pair_packing import forget, pack
@@ -103,7 +104,7 @@ class _MatrixDot:
         start = op.acc.owner
         self.from_zero = isinstance(start, ConstantOp) and start.value.data == 0.0
         if not self.from_zero and cx.tiles.get(op.acc) is not home:
-            fill(cx, home, op.acc)
+            fill_sums(cx, home, op.acc)
 
     def run(self) -> None:
         """Emits the whole result: rows that lie well in memory from there, the rest band by band from a copy."""

@@ -64,6 +64,8 @@ def _floats(b: LoopBuilder, fn: str, args: list[Value]) -> Value:
     match fn:
         case "add" | "sub" | "mul" | "div":
             return b.binary(fn, x, y)
+        case "fma":
+            return b.fma(*args)
         case "min":
             return b.minimum(x, y)
         case "max":

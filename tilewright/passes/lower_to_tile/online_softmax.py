@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from xdsl.ir import SSAValue
 
@@ -31,6 +31,7 @@ from tilewright.ir.tile.structure import ExprOp
 from tilewright.passes.lower_to_tile.matrix_tiles import attention_unit
 
 MINUS_INFINITY = float("-inf")
+_HELD: Final = 8.0  # powers of two that a weight of 16 bits may exceed 1 by
 
 
 class Segment(NamedTuple):
@@ -108,8 +109,18 @@ class OnlineSoftmax:
         x = self.b.cast(x, F32)
         return x if self.dtype is F32 else self.b.map("mul", x, self.b.constant(1 / math.log(self.base), (1, 1)))
 
+    @property
+    def factor(self) -> float | None:
+        """What logits are multiplied by as exponentials are taken of them, in one operation with the shift: where
+        nothing else happens to them before. None where they are scaled already."""
+        op = self.op
+        added = any(getattr(op, name, None) is not None for name in ("bias", "slopes", "by_distance"))
+        if self.dtype is F32 or op.softcap.data or added or op.scale.data <= 0:
+            return None
+        return op.scale.data / math.log(self.base)
+
     def logits(self, queries: SSAValue, k: SSAValue) -> SSAValue:
-        """Scaled and capped logits of a segment, for `base`, from `queries()` and k [segment, features]."""
+        """Capped logits of a segment from `queries()` and k [segment, features], scaled for `base` but for `factor`."""
         b, cap = self.b, self.op.softcap.data
         zero = b.constant(0.0, (self.rows, self.segment))
         if self.on_unit:
@@ -117,7 +128,7 @@ class OnlineSoftmax:
         else:
             logits = b.dot(queries, b.transpose(k, (1, 0)), zero, self._even_chain())
         unit = 1 / math.log(self.base)
-        if self.dtype is not F32:
+        if self.dtype is not F32 and self.factor is None:
             logits = b.map("mul", logits, b.constant(self.op.scale.data * (1 if cap else unit), (1, 1)))
         if cap:
             capped = b.map("tanh", b.map("div", logits, b.constant(cap, (1, 1))))
@@ -240,9 +251,14 @@ class OnlineSoftmax:
             logits = b.map("select", wide, logits, b.constant(MINUS_INFINITY, (1, 1)))
         m, total, o = carried
         # a NaN need not be the maximum: its weight is NaN either way
-        top = b.map("max", m, b.reduce("maxnum", logits, 1))
+        highest = b.reduce("maxnum", logits, 1)
+        factor = None if self.factor is None else b.constant(self.factor, (1, 1))
+        top = self._raised(m, highest if factor is None else b.map("mul", highest, factor))
         shift = self._shift(top)
-        p = self._exponential(logits, shift, coarse=self.dtype is not F32)
+        if factor is None:
+            p = self._exponential(logits, shift, coarse=self.dtype is not F32)
+        else:
+            p = b.map("exp2_coarse", b.map("fma", logits, factor, b.map("neg", shift)))
         fade = self._exponential(m, shift)
         held = _pairs_of_keys(b, v) if self.on_unit else v
         faded, weights = b.map("mul", o, fade), p
@@ -266,6 +282,19 @@ class OnlineSoftmax:
         if self.dtype is not F32:
             m = b.map("mul", m, b.constant(math.log(self.base), (1, 1)))
         return b.map("add", m, b.map("log", total))
+
+    def _raised(self, m: SSAValue, highest: SSAValue) -> SSAValue:
+        """What a row's exponentials are relative to from now on, given the highest logit of a segment.
+
+        In f32 the maximum so far. 16-bit weights have 8 more bits of exponent than they need: there it stays until the
+        maximum rises by more than `_HELD`, so that sums need not be faded in most segments. (The idea is that of
+        FlashAttention-4.)
+        """
+        b = self.b
+        if self.dtype is F32:
+            return b.map("max", m, highest)
+        limit = b.map("add", m, b.constant(_HELD, (1, 1)))
+        return b.map("select", b.map("gt", highest, limit), highest, m)
 
     def _exponential(self, x: SSAValue, shift: SSAValue, *, coarse: bool = False) -> SSAValue:
         """`base` to the x - shift. coarse: as 16-bit weights need it."""
