@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 
 from xdsl.ir import SSAValue
@@ -12,6 +13,8 @@ from tilewright.ir.tile.base import element, tile
 from tilewright.ir.tile.memory import POISON, LoadOp
 from tilewright.passes.lower_tile_to_loops.context import Lowering
 from tilewright.passes.lower_tile_to_loops.emission import Emission
+from tilewright.passes.lower_tile_to_loops.indices import Index
+from tilewright.passes.lower_tile_to_loops.stepping import stepping
 from tilewright.passes.lower_tile_to_loops.sites import Site
 from tilewright.passes.lower_tile_to_loops.views import Place, Span, all_of
 
@@ -40,7 +43,7 @@ def load(cx: Lowering, op: LoadOp, site: Site) -> Value:
     # A scalar load under a condition is a branch, so scalars are clamped where possible, even if they are filled.
     place = cx.views[op.source].place(spans, site.lanes, clamp=fill is None or not varies, counts=site.mask)
     if cx.op is not None and cx.ahead.get(op) is cx.op:
-        _ask_ahead(cx, op, place, site)
+        _ask_ahead(cx, op, place, site, spans)
     lanes = site.lanes if varies else 1
     mask = all_of(b, place.conditions, lanes)
     if varies and site.mask is not None:
@@ -52,11 +55,20 @@ def load(cx: Lowering, op: LoadOp, site: Site) -> Value:
     return loaded
 
 
-def _ask_ahead(cx: Lowering, op: LoadOp, place: Place, site: Site) -> None:
+def _ask_ahead(cx: Lowering, op: LoadOp, place: Place, site: Site, spans: list[Span]) -> None:
     """The request for what lies so many bytes behind the site as the machine is to look ahead.
 
     What the programs that run now load has been read by then, so it lies behind that.
     """
+    axis = stepping(op)
+    if axis is not None:
+        b, span = cx.b, spans[axis]
+        moved = list(spans)
+        moved[axis] = replace(span, origin=Index(b.add(span.origin.value, span.count), span.origin.expr + span.count))
+        after = cx.views[op.source].place(moved, site.lanes, clamp=False)
+        if site.lanes > 1 and after.spread is None and after.step == 1:
+            b.prefetch(after.memory, after.offset, near=False)
+        return
     if site.lanes > 1 and place.spread is None and place.step == 1:
         elements = max(cx.machine.rules.ahead // place.memory.dtype.bytes, cx.together * prod(tile(op.out).extents))
         cx.b.prefetch(place.memory, cx.b.add(place.offset, elements), near=False)
