@@ -16,13 +16,15 @@ from tilewright.ir.dims import Expr
 from tilewright.ir.dtypes import DType
 from tilewright.ir.loops import Value
 from tilewright.ir.tile.base import tile
-from tilewright.ir.tile.compute import DotOp, DotScaledOp
+from tilewright.ir.tile.compute import DotOp, DotScaledOp, TransposeOp
+from tilewright.passes.lower_tile_to_loops.loads import ask_after
+from tilewright.passes.lower_tile_to_loops.stepping import stepping
 from tilewright.passes.lower_tile_to_loops.context import Lowering
 from tilewright.passes.lower_tile_to_loops.destinations import destination
 from tilewright.passes.lower_tile_to_loops.elementwise import lanes_at
 from tilewright.passes.lower_tile_to_loops.indices import Index
 from tilewright.passes.lower_tile_to_loops.materialise import static_axes
-from tilewright.passes.lower_tile_to_loops.prefetching import Share, ask_for_epilogue, share, stream_after
+from tilewright.passes.lower_tile_to_loops.prefetching import Share, ask_for_epilogue, reachable, share, stream_after
 from tilewright.passes.lower_tile_to_loops.sites import Coord, Position, Site, known
 from tilewright.passes.lower_tile_to_loops.storage import RegisterTile, ScratchTile, Storage
 from tilewright.passes.lower_tile_to_loops.sweeps import Space, Starts, sweep
@@ -155,6 +157,7 @@ class Blocks:
             k = Coord(loop.index, below=below)
             if block.share is not None:
                 block.share.ask(self.cx, loop.index)
+            self.ask_next(loop.index)
             right = [self.right(Site((k, s.coords[1]), s.lanes, s.mask)) for s in sites[: block.vectors]]
             sums: list[Value] = []
             for row in range(block.rows):
@@ -163,6 +166,25 @@ class Blocks:
                     sums.append(self.step(left, value, loop.carries[row * block.vectors + number]))
             loop.next(*sums)
         return loop.results
+
+    def ask_next(self, k: Value) -> None:
+        later = self.op.next_op
+        while later is not None and not isinstance(later, DotOp):
+            later = later.next_op
+        loads = [load for load, at in self.cx.ahead.items() if at is later and stepping(load) is not None]
+        if loads and isinstance(self.op.b.owner, TransposeOp):
+            load = loads[0]
+            extents = tile(load.out).extents
+            row, column = [a for a, n in enumerate(extents) if n > 1]
+            line = 64 // tile(load.out).dtype.bytes
+            each = extents[column] // line
+            b = self.cx.b
+            coords = [known(0)] * len(extents)
+            coords[row] = Coord(b.floordiv(k, each))
+            coords[column] = Coord(b.mul(b.mod(k, each), line), 1, align=line)
+            with reachable(self.cx, [load.source, *load.at]) as ok:
+                assert ok
+                ask_after(self.cx, load, Site(tuple(coords), 16))
 
     def step(self, left: Value, right: Value, total: Value) -> Value:
         """total + left * right: rounded once for floats, wrapping for integers."""

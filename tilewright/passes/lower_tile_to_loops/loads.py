@@ -43,7 +43,7 @@ def load(cx: Lowering, op: LoadOp, site: Site) -> Value:
     # A scalar load under a condition is a branch, so scalars are clamped where possible, even if they are filled.
     place = cx.views[op.source].place(spans, site.lanes, clamp=fill is None or not varies, counts=site.mask)
     if cx.op is not None and cx.ahead.get(op) is cx.op:
-        _ask_ahead(cx, op, place, site, spans)
+        _ask_ahead(cx, op, place, site)
     lanes = site.lanes if varies else 1
     mask = all_of(b, place.conditions, lanes)
     if varies and site.mask is not None:
@@ -55,23 +55,29 @@ def load(cx: Lowering, op: LoadOp, site: Site) -> Value:
     return loaded
 
 
-def _ask_ahead(cx: Lowering, op: LoadOp, place: Place, site: Site, spans: list[Span]) -> None:
+def _ask_ahead(cx: Lowering, op: LoadOp, place: Place, site: Site) -> None:
     """The request for what lies so many bytes behind the site as the machine is to look ahead.
 
     What the programs that run now load has been read by then, so it lies behind that.
     """
-    axis = stepping(op)
-    if axis is not None:
-        b, span = cx.b, spans[axis]
-        moved = list(spans)
-        moved[axis] = replace(span, origin=Index(b.add(span.origin.value, span.count), span.origin.expr + span.count))
-        after = cx.views[op.source].place(moved, site.lanes, clamp=False)
-        if site.lanes > 1 and after.spread is None and after.step == 1:
-            b.prefetch(after.memory, after.offset, near=False)
+    if stepping(op) is not None:
+        ask_after(cx, op, site)
         return
     if site.lanes > 1 and place.spread is None and place.step == 1:
         elements = max(cx.machine.rules.ahead // place.memory.dtype.bytes, cx.together * prod(tile(op.out).extents))
         cx.b.prefetch(place.memory, cx.b.add(place.offset, elements), near=False)
+
+
+def ask_after(cx: Lowering, op: LoadOp, site: Site) -> None:
+    """The request for what the next step of the loop around a load reads at a site."""
+    axis = stepping(op)
+    assert axis is not None
+    b, spans = cx.b, spans_of(cx, list(op.at), tile(op.out).extents, site)
+    moved, count = spans[axis].origin, spans[axis].count
+    spans[axis] = replace(spans[axis], origin=Index(b.add(moved.value, count), moved.expr + count))
+    after = cx.views[op.source].place(spans, site.lanes, clamp=False)
+    if site.lanes > 1 and after.spread is None and after.step == 1:
+        b.prefetch(after.memory, after.offset, near=False)
 
 
 def read(b: Emission, place: Place, lanes: int, mask: Value | None, fill: int | float | None) -> Value:
