@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import prod
 
 from xdsl.ir import SSAValue
@@ -13,8 +12,6 @@ from tilewright.ir.tile.base import element, tile
 from tilewright.ir.tile.memory import POISON, LoadOp
 from tilewright.passes.lower_tile_to_loops.context import Lowering
 from tilewright.passes.lower_tile_to_loops.emission import Emission
-from tilewright.passes.lower_tile_to_loops.indices import Index
-from tilewright.passes.lower_tile_to_loops.stepping import stepping
 from tilewright.passes.lower_tile_to_loops.sites import Site
 from tilewright.passes.lower_tile_to_loops.views import Place, Span, all_of
 
@@ -60,24 +57,9 @@ def _ask_ahead(cx: Lowering, op: LoadOp, place: Place, site: Site) -> None:
 
     What the programs that run now load has been read by then, so it lies behind that.
     """
-    if stepping(op) is not None:
-        ask_after(cx, op, site)
-        return
     if site.lanes > 1 and place.spread is None and place.step == 1:
         elements = max(cx.machine.rules.ahead // place.memory.dtype.bytes, cx.together * prod(tile(op.out).extents))
         cx.b.prefetch(place.memory, cx.b.add(place.offset, elements), near=False)
-
-
-def ask_after(cx: Lowering, op: LoadOp, site: Site) -> None:
-    """The request for what the next step of the loop around a load reads at a site."""
-    axis = stepping(op)
-    assert axis is not None
-    b, spans = cx.b, spans_of(cx, list(op.at), tile(op.out).extents, site)
-    moved, count = spans[axis].origin, spans[axis].count
-    spans[axis] = replace(spans[axis], origin=Index(b.add(moved.value, count), moved.expr + count))
-    after = cx.views[op.source].place(spans, site.lanes, clamp=False)
-    if site.lanes > 1 and after.spread is None and after.step == 1:
-        b.prefetch(after.memory, after.offset, near=False)
 
 
 def read(b: Emission, place: Place, lanes: int, mask: Value | None, fill: int | float | None) -> Value:

@@ -15,15 +15,10 @@ from xdsl.ir import Operation
 
 from tilewright.ir.dims import product
 from tilewright.ir.tile.memory import LoadOp, StoreOp, ViewOp
-from tilewright.ir.tile.base import tile
-from tilewright.ir.tile.compute import DotOp
 from tilewright.ir.tile.structure import KernelOp
 from tilewright.ir.types import TileType
-from tilewright.passes.lower_tile_to_loops.stepping import stepping
 from tilewright.passes.lower_tile_to_loops.context import Lowering
 from tilewright.passes.lower_tile_to_loops.materialise import weight
-
-FEW = 16
 
 
 def asking(cx: Lowering) -> dict[LoadOp, Operation]:
@@ -31,7 +26,7 @@ def asking(cx: Lowering) -> dict[LoadOp, Operation]:
     if not cx.machine.rules.ahead:
         return {}
     found: dict[LoadOp, Operation] = {}
-    for load in [*_in_step(cx.kernel), *_streamed(cx.kernel)]:
+    for load in _in_step(cx.kernel):
         readers = [op for op in cx.kernel.walk() if op in cx.plan.roots.get(load.out, ())]
         if readers:
             found[load] = max(readers, key=lambda op: _work(cx, op))
@@ -55,11 +50,3 @@ def _work(cx: Lowering, op: Operation) -> int:
     """What the sweep of an op computes at a site, roughly."""
     kept = cx.plan.homes.keys() - set(op.results)
     return sum(weight(cx, o, kept) for o in (*op.operands, *op.results) if isinstance(o.type, TileType))
-
-
-def _streamed(kernel: KernelOp) -> Iterator[LoadOp]:
-    for op in kernel.walk():
-        if isinstance(op, LoadOp) and stepping(op) is not None and isinstance(op.source.owner, ViewOp):
-            dots = [d for d in op.parent_block().ops if isinstance(d, DotOp)]
-            if dots and max(tile(d.a).extents[0] for d in dots) <= FEW:
-                yield op
