@@ -313,7 +313,8 @@ def test_determinism_decides_which_segments_are_open() -> None:
     ("options", "reason"),
     [
         ({"order": "key-outer"}, "no kernel walks key-outer yet"),
-        ({"order": "split-kv", "splits": 4}, "merges parts of 1024 keys, not 4 equal ones"),
+        ({"order": "split-kv", "part": 512}, "merges parts of 1024 keys, not of 512"),
+        ({"order": "split-kv"}, "70 queries a head are more than 16"),
         ({"heads": 3}, "3 heads do not divide the 2 of a key head"),
     ],
 )
