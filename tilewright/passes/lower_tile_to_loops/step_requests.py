@@ -17,6 +17,7 @@ from typing import Final, TypeAlias
 
 from xdsl.ir import BlockArgument, Operation, SSAValue
 
+from tilewright.ir.dims import Expr
 from tilewright.ir.loops import BufferArg, Value
 from tilewright.ir.loops.folding import split
 from tilewright.ir.tile.base import tile
@@ -49,7 +50,7 @@ class StepRequests:
     def of(cx: Lowering, *values: SSAValue) -> StepRequests:
         """The loads behind tiles that are about to be read, up to dots and to tiles that are kept."""
         found = dict.fromkeys(load for value in values for load in _behind(cx, value))
-        return StepRequests(cx, tuple([load for load in found if _worth(cx, load) and not _covered(load)]))
+        return StepRequests(cx, tuple([load for load in found if _worth(cx, load) and not _covered(cx, load)]))
 
     def lines(self, load: LoadOp) -> int:
         """Lines of a row, whether rows begin with one or not."""
@@ -168,7 +169,10 @@ def _behind(cx: Lowering, value: SSAValue) -> Iterator[LoadOp]:
 
 
 def _worth(cx: Lowering, load: LoadOp) -> bool:
-    """Whether the next step is worth asking for: pages always, what lies dense where few rows meet it."""
+    """Whether the next step is worth asking for: pages always, what lies dense where few rows meet it. Nothing whose
+    place is computed later."""
+    if any(at not in cx.indices for at in load.at):
+        return False
     match cx.views.get(load.source):
         case PagesView():
             return True
@@ -180,12 +184,17 @@ def _worth(cx: Lowering, load: LoadOp) -> bool:
             return False
 
 
-def _covered(load: LoadOp) -> bool:
+def _covered(cx: Lowering, load: LoadOp) -> bool:
     """Whether a load before it brings all of it: values that are their keys' first features."""
+
+    def begins(op: LoadOp) -> list[Expr]:
+        return [cx.indices[at].expr for at in op.at]
+
     before = load.prev_op
     while before is not None:
-        same = isinstance(before, LoadOp) and before.source is load.source and list(before.at) == list(load.at)
-        if same and all(n >= m for n, m in zip(tile(before.results[0]).extents, tile(load.out).extents, strict=True)):
-            return True
+        if isinstance(before, LoadOp) and before.source is load.source and begins(before) == begins(load):
+            extents = zip(tile(before.out).extents, tile(load.out).extents, strict=True)
+            if all(n >= m for n, m in extents):
+                return True
         before = before.prev_op
     return False
