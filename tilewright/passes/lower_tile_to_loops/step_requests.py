@@ -38,6 +38,9 @@ Line: TypeAlias = tuple[BufferArg, Value]  # where one begins
 # than its way from memory, and the cores' own prefetchers are in time.
 FEW: Final = 16
 
+# The part of the next dot's lines that a dot on a matrix unit asks for.
+_PART: Final = 4
+
 
 @dataclass(frozen=True, slots=True)
 class StepRequests:
@@ -131,11 +134,20 @@ class Asking:
         own = StepRequests.of(cx, op.b)
         if own.loads:
             return Asking(own, -(-own.total // (depth * blocks)))
+        return Asking.later(cx, op, depth * blocks, depth * blocks)
+
+    @staticmethod
+    def later(cx: Lowering, op: DotOp, steps: int, lines: int | None = None) -> Asking | None:
+        """A share of what the next dot reads, in each of so many steps. lines: of all steps; a part of them where not
+        stated."""
         following = op.next_op
         while following is not None and not isinstance(following, DotOp):
             following = following.next_op
-        later = None if following is None else StepRequests.of(cx, following.b)
-        return Asking(later, 1) if later is not None and later.loads else None
+        if following is None or tile(op.a).extents[0] > FEW:
+            return None
+        requests = StepRequests.of(cx, following.b)
+        share = requests.total // _PART if lines is None else lines
+        return Asking(requests, -(-share // steps)) if requests.loads else None
 
     def ask(self, turn: Value) -> None:
         self.requests.ask(self.requests.cx.b.mul(turn, self.lines), self.lines)
