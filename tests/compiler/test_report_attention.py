@@ -11,7 +11,10 @@ import pytest
 import torch
 
 import tilewright
+from tests.compiler.counting import check_counts
 from tests.compiler.models import compile_mlp, mlp
+from tilewright.compiler.instrumented import CountingTwin
+from tilewright.passes.attention_tiling import AttentionTiling
 
 
 class Attention(torch.nn.Module):
@@ -64,3 +67,31 @@ def test_a_program_without_attention_has_no_section() -> None:
     program = compile_mlp(mlp(3))
     assert program.report.attentions == []
     assert "attention" not in str(program.report)
+
+
+class Step(torch.nn.Module):
+    def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+
+
+def test_keys_in_parts_are_two_kernels_that_count_what_is_told_and_have_the_same_bits() -> None:
+    def given(keys: int) -> dict[str, torch.Tensor]:
+        return {name: torch.randn(1, heads, n, 16) for name, heads, n in (("q", 4, 1), ("k", 1, keys), ("v", 1, keys))}
+
+    n = tilewright.Dim("n", 1, 1 << 14)
+
+    def compiled(order: str) -> Any:
+        passes = tilewright.pipeline().replace("attention-tiling", AttentionTiling(order=order))
+        return tilewright.compile(
+            Step().eval(), kwargs=given(9), dims={name: {2: n} for name in "kv"}, passes=passes, cache=False
+        )
+
+    split, whole = compiled("split-kv"), compiled("query-outer")
+    twin = CountingTwin(split)
+    for keys in (1, 1024, 2500):
+        inputs = given(keys)
+        assert torch.equal(split(**inputs), whole(**inputs))
+        sums = check_counts(split, twin.run(**inputs), (), inputs)
+        (row,) = split.report.at(n=keys).attentions
+        assert len(sums) == 2
+        assert row.tiling.named == sum(counts.read + counts.write for counts in sums.values())

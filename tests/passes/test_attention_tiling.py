@@ -340,11 +340,30 @@ def test_determinism_decides_which_segments_are_open() -> None:
         run_on(model(), context(), AttentionTiling(block_k=32))
 
 
+def step(heads: int) -> Graph:
+    """One query of four heads for each of so many key heads, and up to 32768 keys."""
+    g = Graph("s: 1..32768")
+    q, k, v = (g.input(n, [1, h, t, 64]) for n, h, t in (("q", 4 * heads, 1), ("k", heads, "s"), ("v", heads, "s")))
+    g.done(g.op(AttentionOp, q, k, v, scale=0.3))
+    return g
+
+
+def test_keys_are_split_where_heads_leave_cores_idle() -> None:
+    for cores, heads, order in ((2, 1, "split-kv"), (2, 3, "split-kv"), (2, 8, "query-outer"), (1, 1, "query-outer")):
+        ctx = context(replace(MACHINES["avx512"](), cores=cores))
+        assert run_on(step(heads), ctx, AttentionTiling()).schedule.to_dict()["order"] == order
+    stated = AttentionTiling(order="split-kv", part=512)
+    assert run_on(step(8), context(determinism="run"), stated).schedule.number("part", 0) == 512
+    with pytest.raises(PassOptionError, match="parts of 100 keys are not whole segments of 64"):
+        run_on(step(8), context(determinism="run"), AttentionTiling(order="split-kv", part=100))
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
         ({"order": "key-outer"}, "no kernel walks key-outer yet"),
-        ({"order": "split-kv", "splits": 4}, "merges parts of 1024 keys, not 4 equal ones"),
+        ({"order": "split-kv", "part": 512}, "merges parts of 1024 keys, not of 512"),
+        ({"order": "split-kv"}, "70 queries a head are more than 16"),
         ({"heads": 3}, "3 heads do not divide the 2 of a key head"),
     ],
 )

@@ -147,7 +147,7 @@ def _candidates(choice: Mapping[str, Any]) -> str:
     console = Console(width=WIDTH, record=True, file=io.StringIO(), highlight=False, color_system=None)
     table = Table(box=None, pad_edge=False)
     levels = list(choice["candidates"][0]["moved"])
-    for heading in ("", "order", "q by k", "heads", "splits", "named", *levels, "predicted", "refused"):
+    for heading in ("", "order", "q by k", "heads", "part", "named", *levels, "predicted", "refused"):
         names = heading in ("", "order", "refused")
         table.add_column(heading, justify="left" if names else "right", no_wrap=True)
     reasons = list(dict.fromkeys(c["refused"] for c in choice["candidates"] if c["refused"] is not None))
@@ -156,7 +156,7 @@ def _candidates(choice: Mapping[str, Any]) -> str:
         table.add_row(
             "*" if place == choice["chosen"] else "", schedule["order"],
             f"{schedule['block_q']} by {schedule['block_k']}",
-            str(schedule.get("heads", 1)), str(schedule.get("splits", 1)), number(candidate["named"]),
+            str(schedule.get("heads", 1)), str(schedule.get("part", "")), number(candidate["named"]),
             *[number(candidate["moved"][level]) for level in levels], duration(candidate["seconds"][0]),
             "" if candidate["refused"] is None else f"({reasons.index(candidate['refused']) + 1})",
         )  # fmt: skip
@@ -173,8 +173,8 @@ def _stretched(sizes: Sizes, keys: int) -> Sizes:
 
 
 def _memory(tiling: Tiling, machine: Machine) -> float:
-    splits = max(2, machine.cores) if tiling.order == "split-kv" else 1
-    return replace(tiling, splits=splits).work(machine).moved[machine.memory.name]
+    part = machine.rules.key_part if tiling.order == "split-kv" else 0
+    return replace(tiling, part=part).work(machine).moved[machine.memory.name]
 
 
 _COLOURS: Final = ("#1f6feb", "#d1242f", "#8250df", "#57606a")

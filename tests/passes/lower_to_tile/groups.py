@@ -16,6 +16,7 @@ from tilewright.ir.dtypes import torch_name
 from tilewright.ir.graph.base import Setting, tensor
 from tilewright.ir.graph.structure import GroupOp, YieldOp
 from tilewright.ir.passing import Context
+from tilewright.ir.tile.base import buffer
 from tilewright.ir.tile.counting import Counters
 from tilewright.ir.tile_interpreter import run_kernel
 from tilewright.ir.types import TensorType
@@ -101,12 +102,19 @@ def run_lowered(
     counters: Counters | None = None,
 ) -> list[np.ndarray[Any, Any]]:
     """One variant's results by the tile interpreter, which fails on poison, overlaps and elements left unwritten."""
-    outputs = [np.zeros([d.evaluate(sizes) for d in tensor(v).dims], tensor(v).dtype.numpy()) for v in made.yielded]
     arrays = []
     for arg, given in zip(made.block.args, inputs, strict=True):
         kind = tensor(arg).dtype
         array = given.float().numpy().astype(kind.numpy()) if kind.name == "bf16" else given.numpy()
         arrays.append(np.ascontiguousarray(array))
     dims = {name: sizes[name] for name in lowered.dims}
-    run_kernel(lowered.variants[variant].kernel, [*arrays, *outputs], dims, counters)
-    return outputs
+
+    def launched(part: Lowered) -> list[np.ndarray[Any, Any]]:
+        kernel = part.variants[variant].kernel
+        before = [] if part.first is None else launched(part.first)
+        written = [buffer(v) for v in kernel.buffers[len(kernel.inputs) :]]
+        outputs = [np.zeros([d.evaluate(dims) for d in b.dims], b.dtype.numpy()) for b in written]
+        run_kernel(kernel, [*arrays, *before, *outputs], dims, counters)
+        return outputs
+
+    return launched(lowered)

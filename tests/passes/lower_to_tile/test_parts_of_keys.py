@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from xdsl.ir import SSAValue
 
 from tests.backends.cpu.native_kernel import NativeKernel
 from tests.passes.lower_tile_to_loops.running import check_counts
@@ -15,19 +14,18 @@ from tests.passes.lower_tile_to_loops.running import inputs as drawn
 from tests.passes.lower_to_tile.groups import draw, group, reference, run_lowered
 from tests.passes.lower_to_tile.test_paged_bits import BEST, PART, Kernels, machine
 from tests.passes.lower_to_tile.test_skeletons import attention
-from tilewright.ir.dims import Dim, DimSpace, Expr, ceildiv, minimum
+from tilewright.ir.dims import Dim, DimSpace, Expr, ceildiv
 from tilewright.ir.dtypes import BF16, F32, DType
 from tilewright.ir.graph.attention import AttentionOp
 from tilewright.ir.graph.structure import GroupOp
 from tilewright.ir.passing import Context
-from tilewright.ir.tile.builder import KernelBuilder
+from tilewright.ir.schedules import Schedule
 from tilewright.ir.tile.counting import Counters
-from tilewright.ir.tile.structure import KernelOp
 from tilewright.ir.tile.traffic import kernel_traffic
 from tilewright.ir.types import TensorType
+from tilewright.passes.attention_tiling.sizes import Sizes
+from tilewright.passes.attention_tiling.tilings import scheduled
 from tilewright.passes.lower_tile_to_loops import lower_kernel
-from tilewright.passes.lower_to_tile.matrix_tiles import own_segment
-from tilewright.passes.lower_to_tile.online_softmax import OnlineSoftmax, Segment
 from tilewright.passes.lower_to_tile.skeletons import lower_group
 
 HEADS, SIZE = 4, 32
@@ -42,62 +40,22 @@ def whole(dtype: DType) -> GroupOp:
     return group("attention", types, lambda g, *xs: [g.add(AttentionOp.make(*xs, scale=0.3))])
 
 
-def softmax(b: KernelBuilder, made: GroupOp) -> OnlineSoftmax:
-    op = next(o for o in made.block.ops if isinstance(o, AttentionOp))
-    return OnlineSoftmax.of(b, op, machine(), (HEADS, own_segment(machine(), op)), (SIZE, SIZE))
-
-
-def state(b: KernelBuilder, made: list[SSAValue]) -> list[SSAValue]:
-    """Views of m, l and o of every part."""
-    return [b.view(x, [PARTS, HEADS, n], [HEADS * n, n, 1]) for x, n in zip(made, (1, 1, SIZE), strict=True)]
-
-
-def partials(made: GroupOp, dtype: DType) -> KernelOp:
-    """m, l and o of every part, each by a program that knows of no other part."""
-    b = KernelBuilder("partials", ("s",))
-    q, k, v = (b.buffer([n * SIZE], dtype) for n in (Expr.of(HEADS), KEYS, KEYS))
-    outputs = state(b, [b.output([PARTS * HEADS * n], F32) for n in (1, 1, SIZE)])
-    (part,) = b.grid([PARTS], [1])
-    own = softmax(b, made)
-    queries = own.queries(b.load(b.view(q, [HEADS, SIZE], [SIZE, 1]), [0, 0], [HEADS, SIZE]))
-    keys, values = (b.view(x, [KEYS, SIZE], [SIZE, 1]) for x in (k, v))
-
-    def segment_at(key: SSAValue) -> Segment:
-        near, held = (b.load(x, [key, 0], [own.segment, SIZE], 0.0) for x in (keys, values))
-        seen = b.map("lt", b.coordinates(key, 1, (1, own.segment)), b.splat(KEYS, (1, 1)))
-        return Segment(own.logits(queries, near), seen, held)
-
-    first, last = b.index(Expr.of("a0") * PART, part), b.index(minimum((Expr.of("a0") + 1) * PART, KEYS), part)
-    for value, view in zip(own.over(first, last, None, segment_at, PART), outputs, strict=True):
-        b.store(b.reshape(value, (1, HEADS, SIZE if view is outputs[-1] else 1)), view, [part, 0, 0])
-    return b.finish()
-
-
-def merge(made: GroupOp, dtype: DType) -> KernelOp:
-    """The parts merged from left to right."""
-    b = KernelBuilder("merge", ("s",))
-    inputs = state(b, [b.buffer([PARTS * HEADS * n], F32) for n in (1, 1, SIZE)])
-    out = b.output([HEADS * SIZE], dtype)
-    b.grid([1], [1])
-    own = softmax(b, made)
-    with b.loop(0, b.index(PARTS), 1, own.start(None)) as loop:
-        part = [
-            b.reshape(b.load(x, [loop.at, 0, 0], [1, HEADS, n]), (HEADS, n))
-            for x, n in zip(inputs, (1, 1, SIZE), strict=True)
-        ]
-        loop.give(*own.merged(loop.carried, part))
-    b.store(own.result(loop.out), b.view(out, [HEADS, SIZE], [SIZE, 1]), [0, 0])
-    return b.finish()
+def split(made: GroupOp) -> GroupOp:
+    """The same with a program for each part."""
+    heads = next(op for op in made.block.ops if isinstance(op, AttentionOp)).group
+    made.properties["schedule"] = Schedule.of({"order": "split-kv", "part": PART, "heads": heads})
+    return made
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
 def test_parts_computed_apart_merge_to_the_same_bits(dtype: DType, rng: np.random.Generator) -> None:
-    made = whole(dtype)
-    at_once = Kernels(made)
+    at_once = Kernels(whole(dtype))
+    merging = lower_group(split(whole(dtype)), "kernel", Context(machine(), SPACE))
+    assert merging.first is not None
     apart, merged = (
-        NativeKernel(lower_kernel(kernel, machine()), BEST) for kernel in (partials(made, dtype), merge(made, dtype))
+        NativeKernel(lower_kernel(made.variants[0].kernel, machine()), BEST) for made in (merging.first, merging)
     )
-    for keys in (1, PART, PART + 1, int(rng.integers(2 * PART, 512))):
+    for keys in (0, 1, PART, PART + 1, int(rng.integers(2 * PART, 512))):
         q, k, v = (rng.standard_normal(n * SIZE).astype(np.float32).astype(dtype.numpy()) for n in (HEADS, keys, keys))
         # logits that grow, so that later parts lower what earlier ones left
         k = (k.reshape(keys, SIZE) * np.linspace(0.1, 3, keys)[:, None]).astype(dtype.numpy()).reshape(-1)
@@ -107,7 +65,7 @@ def test_parts_computed_apart_merge_to_the_same_bits(dtype: DType, rng: np.rando
         for threads in (1, 2):
             apart([q, k, v, *held], [keys], nthreads=threads)
             got = np.full(HEADS * SIZE, np.nan, dtype.numpy())
-            merged([*held, got], [keys])
+            merged([q, k, v, *held, got], [keys])
             np.testing.assert_array_equal(got.view(np.uint8), want.reshape(-1).view(np.uint8))
 
 
@@ -136,8 +94,37 @@ def test_formulas_and_counters_agree_where_parts_are_merged(case: dict[str, Any]
         assert traffic.counts(dims) == counters.bytes
 
 
+@pytest.mark.parametrize("case", [*MASKS, {"valid": True, "bias": True, "lse": True}], ids=str)
+def test_parts_have_the_bits_of_one_walk_and_move_what_the_closed_forms_say(
+    case: dict[str, Any], rng: np.random.Generator
+) -> None:
+    heads, groups = 2, 1
+    made = attention(heads=heads, groups=groups, **case)
+    at_once = lower_group(made, "kernel", Context(machine(), SPACE))
+    apart = lower_group(split(made), "kernel", Context(machine(), SPACE))
+    assert apart.first is not None
+    limits = [v.limit for v in apart.variants]
+    for queries, keys in ((1, int(rng.integers(1, 400))), (int(rng.integers(2, 17)), int(rng.integers(0, 400)))):
+        sizes = {"b": 2, "t": queries, "s": keys}
+        number = next(i for i, limit in enumerate(limits) if limit is None or queries <= limit)
+        inputs, counters = draw(made, sizes, rng), Counters()
+        got = run_lowered(made, apart, number, inputs, sizes, counters)
+        for value, alone in zip(got, run_lowered(made, at_once, min(number, 1), inputs, sizes), strict=True):
+            np.testing.assert_array_equal(value.view(np.uint8), alone.view(np.uint8))
+        dims = {name: sizes[name] for name in apart.dims}
+        counted = [kernel_traffic(m.variants[number].kernel).counts(dims) for m in (apart.first, apart)]
+        for kind in ("read", "write", "matrix", "vector"):
+            assert sum(c.of(kind) for c in counted) == counters.bytes.of(kind)
+        op = next(op for op in made.block.ops if isinstance(op, AttentionOp))
+        tiling = scheduled(Sizes.of(op, sizes), made.schedule, machine().rules)
+        if not op.bias and not op.valid and not op.sinks:
+            assert counters.bytes.read + counters.bytes.write == tiling.named
+
+
 def test_loops_count_what_tiles_do_where_parts_are_merged(rng: np.random.Generator) -> None:
     lowered = lower_group(attention(heads=2, groups=1), "kernel", Context(machine(), SPACE))
     dims = {"b": 1, "t": 3, "s": int(rng.integers(PART + 1, PART + 40))}
-    kernel = lowered.variants[0].kernel
-    check_counts(kernel, dims, drawn(kernel, dims, rng))
+    apart = lower_group(split(attention(heads=2, groups=1)), "kernel", Context(machine(), SPACE))
+    assert apart.first is not None
+    for kernel in (made.variants[0].kernel for made in (lowered, apart.first, apart)):
+        check_counts(kernel, dims, drawn(kernel, dims, rng))

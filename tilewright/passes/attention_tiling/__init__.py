@@ -28,7 +28,7 @@ from tilewright.ir.schedules import ORDERS
 from tilewright.passes.attention_tiling.bounds import bounds_of, compulsory
 from tilewright.passes.attention_tiling.sizes import Sizes
 from tilewright.passes.attention_tiling.tilings import Tiling
-from tilewright.passes.attention_tiling.variants import Tile, block_for
+from tilewright.passes.attention_tiling.variants import FEW, Tile, block_for
 
 # the size that a dim without an upper bound is judged at
 OPEN: Final = 2048
@@ -42,18 +42,18 @@ _BLOCKS: Final = (16, 256)  # the fewest and the most rows of a tile of queries 
 class AttentionTiling(Pass):
     """Loop order and tiles of every attention, by predicted time or by bytes moved.
 
-    order, block_q, block_k, heads, splits: stated instead of chosen, where they are not "auto" or 0. objective: "time"
+    order, block_q, block_k, heads, part: stated instead of chosen, where they are not "auto" or 0. objective: "time"
     or "io", "auto" for the compilation's.
     """
 
     name: ClassVar[str] = "attention-tiling"
     requires: ClassVar[tuple[str, ...]] = ("fuse|materialise",)
-    least: ClassVar[Mapping[str, int]] = {"block_q": 0, "block_k": 0, "heads": 0, "splits": 0}
+    least: ClassVar[Mapping[str, int]] = {"block_q": 0, "block_k": 0, "heads": 0, "part": 0}
     order: str = AUTO
     block_q: int = 0
     block_k: int = 0
     heads: int = 0
-    splits: int = 0
+    part: int = 0
     objective: str = AUTO
 
     def __post_init__(self) -> None:
@@ -92,7 +92,7 @@ class AttentionTiling(Pass):
 
     @property
     def _stated(self) -> bool:
-        return self.order != AUTO or any((self.block_q, self.block_k, self.heads, self.splits))
+        return self.order != AUTO or any((self.block_q, self.block_k, self.heads, self.part))
 
     def _tilings(self, sizes: Sizes, largest: Sizes, machine: Machine) -> Iterator[Tiling]:
         """Every order with every tile, the same for all sizes up to the largest; what is stated is taken as it is.
@@ -102,12 +102,11 @@ class AttentionTiling(Pass):
         segment = _segment(sizes, machine)
         blocks = (self.block_q,) if self.block_q else _blocks(sizes, machine)
         for order in ORDERS if self.order == AUTO else (self.order,):
-            cuts = (self.splits,) if self.splits else (max(2, machine.cores),) if order == "split-kv" else (1,)
+            part = (self.part or machine.rules.key_part) if order == "split-kv" else 0
             for heads in (self.heads,) if self.heads else sorted({1, largest.group}, reverse=True):
-                for splits in cuts:
-                    for block in blocks:
-                        variant = block_for(machine.rules, block, heads, sizes.queries)
-                        yield Tiling(sizes, order, block, self.block_k or segment, heads, splits, variant=variant)
+                for block in blocks:
+                    variant = block_for(machine.rules, block, heads, sizes.queries)
+                    yield Tiling(sizes, order, block, self.block_k or segment, heads, part, variant=variant)
 
     def _complain(self, op: AttentionOp, tilings: list[Tiling], candidates: list[Candidate], machine: Machine) -> None:
         """An error where what cannot be taken was asked for."""
@@ -207,11 +206,22 @@ def refusal(tiling: Tiling, ctx: Context) -> str | None:
     segment = _segment(sizes, machine)
     if batch and tiling.block_k != segment:
         return f"determinism={ctx.options.determinism} adds keys in segments of {segment}"
-    if batch and tiling.order == "split-kv":
-        part = machine.rules.key_part
-        return f"determinism={ctx.options.determinism} merges parts of {part} keys, not {tiling.splits} equal ones"
-    if tiling.order != "query-outer":
-        return f"no kernel walks {tiling.order} yet"
+    if tiling.order == "key-outer":
+        return "no kernel walks key-outer yet"
+    if tiling.order == "split-kv":
+        return _refused_parts(tiling, ctx)
+    return None
+
+
+def _refused_parts(tiling: Tiling, ctx: Context) -> str | None:
+    """Why keys cannot be cut so."""
+    part, own = tiling.part, ctx.machine.rules.key_part
+    if ctx.options.determinism in ("batch", "exact") and part != own:
+        return f"determinism={ctx.options.determinism} merges parts of {own} keys, not of {part}"
+    if part % tiling.block_k:
+        return f"parts of {part} keys are not whole segments of {tiling.block_k}"
+    if tiling.sizes.queries > FEW[-1]:
+        return f"the sums of parts pass through memory: {tiling.sizes.queries} queries a head are more than {FEW[-1]}"
     return None
 
 

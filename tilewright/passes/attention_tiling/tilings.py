@@ -37,9 +37,9 @@ _STATE = 4  # bytes of a running sum, maximum or denominator: f32
 class Tiling:
     """An order and its tiles, on an attention of given sizes.
 
-    block_q, block_k: rows of a tile of queries and of keys. heads: query heads of one key head that share a tile.
-    splits: parts of the keys. stages: tiles of keys and values that are near at once. variant: what runs at these sizes
-    instead of block_q rows and so many heads.
+    block_q, block_k: rows of a tile of queries and of keys. heads: query heads of one key head that share a tile. part:
+    keys of a part, where they are split. stages: tiles of keys and values that are near at once. variant: what runs at
+    these sizes instead of block_q rows and so many heads.
     """
 
     sizes: Sizes
@@ -47,7 +47,7 @@ class Tiling:
     block_q: int
     block_k: int
     heads: int = 1
-    splits: int = 1
+    part: int = 0
     stages: int = 1
     variant: Block | None = None
 
@@ -64,7 +64,7 @@ class Tiling:
     @property
     def schedule(self) -> Schedule:
         """The choices as a group states them; those that are 1 are left out."""
-        named = {"heads": self.heads, "splits": self.splits, "stages": self.stages}
+        named = {"heads": self.heads, "part": self.part, "stages": self.stages}
         more = {name: n for name, n in named.items() if n > 1}
         return Schedule.of({"order": self.order, "block_q": self.block_q, "block_k": self.block_k, **more})
 
@@ -80,6 +80,11 @@ class Tiling:
     @property
     def launches(self) -> int:
         return 2 if self.order == "split-kv" else 1
+
+    @property
+    def splits(self) -> int:
+        """Parts of the keys that programs of their own visit."""
+        return -(-self.sizes.keys // self.part) if self.order == "split-kv" and self.part else 1
 
     @property
     def programs(self) -> int:
@@ -119,8 +124,8 @@ class Tiling:
                 q = int((self.visited.rows * self.visited.steps).sum()) * self.repeats * self._query
                 return {"q": q, "keys": keys, "out": self._out(), "state": 2 * rows * self._partial}
             case _:
-                parts = self._parts()
-                visits = int((self.visited.rows * parts).sum()) * self.repeats
+                # parts that a mask hides have queries and sums like others
+                visits = int(self.visited.rows.sum()) * self.repeats * self.splits
                 return {
                     "q": visits * self._query, "keys": self._keys(), "out": self._out(),
                     "state": 2 * visits * self._partial,
@@ -153,15 +158,6 @@ class Tiling:
 
     def _out(self) -> int:
         return self.sizes.rows * self.sizes.value_features * self.sizes.width + lse_bytes(self.sizes)
-
-    def _parts(self) -> np.ndarray:
-        """In how many parts of the keys each tile of queries visits any; parts are whole tiles of keys, as equal as can
-        be, the first ones larger."""
-        tiles = -(-self.sizes.keys // self.block_k)
-        part = max(1, -(-tiles // self.splits))
-        first = self.visited.first // self.block_k
-        last = first + self.visited.steps - 1
-        return np.where(self.visited.steps > 0, last // part - first // part + 1, 0)
 
     # --- a machine ----------------------------------------------------------------------------------------------------
 
@@ -278,7 +274,8 @@ def scheduled(sizes: Sizes, schedule: Schedule, rules: TileRules) -> Tiling:
     own = own_block(rules, sizes.features, sizes.value_features, sizes.dtype)
     segment = rules.segment(sizes.features, sizes.value_features, sizes.dtype.name)
     block, heads = schedule.number("block_q", own), schedule.number("heads", 1)
+    part = schedule.number("part", rules.key_part) if stated.get("order") == "split-kv" else 0
     return Tiling(
-        sizes, str(stated.get("order", "query-outer")), block, schedule.number("block_k", segment), heads,
-        schedule.number("splits", 1), schedule.number("stages", 1), block_for(rules, block, heads, sizes.queries),
+        sizes, str(stated.get("order", "query-outer")), block, schedule.number("block_k", segment), heads, part,
+        schedule.number("stages", 1), block_for(rules, block, heads, sizes.queries),
     )  # fmt: skip

@@ -24,6 +24,7 @@ from tilewright.passes.lower_tile_to_loops.indices import Index
 from tilewright.passes.lower_tile_to_loops.materialise import static_axes
 from tilewright.passes.lower_tile_to_loops.prefetching import Share, Stream, ask_for_epilogue, share, stream_after
 from tilewright.passes.lower_tile_to_loops.sites import Coord, Position, Site, known
+from tilewright.passes.lower_tile_to_loops.step_requests import Asking
 from tilewright.passes.lower_tile_to_loops.storage import RegisterTile, ScratchTile, Storage
 from tilewright.passes.lower_tile_to_loops.sweeps import Space, Starts, sweep
 from tilewright.passes.lower_tile_to_loops.tails import depth_limit
@@ -36,13 +37,17 @@ Reader = Callable[[Site], Value]
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A block of the result: its first row and column, how many rows and vectors it has, and what it asks for ahead."""
+    """A block of the result: its first row and column, how many rows and vectors it has, and what it asks for ahead.
+
+    before: steps of k that the blocks before it take.
+    """
 
     row: Position
     rows: int
     column: Position
     vectors: int
     share: Share | None = None
+    before: Value | int = 0
 
 
 def lower_dot(cx: Lowering, op: DotOp) -> None:
@@ -62,6 +67,11 @@ class Blocks:
         self.rows, self.columns = tile(op.out).extents
         # one column lies along the lanes of scratch: a vector would spill over the rows that follow
         self.lanes = home.lanes if isinstance(home, RegisterTile) else 1 if self.columns == 1 else cx.lanes
+        blocks = 1
+        if not isinstance(home, RegisterTile):
+            height, width = register_block(cx, self.rows, self.columns)
+            blocks = -(-self.rows // height) * -(-self.columns // (self.lanes * width))
+        self.asking = Asking.of(cx, op, blocks) if isinstance(op, DotOp) else None
 
     def run(self) -> None:
         """Emits the whole result: one block where it lives in registers."""
@@ -80,7 +90,8 @@ class Blocks:
         columns = None if 1 in static or self.columns % self.lanes else live.get(1)
         vectors = -(-self.columns // self.lanes)
         height, width = register_block(self.cx, self.rows, self.columns)
-        stream = stream_after(self.cx, self.op) if isinstance(self.op, DotOp) else None
+        stream = stream_after(self.cx, self.op) if isinstance(self.op, DotOp) and self.asking is None else None
+        b, bands = self.cx.b, -(-self.rows // height)
         passing = self.cx.b.index(self.rows) if rows is None else self.cx.b.min(rows.value, self.rows)
         for strip, wide in _ranges(self.cx, vectors, width, self.lanes, columns, looped=1 not in static):
             tall = height if wide == width else register_block(self.cx, self.rows, wide * self.lanes)[0]
@@ -90,7 +101,9 @@ class Blocks:
                         part = None
                         if stream is not None and wide == min(width, vectors):
                             part = self.share(stream, (top, high, passing), (at, wide, vectors))
-                        self.block(Block(top, high, at, wide, part))
+                        strips = b.mul(b.floordiv(b.index(at), width * self.lanes), bands)
+                        turn = b.add(strips, b.floordiv(b.index(top), height))
+                        self.block(Block(top, high, at, wide, part, b.mul(turn, tile(self.op.a).extents[1])))
 
     def share(self, stream: Stream, rows: tuple[Position, int, Value], columns: tuple[Position, int, int]) -> Share:
         """A block's share of a stream. rows: its first, how many it has, and how many there are; so of vectors."""
@@ -157,6 +170,8 @@ class Blocks:
             k = Coord(loop.index, below=below)
             if block.share is not None:
                 block.share.ask(self.cx, loop.index)
+            if self.asking is not None:
+                self.asking.ask(self.cx.b.add(loop.index, block.before))
             right = [self.right(Site((k, s.coords[1]), s.lanes, s.mask)) for s in sites[: block.vectors]]
             sums: list[Value] = []
             for row in range(block.rows):

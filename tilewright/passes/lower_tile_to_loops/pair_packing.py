@@ -17,9 +17,9 @@ from tilewright.ir.tile.compute import LANES, CastOp, DotOp
 from tilewright.passes.lower_tile_to_loops.context import Lowering
 from tilewright.passes.lower_tile_to_loops.elementwise import lanes_at
 from tilewright.passes.lower_tile_to_loops.materialise import static_axes
-from tilewright.passes.lower_tile_to_loops.page_requests import PageRequests
 from tilewright.passes.lower_tile_to_loops.pairs import Paired, paired
 from tilewright.passes.lower_tile_to_loops.sites import Coord, Position, Site, known, shifted
+from tilewright.passes.lower_tile_to_loops.step_requests import StepRequests
 from tilewright.passes.lower_tile_to_loops.storage import Pairs, ScratchTile
 from tilewright.passes.lower_tile_to_loops.sweeps import Starts
 from tilewright.passes.lower_tile_to_loops.transposes import turn
@@ -63,7 +63,7 @@ def _packed(cx: Lowering, op: DotOp, pair: Paired, width: int) -> ScratchTile:
     panels = _Panels(cx, cx.scratch((columns // width * (depth // 2), 2 * width), BF16), depth, width)
     looped = 0 not in static_axes(cx, pair.source)
     rows = columns if pair.turned else depth
-    requests = PageRequests.of(cx, op, pair.source, rows)
+    requests = StepRequests.of(cx, pair.source, op.a, op.acc)
     cx.sweep += 1
     # rows of one page are addressed together
     step = LANES if pair.turned or (requests.loads and depth % LANES == 0) else 2

@@ -12,6 +12,7 @@ from tilewright.passes.lower_tile_to_loops.elementwise import lanes_at
 from tilewright.passes.lower_tile_to_loops.indices import Index
 from tilewright.passes.lower_tile_to_loops.rearrangement import transposed
 from tilewright.passes.lower_tile_to_loops.sites import ORIGIN, Coord, Position, Site, known, lane_axis
+from tilewright.passes.lower_tile_to_loops.step_requests import StepRequests
 from tilewright.passes.lower_tile_to_loops.storage import ScratchTile
 from tilewright.passes.lower_tile_to_loops.sweeps import Space, Starts, outer
 
@@ -31,6 +32,9 @@ def fill_transposed(cx: Lowering, home: ScratchTile, op: TransposeOp) -> None:
     along = list(op.permutation.data).index(lane_axis(tile(op.source).extents) or 0)
     assert across is not None
     live = cx.live(op.out)
+    requests = StepRequests.of(cx, op.source)
+    # lines that a square asks for: its share of those of the rows that it has a part of
+    share = -(-requests.each * lanes // -(-extents[along] // lanes))
     cx.sweep += 1
     # The two axes of the squares are walked here, the others by the sweep.
     space = Space(tuple(1 if a in (across, along) else n for a, n in enumerate(extents)), lanes, None)
@@ -45,7 +49,10 @@ def fill_transposed(cx: Lowering, home: ScratchTile, op: TransposeOp) -> None:
 
         mask = b.tail_mask(rows, lanes) if rows < lanes else None
         vectors = []
+        asked = b.add(b.mul(b.index(left), requests.each), b.mul(b.floordiv(b.index(top), lanes), share))
         for number in range(count):
+            before = number * share // count
+            requests.ask(b.add(asked, before), (number + 1) * share // count - before)
             column = _at(cx, left, number, 0)
             own = transposed(op, site(_at(cx, top, 0, 1), column, mask))
             vectors.append(lanes_at(cx, op.source, own))

@@ -7,8 +7,9 @@ whole program are not visited, where positions are known to count from zero.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from math import gcd
 
 from xdsl.ir import BlockArgument, Operation, SSAValue
@@ -33,6 +34,7 @@ from tilewright.passes.lower_to_tile.layout import Strides, merge_axes
 from tilewright.passes.lower_to_tile.matrix_tiles import attention_unit, own_segment
 from tilewright.passes.lower_to_tile.online_softmax import OnlineSoftmax, Segment
 from tilewright.passes.lower_to_tile.skeleton import Refusal
+from tilewright.passes.lower_to_tile.split_keys import Parts, Sums
 
 
 def refuses_attention(op: Operation) -> Refusal | None:
@@ -68,20 +70,27 @@ def lower_attention(group: GroupOp, name: str, machine: Machine, dims: DimSpace)
     block_q = schedule.number("block_q", own)
     segment = schedule.number("block_k", own_segment(machine, anchor))
     heads = schedule.number("heads", 1)
-    if schedule.to_dict().get("order", "query-outer") != "query-outer" or heads not in (1, anchor.group):
+    order, part = schedule.to_dict().get("order", "query-outer"), schedule.number("part", machine.rules.key_part)
+    if order == "key-outer" or heads not in (1, anchor.group) or part % segment:
         step = f"write attention-tiling{{order=query-outer heads={anchor.group}}}"
         raise unsupported(anchor, f"no kernel is made by the schedule {schedule.to_dict()}", step)
     low, high = dims.interval(queries)
-    variants: list[Variant] = []
-    previous = 0
-    for block in blocks_of(machine.rules, block_q, heads):
-        limit = block.limit
-        if (low is None or limit is None or low <= limit) and (high is None or high > previous or not variants):
-            called = f"{name}_h{block.heads}" if block.heads > 1 else f"{name}_q{block.rows}"
-            variants.append(Variant(_kernel(group, anchor, called, machine, dims, block, segment), limit))
-        previous = limit or previous
-    variants[-1] = Variant(variants[-1].kernel, None)
-    return Lowered(tuple(variants), tuple(variants[0].kernel.dims.data), queries)
+
+    def made(ending: str, parts: Parts | None, first: Lowered | None = None) -> Lowered:
+        variants: list[Variant] = []
+        previous = 0
+        for block in blocks_of(machine.rules, block_q, heads):
+            limit = block.limit
+            if (low is None or limit is None or low <= limit) and (high is None or high > previous or not variants):
+                called = f"{name}_h{block.heads}{ending}" if block.heads > 1 else f"{name}_q{block.rows}{ending}"
+                variants.append(Variant(_kernel(group, anchor, called, machine, dims, block, segment, parts), limit))
+            previous = limit or previous
+        variants[-1] = Variant(variants[-1].kernel, None)
+        return Lowered(tuple(variants), tuple(variants[0].kernel.dims.data), queries, first=first)
+
+    if order == "query-outer":
+        return made("", None)
+    return made("_merge", Parts(anchor, part, True), made("_part", Parts(anchor, part, False)))
 
 
 class _Axes:
@@ -168,9 +177,17 @@ def _seen_by_all(op: attention.AttentionOp, segment: int) -> Expr | None:
 
 
 def _kernel(
-    group: GroupOp, op: attention.AttentionOp, name: str, machine: Machine, dims: DimSpace, block: Block, segment: int
+    group: GroupOp,
+    op: attention.AttentionOp,
+    name: str,
+    machine: Machine,
+    dims: DimSpace,
+    block: Block,
+    segment: int,
+    parts: Parts | None,
 ) -> KernelOp:
-    """block: a tile of queries. segment: keys of a tile. Heads that a group splits into several axes are not packed."""
+    """block: a tile of queries. segment: keys of a tile. parts: of the keys, where programs share them. Heads that a
+    group splits into several axes are not packed."""
     axes = _Axes()
     space = map_group(group, op, lambda s: None if op.q in s.maps else _seed(s, op, axes))
     strides = all_strides(space, group)
@@ -189,15 +206,18 @@ def _kernel(
     row_at = place[axes.h] if packed else t_at
     rows = block.rows if row_at is not None else 1
     span = 1 if packed else rows
-    b, buffers, outputs = begin(group, name)
+    b, buffers, outputs, sums = (*begin(group, name), []) if parts is None else parts.begin(group, name)
     extent = dict.fromkeys(range(len(walk.members)), 1)
     extent.update({s_at: segment, e_at: features, d_at: value_features})
     if row_at is not None:
         extent[row_at] = rows
     grid = [i for i in range(len(walk.members)) if i not in (s_at, e_at, d_at)]
+    leaving = parts is not None and not parts.merging
+    counts = [parts.count] if parts is not None and leaving else [] if grid else [Expr.of(1)]
     # later queries see more keys
-    folded = [grid.index(t_at)] if t_at is not None and op.mask.data == "causal" and placed(op) else []
-    coordinates = b.grid([walk.extents[i] for i in grid] or [1], [extent[i] for i in grid] or [1], folded=folded)
+    folded = [grid.index(t_at)] if t_at is not None and op.mask.data == "causal" and placed(op) and not parts else []
+    sizes = [*(walk.extents[i] for i in grid), *counts]
+    coordinates = b.grid(sizes, [*(extent[i] for i in grid), *([1] * len(counts))], folded=folded)
     at = dict(zip(grid, coordinates, strict=False))
     at.update({s_at: b.index(0), e_at: b.index(0), d_at: b.index(0)})
 
@@ -213,12 +233,11 @@ def _kernel(
         extent[row_at] = height
         for number, band in enumerate(bands):
             band[row_at] = b.index(Expr.of("a0") + number * height, at[row_at])
-    scaled = [softmax.queries(emitter(row_at, e_at, band).tile(op.q)) for band in bands]
     sinks = [None if op.sinks is None else emitter(row_at, s_at, band).tile(op.sinks) for band in bands]
     lo, hi = _key_range(op, span, segment)
     first = [at[t_at]] if t_at is not None else [b.index(0)]
 
-    def segment_at(key: SSAValue, whole: bool) -> Iterator[Segment]:
+    def segment_at(scaled: Sequence[SSAValue], key: SSAValue, whole: bool) -> Iterator[Segment]:
         along = {**at, s_at: key}
         k = keys_or_values(emitter(s_at, e_at, along), op.k, (segment, features))
         v = keys_or_values(emitter(s_at, d_at, along), op.v, (segment, value_features))
@@ -238,11 +257,33 @@ def _kernel(
                 v = b.map("select", b.reshape(per_key, (segment, 1)), v, b.constant(0.0, (1, 1), tile_type(v).dtype))
             yield Segment(logits, seen, v)
 
-    most = dims.interval(walk.extents[s_at])[1]
     # few queries wait for memory, not for masks: their variants are not worth a second loop's code
     within = _seen_by_all(op, segment) if block.limit is None else None
-    whole = None if within is None else b.index(within, *first)
-    states = softmax.over_bands(b.index(lo, *first), b.index(hi, *first), sinks, segment_at, most, whole=whole)
+
+    def walked(most: int | None, part: SSAValue | None = None) -> list[list[SSAValue]]:
+        """m, l and o of the bands after all keys, or after those of a part."""
+        scaled = [softmax.queries(emitter(row_at, e_at, band).tile(op.q)) for band in bands]
+        brought = partial(segment_at, scaled)
+        begin_at, end = b.index(lo, *first), b.index(hi, *first)
+        whole = None if within is None else b.index(within, *first)
+        if parts is None or part is None:
+            return softmax.over_bands(begin_at, end, sinks, brought, most, whole=whole)
+        bounds = parts.bounds(b, part, begin_at, end)
+        return softmax.over_bands(*bounds, [None] * len(bands), brought, parts.keys, whole=whole)
+
+    if parts is None:
+        states = walked(dims.interval(walk.extents[s_at])[1])
+    else:
+        softmax = replace(softmax, part=parts.keys)
+        kept, tile_of = Sums(b, sums, [walk.extents[i] for i in grid]), [extent[i] for i in grid]
+        places = [[band[i] for i in grid] for band in bands]
+        if leaving:
+            for corner, state in zip(places, walked(None, coordinates[-1]), strict=True):
+                kept.store(parts, coordinates[-1], corner, tile_of, state)
+            return b.finish()
+        states = [
+            kept.merged(parts, softmax, corner, tile_of, sink) for corner, sink in zip(places, sinks, strict=True)
+        ]
     for band, state in zip(bands, states, strict=True):
         result = emitter(row_at, d_at, band)
         result.set(op.out, softmax.result(state))

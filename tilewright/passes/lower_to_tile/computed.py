@@ -19,6 +19,8 @@ def computed(group: GroupOp, lowered: Lowered, machine: Machine) -> None:
 
     The kernels are asked and not the group: what a softmax, a norm or an epilogue computes shows there alone.
     """
+    if lowered.first is not None:
+        computed(group, lowered.first, machine)
     lacking = machine.rules.f32_only
     places = {op.loc: op for op in group.walk() if isinstance(op, GraphOp) and op is not group and op.loc}
     problems: dict[Problem, None] = {}

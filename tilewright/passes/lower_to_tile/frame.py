@@ -30,13 +30,15 @@ class Lowered:
     """A group's kernels: variants in order, the dims they take, and the quantity that picks one.
 
     changed: the numbers of the group's arguments that the kernels change in place, one for each output that they do so
-    to; the other arguments are the kernels' inputs, in order.
+    to; the other arguments are the kernels' inputs, in order. first: what runs before, with the same arguments; its
+    results follow them as inputs of these kernels.
     """
 
     variants: tuple[Variant, ...]
     dims: tuple[str, ...]
     guard: Expr
     changed: tuple[int, ...] = ()
+    first: Lowered | None = None
 
 
 def by_size(
@@ -72,10 +74,14 @@ def dims_of(group: GroupOp) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def begin(group: GroupOp, name: str) -> tuple[KernelBuilder, dict[SSAValue, SSAValue], list[SSAValue]]:
-    """A builder with the group's arguments as buffers and its results as outputs."""
+def begin(
+    group: GroupOp, name: str, more: Callable[[KernelBuilder], None] | None = None
+) -> tuple[KernelBuilder, dict[SSAValue, SSAValue], list[SSAValue]]:
+    """A builder with the group's arguments as buffers and its results as outputs. more: declares further inputs."""
     b = KernelBuilder(name, dims_of(group), like=group)
     buffers: dict[SSAValue, SSAValue] = {arg: b.buffer(tensor(arg).dims, tensor(arg).dtype) for arg in group.block.args}
+    if more is not None:
+        more(b)
     outputs = [b.output(tensor(v).dims, tensor(v).dtype) for v in group.yielded]
     return b, buffers, outputs
 

@@ -44,19 +44,10 @@ class LowerToTile(Pass):
                 except LoweringError as error:
                     failed.append(error)
                     continue
-                read = [arg for i, arg in enumerate(group.args) if i not in lowered.changed]
-                launch = LaunchOp.make(
-                    [*read, *(group.args[i] for i in lowered.changed)],
-                    result_types=[_results(lowered)],
-                    callees=[v.kernel.sym_name.data for v in lowered.variants],
-                    guard=[lowered.guard],
-                    limits=[v.limit for v in lowered.variants if v.limit is not None],
-                    dims=[Expr.of(d) for d in lowered.dims],
-                    updates=lowered.variants[0].kernel.updates,
-                    like=group,
-                )
-                function.block.insert_op_before(launch, group)
-                for old, new in zip(group.outs, launch.outputs, strict=False):
+                launches: list[LaunchOp] = []
+                results = _launched(lowered, group, launches)
+                function.block.insert_ops_before(launches, group)
+                for old, new in zip(group.outs, results, strict=False):
                     old.replace_all_uses_with(new)
                 erase(group)
         if failed:
@@ -77,10 +68,13 @@ class _Kernels:
         key = _content(group)
         found = self.by_group.get(key)
         if found is None:
-            made = lower_group(group, self._name(group), ctx)
-            found = replace(made, variants=tuple(self._keep(v) for v in made.variants))
+            found = self._kept(lower_group(group, self._name(group), ctx))
             self.by_group[key] = found
         return found
+
+    def _kept(self, made: Lowered) -> Lowered:
+        first = None if made.first is None else self._kept(made.first)
+        return replace(made, variants=tuple(self._keep(v) for v in made.variants), first=first)
 
     def _keep(self, variant: Variant) -> Variant:
         content = content_of(variant.kernel)
@@ -97,6 +91,24 @@ class _Kernels:
             name, n = f"{base}_{n}", n + 1
         self.names.add(name)
         return name
+
+
+def _launched(lowered: Lowered, group: GroupOp, launches: list[LaunchOp]) -> list[SSAValue]:
+    """The results of the last of a group's launches, which are added to `launches`."""
+    before = [] if lowered.first is None else _launched(lowered.first, group, launches)
+    read = [arg for i, arg in enumerate(group.args) if i not in lowered.changed]
+    launch = LaunchOp.make(
+        [*read, *before, *(group.args[i] for i in lowered.changed)],
+        result_types=[_results(lowered)],
+        callees=[v.kernel.sym_name.data for v in lowered.variants],
+        guard=[lowered.guard],
+        limits=[v.limit for v in lowered.variants if v.limit is not None],
+        dims=[Expr.of(d) for d in lowered.dims],
+        updates=lowered.variants[0].kernel.updates,
+        like=group,
+    )
+    launches.append(launch)
+    return list(launch.outputs)
 
 
 def _results(lowered: Lowered) -> list[TensorType]:
