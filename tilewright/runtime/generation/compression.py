@@ -73,7 +73,7 @@ class Compression:
     @property
     def observes(self) -> bool:
         """Whether the last queries are kept for the scorer."""
-        return self.scorer != "recent"
+        return not isinstance(self.scorer, str) or self.scorer != "recent"
 
     def kept(self, prompt: int) -> int:
         """How many tokens stay of a request whose prompt has so many."""
