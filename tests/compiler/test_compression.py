@@ -1,4 +1,4 @@
-"""compile_lm with a compression: what stays is what the mask says, scores are by their definition, refusals are told."""
+"""compile_lm with a compression: what stays is what a mask says, scores are by their definition, refusals are told."""
 
 from __future__ import annotations
 
@@ -129,14 +129,18 @@ def test_texts_do_not_hang_on_neighbours_or_on_room(
     assert engine.book.held_bytes == 0
 
 
-def test_what_cannot_give_up_tokens_is_told(model: Any) -> None:
-    give_up = tw.KVCache(compress=RULE)
+def test_caches_that_cannot_give_up_tokens_are_told() -> None:
     with pytest.raises(OptionError, match="codes of a page"):
         tw.KVCache(dtype="int8", compress=RULE)
     with pytest.raises(OptionError, match="a page holds a whole request"):
         tw.KVCache(layout="contiguous", compress=RULE)
     with pytest.raises(OptionError, match=r"not a tw\.Compression"):
         tw.KVCache(compress=0.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_models_that_cannot_give_up_tokens_are_told() -> None:
+    give_up = tw.KVCache(compress=RULE)
     with pytest.raises(StepError, match="hangs on distances"):
         tw.compile_lm(build("Bloom", 5), max_tokens=MOST, kv=give_up)
     with pytest.raises(StepError, match="keys are its values"):

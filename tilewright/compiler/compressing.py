@@ -58,23 +58,15 @@ def compressor_of(
             keys, values = (rows(least, name) for name in (layer.keys, layer.values or layer.keys))
             counts = torch.zeros(least, keys.shape[1])
             example = (rows(compression.recent, layer.queries), keys, values, counts)
-            made = compile_model(
-                _scorer(compression, layer),
-                example,
-                None,
-                {"keys": {0: n}, "values": {0: n}, "log_counts": {0: n}},
-                **options,
-            )
-            score = made.executable
+            dims = {name: {0: n} for name in ("keys", "values", "log_counts")}
+            score = compile_model(_scorer(compression, layer), example, None, dims, **options).executable
             _check_scores(score(*example), (keys.shape[1], least), compression)
         if layer.log_counts is not None:
             from tilewright.compiler.scorers import Nearest
 
             kept, gone = Dim("kept", 1, most_tokens), Dim("gone", 1, most_tokens)
-            example = (rows(3, layer.keys), rows(2, layer.keys))
-            nearest = compile_model(
-                Nearest(), example, None, {"kept": {0: kept}, "others": {0: gone}}, **options
-            ).executable
+            alike, dims = (rows(3, layer.keys), rows(2, layer.keys)), {"kept": {0: kept}, "others": {0: gone}}
+            nearest = compile_model(Nearest(), alike, None, dims, **options).executable
         return score, nearest
 
     made = []

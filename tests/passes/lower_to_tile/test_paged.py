@@ -106,7 +106,6 @@ class Shape:
         ]
         return operands, {"t": tokens, "r": len(requests), "m": most}
 
-
     def counts(self, used: np.ndarray[Any, Any], rng: np.random.Generator) -> np.ndarray[Any, Any]:
         """Logarithms of how many keys one stands for."""
         drawn = np.log(rng.integers(1, 9, (len(used), self.shared))).astype(np.float32)

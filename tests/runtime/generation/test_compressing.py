@@ -66,8 +66,12 @@ def test_neighbours_preemption_prefixes_and_guesses_change_no_token(
     # a prompt of 30 and 18 more tokens take 12 pages while it is read: two such requests do not fit
     engine = Engine(program(16, every=every), drafting=drafting)
     asked = [draw(rng) for _ in range(60)]
-    handles = [answer(engine, each, priority=int(rng.integers(3))) for each in asked]
-    while engine.step():
+    handles: list[Any] = []
+    while len(handles) < len(asked) or engine.live:
+        if len(handles) < len(asked) and rng.integers(2):
+            # who comes later goes first as often as not
+            handles.append(answer(engine, asked[len(handles)], priority=int(rng.integers(3))))
+        engine.step()
         pool = engine.book.pools[0]
         counted = [0] * len(pool.references)
         for request in engine._running:

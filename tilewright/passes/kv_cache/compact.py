@@ -82,5 +82,6 @@ def observe(step: Stepper, op: AttentionOp, layer: int, groups: Sequence[Kept], 
     if step.layout.compact is None or not groups[0].compact:
         return
     step.compressible.append(compressible_of(op, layer, step.layout.compact))
+    (name,) = names(layer, [QUERIES])
     for group in groups[1:]:
-        step.kept(*names(layer, [QUERIES]), group, q, op)
+        step.kept(name, group, q, op)
