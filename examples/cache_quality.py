@@ -15,10 +15,10 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
+import byte_model
 import numpy as np
 import typer
 
-import byte_model
 import tilewright as tw
 
 # tokens of a window that are the prompt; what follows them is predicted
