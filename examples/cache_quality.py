@@ -3,13 +3,14 @@
     python examples/cache_quality.py [--folder DIR] [--windows N]
 
 The model is that of byte_model.py, trained where it is not there yet; the text is what it was not trained on, in
-windows as long as the model's context.
+windows as long as the model's context. A model looks far back most where something is said again, so each table
+has a second text, whose windows end in a passage of their own beginning.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -23,6 +24,8 @@ import tilewright as tw
 
 # tokens of a window that are the prompt; what follows them is predicted
 PROMPT, ANSWER = 384, 128
+# where a passage lies that is said again
+SAID = 192
 # keys and values beyond so many tokens are codes: all but a window's last pages
 RECENT = 16
 BUDGETS = (1.0, 0.5, 0.25, 0.1)
@@ -31,52 +34,58 @@ SCORERS: tuple[tuple[str, float | None], ...] = (("recent", None), ("attention",
 
 @dataclass(frozen=True)
 class Row:
-    """A cache and the perplexity with it; apart: what it is more than that of the cache without any loss."""
+    """A cache and the perplexities with it, of text and of what is said again; apart: how much they are above those of
+    the cache that loses nothing.
+    """
 
     cache: str
-    perplexity: float
-    apart: float
+    perplexity: tuple[float, float]
+    apart: tuple[float, float]
 
 
-def windows(folder: Path, count: int) -> list[list[int]]:
-    """So many windows of text that the model has not seen, evenly apart."""
+def windows(folder: Path, count: int, *, again: bool = False) -> list[list[int]]:
+    """So many windows of text that the model has not seen, evenly apart. again: they end in a part of their prompt."""
     text = (folder / "held_out.txt").read_bytes()
     length = PROMPT + ANSWER
     starts = np.linspace(0, len(text) - length, count).astype(int)
     # ids are bytes
-    return [list(text[start : start + length]) for start in starts.tolist()]
+    found = [list(text[start : start + length]) for start in starts.tolist()]
+    return [[*one[:PROMPT], *one[SAID : SAID + ANSWER]] for one in found] if again else found
 
 
-def perplexity(folder: Path, kv: Any, texts: Sequence[list[int]], first: int) -> float:
-    """Of each text's tokens from `first` on, with a cache that gives up tokens after PROMPT of them, if it does."""
-    lm = tw.compile_lm(str(folder), kv=kv, max_batch=1)
-    nats, count = 0.0, 0
+def perplexity(lm: Any, texts: Sequence[list[int]]) -> float:
+    """Of what follows the prompt of each text, with a cache that gives up tokens of the prompt, if it does."""
+    nats = 0.0
     for text in texts:
-        rows = lm.logits(text, prompt=PROMPT)[first - 1 : -1].astype(np.float64)
-        rows -= rows.max(-1, keepdims=True)
-        chosen = rows[np.arange(len(rows)), text[first:]]
-        nats += float((np.log(np.exp(rows).sum(-1)) - chosen).sum())
-        count += len(rows)
-    return math.exp(nats / count)
+        found = lm.logits(text, prompt=PROMPT)[PROMPT - 1 : -1].astype(np.float64)
+        found -= found.max(-1, keepdims=True)
+        nats += float((np.log(np.exp(found).sum(-1)) - found[np.arange(ANSWER), text[PROMPT:]]).sum())
+    return math.exp(nats / (len(texts) * ANSWER))
 
 
-def coded(folder: Path, count: int) -> list[Row]:
-    """Keys and values as codes: all tokens of a window, those at its beginning with little to look back on included."""
-    texts = windows(folder, count)
+def rows(folder: Path, count: int, caches: Iterable[tuple[str, Any]]) -> Iterator[Row]:
+    """A row for each cache. The first one is what the others are compared with."""
+    texts, base = (windows(folder, count), windows(folder, count, again=True)), None
+    for name, kv in caches:
+        lm = tw.compile_lm(str(folder), kv=kv, max_batch=1)
+        plain, again = (perplexity(lm, each) for each in texts)
+        base = base or (plain, again)
+        yield Row(name, (plain, again), (plain / base[0] - 1, again / base[1] - 1))
+
+
+def coded() -> list[tuple[str, Any]]:
+    """Keys and values as codes."""
     kinds: tuple[Any, ...] = ("model", "int8", "int4")
-    found = [perplexity(folder, tw.KVCache(dtype=kind, recent=RECENT), texts, 1) for kind in kinds]
-    return [Row(kind, each, each / found[0] - 1) for kind, each in zip(kinds, found, strict=True)]
+    return [(kind, tw.KVCache(dtype=kind, recent=RECENT)) for kind in kinds]
 
 
-def given_up(folder: Path, count: int) -> Iterator[Row]:
-    """Tokens of the prompt given up: what follows the prompt."""
-    texts = windows(folder, count)
-    base = perplexity(folder, tw.KVCache(), texts, PROMPT)
+def given_up() -> Iterator[tuple[str, Any]]:
+    """Tokens of the prompt given up."""
+    yield "all tokens", tw.KVCache()
     for budget, (scorer, merge) in product(BUDGETS, SCORERS):
-        kept = tw.Compression(budget=budget, scorer=scorer, merge=merge, recent=RECENT)
-        found = perplexity(folder, tw.KVCache(compress=kept), texts, PROMPT)
         merged = "" if merge is None else f", merged from a cosine of {merge} on"
-        yield Row(f"{budget:.0%}, {scorer}{merged}", found, found / base - 1)
+        kept = tw.Compression(budget=budget, scorer=scorer, merge=merge, recent=RECENT)
+        yield f"{budget:.0%}, {scorer}{merged}", tw.KVCache(compress=kept)
 
 
 def main(
@@ -84,10 +93,11 @@ def main(
     count: Annotated[int, typer.Option("--windows", help="Windows of text.")] = 100,
 ) -> None:
     at = byte_model.prepared(folder or byte_model.default_folder())
-    for rows in (coded(at, count), given_up(at, count)):
-        print("| cache | perplexity | more than uncoded |\n| --- | ---: | ---: |")
-        for row in rows:
-            print(f"| {row.cache} | {row.perplexity:.4f} | {row.apart:+.3%} |", flush=True)
+    for caches in (coded(), given_up()):
+        print("| cache | perplexity | more | said again | more |\n| --- | ---: | ---: | ---: | ---: |")
+        for row in rows(at, count, caches):
+            cells = [f"{found:.4f} | {apart:+.3%}" for found, apart in zip(row.perplexity, row.apart, strict=True)]
+            print(f"| {row.cache} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":
