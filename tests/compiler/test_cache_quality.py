@@ -1,4 +1,4 @@
-"""A trained model's perplexity with a smaller cache: that of codes is nearly its own, and that of all tokens exactly."""
+"""A trained model's perplexity with a smaller cache: with codes nearly its own, with all tokens exactly."""
 
 from __future__ import annotations
 
