@@ -48,4 +48,4 @@ def test_giving_up_costs_nothing_where_nothing_is_given_up(quality: Any, folder:
     whole, all_of_them, little = quality.rows(folder, WINDOWS, caches)
     assert all_of_them.perplexity == whole.perplexity
     # what is kept matters: the first bytes after the prompt are then predicted from one or two before them
-    assert min(little.apart) > 0.01, little
+    assert little.apart[0] > 0.01, little
