@@ -1,4 +1,4 @@
-"""docs/torch.md and docs/kernels.md are true: their examples run, a page's one after another."""
+"""The pages of docs/ that show Python are true: their examples run, a page's one after another."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ from tests.compiler.test_torch_backend import fresh  # noqa: F401  (a fixture: t
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
-@pytest.mark.parametrize(("page", "count", "said"), [("torch", 2, "swiglu_kernel"), ("kernels", 5, "product")])
+@pytest.mark.parametrize(
+    ("page", "count", "said"),
+    [
+        ("torch", 2, "swiglu_kernel"),
+        ("kernels", 5, "product"),
+        pytest.param("generation", 1, "4 pages of 16 hold what is left of 200 tokens", marks=pytest.mark.slow),
+    ],
+)
 def test_the_examples_run(
     page: str,
     count: int,

@@ -7,6 +7,7 @@ from typing import Literal
 
 from tilewright.errors import OptionError
 from tilewright.passes.kv_cache.layout import Codes
+from tilewright.runtime.generation.compression import Compression
 from tilewright.runtime.memory import parse_bytes
 
 PAGE = 16
@@ -24,6 +25,8 @@ class KVCache:
     dtype: "model", or "int8" or "int4" for codes of old keys and values in layers without a window: with a scale a
     feature and page for keys, a token and head for values, in bf16. `recent`: so many tokens at least, the token itself
     among them, are seen as the model computed them. What a token sees of another depends on their two places alone.
+
+    compress: a `tw.Compression`: layers without a window give up tokens of prompts.
     """
 
     layout: Literal["paged", "contiguous"] = "paged"
@@ -31,6 +34,7 @@ class KVCache:
     budget: int | str | None = None
     dtype: Literal["model", "int8", "int4"] = "model"
     recent: int = 64
+    compress: Compression | None = None
 
     def __post_init__(self) -> None:
         faults = []
@@ -50,6 +54,12 @@ class KVCache:
             faults.append(f"dtype={self.dtype!r} beside layout='contiguous': keys are coded a page at a time")
         if isinstance(self.recent, bool) or not isinstance(self.recent, int) or self.recent < 1:
             faults.append(f"recent={self.recent!r} is not a number of tokens from 1 on")
+        if not isinstance(self.compress, (Compression, type(None))):
+            faults.append(f"compress={self.compress!r} is not a tw.Compression")
+        elif self.compress is not None and self.dtype != "model":
+            faults.append(f"compress= beside dtype={self.dtype!r}: codes of a page cannot move to others")
+        elif self.compress is not None and self.layout == "contiguous":
+            faults.append("compress= beside layout='contiguous': a page holds a whole request, whatever it gives up")
         if faults:
             raise OptionError(faults, step="tw.KVCache(page=16, budget='2GiB') is one that works")
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from tilewright.compiler.causal import MOST_TOKENS, is_encoder_decoder, require_language_model
 from tilewright.compiler.compiled import Compiled
+from tilewright.compiler.compressing import compact_of, compressor_of
 from tilewright.compiler.entry import finish, remembered, store_of
 from tilewright.compiler.kv_cache import KVCache
 from tilewright.compiler.options import Options
@@ -33,10 +34,11 @@ from tilewright.ir.passing import Context, Pipeline, run_pipeline
 from tilewright.ir.signature import Argument, Input, Output, Parameter, Signature
 from tilewright.ir.trees import LEAF, Tree
 from tilewright.passes.kv_cache import NEAR_GROUP, Encoder, PagedLayout, Step, name_positions, step_of
-from tilewright.passes.kv_cache.layout import Codes, Kept
+from tilewright.passes.kv_cache.layout import Codes, Compressible, Kept
 from tilewright.passes.kv_cache.per_request import KeptRows
 from tilewright.passes.pipeline import PASSES
 from tilewright.runtime.generation.compiled_step import Addressing, CompiledStep, RowStates
+from tilewright.runtime.generation.compressor import Compressor
 from tilewright.runtime.generation.language_model import LanguageModel
 from tilewright.runtime.generation.step import CacheGroup, StepLayout
 from tilewright.runtime.generation.tokenizer import FolderTokenizer, Tokenizer
@@ -57,6 +59,7 @@ class Cached:
     rows: KeptRows
     crossed: tuple[str, ...] = ()
     cross_bytes: int = 0
+    compressible: tuple[Compressible, ...] = ()
 
     @staticmethod
     def of(step: Step, layout: PagedLayout) -> Cached:
@@ -64,7 +67,7 @@ class Cached:
         encoder = step.encoder
         crossed = tuple(encoder.states) if encoder else ()
         cross_bytes = encoder.row_bytes(layout.most_requests) if encoder else 0
-        return Cached(step.groups, step.pages, step.vocabulary, step.rows, crossed, cross_bytes)
+        return Cached(step.groups, step.pages, step.vocabulary, step.rows, crossed, cross_bytes, step.compressible)
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
@@ -73,6 +76,7 @@ class Cached:
             "pages": dict(self.pages),
             "vocabulary": self.vocabulary,
             "rows": asdict(self.rows),
+            "compressible": [asdict(layer) for layer in self.compressible],
         }
 
     @staticmethod
@@ -84,7 +88,8 @@ class Cached:
             listed = {"layers": tuple(group["layers"]), "states": tuple(group["states"])}
             groups.append(Kept(**{**group, **listed, "codes": codes}))
         rows = KeptRows(tuple(data["rows"]["states"]), data["rows"]["bytes"], tuple(data["rows"]["reaches"]))
-        return Cached(tuple(groups), data["pages"], data["vocabulary"], rows)
+        compressible = tuple(Compressible(**layer) for layer in data["compressible"])
+        return Cached(tuple(groups), data["pages"], data["vocabulary"], rows, compressible=compressible)
 
 
 @dataclass(frozen=True)
@@ -98,9 +103,9 @@ class StepCode:
     layout: PagedLayout
     encoder: Compiled | None = None
 
-    def program(self, start: int | None = None) -> CompiledStep:
+    def program(self, start: int | None = None, compressor: Compressor | None = None) -> CompiledStep:
         """The step as the runtime's protocol, with a cache of its own: one program, one cache. start: the first token
-        of every answer of an encoder-decoder model.
+        of every answer of an encoder-decoder model. compressor: where the layout is compact.
         """
         step, layout = self.step, self.layout
         cached = StepLayout(
@@ -109,24 +114,32 @@ class StepCode:
             step_tokens=layout.most_step,
             step_requests=layout.most_requests,
             page_size=layout.page,
-            groups=tuple(
-                CacheGroup(g.name, step.pages[g.name], g.token_bytes, g.window, page_extra=g.page_extra)
-                for g in step.groups
-            ),
+            groups=tuple(_group(g, step.pages[g.name]) for g in step.groups),
             state_rows=layout.most_requests if step.rows.states or step.crossed else 0,
             recurrent_bytes=step.rows.bytes,
             source_tokens=layout.most_source,
             cross_bytes=step.cross_bytes,
             start=start,
+            compression=compressor.compression if compressor else None,
         )
-        groups = tuple(Addressing(g.states, layout.page, g.window, g.columns, g.unit) for g in step.groups)
+        groups = tuple(
+            Addressing(g.states, layout.page, g.window, g.columns, g.unit, g.compact, g.read) for g in step.groups
+        )
         coded = [i for i, group in enumerate(step.groups) if group.codes]
         near = [i for i, group in enumerate(step.groups) if group.name == NEAR_GROUP]
         rows = RowStates(step.rows.states, step.rows.reaches, step.crossed, layout.most_source)
         return CompiledStep(
             self.compiled.executable, cached, groups, (coded[0], near[0]) if coded else None, rows,
-            self.encoder.executable if self.encoder else None,
+            self.encoder.executable if self.encoder else None, compressor,
         )  # fmt: skip
+
+
+def _group(kept: Kept, pages: int) -> CacheGroup:
+    """A group of layers as the runtime counts it."""
+    return CacheGroup(
+        kept.name, pages, kept.token_bytes, kept.window, page_extra=kept.page_extra, compact=kept.compact,
+        observed=not kept.read,
+    )  # fmt: skip
 
 
 class CompiledLanguageModel(LanguageModel):
@@ -136,9 +149,10 @@ class CompiledLanguageModel(LanguageModel):
     """
 
     def __init__(
-        self, code: StepCode, tokenizer: Tokenizer | None, end: tuple[int, ...], start: int | None = None
-    ) -> None:
-        super().__init__(code.program(start), tokenizer, end=end)
+        self, code: StepCode, tokenizer: Tokenizer | None, end: tuple[int, ...], start: int | None = None,
+        compressor: Compressor | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(code.program(start, compressor), tokenizer, end=end)
         self.compiled, self.encoder = code.compiled, code.encoder
 
     def __repr__(self) -> str:
@@ -192,10 +206,13 @@ def compile_language_model(
     most, cache = max_tokens or min(known or MOST_TOKENS, MOST_TOKENS), kv or KVCache()
     layout = PagedLayout(
         cache.page_of(most), most, min(max_step, most * max_batch), max_batch, cache.bytes, codes=cache.codes,
-        most_source=(max_source or most) if encodes else 0,
+        most_source=(max_source or most) if encodes else 0, compact=compact_of(cache.compress),
     )  # fmt: skip
-    code = compile_step(model, layout, progress=progress, **given)
-    return CompiledLanguageModel(code, tokenizer, tokenizer.end if tokenizer else _ends(model), start)
+    code, compressor = compile_step(model, layout, progress=progress, **given), None
+    if cache.compress is not None:
+        executable = code.compiled.executable
+        compressor = compressor_of(cache.compress, code.step.compressible, executable.program, most, given)
+    return CompiledLanguageModel(code, tokenizer, tokenizer.end if tokenizer else _ends(model), start, compressor)
 
 
 def _is_count(given: Any) -> bool:
@@ -289,6 +306,10 @@ def cache_notes(step: Cached, layout: PagedLayout) -> list[str]:
         layers, count, kept, size = len(group.layers), step.pages[group.name], "all tokens", layout.page_bytes(group)
         if group.codes is not None:
             kept = f"all tokens in codes of {group.codes.bits} bits, and {group.page_extra} B a page for scales of keys"
+        elif not group.read:
+            kept = f"the last {(group.window or 1) - 1} queries, by which it is chosen what to give up"
+        elif group.compact:
+            kept = "all tokens until some are given up, and then those that are left"
         elif group.window is not None:
             pages = layout.held(group.window)
             kept = f"a ring of {pages} pages a request, for a window of {group.window} and a step of {layout.most_step}"

@@ -102,6 +102,17 @@ class StateStore(MutableMapping[str, Any]):
         with self._turn:
             np.frombuffer(buffer.bytes(), np.uint8)[first * size : (first + count) * size] = 0
 
+    def take_rows(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """A copy of the rows with these numbers."""
+        with self._turn:
+            found: NDArray[Any] = self._find(name).numpy()[rows]
+        return found
+
+    def scatter_rows(self, name: str, rows: NDArray[np.int64], values: NDArray[Any]) -> None:
+        """Writes values, arrays of the state's own kind, to the rows with these numbers."""
+        with self._turn:
+            self._find(name).numpy(writeable=True)[rows] = values
+
     def put_rows(self, name: str, first: int, rows: Any) -> None:
         """Copies rows, an array or a torch tensor of the state's own kind, to those from `first` on."""
         buffer, found = self._find(name), describe(rows)

@@ -41,6 +41,7 @@ class Shape:
     slopes: bool = False
     distances: int = 0
     prefix: bool = False
+    counted: bool = False
 
     def group(self, **stated: Any) -> GroupOp:
         """One paged attention alone."""
@@ -53,6 +54,7 @@ class Shape:
             TensorType.of(("r", "m"), I32),
             *([TensorType.of((self.heads,), F32)] if self.sinks or self.slopes else []),
             *([TensorType.of((self.heads, self.distances), F32)] if self.distances else []),
+            *([TensorType.of((self.pages * self.page, self.shared), F32)] if self.counted else []),
         ]
         given = {"page": self.page, "scale": 0.3, "values": self.wide if self.prefix else 0, **stated}
 
@@ -60,9 +62,10 @@ class Shape:
             q, k, *rest = xs
             v = [None] if self.prefix else []
             args = [q, k, *v, *rest]
+            counts = args.pop() if self.counted else None
             far = args.pop() if self.distances else None
             slots = [*([] if self.sinks else [None]), *args[6:]][:2]
-            return [g.add(PagedAttentionOp.make(*args[:6], *slots, *[None] * (2 - len(slots)), far, **given))]
+            return [g.add(PagedAttentionOp.make(*args[:6], *slots, *[None] * (2 - len(slots)), far, counts, **given))]
 
         return group("paged-attention", types, made)
 
@@ -99,8 +102,15 @@ class Shape:
                 if self.distances
                 else []
             ),
+            *([torch.from_numpy(self.counts(used, rng))] if self.counted else []),
         ]
         return operands, {"t": tokens, "r": len(requests), "m": most}
+
+    def counts(self, used: np.ndarray[Any, Any], rng: np.random.Generator) -> np.ndarray[Any, Any]:
+        """Logarithms of how many keys one stands for."""
+        drawn = np.log(rng.integers(1, 9, (len(used), self.shared))).astype(np.float32)
+        drawn[~used] = np.nan
+        return drawn
 
 
 def lowered(made: GroupOp, machine: str = "avx512") -> Lowered:
@@ -127,6 +137,7 @@ SHAPES = [
     Shape(sinks=True, heads=2),
     Shape(shared=1, size=24, wide=16, prefix=True),
     Shape(sinks=True, distances=130),
+    Shape(size=24, counted=True),
 ]
 # every step and every way with every shape once, not all with all
 CASES = [(step, WAYS[(i + n) % len(WAYS)], shape) for i, step in enumerate(STEPS) for n, shape in enumerate(SHAPES)]
@@ -148,7 +159,7 @@ def test_every_variant_computes_what_the_op_says(
 
 @pytest.mark.parametrize("cpu", host_classes())
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
-@pytest.mark.parametrize("more", [{"sinks": True}, {"distances": 97}], ids=str)
+@pytest.mark.parametrize("more", [{"sinks": True}, {"distances": 97}, {"counted": True}], ids=str)
 def test_the_machine_computes_what_the_interpreter_does(
     cpu: str, dtype: DType, more: dict[str, Any], rng: np.random.Generator
 ) -> None:
@@ -189,7 +200,7 @@ def test_a_tokens_bits_depend_on_its_own_request_alone(rng: np.random.Generator)
             np.testing.assert_array_equal(got[0], together[t])
 
 
-@pytest.mark.parametrize("more", [{"slopes": True}, {"distances": 100}], ids=str)
+@pytest.mark.parametrize("more", [{"slopes": True}, {"distances": 100}, {"counted": True}], ids=str)
 def test_what_is_added_to_logits_weighs_the_same_in_bf16(more: dict[str, Any], rng: np.random.Generator) -> None:
     shape = Shape(heads=2, shared=1, dtype=BF16, **more)
     made = shape.group()
@@ -216,6 +227,27 @@ def test_rows_that_no_token_sees_any_more_may_hold_anything(way: dict[str, Any],
         torch.testing.assert_close(torch.from_numpy(got).double(), want.double(), rtol=1e-5, atol=1e-5)
         (got,) = native(found.variants[variant].kernel, [x.numpy().reshape(-1) for x in operands], sizes, cpu)
         torch.testing.assert_close(torch.from_numpy(got).double(), want.double().reshape(-1), rtol=1e-5, atol=1e-5)
+
+
+def test_a_key_that_stands_for_several_weighs_as_much_as_they(rng: np.random.Generator) -> None:
+    few, many, old = Shape(page=4, pages=20, counted=True), Shape(page=4, pages=20), 11
+    times = rng.integers(1, 5, old)
+    operands, sizes = few.draw([(old, 1)], rng)
+    q, k, v, positions, offsets, table, _ = operands
+    rows = table[0].long().repeat_interleave(4)[: old + 1] * 4 + torch.arange(old + 1) % 4
+    counts = torch.full(k.shape[:2], torch.nan)
+    counts[rows] = torch.log(torch.tensor([*times, 1.0]))[:, None].float()
+    # every key as often as it counts, one after the other
+    spread = rows.repeat_interleave(torch.tensor([*times, 1]))
+    again, kept = len(spread), [torch.full_like(x, torch.nan) for x in (k, v)]
+    for x, wide in zip(kept, (k, v), strict=True):
+        x[:again] = wide[spread]
+    pages = torch.arange(-(-again // 4), dtype=torch.int32)[None]
+    all_of_them = [q, *kept, torch.tensor([again - 1]), offsets, pages]
+    (want,) = reference(many.group(), all_of_them, {**sizes, "m": pages.shape[1]})
+    made = few.group()
+    (got,) = run_lowered(made, lowered(made), 0, [q, k, v, positions, offsets, table, counts], sizes)
+    torch.testing.assert_close(torch.from_numpy(got).double(), want.double(), rtol=1e-5, atol=1e-6)
 
 
 def test_heads_and_pages_that_do_not_fit_are_refused() -> None:

@@ -54,7 +54,7 @@ class EchoProgram:
                 parts = []
                 position = int(inputs.positions[t])
                 for g, (memory, held) in enumerate(zip(self.memory, inputs.groups, strict=True)):
-                    seen = visible(self.layout.groups[g], position)
+                    seen = visible(self.layout.groups[g], position - int(held.gone[i]))
                     pages = held.table[i, (seen // size) % held.table.shape[1]]
                     parts.append(memory[pages.astype(np.int64) * size + seen % size].tobytes())
                 if row >= 0:

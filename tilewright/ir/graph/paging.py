@@ -43,8 +43,9 @@ class PagedAttentionOp(GraphOp):
     token sees are not read. scale, softcap, sinks [H]: as in graph.attention. slopes [H], not beside sinks: a key's
     logit falls by the head's slope with every position between it and the token (ALiBi, Press et al. 2022). by_distance
     [H, L], not beside slopes: what is added to a key's logit by how many positions it lies before the token, which are
-    less than L (T5, Raffel et al. 2020). Without v, values are the first `values` features of k. The softmax runs in
-    f32 or wider; results [T, H, Dv] have q's dtype. Integers are i32 or i64.
+    less than L (T5, Raffel et al. 2020). log_counts [S, Hkv]: added to a key's logit, so that a key stands for so many
+    equal ones. Without v, values are the first `values` features of k. The softmax runs in f32 or wider; results
+    [T, H, Dv] have q's dtype. Integers are i32 or i64.
     """
 
     name = "graph.paged_attention"
@@ -57,6 +58,7 @@ class PagedAttentionOp(GraphOp):
     sinks = opt_operand_def(TensorType)
     slopes = opt_operand_def(TensorType)
     by_distance = opt_operand_def(TensorType)
+    log_counts = opt_operand_def(TensorType)
     out = result_def(TensorType)
     page = prop_def(Int)
     scale = prop_def(Float)
@@ -92,6 +94,10 @@ class PagedAttentionOp(GraphOp):
             added = tensor(self.by_distance)
             if added.rank != 2 or added.dims[0] != q.dims[1] or not added.dtype.is_float or self.slopes is not None:
                 raise self.malformed(f"by_distance must be floats [{q.dims[1]}, L] without slopes beside, got {added}")
+        if self.log_counts is not None:
+            added = tensor(self.log_counts)
+            if added.dims != k.dims[:2] or not added.dtype.is_float:
+                raise self.malformed(f"log_counts must be floats {list(k.dims[:2])}, got {added}")
         return [TensorType.of((*q.dims[:2], v.dims[2]), q.dtype)]
 
     @property
@@ -110,6 +116,7 @@ class PagedAttentionOp(GraphOp):
         sinks: torch.Tensor | None = None,
         slopes: torch.Tensor | None = None,
         by_distance: torch.Tensor | None = None,
+        log_counts: torch.Tensor | None = None,
     ) -> torch.Tensor:
         import torch
 
@@ -128,6 +135,9 @@ class PagedAttentionOp(GraphOp):
                     logits = logits - slopes[:, None].to(logits.dtype) * (at - keys)
                 if by_distance is not None:
                     logits = logits + by_distance[:, at - keys].to(logits.dtype)
+                if log_counts is not None:
+                    counted = log_counts[rows].to(logits.dtype).repeat_interleave(self.group, 1)
+                    logits = logits + counted.transpose(0, 1)
                 if sinks is not None:
                     logits = torch.cat([logits, sinks[:, None].to(logits.dtype)], 1)
                 weights = logits.softmax(-1)[:, : len(keys)]
@@ -148,7 +158,7 @@ class PagedAttentionOp(GraphOp):
         logits = q.dims[0] * q.dims[1] * table.dims[1] * self.page.data
         per_logit = SOFTMAX_FLOPS + 1 + (SCALARS["tanh"].flops + 2 if self.softcap.data else 0)
         per_logit += 3 if self.slopes is not None else 0
-        per_logit += 1 if self.by_distance is not None else 0
+        per_logit += sum(1 for added in (self.by_distance, self.log_counts) if added is not None)
         return self.compulsory(matrix=logits * (q.dims[2] + v.dims[2]) * 2, vector=logits * per_logit)
 
 

@@ -13,13 +13,12 @@ from tilewright.errors import Problem, StepError
 from tilewright.ir.graph.attention import AttentionOp
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.structure import FuncOp, PositionsOp
+from tilewright.passes.kv_cache.compact import compact_groups
 from tilewright.passes.kv_cache.distances import distances_of
 from tilewright.passes.kv_cache.latents import latent_of
-from tilewright.passes.kv_cache.layout import Kept, PagedLayout, joined, names
+from tilewright.passes.kv_cache.layout import LATENTS, NAMES, Kept, PagedLayout, joined, names
 from tilewright.passes.kv_cache.quantized import quantized_groups
 from tilewright.passes.kv_cache.slopes import slopes_of
-
-NAMES, LATENTS = ("keys", "values"), ("latents",)
 
 
 def groups_of(main: FuncOp, layout: PagedLayout) -> tuple[Kept, ...]:
@@ -47,8 +46,16 @@ def groups_of(main: FuncOp, layout: PagedLayout) -> tuple[Kept, ...]:
             "full" if window is None else f"{mask}{window}", window, unit, layout.columns(window, unit), (layer,),
             tuple(names(layer, NAMES if latent is None else LATENTS)), size,
         )  # fmt: skip
-        key = (mask, window or 0)
-        found[key] = group if key not in found else joined(found[key], group)
+        given = {(mask, window or 0): group}
+        if window is None and layout.compact is not None:
+            given = compact_groups(op, layer, group, layout, layout.compact)
+        for key, group in given.items():
+            found[key] = group if key not in found else joined(found[key], group)
+    if layout.compact is not None and not any(group.compact for group in found.values()):
+        raise StepError(
+            "no layer keeps all tokens' keys and values, so there is nothing to give up",
+            step="leave compress= out of tw.KVCache()",
+        )
     return tuple(found.values())
 
 

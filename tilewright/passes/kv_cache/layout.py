@@ -8,6 +8,9 @@ from dataclasses import dataclass, replace
 
 from tilewright.errors import OptionError
 
+# The states of an attention's keys and values.
+NAMES, LATENTS = ("keys", "values"), ("latents",)
+
 
 @dataclass(frozen=True, slots=True)
 class Codes:
@@ -25,6 +28,31 @@ class Codes:
         return -(-self.recent // page) + 1
 
 
+@dataclass(frozen=True, slots=True)
+class Compact:
+    """Keys and values of layers without a window move together once some are given up, so that a key's place in the
+    cache is not its position. observed: so many last queries are kept for who chooses; 0 for none. counted: a key has
+    the logarithm of how many it stands for.
+    """
+
+    observed: int = 0
+    counted: bool = False
+
+
+@dataclass(frozen=True)
+class Compressible:
+    """What an attention keeps that may be given up: states by name, and what makes its logits. values: None where they
+    are the keys' first features.
+    """
+
+    keys: str
+    values: str | None
+    queries: str | None
+    log_counts: str | None
+    scale: float
+    softcap: float
+
+
 @dataclass(frozen=True)
 class Kept:
     """Layers that see equally far back and so keep their keys and values equally long.
@@ -32,7 +60,8 @@ class Kept:
     window: how many keys a query sees at most, its own included; None for all. unit: of where tables begin, in tokens;
     see `step.py`. columns: most of a table. layers: numbers of their attentions. states: the layers' keys and values by
     name. token_bytes: of one token over all layers. page_extra: bytes of a page beside its tokens, scales of keys.
-    codes: what is kept as codes.
+    codes: what is kept as codes. compact: places in the cache are told by the caller. read: whether attention reads it;
+    what is not read has no table.
     """
 
     name: str
@@ -44,6 +73,8 @@ class Kept:
     token_bytes: int = 0
     page_extra: int = 0
     codes: Codes | None = None
+    compact: bool = False
+    read: bool = True
 
     @property
     def slots(self) -> str:
@@ -57,8 +88,8 @@ class Kept:
 
     @property
     def places(self) -> str | None:
-        """The argument with positions counted from the table's beginning; None where that is the sequence's."""
-        return None if self.window is None else f"places_{self.name}"
+        """The argument with tokens' places, counted from the table's beginning; None where those are positions."""
+        return None if self.window is None and not self.compact else f"places_{self.name}"
 
     @property
     def pages(self) -> str:
@@ -72,7 +103,7 @@ class PagedLayout:
     together. most_requests: of one step. budget: bytes of all pages and rows, None for as many as `most_requests`
     requests of `most_tokens` need. segment, part: tokens of the machine's segments of keys, and of its parts of
     segments. codes: how keys and values of layers without a window are kept; None as they are. most_source: tokens that
-    an encoder reads at most; 0 for a model without one.
+    an encoder reads at most; 0 for a model without one. compact: what is kept so that old tokens can be given up.
     """
 
     page: int = 16
@@ -84,6 +115,7 @@ class PagedLayout:
     part: int = 1024
     codes: Codes | None = None
     most_source: int = 0
+    compact: Compact | None = None
 
     def __post_init__(self) -> None:
         counts = ("page", "most_tokens", "most_step", "most_requests", "segment")

@@ -40,7 +40,8 @@ from tilewright.ir.graph.windows import ConvolutionOp
 from tilewright.ir.module import functions, new_module
 from tilewright.ir.operation import TwOperation
 from tilewright.ir.types import TensorType
-from tilewright.passes.kv_cache.attentions import LATENTS, NAMES, groups_of, sources_of, unfit
+from tilewright.passes.kv_cache.attentions import groups_of, sources_of, unfit
+from tilewright.passes.kv_cache.compact import log_counts, observe
 from tilewright.passes.kv_cache.distances import distances_of
 from tilewright.passes.kv_cache.encoding import (
     SOURCES,
@@ -52,7 +53,7 @@ from tilewright.passes.kv_cache.encoding import (
     unfit_crossed,
 )
 from tilewright.passes.kv_cache.latents import Latent, latent_of
-from tilewright.passes.kv_cache.layout import Kept, PagedLayout, names
+from tilewright.passes.kv_cache.layout import LATENTS, NAMES, Compressible, Kept, PagedLayout, names
 from tilewright.passes.kv_cache.per_request import (
     ROWS,
     KeptRows,
@@ -63,7 +64,7 @@ from tilewright.passes.kv_cache.per_request import (
     taps_of,
     windows_of,
 )
-from tilewright.passes.kv_cache.quantized import CLOSED, CLOSED_CODES, CLOSED_NEAR, Quantized
+from tilewright.passes.kv_cache.quantized import CLOSED, CLOSED_CODES, CLOSED_NEAR, NEAR_GROUP, Quantized
 from tilewright.passes.kv_cache.slopes import slopes_of
 from tilewright.passes.kv_cache.token_wise import Tokens
 from tilewright.passes.rewriting import defined
@@ -76,7 +77,8 @@ class Step:
     """A step as a module, its arguments' types by name, the states it needs, and the number of logits a token has.
 
     groups: in the order in which their layers first come. pages: of each group's states, by the group's name. rows: the
-    states with a row a request. encoder: what fills the states of cross attention, where there is any.
+    states with a row a request. encoder: what fills the states of cross attention, where there is any. compressible:
+    what may be given up, where that was asked for.
     """
 
     module: ModuleOp
@@ -88,6 +90,7 @@ class Step:
     vocabulary: int
     dims: tuple[Dim, ...]
     encoder: Encoder | None = None
+    compressible: tuple[Compressible, ...] = ()
 
 
 def step_of(module: ModuleOp, layout: PagedLayout) -> Step:
@@ -129,10 +132,11 @@ class Stepper:
         cross_bytes = self.encoder.row_bytes(layout.most_requests) if self.encoder else 0
         self.pages = layout.counts(self.groups, self.rows.bytes + cross_bytes)
         self.last_versions: dict[str, SSAValue] = {}
+        self.compressible: list[Compressible] = []
         self.layers = 0
         self.of = {layer: [g for g in self.groups if layer in g.layers] for g in self.groups for layer in g.layers}
         step, requests = Dim(TOKENS, 1, layout.most_step), Dim(REQUESTS, 1, layout.most_requests)
-        tables = [Dim(group.pages, 1, group.columns) for group in self.groups]
+        tables = [Dim(group.pages, 1, group.columns) for group in self.groups if group.read]
         closing = [Dim(CLOSED, 0, layout.most_step // layout.page + layout.most_requests)]
         closing = closing if any(group.codes for group in self.groups) else []
         self.dims = (step, requests, Dim(WANTED, 0, layout.most_step), *tables, *closing)
@@ -144,6 +148,8 @@ class Stepper:
         }
         for group in self.groups:
             self.arguments[group.slots] = TensorType.of((TOKENS,), I64)
+            if not group.read:
+                continue
             self.arguments[group.table] = TensorType.of((REQUESTS, group.pages), I32)
             if group.places:
                 self.arguments[group.places] = TensorType.of((TOKENS,), I64)
@@ -246,7 +252,7 @@ class Stepper:
         module.body.block.add_op(self.made)
         return Step(
             module, self.arguments, self.states, self.groups, self.pages, self.rows, vocabulary, self.dims,
-            self.encoder,
+            self.encoder, tuple(self.compressible),
         )  # fmt: skip
 
     def _needed_by_later_tokens(self) -> set[Operation]:
@@ -296,17 +302,20 @@ class Stepper:
         if slopes is not None:
             slopes = self.add(ReshapeOp.make(self.values[slopes], dims=[tensor(op.q).dims[1]], like=op))
         layer, self.layers = self.layers, self.layers + 1
-        (group, *near), latent = self.of[layer], latent_of(op)
+        (group, *others), latent = self.of[layer], latent_of(op)
         q = self._by_token(op.q, op)
         if latent is not None:
-            out = self._attend_latent(op, latent, names(layer, LATENTS)[0], group, q, sinks)
-        elif near:
+            out, queries = self._attend_latent(op, latent, names(layer, LATENTS)[0], group, q, sinks)
+            observe(self, op, layer, self.of[layer], queries)
+        elif others and others[0].name == NEAR_GROUP:
             k, v = (self._by_token(x, op) for x in (op.k, op.v))
-            out = Quantized(self, op, layer, group, near[0]).attend(q, k, v, sinks, slopes)
+            out = Quantized(self, op, layer, group, others[0]).attend(q, k, v, sinks, slopes)
         else:
             k, v = (self._by_token(x, op) for x in (op.k, op.v))
             keys, values = (self.kept(name, group, x, op) for name, x in zip(names(layer, NAMES), (k, v), strict=True))
-            out = self._paged(op, group, q, keys, values, sinks, slopes, self._far(op))
+            counts = log_counts(self, op, layer, group, k)
+            out = self._paged(op, group, q, keys, values, sinks, slopes, self._far(op), counts)
+            observe(self, op, layer, self.of[layer], q)
         self._by_sequence(op, out)
 
     def _is_encoding(self, op: Operation, source: str) -> bool:
@@ -377,22 +386,22 @@ class Stepper:
         return found.table(self.values.__getitem__, self.add, tensor(op.q).dims[1], self.layout.most_tokens)
 
     def _paged(self, op: AttentionOp, group: Kept, *values: SSAValue | None, first: int = 0) -> SSAValue:
-        """graph.paged_attention. values: q, keys, values, sinks, slopes, by_distance. first: so many features of keys
-        are values.
+        """graph.paged_attention. values: q, keys, values, sinks, slopes, by_distance and, if any, log_counts. first: so
+        many features of keys are values.
         """
-        q, keys, held, sinks, slopes, far = values
+        q, keys, held, sinks, slopes, far, *counts = values
         given = [self.given[name] for name in (group.places or "positions", "offsets", group.table)]
         return self.add(
             PagedAttentionOp.make(
-                q, keys, held, *given, sinks, slopes, far, page=self.layout.page, scale=op.scale.data,
+                q, keys, held, *given, sinks, slopes, far, *counts, page=self.layout.page, scale=op.scale.data,
                 mask=op.mask.data, window=op.window.data, softcap=op.softcap.data, values=first, like=op,
             )
         )  # fmt: skip
 
     def _attend_latent(
         self, op: AttentionOp, of: Latent, name: str, group: Kept, q: SSAValue, sinks: SSAValue | None
-    ) -> SSAValue:
-        """Attention over latents: queries go through the keys' matrix, results through the values'."""
+    ) -> tuple[SSAValue, SSAValue]:
+        """Attention over latents: queries go through the keys' matrix, results through the values'. And the queries."""
         rows = self.add(ReshapeOp.make(self.values[of.latent], dims=[TOKENS, 1, of.size], like=op))
         if of.shared is not None:
             turned = self.add(ReshapeOp.make(self.values[of.shared], dims=[TOKENS, 1, of.rotated], like=op))
@@ -415,7 +424,7 @@ class Stepper:
         kept = self.kept(name, group, rows, op)
         mixed = turn(self._paged(op, group, queries, kept, None, sinks, None, None, first=of.size))
         matrix = features(by_head, 1, of.values, of.value_features)
-        return turn(self.add(MatmulOp.make(mixed, matrix, transpose_b=True, like=op)))
+        return turn(self.add(MatmulOp.make(mixed, matrix, transpose_b=True, like=op))), queries
 
     def _by_token(self, value: SSAValue, op: AttentionOp) -> SSAValue:
         """[1, heads, tokens, features] as [tokens, heads, features]."""

@@ -135,6 +135,12 @@ class Requests:
         pitches = [heads * last * page, heads * last, last, Expr.of(1)]
         return self.pages(value, table, length, [floordiv(whole, page), Expr.of(page), heads, last], pitches)
 
+    def counts(self, value: SSAValue, table: SSAValue, length: SSAValue) -> SSAValue:
+        """One number a key [S, heads] as a sequence [length, heads, 1]."""
+        (whole, heads), page, one = tensor(value).dims, self.op.page.data, Expr.of(1)
+        return self.pages(value, table, length, [floordiv(whole, page), Expr.of(page), heads, one],
+                          [heads * page, heads, one, one])  # fmt: skip
+
     def block(self, at: SSAValue, places: SSAValue) -> Block:
         """The block of tokens from `at` on. places: the operand with their places in what they see."""
         b, each = self.b, self.op.group
@@ -178,6 +184,13 @@ class Requests:
         found = b.lookup(table, b.reshape(gap, lanes), [self.head, 0, 0, 0], lanes, 4)
         return b.map("add", logits, self.softmax.logit(b.reshape(found, (self.tokens * each, segment))))
 
+    def counted(self, logits: SSAValue, counts: SSAValue | None, key: SSAValue) -> SSAValue:
+        """The logits of a segment of keys that stand for several. counts: their logarithms as a sequence, if any."""
+        if counts is None:
+            return logits
+        row = self.b.reshape(self.taken(counts, key, 1), (1, self.softmax.segment))
+        return self.b.map("add", logits, self.softmax.logit(row))
+
     def from_key(self, v: SSAValue, lowest: SSAValue, key: SSAValue) -> SSAValue:
         """Values with 0 before the lowest key that any token sees: rows there may be another request's by now, and 0
         times its NaN is NaN.
@@ -209,6 +222,7 @@ def _kernel(op: PagedAttentionOp, r: Requests) -> KernelOp:
         keys = r.rows(op.k, op.table, of.end)
         # a segment's values are its keys' first features where they have no memory of their own
         values = keys if op.v is None else r.rows(op.v, op.table, of.end)
+        counts = None if op.log_counts is None else r.counts(op.log_counts, op.table, of.end)
         lowest = _lowest_key(b, op, of.first)
 
         def segment_at(key: SSAValue) -> Segment:
@@ -216,7 +230,7 @@ def _kernel(op: PagedAttentionOp, r: Requests) -> KernelOp:
             v = v if lowest is None else r.from_key(v, lowest, key)
             k_at = b.coordinates(key, 1, (1, segment))
             logits = r.sloped(r.softmax.logits(scaled, k), of.q_at, k_at)
-            logits = r.by_distance(logits, of.q_at, k_at)
+            logits = r.counted(r.by_distance(logits, of.q_at, k_at), counts, key)
             return Segment(logits, r.softmax.visible(of.q_at, k_at), v)
 
         r.store(block.at, r.softmax.over(_first_key(b, op, of.first, segment), of.end, r.sinks, segment_at, most_keys))

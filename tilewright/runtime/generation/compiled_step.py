@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 
 from tilewright.errors import StepProgramError
 from tilewright.runtime.executor import Executable
-from tilewright.runtime.generation.step import Float32, GroupStep, Int32, StepInputs, StepLayout
+from tilewright.runtime.generation.compression import Compressed
+from tilewright.runtime.generation.compressor import Compressor
+from tilewright.runtime.generation.step import Float32, GroupStep, Int32, Int64, StepInputs, StepLayout
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,7 @@ class Addressing:
 
     states: names of the states that hold them, all with the same pages, in rows of their own size. width: columns of
     the program's table. unit: where a group with a window lets its tables begin: at multiples of so many tokens.
+    compact: places are told. read: whether the program has a table of it.
     """
 
     states: tuple[str, ...]
@@ -25,11 +28,18 @@ class Addressing:
     window: int | None
     width: int
     unit: int
+    compact: bool = False
+    read: bool = True
 
     def arguments(self, inputs: StepInputs, held: GroupStep) -> list[NDArray[np.int32] | NDArray[np.int64]]:
         """slots, table and, with a window, places: a ring's columns are brought into the order of the sequence, from
-        the first that any token of the step sees.
+        the first that any token of the step sees. Where tokens were given up, places are positions less those.
         """
+        if not self.read:
+            return [held.slots]
+        if self.compact:
+            gone = np.repeat(held.gone, np.diff(inputs.offsets))
+            return [held.slots, held.table, (inputs.positions - gone).astype(np.int64)]
         if self.window is None:
             return [held.slots, held.table]
         first, counts = inputs.positions[inputs.offsets[:-1]], np.diff(inputs.offsets)
@@ -91,9 +101,11 @@ class CompiledStep:
         coded: tuple[int, int] | None = None,
         rows: RowStates = NO_ROWS,
         encoder: Executable | None = None,
+        compressor: Compressor | None = None,
     ) -> None:
         """coded: the groups with codes of old pages and with the last pages as they are, if there are such. rows: the
-        states of requests. encoder: source ids [m] to what the states of cross attention hold.
+        states of requests. encoder: source ids [m] to what the states of cross attention hold. compressor: of the
+        compact group.
         """
         if len(groups) != len(layout.groups):
             raise StepProgramError(
@@ -104,7 +116,7 @@ class CompiledStep:
         self._groups = groups
         self._coded = coded
         self._rows = rows
-        self._encoder = encoder
+        self._encoder, self._compressor = encoder, compressor
         self._sources = np.ones(layout.state_rows, np.int64)
 
     def step(self, inputs: StepInputs) -> Float32:
@@ -136,6 +148,19 @@ class CompiledStep:
         for name in self._groups[group].states:
             rows = states.rows(name) // pages
             states.copy_rows(name, source * rows, target * rows, rows)
+
+    def compressed(self, slots: Int64, observed: Int64, count: int) -> Compressed:
+        """What is left of the tokens at slots [n] of the compact group, with the last queries at `observed`."""
+        return self._gives_up().compressed(self._executable.state, slots, observed, count)
+
+    def put_back(self, slots: Int64, left: Compressed) -> None:
+        """Writes what is left to slots [count] of the compact group."""
+        self._gives_up().put_back(self._executable.state, slots, left)
+
+    def _gives_up(self) -> Compressor:
+        if self._compressor is None:
+            raise StepProgramError("the program was compiled to keep all tokens", step="report this")
+        return self._compressor
 
     def reset(self, row: int) -> None:
         """A row of per-request states as before the first token: zeros."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
 
 from tilewright.errors import CacheFullError, EngineError, OptionError, TilewrightError
 from tilewright.runtime.generation.choice import Choice
+from tilewright.runtime.generation.compressing import compress, next_stop
 from tilewright.runtime.generation.distribution import log_softmax
 from tilewright.runtime.generation.grammar import Grammar, Matcher
 from tilewright.runtime.generation.holding import Holding, chain_root
@@ -205,7 +207,15 @@ class Engine:
             known = segment.holding.length + count
             self._give_out(request, known, logits[row : row + segment.wanted])
             row += segment.wanted
+        for request in plan:
+            # one that ends or was preempted for another has nothing to give up
+            if request in self._running and _held(request).length == self._stop(request):
+                compress(self.program, _held(request), request.prompt, partial(self._makes_room, request))
         return True
+
+    def _stop(self, request: Request) -> int | None:
+        """The length at which a running request gives up tokens next."""
+        return next_stop(self.layout.compression, _held(request), request.prompt)
 
     # --- who runs ---------------------------------------------------------------------------------------------------
 
@@ -261,7 +271,9 @@ class Engine:
                 return holding, holding.length
             holding.release()
         holding = Holding(self.book, request.root)
-        return holding, holding.match(request.tokens)
+        # what is given up after the prompt is so again where the request was preempted
+        compressed = self.layout.compression is not None
+        return holding, holding.match(request.tokens[: request.prompt] if compressed else request.tokens)
 
     def _gives_way(self, request: Request) -> bool:
         """Preempts the last running request for one of higher priority; False where there is none."""
@@ -286,15 +298,20 @@ class Engine:
     def _secure(self, request: Request, length: int, plan: dict[Request, int]) -> bool:
         """Room for a request's tokens up to `length`: from conversations that rest, then from whoever ranks last."""
         while not _held(request).reserve(length):
-            if self._idle:
-                self._forget_oldest()
-                continue
-            last = max(self._running, key=lambda running: running.rank)
-            self._preempt(last)
-            plan.pop(last, None)
-            if last is request:
+            if not self._makes_room(request, plan):
                 return False
         return True
+
+    def _makes_room(self, request: Request, plan: dict[Request, int] | None = None) -> bool:
+        """Gives back pages of a conversation or of the last in rank; False where that was the request itself."""
+        if self._idle:
+            self._forget_oldest()
+            return True
+        last = max(self._running, key=lambda running: running.rank)
+        self._preempt(last)
+        if plan is not None:
+            plan.pop(last, None)
+        return last is not request
 
     def _plan(self) -> dict[Request, int]:
         """Which requests compute how many of their pending tokens in this step; places are reserved."""
@@ -303,13 +320,17 @@ class Engine:
             left = self.layout.step_tokens - sum(plan.values())
             if request not in self._running or not left:
                 continue
-            count = min(request.pending, left)
+            count, stop = min(request.pending, left), self._stop(request)
+            if stop is not None:
+                count = min(count, stop - _held(request).length)
             if self._secure(request, _held(request).length + count, plan):
                 plan[request] = count
         left = self.layout.step_tokens - sum(plan.values())
         for request, count in plan.items():
             request.draft = []
-            most = min(left, request.most - len(request.tokens) - 1)
+            most, stop = min(left, request.most - len(request.tokens) - 1), self._stop(request)
+            if stop is not None:
+                most = min(most, stop - _held(request).length - count)
             if request.drafter is not None and count == request.pending and most > 0:
                 guesses = request.drafter.propose(request.tokens, most, request.choice)
                 if guesses and _held(request).reserve(len(request.tokens) + len(guesses)):
@@ -352,7 +373,9 @@ class Engine:
         else:
             self._waiting.remove(request)
         talk, holding, request.holding = request.conversation, request.holding, None
-        if holding is not None and talk is not None and finish != "error" and talk.holding is None:
+        lasts = holding is not None and not holding.is_compressed and finish != "error"
+        # the next turn gives up tokens of its whole prompt, not of what an earlier one has left
+        if lasts and holding is not None and talk is not None and talk.holding is None:
             holding.rewind(min(holding.length, len(request.tokens)))
             talk.holding, talk.tokens = holding, list(request.tokens)
             self._idle.append(talk)

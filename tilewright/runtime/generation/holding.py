@@ -30,7 +30,9 @@ def chain(parent: bytes, tokens: Sequence[int]) -> bytes:
 class Holding:
     """The pages of one request, by group and place, and a row of states. `length` tokens are in the cache.
 
-    Places of a group with a window disappear once no coming query sees them. `release` gives everything back.
+    Places of a group with a window disappear once no coming query sees them. In a compact group `gone` tokens may have
+    been given up, and places are positions less those; such a request's pages are its own and nobody finds them.
+    compressed_at: at which length it was last looked at what to give up. `release` gives everything back.
     """
 
     def __init__(self, book: PageBook, root: bytes) -> None:
@@ -38,6 +40,8 @@ class Holding:
         self.root = root
         self.length = 0
         self.row: int | None = None
+        self.gone = [0] * len(book.pools)
+        self.compressed_at = 0
         self.pages: list[dict[int, int]] = [{} for _ in book.pools]
         # kept beside `pages`, because a step must not cost as much as a request is long
         self._tables = [np.full(book.layout.columns(g), NO_PAGE, np.int32) for g in range(len(book.pools))]
@@ -80,18 +84,23 @@ class Holding:
         of, size = self.book.layout.groups[group], self.book.layout.page_size
         return of.window is None or place * size < of.sinks or (place + 1) * size > length - of.window + 1
 
+    @property
+    def is_compressed(self) -> bool:
+        """Whether tokens were given up: what is left is not the beginning of any other text."""
+        return any(self.gone)
+
     def wanted(self, length: int) -> list[int]:
         """How many more pages of each group it takes to hold `length` tokens."""
         size, counts = self.book.layout.page_size, []
         for g, held in enumerate(self.pages):
-            first, last = self.length // size, -(-length // size)
+            first, last = (self.length - self.gone[g]) // size, -(-(length - self.gone[g]) // size)
             fresh = sum(place not in held for place in range(first, last))
             counts.append(fresh + self._writes_shared(g))
         return counts
 
     def _writes_shared(self, group: int) -> bool:
         """Whether the next token falls into a page that others hold, too."""
-        page = self.pages[group].get(self.length // self.book.layout.page_size)
+        page = self.pages[group].get((self.length - self.gone[group]) // self.book.layout.page_size)
         return page is not None and self.book.pools[group].references[page] > 1
 
     def reserve(self, length: int) -> bool:
@@ -101,7 +110,7 @@ class Holding:
         if taken is None:
             return False
         for g, fresh in enumerate(taken):
-            held, first = self.pages[g], self.length // size
+            held, first, last = self.pages[g], (self.length - self.gone[g]) // size, -(-(length - self.gone[g]) // size)
             if self._writes_shared(g):
                 page = fresh.pop()
                 book.copy(g, held[first], page)
@@ -110,7 +119,7 @@ class Holding:
             elif first in held:
                 # alone with it: what it was published for ends here, and committing publishes it anew
                 book.pools[g].unpublish(held[first])
-            for place in range(first, -(-length // size)):
+            for place in range(first, last):
                 if place not in held:
                     self._put(g, place, fresh.pop())
         return True
@@ -121,7 +130,7 @@ class Holding:
         book.account.computed += length - self.length
         self.length = length
         self._drop_after(length)
-        for place in range(len(self._chain), length // size):
+        for place in range(len(self._chain), 0 if self.is_compressed else length // size):
             parent = self._chain[-1] if self._chain else self.root
             self._chain.append(chain(parent, tokens[place * size : (place + 1) * size]))
             for g, held in enumerate(self.pages):
@@ -134,23 +143,26 @@ class Holding:
                     self._drop(g, place)
 
     def rewind(self, length: int) -> None:
-        """Goes back to `length` tokens, or to none where the window or the states before them are gone."""
+        """Goes back to `length` tokens, or to none where what they see is gone."""
         if length >= self.length:
             return
         size = self.book.layout.page_size
         needed = all(
             place in held
             for g, held in enumerate(self.pages)
-            for place in range(-(-length // size))
+            for place in range(-(-(length - self.gone[g]) // size))
             if self._is_needed(g, place, length)
         )
-        self.length = length if needed and self.book.layout.rewinds else 0
+        whole = not self.is_compressed or length >= self.compressed_at
+        self.length = length if needed and whole and self.book.layout.rewinds else 0
+        if not self.length:
+            self._forget()
         del self._chain[self.length // size :]
         self._drop_after(self.length)
 
     def _drop_after(self, length: int) -> None:
-        first = -(-length // self.book.layout.page_size)
         for g, held in enumerate(self.pages):
+            first = -(-(length - self.gone[g]) // self.book.layout.page_size)
             if self.book.layout.groups[g].window is not None:
                 for place in [p for p in held if p >= first]:
                     self._drop(g, place)
@@ -175,6 +187,7 @@ class Holding:
         if self.book.layout.has_rows:
             return other
         other.length, other._chain = self.length, list(self._chain)
+        other.gone, other.compressed_at = list(self.gone), self.compressed_at
         other.pages = [dict(held) for held in self.pages]
         other._tables = [table.copy() for table in self._tables]
         for pool, held in zip(self.book.pools, self.pages, strict=True):
@@ -193,12 +206,34 @@ class Holding:
             self.book.release_row(self.row)
             self.row = None
         self.length = 0
+        self._forget()
         self._chain.clear()
+
+    def _forget(self) -> None:
+        """What was given up matters no more."""
+        self.gone, self.compressed_at = [0] * len(self.pages), 0
+
+    def empty(self, group: int) -> None:
+        """Gives back a compact group's pages: what they hold is to be written elsewhere, or to be lost."""
+        for place in sorted(self.pages[group], reverse=True):
+            self._drop(group, place)
+
+    def refill(self, group: int, count: int) -> bool:
+        """Takes pages for `count` tokens, all that is left of an emptied group; False without room."""
+        pages = [0] * len(self.pages)
+        pages[group] = -(-count // self.book.layout.page_size)
+        taken = self.book.take(pages)
+        if taken is None:
+            return False
+        for place, page in enumerate(taken[group]):
+            self._put(group, place, page)
+        self.gone[group] = self.length - count
+        return True
 
     def slots(self, group: int, first: int, last: int) -> Int64:
         """Cache addresses of positions first .. last - 1: [last - first] int64."""
         size, held = self.book.layout.page_size, self.pages[group]
-        positions = np.arange(first, last, dtype=np.int64)
+        positions = np.arange(first, last, dtype=np.int64) - self.gone[group]
         return np.array([held[p] for p in (positions // size).tolist()], np.int64) * size + positions % size
 
     def table(self, group: int) -> Int32:

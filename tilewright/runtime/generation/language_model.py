@@ -155,9 +155,10 @@ class LanguageModel:
         # the template writes the special tokens itself
         return tokenizer.encode(made, special=False)
 
-    def logits(self, ids: Sequence[int], *, source: Sequence[int] = ()) -> Float32:
+    def logits(self, ids: Sequence[int], *, source: Sequence[int] = (), prompt: int | None = None) -> Float32:
         """Logits after every token: [tokens, vocabulary] f32, as generation sees them. source: what the encoder reads,
-        where there is one; ids are the answer, its start among them.
+        where there is one; ids are the answer, its start among them. prompt: so many of the ids are the prompt, after
+        which a cache with a compression gives up tokens; None for all.
         """
         read = checked_source(source, self.program.layout)
         tokens = checked_ids(ids, self.program.layout.vocabulary)
@@ -165,7 +166,9 @@ class LanguageModel:
             raise PromptError(
                 f"{len(tokens)} tokens are more than max_tokens={most}", step="score the text in parts of that length"
             )
-        return np.concatenate(list(score(self.current, tokens, read)))
+        if prompt is not None and not 0 < prompt <= len(tokens):
+            raise PromptError(f"a prompt of {prompt} among {len(tokens)} tokens", step=f"write 1 to {len(tokens)}")
+        return np.concatenate(list(score(self.current, tokens, read, prompt)))
 
     def negative_log_likelihood(
         self, ids: Sequence[int], *, stride: int | None = None, source: Sequence[int] = ()

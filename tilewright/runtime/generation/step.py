@@ -13,6 +13,8 @@ What a call means, for request i with tokens offsets[i] .. offsets[i+1]:
 - position p of request i lies in page `table[i, (p // page_size) % columns]` of the group at offset p % page_size. A
   group without a window has a column for every page of `max_tokens`; with one, the table is a ring that holds the
   window, one step and a partial page at each end. Columns that hold nothing are -1 and are never read;
+- where tokens were given up (`compact` groups), a request's places are its positions less those `gone`: what is said
+  here of positions in the cache holds for places, and every token sees all places up to its own;
 - a page that a call writes belongs to one request alone; a page that it reads may belong to several;
 - states of recurrences and convolutions, and cross keys and values, live in the request's own `state` row. A step that
   begins at position 0 follows `reset` (and `encode`, where there is an encoder);
@@ -29,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilewright.errors import StepProgramError
+from tilewright.runtime.generation.compression import Compressed, Compression
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
@@ -44,7 +47,8 @@ class CacheGroup:
 
     pages: how many there are. token_bytes: bytes of one token over all layers of the group. window: how many keys a
     query sees, its own included, or None for all. sinks: so many first tokens stay visible beside the window.
-    page_extra: bytes of a page beside its tokens', such as scales of a page.
+    page_extra: bytes of a page beside its tokens', such as scales of a page. compact: its tokens may be given up.
+    observed: it holds the last queries, by which it is chosen what to give up.
     """
 
     name: str
@@ -53,6 +57,8 @@ class CacheGroup:
     window: int | None = None
     sinks: int = 0
     page_extra: int = 0
+    compact: bool = False
+    observed: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,8 @@ class StepLayout:
     and r in one call. page_size: tokens of a page, in all groups. state_rows: rows of per-request states, at least
     step_requests where there are such states. recurrent_bytes: bytes of a row that every token overwrites; they cannot
     be wound back or shared. source_tokens: most source tokens of an encoder, 0 without one; cross_bytes: bytes of a
-    row that `encode` fills once. start: the first token of every answer of an encoder-decoder model.
+    row that `encode` fills once. start: the first token of every answer of an encoder-decoder model. compression: what
+    requests give up of their compact groups, and when; the program is then a CompressingProgram.
     """
 
     vocabulary: int
@@ -77,6 +84,7 @@ class StepLayout:
     source_tokens: int = 0
     cross_bytes: int = 0
     start: int | None = None
+    compression: Compression | None = None
 
     def __post_init__(self) -> None:
         least_one = ("vocabulary", "max_tokens", "step_tokens", "step_requests", "page_size")
@@ -93,6 +101,8 @@ class StepLayout:
             faults.append("there are per-request states, but state_rows is 0")
         if self.source_tokens and (self.start is None or not 0 <= self.start < self.vocabulary):
             faults.append(f"an encoder-decoder model starts with a token of its vocabulary, not {self.start}")
+        if sum(group.compact for group in self.groups) != (self.compression is not None):
+            faults.append("tokens are given up in one compact group, by a compression that says which")
         if faults:
             raise StepProgramError(faults, step="sizes are at least 1, counts of bytes and rows at least 0")
 
@@ -141,6 +151,8 @@ def _group_faults(group: CacheGroup) -> list[str]:
     said = [f"{name} is {getattr(group, name)}" for name in ("pages", "token_bytes") if getattr(group, name) < 1]
     if group.window is not None and group.window < 1:
         said.append(f"window is {group.window}")
+    if group.compact and group.window is not None:
+        said.append(f"compact beside a window of {group.window}")
     if group.page_extra < 0:
         said.append(f"page_extra is {group.page_extra}")
     if group.sinks < 0 or (group.sinks and group.window is None):
@@ -151,11 +163,12 @@ def _group_faults(group: CacheGroup) -> list[str]:
 @dataclass(frozen=True)
 class GroupStep:
     """Where one group's keys and values are: slots [n] int64, page * page_size + offset of every new token, and
-    table [r, columns] int32, the pages of every request.
+    table [r, columns] int32, the pages of every request. gone: [r] int32, how many tokens every request has given up.
     """
 
     slots: Int64
     table: Int32
+    gone: Int32
 
 
 @dataclass(frozen=True)
@@ -196,6 +209,19 @@ class StepProgram(Protocol):
         """Runs the encoder over source ids [m] and keeps its cross keys and values in the row (encoder-decoder)."""
 
 
+@runtime_checkable
+class CompressingProgram(StepProgram, Protocol):
+    """A step program with a compact group."""
+
+    def compressed(self, slots: Int64, observed: Int64, count: int) -> Compressed:
+        """What is left of the tokens at slots [n] of the compact group, in the order of their places, once all but
+        `count` are given up. observed: slots of the last queries, or none where nothing looks at them.
+        """
+
+    def put_back(self, slots: Int64, left: Compressed) -> None:
+        """Writes what is left to slots [count] of the compact group."""
+
+
 def check_inputs(layout: StepLayout, inputs: StepInputs) -> None:
     """Raises StepProgramError where a call breaks the protocol: for reference programs and tests."""
     n, r = len(inputs.ids), len(inputs.lengths)
@@ -228,10 +254,14 @@ def _address_faults(layout: StepLayout, inputs: StepInputs, g: int, held: GroupS
     faults = []
     for i, length in enumerate(inputs.lengths.tolist()):
         rows = slice(int(inputs.offsets[i]), int(inputs.offsets[i + 1]))
-        positions = inputs.positions[rows].astype(np.int64)
+        positions, gone = inputs.positions[rows].astype(np.int64), int(held.gone[i])
         if length > layout.max_tokens or not np.array_equal(positions, np.arange(length - len(positions), length)):
             faults.append(f"request {i}: positions {positions.tolist()} do not end at {length - 1}")
             continue
+        if gone and not (group.compact and 0 < gone < length):
+            faults.append(f"request {i}: {gone} of {length} tokens are said to be given up")
+            continue
+        positions, length = positions - gone, length - gone
         pages = held.table[i, (positions // size) % columns]
         if not np.array_equal(pages * np.int64(size) + positions % size, held.slots[rows]):
             faults.append(f"request {i}: slots are not where the table says")

@@ -28,7 +28,8 @@ def step_inputs(layout: StepLayout, segments: Sequence[Segment]) -> StepInputs:
     groups = []
     for g in range(len(layout.groups)):
         slots = [s.holding.slots(g, s.holding.length, s.holding.length + len(s.tokens)) for s in segments]
-        groups.append(GroupStep(np.concatenate(slots), np.stack([s.holding.table(g) for s in segments])))
+        tables, gone = np.stack([s.holding.table(g) for s in segments]), [s.holding.gone[g] for s in segments]
+        groups.append(GroupStep(np.concatenate(slots), tables, np.array(gone, np.int32)))
     wanted = [np.arange(end - s.wanted, end) for s, end in zip(segments, offsets[1:].tolist(), strict=True)]
     return StepInputs(
         ids=np.concatenate([np.asarray(s.tokens, np.int32) for s in segments]),
