@@ -76,7 +76,7 @@ TW013 capture failed: GuardOnDataDependentSymNode: Could not guard on data-depen
 (at example.py:10)
   next: replace what depends on tensor values (.item(), if tensor:, nonzero) by tensor arithmetic""",
     "TW014": """
-TW014 a declared dim was specialised: batch (batch: 1..8) was fixed to 3
+TW014 a declared dim was specialised: batch (batch: 1..8) was fixed to 3  (at example.py:10)
   next: leave batch out of dims (its size is 3); or change the line that fixes it""",
     "TW015": """
 TW015 autograd through a compiled call: input requires grad, and grad mode is on; \

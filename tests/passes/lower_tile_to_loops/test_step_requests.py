@@ -21,6 +21,7 @@ from tilewright.ir.schedules import Schedule
 from tilewright.ir.tile.structure import KernelOp
 from tilewright.ir.types import TensorType
 from tilewright.passes.lower_tile_to_loops import lower_kernel
+from tilewright.passes.lower_tile_to_loops.prefetching import LINE
 from tilewright.passes.lower_to_tile.skeletons import lower_group
 
 HEADS = 4
@@ -66,11 +67,18 @@ def test_one_query_asks_for_each_line_of_the_next_segment(
         assert max(counts["arg2"][at] for at in wanted) <= 2, "once by the dot before, whose own operand is near"
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("avx512", F32), ("avx512-amx", BF16)], ids=str)
-def test_many_queries_have_time_and_ask_for_no_keys(name: str, dtype: DType, rng: np.random.Generator) -> None:
-    made = kernel(name, dtype, 32, 17)
-    counts = asked(made, name, inputs(made, {"s": 70}, rng), {"s": 70})
-    assert "arg1" not in counts
+def test_many_queries_share_the_lines_of_the_next_segment_out_over_blocks(rng: np.random.Generator) -> None:
+    made, size, keys = kernel("avx512", F32, 32, 17), 32, 128
+    counts = asked(made, "avx512", inputs(made, {"s": keys}, rng), {"s": keys})
+    for buffer in ("arg1", "arg2"):
+        lines = {at * 4 // LINE for at in counts[buffer]}
+        assert lines >= set(range(64 * size * 4 // LINE, keys * size * 4 // LINE))
+        assert min(counts[buffer]) >= 64 * size, "nothing of what is here already"
+
+
+def test_many_queries_on_a_matrix_unit_have_time_and_ask_for_nothing(rng: np.random.Generator) -> None:
+    made = kernel("avx512-amx", BF16, 32, 17)
+    assert not asked(made, "avx512-amx", inputs(made, {"s": 300}, rng), {"s": 300})
 
 
 @pytest.mark.parametrize("prefix", [False, True], ids=["keys and values", "values in keys"])

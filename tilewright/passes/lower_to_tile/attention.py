@@ -71,7 +71,8 @@ def lower_attention(group: GroupOp, name: str, machine: Machine, dims: DimSpace)
     segment = schedule.number("block_k", own_segment(machine, anchor))
     heads = schedule.number("heads", 1)
     order, part = schedule.to_dict().get("order", "query-outer"), schedule.number("part", machine.rules.key_part)
-    if order == "key-outer" or heads not in (1, anchor.group) or part % segment:
+    split = order == "split-kv"
+    if order == "key-outer" or heads not in (1, anchor.group) or (split and part % segment):
         step = f"write attention-tiling{{order=query-outer heads={anchor.group}}}"
         raise unsupported(anchor, f"no kernel is made by the schedule {schedule.to_dict()}", step)
     low, high = dims.interval(queries)
@@ -88,7 +89,7 @@ def lower_attention(group: GroupOp, name: str, machine: Machine, dims: DimSpace)
         variants[-1] = Variant(variants[-1].kernel, None)
         return Lowered(tuple(variants), tuple(variants[0].kernel.dims.data), queries, first=first)
 
-    if order == "query-outer":
+    if not split:
         return made("", None)
     return made("_merge", Parts(anchor, part, True), made("_part", Parts(anchor, part, False)))
 
