@@ -168,7 +168,7 @@ def forged(header: Any, tail: bytes = b"", *, length: int | None = None) -> byte
 
 
 def section(**changes: Any) -> dict[str, Any]:
-    return {"name": "s", "offset": 1000, "size": 4, "sha256": "", **changes}
+    return {"name": "s", "offset": 1000, "size": 4, "hash": "", **changes}
 
 
 @pytest.mark.parametrize(

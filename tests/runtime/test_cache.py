@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import itertools
 import os
 import shutil
 import signal
@@ -21,6 +22,7 @@ from tilewright.errors import CacheError
 from tilewright.runtime.cache import ENVIRONMENT, Cache, default_root
 from tilewright.runtime.cache_entry import FACTORS, SEAL, hash_file
 from tilewright.runtime.canonical import key_of
+from tilewright.runtime.pieces import StreamHash
 
 
 def factors(**more: Any) -> dict[str, Any]:
@@ -491,3 +493,7 @@ def test_a_file_is_hashed_in_pieces_whose_digests_are_hashed(
     pieces = [data[at : at + (16 << 20)] for at in range(0, max(size, 1), 16 << 20)]
     digests = b"".join(hashlib.sha256(piece).digest() for piece in pieces)
     assert hash_file(tmp_path / "f") == hashlib.sha256(digests).hexdigest()
+    stream, cuts = StreamHash(), sorted(rng.integers(0, size + 1, 3))
+    for first, last in itertools.pairwise([0, *cuts, size]):
+        stream.update(data[first:last])
+    assert stream.hexdigest() == hash_file(tmp_path / "f")

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
 from tilewright.errors import CacheError
 from tilewright.runtime.canonical import canonical_json
+from tilewright.runtime.pieces import hash_range
 
 FACTORS: Final = "factors.json"
 SEAL: Final = "seal.json"
@@ -28,29 +27,10 @@ SEAL: Final = "seal.json"
 _HASHED_ALWAYS = 4 << 20
 
 
-# A file is hashed in pieces of so many bytes, on all cores.
-_PIECE: Final = 16 << 20
-# So much of one is in memory at a time.
-_READ: Final = 1 << 20
-
-
 def hash_file(path: Path) -> str:
-    """sha256 over the sha256 of each 16 MiB of a file: all cores read a large one, and none of it stays in memory."""
+    """The hash of a file (`pieces.py`)."""
     with open(path, "rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
-
-        def digest(begin: int) -> bytes:
-            found, at = hashlib.sha256(), begin
-            while at < begin + _PIECE and (data := os.pread(file.fileno(), min(_READ, begin + _PIECE - at), at)):
-                found.update(data)
-                at += len(data)
-            return found.digest()
-
-        begins = range(0, size, _PIECE)
-        if len(begins) <= 1:
-            return hashlib.sha256(digest(0)).hexdigest()
-        with ThreadPoolExecutor(min(len(begins), len(os.sched_getaffinity(0))), "tilewright-hash") as pool:
-            return hashlib.sha256(b"".join(pool.map(digest, begins))).hexdigest()
+        return hash_range(file.fileno(), 0, os.fstat(file.fileno()).st_size)
 
 
 def _seal_of(folder: Path) -> dict[str, Any]:
