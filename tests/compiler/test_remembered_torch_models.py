@@ -284,3 +284,107 @@ def test_what_a_forward_asks_of_what_it_holds_is_seen(
     assert factors(model)[0] == first
     change(model, monkeypatch)
     assert factors(model)[0] != first
+
+
+# --- operators of torch.library ---------------------------------------------------------------------------------------
+
+
+def _defined(factor: float = 2.0) -> Any:
+    """An operator as a library defines it; another definition replaces the one before."""
+
+    @torch.library.custom_op("tilewright_remembered::scaled", mutates_args=())
+    def operator(x: torch.Tensor) -> torch.Tensor:
+        return x * 2.0 if factor == 2.0 else x * 3.0
+
+    operator.register_fake(torch.empty_like)
+    return operator
+
+
+SCALED = _defined()
+
+
+class ByObject(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return SCALED(x) + 1
+
+
+class ByName(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.ops.tilewright_remembered.scaled(x) + 1
+
+
+class ByPacket(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.called = torch.ops.tilewright_remembered.scaled
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.called(x) + 1
+
+
+def doubled(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+
+def tripled(x: torch.Tensor) -> torch.Tensor:
+    return x * 3
+
+
+@tw.kernel("x f32[rows, n] -> y f32[rows, n]")
+def doubling(b: Any, x: Any, y: Any) -> None:
+    row, column = b.grid(["rows", "n"], [4, 64])
+    tile = b.load(b.dense(x), [row, column], [4, 64])
+    b.store(b.map("mul", tile, FACTOR), b.dense(y), [row, column])
+
+
+OPERATOR_MODELS = (ByObject, ByName, ByPacket)
+
+
+def test_a_model_with_an_operator_of_a_library_is_captured_once(tmp_path: Path) -> None:
+    x = torch.ones(2, 4)
+    for registered, origins, factor in (
+        ({"reference": doubled}, ("made", "as before"), 2),
+        ({"reference": tripled}, ("made",), 3),
+        ({"kernel": doubling}, ("made", "as before"), 2),
+    ):
+        tw.register_op("tilewright_remembered::scaled", **registered)  # type: ignore[arg-type]
+        for origin in origins:
+            program = tw.compile(ByName().eval(), (x,), cache=tmp_path)
+            assert program.report.to_dict()["capture"].startswith(origin)
+            assert torch.equal(program(x), x * factor + 1)
+
+
+@pytest.mark.parametrize("kind", OPERATOR_MODELS)
+def test_what_an_operator_is_made_of_counts(kind: type[torch.nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
+    tw.register_op("tilewright_remembered::scaled", reference=doubled)
+    seen = [factors(kind())]
+    tw.register_op("tilewright_remembered::scaled", reference=tripled)
+    seen.append(factors(kind()))
+    tw.register_op("tilewright_remembered::scaled", kernel=doubling)
+    seen.append(factors(kind()))
+    with monkeypatch.context() as context:
+        context.setitem(globals(), "FACTOR", 4.0)
+        seen.append(factors(kind()))
+    with monkeypatch.context() as context:
+        context.setattr(SCALED, "_init_fn", tripled)  # another implementation
+        seen.append(factors(kind()))
+    with monkeypatch.context() as context:
+        context.setattr(SCALED, "_abstract_fn", doubled)  # another shape rule
+        seen.append(factors(kind()))
+    assert not any(unproved for _, unproved in seen)
+    assert all(a != b for i, (a, _) in enumerate(seen) for b, _ in seen[:i])
+    assert factors(kind())[0] == seen[2][0]
+
+
+def test_an_operator_whose_rule_is_not_in_python_is_named() -> None:
+    library = torch.library.Library("tilewright_remembered_text", "DEF")
+    library.define("composed(Tensor x) -> Tensor")
+    library.impl("composed", lambda x: x * 2, "CompositeImplicitAutograd")
+
+    class Calls(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.ops.tilewright_remembered_text.composed(x)
+
+    found, unproved = factors(Calls())
+    assert found is None
+    assert unproved.startswith("tilewright_remembered_text::composed has no shape rule in Python")

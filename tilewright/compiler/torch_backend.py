@@ -40,7 +40,7 @@ from tilewright.errors import (
     UnsupportedOpError,
 )
 from tilewright.frontend.agreeing import example_size
-from tilewright.frontend.custom_ops import decompositions, require_references
+from tilewright.frontend.custom_ops import decompositions, require_agreement
 from tilewright.frontend.functional import Functional, capture_functional
 from tilewright.frontend.registry import lowerings
 from tilewright.frontend.views import Views, split_views
@@ -102,7 +102,7 @@ def tilewright(
         return _build(gm, weights, len(inputs), chosen)
 
     try:
-        require_references(graph_module.graph.nodes)
+        require_agreement(graph_module.graph.nodes)
         with _composites_whole():
             return aot_module_simplified(
                 graph_module,

@@ -146,7 +146,8 @@ class GraphLowering:
 
     def _operator(self, node: Any) -> Any:
         name = str(node.target)
-        self.operators[name] += 1
+        # with what the model called where that has been taken apart
+        self.operators.update({name, called(node)})
         args = self.value(list(node.args))
         kwargs = {key: self.value(argument) for key, argument in node.kwargs.items()}
         if any(self.values.get(n) is REFUSED for n in node.all_input_nodes):
