@@ -88,7 +88,7 @@ def _name_of(operator: Any) -> str | None:
     if isinstance(operator, torch._library.custom_ops.CustomOpDef):
         return operator._qualname
     if isinstance(operator, torch._ops.OpOverload):
-        return operator.name()
+        return str(operator._name)
     return operator._qualified_op_name if isinstance(operator, torch._ops.OpOverloadPacket) else None
 
 
