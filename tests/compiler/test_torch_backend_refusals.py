@@ -33,7 +33,7 @@ class Drops(torch.nn.Module):
         (torch.nn.BatchNorm1d(4), "the model (BatchNorm1d) normalises", "call model.eval()"),
         (
             lambda x: torch.nn.functional.dropout(x, 0.5) + 1,
-            "test_torch_backend.py:",
+            "test_torch_backend_refusals.py:",
             "pass training=self.training to that call",
         ),
         (lambda x: torch.fft.rfft(x).abs(), "fft", "write these parts with supported operators"),
