@@ -98,7 +98,8 @@ def require_agreement(nodes: Iterable[Any]) -> None:
             try:
                 found = _shown(called := _called(function, node, wanted))
             except Exception as fault:  # noqa: BLE001 (whatever a user's function raises, it is what is wrong)
-                problems.append(Problem(f"its {what} fails: {type(fault).__name__}: {fault}", str(target), where))
+                said = " ".join(f"{type(fault).__name__}: {fault}".split())[:300]
+                problems.append(Problem(f"its {what} fails: {said}", str(target), where))
                 continue
             if not _are_alike(called, wanted):
                 problems.append(Problem(f"its {what} gives {found}, {rule} {_shown(wanted)}", str(target), where))

@@ -7,6 +7,7 @@ changed operator to be another one.
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -25,8 +26,6 @@ _TORCHS: Final = words(
     "onnx_symbolic prim profiler quantization quantized quantized_decomposed rngprims sparse static_runtime streams "
     "symm_mem"
 )
-# what torch runs in place of an operator while it traces, where there is no shape rule
-_TRACED: Final = ("Meta", "CompositeImplicitAutograd", "CompositeExplicitAutograd")
 
 
 @dataclass(frozen=True)
@@ -80,10 +79,14 @@ def described(name: str) -> Described:
         target = getattr(packet, overload)
         facts += [str(target._schema), sorted(map(str, target.tags))]
         rule = rule_of(target)
-        composed = [key for key in _TRACED if torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), key)]
+        has = functools.partial(torch._C._dispatch_has_kernel_for_dispatch_key, target.name())
         if rule is not None and rule is not True:
             functions.append(rule)
-        elif composed and library not in _TORCHS and torch._library.custom_ops.OPDEFS.get(target.name()) is None:
+        # torch's version tells of its own, and what an operator was defined with of that
+        is_told = library in _TORCHS or target.name() in torch._library.custom_ops.OPDEFS
+        if not is_told and has("CompositeImplicitAutograd"):
+            unknown = f"{name} is made of other operators, and torch does not say which"
+        elif not is_told and (rule is True or (rule is None and has("CompositeExplicitAutograd"))):
             unknown = f"{name} has no shape rule in Python: torch.library.register_fake gives it one"
         # what is called in place of it while torch traces
         functions += [[str(key), function] for key, function in sorted(target.py_kernels.items(), key=str)]

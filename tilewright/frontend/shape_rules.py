@@ -50,16 +50,18 @@ def has_our_rule(target: Any) -> bool:
 
 def rule_of(target: Any) -> Any:
     """The Python function that says what an operator gives; True for a rule in other code, None where there is none."""
+    import torch
+
     held = _held(target)
     if held is None or held is True:
         return held
     if has_our_rule(target):
         return _OURS[target.name()].rule
-    function = getattr(held, "func", held)
+    function = held.func if isinstance(held, torch._library.utils.Kernel) else held
     if getattr(function, "__qualname__", "") != "_check_pystubs_once.<locals>.inner":
         return function
     # torch puts this in front of a rule, and it changes when it is first called
-    cells = dict(zip(function.__code__.co_freevars, function.__closure__, strict=True))
+    cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
     return cells["func"].cell_contents
 
 
