@@ -230,20 +230,21 @@ def kernel(signature: str) -> Callable[[Callable[..., None]], Kernel]:
 
 
 def register_op(
-    name: str,
+    name: str | Callable[..., Any],
     *,
     kernel: Kernel | None = None,
     reference: Callable[..., Any] | None = None,
     shape: Callable[..., Any] | None = None,
 ) -> None:
-    """Teaches compile() an operator that a library has defined with torch.library: "mylib::swiglu".
+    """Teaches compile() an operator that a library has defined with torch.library. The last registration counts.
 
+    name: "mylib::swiglu", or what torch holds it as: what torch.library.custom_op made, torch.ops.mylib.swiglu.
     kernel: made with @tw.kernel; its inputs are the operator's tensors in order, and its static parameters come from
     their dtypes and sizes, or are the operator's arguments of the same name (integers); it computes the operator with
     its other arguments at the defaults of its schema, and a call that gives one of those another value is refused.
     reference: without a kernel, a function of the operator's arguments that computes it from operators that compile.
     shape: what the operator gives, without computing it, where torch does not know yet
-    (`torch.library.register_fake`); the reference says it, too.
+    (`torch.library.register_fake`); the reference says it, too. Where torch knows, it must say the same.
     Raises OptionError, also for operators that write to their operands or give views of them. Compiling raises
     UnsupportedOpError where the kernel does not fit a call, or gives, as a reference may, other dtypes or sizes than
     torch was told; what is wrong in the kernel itself keeps its own code (KernelError, KernelStoreError).

@@ -161,6 +161,7 @@ def refused(function: Any, *shape: int, **options: Any) -> str:
 def test_an_operator_that_nobody_has_registered() -> None:
     text = refused(unknown, 2, 3)
     assert "tilewright_tests.unknown.default: no lowering (tw.register_op gives it one)" in text
+    assert '\n  next: say how it is computed: tw.register_op("tilewright_tests::unknown", reference=f)' in text
     with pytest.raises(dynamo.exc.BackendCompilerFailed, match=r"tw\.register_op gives it one"):
         torch_compiled(unknown)(torch.ones(2))
 
@@ -248,6 +249,85 @@ def test_a_reference_gives_what_the_shape_rule_says(reference: Any, said: str | 
         torch_compiled(place)(x)
 
 
+@torch.library.custom_op("tilewright_tests::ruled", mutates_args=())
+def ruled(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+
+@ruled.register_fake
+def _(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+def wide(x: torch.Tensor) -> torch.Tensor:
+    return x.new_empty(x.shape[0], 7)
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        (wide, "its shape= gives float32[2, 7], the rule that torch has, from register_fake, float32[2, 3]"),
+        (lambda x: x.new_empty(x.shape, dtype=torch.int32), "its shape= gives int32[2, 3], the rule"),
+        (lambda x: (3,), "its shape= gives 3, the rule"),
+        (lambda: torch.ones(2, 3), "its shape= fails: TypeError"),
+        (torch.empty_like, None),
+    ],
+)
+def test_a_shape_is_held_against_the_rule_of_the_library(shape: Any, said: str | None) -> None:
+    tw.register_op("tilewright_tests::ruled", reference=lambda x: x * 2, shape=shape)
+    x = torch.tensor([[1.0, 3.0, 2.0], [5.0, 4.0, 0.0]])
+    if said is None:
+        same([tw.compile(Calls(ruled).eval(), (x,))(x), torch_compiled(ruled)(x)], [x * 2] * 2)
+        return
+    assert f"tilewright_tests.ruled.default: {said}" in refused(ruled, 2, 3)
+    with pytest.raises(dynamo.exc.BackendCompilerFailed, match=r"TW010.*its shape= "):
+        torch_compiled(ruled)(x)
+
+
+@torch.library.custom_op("tilewright_tests::ruleless", mutates_args=())
+def ruleless(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+
+def defined_in_text() -> Any:
+    """An operator of the library's older form, which has no object of its own."""
+    library = torch.library.Library("tilewright_tests_text", "DEF")
+    library.define("twice(Tensor x) -> Tensor")
+    library.impl("twice", lambda x: x * 2, "CPU")
+    return library, torch.ops.tilewright_tests_text.twice
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_later_registration_replaces_the_shape_of_an_earlier_one(older: bool) -> None:
+    library, called = defined_in_text() if older else (None, ruleless)
+    x = torch.ones(2, 3)
+    tw.register_op(called, reference=lambda x: x * 2, shape=wide)
+    assert "its reference gives float32[2, 3], its shape rule float32[2, 7]" in refused(called, 2, 3)
+    tw.register_op(called, reference=lambda x: x * 2, shape=torch.empty_like)
+    same([tw.compile(Calls(called).eval(), (x,))(x)], [x * 2])
+    tw.register_op(called, reference=lambda x: (x * 2).double())
+    assert tw.compile(Calls(called).eval(), (x,))(x).dtype == torch.float64
+    # a kernel says nothing of shapes: the rule that there is stays
+    tw.register_op(called, kernel=affine_kernel)
+    assert "torch says that it gives f64[2, 3], its kernel gives f32[2, 3]" in refused(called, 2, 3)
+    if older:
+        # the library changes its mind: what it says counts
+        torch.library.register_fake("tilewright_tests_text::twice", wide, lib=library, allow_override=True)
+    else:
+        ruleless.register_fake(wide)
+    tw.register_op(called, reference=lambda x: x * 2, shape=torch.empty_like)
+    assert "the rule that torch has, from register_fake, float32[2, 7]" in refused(called, 2, 3)
+
+
+def test_operators_are_taken_as_torch_holds_them(rng: np.random.Generator) -> None:
+    x = torch.from_numpy(rng.standard_normal((2, 3), np.float32))
+    packet = torch.ops.tilewright_tests.by_default
+    for given in (by_default, packet, packet.default, "tilewright_tests::by_default"):
+        by = float(rng.integers(2, 9))
+        tw.register_op(given, reference=lambda x, by_=3, by=by: x * by)
+        same([tw.compile(Calls(by_default).eval(), (x,))(x)], [x * by])
+
+
 @torch.library.custom_op("tilewright_tests::turned", mutates_args=())
 def turned(x: torch.Tensor) -> torch.Tensor:
     return x.t().clone()
@@ -309,9 +389,12 @@ def test_a_wrong_reference_is_named_by_the_first_call() -> None:
         ("aten::view", {"reference": torch.relu}, "write an operator that gives new tensors"),
         ("tilewright_tests::swiglu", {}, "pass reference="),
         ("tilewright_tests::swiglu", {"kernel": 3, "reference": torch.relu}, "decorate the kernel's function"),
+        ("tilewright_tests::ruled", {"reference": 2}, "pass a function of the operator's arguments, as reference="),
+        ("tilewright_tests::ruled", {"reference": torch.relu, "shape": (3,)}, "pass a function of the operator's"),
+        (3, {"reference": torch.relu}, 'give its name, "lib::name"'),
     ],
 )
-def test_a_refused_registration_says_what_to_do_about_it(name: str, given: dict[str, Any], step: str) -> None:
+def test_a_refused_registration_says_what_to_do_about_it(name: Any, given: dict[str, Any], step: str) -> None:
     with pytest.raises(OptionError) as raised:
         tw.register_op(name, **given)
     assert raised.value.step.startswith(step)
@@ -327,9 +410,13 @@ def test_a_refused_registration_says_what_to_do_about_it(name: str, given: dict[
         ("aten::view", {"reference": torch.relu}, "aten::view gives views of its operands"),
         ("tilewright_tests::swiglu", {}, "neither a kernel nor a reference"),
         ("tilewright_tests::swiglu", {"kernel": torch.relu}, "is not made with @tw.kernel"),
+        ("tilewright_tests::ruled", {"reference": "relu"}, "reference='relu' is not a function"),
+        ("tilewright_tests::ruled", {"reference": torch.relu, "shape": "same"}, "shape='same' is not a function"),
+        (torch.relu, {"reference": torch.relu}, "is no operator of torch.library"),
+        (None, {"reference": torch.relu}, "None is no operator of torch.library"),
     ],
 )
-def test_registrations_are_checked(name: str, given: dict[str, Any], said: str) -> None:
+def test_registrations_are_checked(name: Any, given: dict[str, Any], said: str) -> None:
     with pytest.raises(OptionError, match="TW008") as raised:
         tw.register_op(name, **given)
     assert said in str(raised.value)

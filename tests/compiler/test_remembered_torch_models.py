@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 import logging
 from collections.abc import Callable, Sized
 from pathlib import Path
@@ -284,3 +285,112 @@ def test_what_a_forward_asks_of_what_it_holds_is_seen(
     assert factors(model)[0] == first
     change(model, monkeypatch)
     assert factors(model)[0] != first
+
+
+# --- operators of torch.library ---------------------------------------------------------------------------------------
+
+
+def _defined(factor: float = 2.0) -> Any:
+    """An operator as a library defines it; another definition replaces the one before."""
+
+    @torch.library.custom_op("tilewright_remembered::scaled", mutates_args=())
+    def operator(x: torch.Tensor) -> torch.Tensor:
+        return x * 2.0 if factor == 2.0 else x * 3.0
+
+    operator.register_fake(torch.empty_like)
+    return operator
+
+
+SCALED = _defined()
+
+
+class ByObject(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return SCALED(x) + 1
+
+
+class ByName(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.ops.tilewright_remembered.scaled(x) + 1
+
+
+class ByPacket(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.called = torch.ops.tilewright_remembered.scaled
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.called(x) + 1
+
+
+def doubled(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+
+def tripled(x: torch.Tensor) -> torch.Tensor:
+    return x * 3
+
+
+@tw.kernel("x f32[rows, n] -> y f32[rows, n]")
+def doubling(b: Any, x: Any, y: Any) -> None:
+    row, column = b.grid(["rows", "n"], [4, 64])
+    tile = b.load(b.dense(x), [row, column], [4, 64])
+    b.store(b.map("mul", tile, FACTOR), b.dense(y), [row, column])
+
+
+OPERATOR_MODELS = (ByObject, ByName, ByPacket)
+
+
+def test_a_model_with_an_operator_of_a_library_is_captured_once(tmp_path: Path) -> None:
+    x = torch.ones(2, 4)
+    for registered, factor in (({"reference": tripled}, 3), ({"kernel": doubling}, 2)):
+        tw.register_op("tilewright_remembered::scaled", **registered)
+        for origin in ("made", "as before"):
+            program = tw.compile(ByName().eval(), (x,), cache=tmp_path)
+            assert program.report.to_dict()["capture"].startswith(origin)
+            assert torch.equal(program(x), x * factor + 1)
+
+
+@pytest.mark.parametrize("kind", OPERATOR_MODELS)
+def test_what_an_operator_is_made_of_counts(kind: type[torch.nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
+    tw.register_op("tilewright_remembered::scaled", reference=doubled)
+    seen = [factors(kind())]
+    tw.register_op("tilewright_remembered::scaled", reference=tripled)
+    seen.append(factors(kind()))
+    tw.register_op("tilewright_remembered::scaled", kernel=doubling)
+    seen.append(factors(kind()))
+    with monkeypatch.context() as context:
+        context.setitem(globals(), "FACTOR", 4.0)
+        seen.append(factors(kind()))
+    with monkeypatch.context() as context:
+        context.setattr(SCALED, "_init_fn", tripled)  # another implementation
+        seen.append(factors(kind()))
+    for rule in (doubled, *(functools.partial(torch.full_like, fill_value=value) for value in (1.0, 2.0))):
+        with monkeypatch.context() as context:
+            context.setattr(SCALED, "_abstract_fn", rule)  # another shape rule
+            seen.append(factors(kind()))
+    assert not any(unproved for _, unproved in seen)
+    assert all(a != b for i, (a, _) in enumerate(seen) for b, _ in seen[:i])
+    assert factors(kind())[0] == seen[2][0]
+
+
+class Composed(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.ops.tilewright_remembered_text.composed(x)
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("CompositeImplicitAutograd", "is made of other operators, and torch does not say which"),
+        ("CompositeExplicitAutograd", "has no shape rule in Python"),
+        ("Meta", "has no shape rule in Python"),
+    ],
+)
+def test_an_operator_that_torch_does_not_show_is_named(key: str, said: str) -> None:
+    with torch.library._scoped_library("tilewright_remembered_text", "DEF") as library:
+        library.define("composed(Tensor x) -> Tensor")
+        library.impl("composed", lambda x: x * 2, key)
+        found, unproved = factors(Composed())
+    assert found is None
+    assert unproved.startswith(f"tilewright_remembered_text::composed {said}")

@@ -15,7 +15,7 @@ from torch._dynamo.backends.registry import list_backends
 
 import tilewright as tw
 from tilewright.compiler import torch_backend
-from tilewright.errors import AutogradWarning, EagerWarning, OptionError, UnsupportedOpError
+from tilewright.errors import AutogradWarning, EagerWarning, UnsupportedOpError
 
 # Products of sizes below 64, in f32.
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -458,32 +458,3 @@ def test_what_has_no_kernel_runs_in_eager_where_asked(rng: np.random.Generator) 
     assert "TW010" in told
     assert "fft" in told
     assert (counted("unsupported_in_eager"), counted("graphs") >= 1) == (2, True)
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (
-            {"freeze": True},
-            r"TW008 wrong option: torch.compile\(backend=\"tilewright\"\) has no option 'freeze'\n"
-            r"  next: did you mean 'freeze_weights'\?\n",
-        ),
-        (
-            {"zzz": 1},
-            "no option 'zzz'\n  next: it has cache, determinism, expect, fallback, freeze_weights, memory_limit, "
-            "objective, passes, precision, target, threads, verify_each\n",
-        ),
-        ({"freeze_weights": 1}, "freeze_weights=1 is not True or False"),
-        ({"fallback": "eager"}, "fallback='eager' is not one of 'error', 'torch'"),
-        ({"check": "first"}, "check is an option of tilewright.compile alone"),
-    ],
-)
-def test_options_are_checked(options: dict[str, Any], said: str) -> None:
-    with pytest.raises(dynamo.exc.BackendCompilerFailed, match=said) as raised:
-        compiled(lambda x: x + 1, **options)(torch.ones(3))
-    assert isinstance(raised.value.inner_exception, OptionError)
-
-
-def test_a_mode_is_refused() -> None:
-    with pytest.raises(dynamo.exc.BackendCompilerFailed, match="mode='max-autotune' means nothing here"):
-        torch.compile(lambda x: x + 1, backend="tilewright", mode="max-autotune")(torch.ones(3))

@@ -95,5 +95,5 @@ def test_multi_head_attention_module(rng: np.random.Generator) -> None:
 
 def test_dropout_in_attention_is_training() -> None:
     model = Many({"dropped": lambda q: sdpa(q, q, q, dropout_p=0.1)})
-    with pytest.raises(TrainingModeError, match=r"drops weights with p=0\.1"):
+    with pytest.raises(TrainingModeError, match=r"drops attention weights with p=0\.1"):
         capture(model, (torch.ones(1, 1, 2, 4),))

@@ -251,15 +251,15 @@ def test_paths_that_are_no_programs(tmp_path: Path) -> None:
 
 def test_an_input_of_another_dtype_is_told_the_ones_there_are() -> None:
     known = "float64, float32, float16, bfloat16, int64, int32, int16, int8, uint8, bool"
-    for dtype, more in (
-        (torch.complex64, "; complex numbers as torch.view_as_real(x), which the model takes back"),
-        (torch.uint16, ""),
+    apart = "complex numbers are not supported; pass real and imaginary parts apart: torch.view_as_real(x)"
+    for dtype, step in (
+        (torch.complex64, f"{apart}, which the model takes back with torch.view_as_complex"),
+        (torch.uint16, f"pass it in one of {known}"),
     ):
         with pytest.raises(CaptureError) as caught:
             capture(torch.nn.Identity(), (torch.ones(2, dtype=dtype),))
         assert str(caught.value) == (
-            f"TW013 capture failed: input is {dtype}, which the IR has no type for\n"
-            f"  next: pass it in one of {known}{more}"
+            f"TW013 capture failed: input is {dtype}, which the IR has no type for\n  next: {step}"
         )
 
 

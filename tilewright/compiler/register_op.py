@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from tilewright.compiler.kernel import Kernel
+from tilewright.compiler.kernel_spec import KernelSpec
 from tilewright.errors import KernelError, OptionError
 from tilewright.frontend.custom_ops import CustomOp, Instance, register
 from tilewright.frontend.registry import Unsupported
+from tilewright.frontend.shape_rules import give_rule
 from tilewright.ir.dims import Expr
 from tilewright.ir.types import TensorType
 
@@ -16,7 +18,7 @@ _TORCHS: Final = ("aten", "prim", "prims", "quantized", "higher_order")
 
 
 def register_op(
-    name: str,
+    name: Any,
     *,
     kernel: Kernel | None = None,
     reference: Callable[..., Any] | None = None,
@@ -26,6 +28,13 @@ def register_op(
     import torch
 
     faults: dict[str, str] = {}
+    found = _name_of(name)
+    if found is None:
+        raise OptionError(
+            f"{name!r} is no operator of torch.library",
+            step='give its name, "lib::name", or what torch.library.custom_op made',
+        )
+    name = found
     namespace, _, rest = name.partition("::")
     op, _, overload = rest.partition(".")
     packet = getattr(getattr(torch.ops, namespace), op, None) if namespace and op else None
@@ -45,24 +54,42 @@ def register_op(
         faults[f"{name} has neither a kernel nor a reference: nothing says how it is computed"] = step
     if kernel is not None and not isinstance(kernel, Kernel):
         faults[f"kernel={kernel!r} is not made with @tw.kernel"] = "decorate the kernel's function with @tw.kernel(...)"
+    for option, function, example in (
+        ("reference", reference, "lambda x: x * 2"),
+        ("shape", shape, "lambda x: torch.empty_like(x)"),
+    ):
+        if function is not None and not callable(function):
+            step = f"pass a function of the operator's arguments, as {option}={example}"
+            faults[f"{option}={function!r} is not a function"] = step
     if faults:
         raise OptionError(list(faults), step="; ".join(dict.fromkeys(faults.values())))
     rule = shape if shape is not None else reference
-    if rule is not None and not _has_shape_rule(target):
-        torch.library.register_fake(name, rule)
-    register(str(target), CustomOp(None if kernel is None else _Instances(kernel), reference))
+    if rule is not None:
+        give_rule(target, rule)
+    built = None if kernel is None else _Instances(kernel)
+    sources = () if kernel is None else (_signature(kernel.spec), kernel.function)
+    register(str(target), CustomOp(built, reference, shape, sources))
 
 
-def _has_shape_rule(target: Any) -> bool:
-    """Whether torch knows what the operator gives without computing it."""
+def _signature(spec: KernelSpec) -> str:
+    inputs, outputs = (
+        ", ".join(f"{b.name} {b.dtype}[{', '.join(map(str, b.dims))}]" for b in buffers)
+        for buffers in (spec.inputs, spec.outputs)
+    )
+    return f"{inputs} -> {outputs}"
+
+
+def _name_of(operator: Any) -> str | None:
+    """The name, "lib::name" or "lib::name.overload" of what a user may hold as an operator; None of anything else."""
     import torch
 
-    defined = torch._library.custom_ops.OPDEFS.get(target._schema.name)
-    if defined is not None:
-        # it registers a rule that says there is none
-        return defined._abstract_fn is not None
-    entry = torch._library.simple_registry.singleton.find(target._schema.name)
-    return entry.fake_impl.kernel is not None or torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), "Meta")
+    if isinstance(operator, str):
+        return operator
+    if isinstance(operator, torch._library.custom_ops.CustomOpDef):
+        return operator._qualname
+    if isinstance(operator, torch._ops.OpOverload):
+        return str(operator._name)
+    return operator._qualified_op_name if isinstance(operator, torch._ops.OpOverloadPacket) else None
 
 
 class _Instances:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any
 
 from tilewright.compiler.store import Store
 from tilewright.frontend.captured import Captured
 from tilewright.frontend.identity import Identity, identify, tensors_of
+from tilewright.frontend.library_operators import KNOWN_LIBRARIES
 from tilewright.runtime.canonical import key_of
-
-# Operators of these libraries are lowered by this package alone; others by what users have registered.
-_KNOWN_OPERATORS: Final = ("aten.", "prims.", "tilewright.", "transformers.")
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,7 @@ class Memory:
         """
         if self.identity.factors is None or self.taken is not None or not captured.proved or taken.externs:
             return
-        foreign = [name for name in captured.source.operators if not name.startswith(_KNOWN_OPERATORS)]
+        foreign = {_library_name(name) for name in captured.source.operators} - self.identity.operators - {None}
         lifted = [name for name in captured.weights if name.startswith("constant.")]
         if foreign or lifted:
             return
@@ -104,6 +102,12 @@ class Memory:
                 "notes": list(taken.notes), "model": taken.model, "besides": dict(self.besides),
             },
         )  # fmt: skip
+
+
+def _library_name(operator: str) -> str | None:
+    """An operator as its library names it, "mylib::swiglu"; None where this package alone lowers it."""
+    library, _, rest = operator.partition(".")
+    return None if library in KNOWN_LIBRARIES else f"{library}::{rest.partition('.')[0]}"
 
 
 def _taken(kept: Mapping[str, Any], model: Any) -> Taken:

@@ -40,7 +40,7 @@ from tilewright.errors import (
     UnsupportedOpError,
 )
 from tilewright.frontend.agreeing import example_size
-from tilewright.frontend.custom_ops import decompositions, require_references
+from tilewright.frontend.custom_ops import decompositions, require_agreement
 from tilewright.frontend.functional import Functional, capture_functional
 from tilewright.frontend.registry import lowerings
 from tilewright.frontend.views import Views, split_views
@@ -50,8 +50,9 @@ if TYPE_CHECKING:
     import torch
 
 Frozen = Mapping[int, tuple[str, "torch.Tensor"]]
-# options of compile() that a piece of a model cannot have
-_NOT_TAKEN: Final = ("attention", "check", "materialise")
+# options of compile() that a piece of a model cannot have, as compile() takes them
+_NOT_TAKEN: Final = {"attention": "attention=...", "check": 'check="first"', "materialise": "materialise=True"}
+_FALLBACK: Final = 'or run graphs like this one in eager: options={"fallback": "torch"}'
 
 
 def tilewright(
@@ -68,15 +69,23 @@ def tilewright(
 
     given = dict(options or {})
     freeze = given.pop("freeze_weights", False)
-    faults = [
-        f"torch.compile's {name}={value!r} means nothing here" for name, value in more.items() if value is not None
-    ]
-    faults += [] if isinstance(freeze, bool) else [f"freeze_weights={freeze!r} is not True or False"]
+    # what is wrong, and what to write instead
+    faults = {
+        f"torch.compile's {name}={value!r} means nothing here": f"leave {name}= out: what there is to choose is in "
+        'options, as in options={"precision": "bf16"}'
+        for name, value in more.items()
+        if value is not None
+    }
+    if not isinstance(freeze, bool):
+        faults[f"freeze_weights={freeze!r} is not True or False"] = 'options={"freeze_weights": True}'
     if given.get("fallback", "error") not in ("error", "torch"):
-        faults.append(f"fallback={given['fallback']!r} is not one of 'error', 'torch'")
-    faults += [f"{name} is an option of tilewright.compile alone" for name in _NOT_TAKEN if name in given]
+        faults[f"fallback={given['fallback']!r} is not one of 'error', 'torch'"] = 'options={"fallback": "torch"}'
+    for name in (n for n in _NOT_TAKEN if n in given):
+        faults[f"{name} is an option of tilewright.compile alone"] = (
+            f"leave it out here, and compile the module itself for it: tw.compile(model, args, {_NOT_TAKEN[name]})"
+        )
     if faults:
-        raise OptionError(faults, step='torch.compile(model, backend="tilewright", options={"freeze_weights": True})')
+        raise OptionError(list(faults), step="; ".join(dict.fromkeys(faults.values())))
     caller = 'torch.compile(backend="tilewright")'
     falls = given.get("fallback") == "torch"
     stated = {name: value for name, value in given.items() if not (falls and name == "fallback")}
@@ -93,7 +102,7 @@ def tilewright(
         return _build(gm, weights, len(inputs), chosen)
 
     try:
-        require_references(graph_module.graph.nodes)
+        require_agreement(graph_module.graph.nodes)
         with _composites_whole():
             return aot_module_simplified(
                 graph_module,
@@ -106,9 +115,9 @@ def tilewright(
     except (UnsupportedOpError, TrainingModeError, LoweringError) as fault:
         if not falls:
             told = _of_one_memory(graph_module, inputs, fault)
-            if told is not None:
-                raise told from fault
-            raise
+            if told is None:
+                told = type(fault)(fault.problems, step=f"{fault.step}; {_FALLBACK}")
+            raise told from fault
         return _unsupported_in_eager(graph_module, fault)
 
 

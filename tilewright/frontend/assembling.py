@@ -14,6 +14,7 @@ from tilewright.frontend.exporting import Exported
 from tilewright.frontend.externs import Externs
 from tilewright.frontend.liveness import live_nodes
 from tilewright.frontend.lowering import GraphLowering, arrange
+from tilewright.frontend.operand_dtypes import PARTS_APART
 from tilewright.frontend.operators import ATTENTION
 from tilewright.frontend.proving import nonnegative
 from tilewright.frontend.registry import Unsupported
@@ -123,7 +124,7 @@ def _arguments(exported: Exported) -> tuple[list[Argument], dict[str, TensorType
                 problem = Problem(f"{leaf.name} is {leaf.value.dtype}, which the IR has no type for")
                 step = f"pass it in one of {', '.join(map(torch_name, DTYPES.values()))}"
                 if leaf.value.is_complex():
-                    step += "; complex numbers as torch.view_as_real(x), which the model takes back"
+                    step = f"{PARTS_APART}, which the model takes back with torch.view_as_complex"
                 raise CaptureError(problem, step=step)
             declared = tuple(
                 Expr.of(dim) if dim is not None else Expr.of(int(size))

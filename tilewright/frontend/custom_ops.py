@@ -14,6 +14,7 @@ from tilewright.errors import Problem, UnsupportedOpError
 from tilewright.frontend.builder import Builder
 from tilewright.frontend.locations import of_node
 from tilewright.frontend.registry import Unsupported
+from tilewright.frontend.shape_rules import has_our_rule
 from tilewright.ir.dims import Expr
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.tile.structure import KernelOp, LaunchOp
@@ -38,10 +39,16 @@ Raises Unsupported where the kernel does not fit, and a coded error of its own w
 
 @dataclass(frozen=True, slots=True)
 class CustomOp:
-    """kernel: instantiates its kernel. reference: a function of the operator's arguments made of operators we lower."""
+    """kernel: instantiates its kernel. reference: a function of the operator's arguments made of operators we lower.
+
+    shape: what it gives, as it was registered with us. sources: what the kernel is built from: its signature and its
+    function; with reference and shape it tells one registration from another.
+    """
 
     kernel: Instantiate | None
     reference: Callable[..., Any] | None
+    shape: Callable[..., Any] | None = None
+    sources: tuple[Any, ...] = ()
 
 
 _REGISTERED: Final[dict[str, CustomOp]] = {}
@@ -69,8 +76,9 @@ def decompositions(targets: set[Any]) -> dict[Any, Callable[..., Any]]:
     return found
 
 
-def require_references(nodes: Iterable[Any]) -> None:
-    """Holds what references give against what torch was told that their operators give, at each call in a graph.
+def require_agreement(nodes: Iterable[Any]) -> None:
+    """Holds what references and shapes give against what torch was told that their operators give, at each call in a
+    graph.
 
     UnsupportedOpError names the operators whose results have other dtypes or sizes.
     """
@@ -78,15 +86,25 @@ def require_references(nodes: Iterable[Any]) -> None:
     for node in nodes:
         target = getattr(node.target, "default", node.target)
         op = _REGISTERED.get(str(target)) if node.op == "call_function" else None
-        if op is None or op.kernel is not None or op.reference is None:
+        if op is None:
             continue
-        wanted = _traced(node)
-        found = _called(op.reference, node, wanted)
-        if not _are_alike(found, wanted):
-            text = f"its reference gives {_shown(found)}, its shape rule {_shown(wanted)}"
-            problems.append(Problem(text, op=str(target), where=of_node(node)))
+        wanted, where = _traced(node), of_node(node)
+        told: list[tuple[str, Callable[..., Any], str]] = []
+        if op.kernel is None and op.reference is not None:
+            told.append(("reference", op.reference, "its shape rule"))
+        if op.shape is not None and not has_our_rule(target):
+            told.append(("shape=", op.shape, "the rule that torch has, from register_fake,"))
+        for what, function, rule in told:
+            try:
+                found = _shown(called := _called(function, node, wanted))
+            except Exception as fault:  # noqa: BLE001 (whatever a user's function raises, it is what is wrong)
+                said = " ".join(f"{type(fault).__name__}: {fault}".split())[:300]
+                problems.append(Problem(f"its {what} fails: {said}", str(target), where))
+                continue
+            if not _are_alike(called, wanted):
+                problems.append(Problem(f"its {what} gives {found}, {rule} {_shown(wanted)}", str(target), where))
     if problems:
-        raise UnsupportedOpError(problems, step="correct the reference or the rule: what they give must be the same")
+        raise UnsupportedOpError(problems, step="correct one of them: what they give must be the same")
 
 
 def _traced(node: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tilewright.errors import CaptureError, SpecialisationError, TilewrightError
 from tilewright.frontend.conversions import explained, recorded, unrolled
-from tilewright.frontend.custom_ops import require_references
+from tilewright.frontend.custom_ops import require_agreement
 from tilewright.frontend.decomposing import name_operators, table_for
 from tilewright.frontend.examples import Example
 from tilewright.frontend.export_faults import capture_error, shared_memory, with_partners
@@ -195,7 +195,7 @@ def _lowered_targets(program: ExportedProgram) -> set[Any]:
         for node in _all_nodes(program)
         if node.users and node not in dead and isinstance(node.meta.get("val"), (torch.Tensor, tuple, list))
     ]
-    require_references(given)
+    require_agreement(given)
     return {node.target for node in given if node.op == "call_function"}
 
 

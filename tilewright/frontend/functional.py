@@ -20,6 +20,7 @@ from tilewright.frontend.builder import Builder
 from tilewright.frontend.captured import Captured, Source
 from tilewright.frontend.liveness import live_nodes
 from tilewright.frontend.lowering import REFUSED, GraphLowering, arrange
+from tilewright.frontend.operand_dtypes import PARTS_APART
 from tilewright.frontend.registry import Unsupported
 from tilewright.frontend.symbols import Symbols, finite
 from tilewright.frontend.weights import Tensors, is_structure
@@ -264,9 +265,10 @@ def _type(node: Any, symbols: Symbols) -> TensorType:
     try:
         return Builder.type_in(symbols, value)
     except Unsupported as verdict:
-        raise CaptureError(
-            Problem(f"{node.name}: {verdict} is not supported"), step="leave this part out with torch.compiler.disable"
-        ) from verdict
+        step = "leave this part out with torch.compiler.disable"
+        if value.dtype.is_complex:
+            step = PARTS_APART
+        raise CaptureError(Problem(f"{node.name}: {verdict} is not supported"), step=step) from verdict
 
 
 def _signature(types: Mapping[str, TensorType], outputs: tuple[Output, ...]) -> Signature:

@@ -37,10 +37,14 @@ _ENVIRONMENT: Final = ("TRANSFORMERS_", "USE_")
 
 @dataclass(frozen=True)
 class Identity:
-    """factors: by name, or None where they do not tell all; unproved then says what is in the way."""
+    """factors: by name, or None where they do not tell all; unproved then says what is in the way.
+
+    operators: those of other libraries than torch that the factors tell, as "mylib::swiglu".
+    """
 
     factors: Mapping[str, Any] | None
     unproved: str = ""
+    operators: frozenset[str] = frozenset()
 
 
 def identify(
@@ -58,7 +62,7 @@ def identify(
         inspection.require_no_autocast()
         with preserved(model), quiet():
             example = declare(bind(model.forward, args, kwargs), dims)
-            return Identity(_factors(model, example, fallback))
+            return _told(model, example, fallback)
     except UnprovedError as fault:
         return Identity(None, str(fault))
     except TilewrightError:
@@ -85,7 +89,7 @@ def bytes_of(model: Any, width: int | None = None) -> int:
     return sum(count * (min(size, width) if width and floats else size) for count, size, floats in sizes)
 
 
-def _factors(model: torch.nn.Module, example: Example, fallback: str) -> dict[str, Any]:
+def _told(model: torch.nn.Module, example: Example, fallback: str) -> Identity:
     kinds = {base for module in model.modules() for base in type(module).__mro__}
     packages = {owner_of_named(kind.__module__) for kind in kinds} - {"torch", "python", "tilewright"}
     libraries = ["torch"]
@@ -107,7 +111,7 @@ def _factors(model: torch.nn.Module, example: Example, fallback: str) -> dict[st
         "environment": {n: v for n, v in sorted(os.environ.items()) if n.startswith(_ENVIRONMENT)},
         "versions": {**{name: version(name) for name in libraries}, "python": sys.version},
     }
-    return plain | {"code": reached.settle()}
+    return Identity(plain | {"code": reached.settle()}, operators=frozenset(reached.operators))
 
 
 def _modules(model: torch.nn.Module, reached: Reached) -> dict[str, Any]:

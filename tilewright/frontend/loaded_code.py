@@ -24,30 +24,31 @@ _IMPORT: Final = dis.opmap["IMPORT_NAME"]
 _MATCHES: Final = dis.opmap["MATCH_CLASS"]  # with the number of patterns that have no name
 
 
-def _words(text: str) -> frozenset[str]:
+def words(text: str) -> frozenset[str]:
+    """The words of a text."""
     return frozenset(text.split())
 
 
 # What users' code may name besides its own and torch's: nothing that looks anything up by a name made while it runs,
 # that reads files, clocks, the environment or the machine, or that draws numbers.
-PURE_BUILTINS: Final = _words(
+PURE_BUILTINS: Final = words(
     "abs all any bool bytes callable classmethod complex dict divmod enumerate filter float frozenset int "
     "isinstance issubclass iter len list map max min next object pow print property range repr reversed "
     "round set slice sorted staticmethod str sum super tuple type zip Exception AssertionError "
     "AttributeError IndexError KeyError NotImplementedError RuntimeError StopIteration TypeError "
     "ValueError ZeroDivisionError NotImplemented Ellipsis __name__"
 )
-_PURE_MODULES: Final = _words(
+_PURE_MODULES: Final = words(
     "__future__ _abc _collections _collections_abc _functools _typing _warnings abc cmath collections "
     "collections.abc contextlib copy dataclasses enum functools itertools logging math numbers re string "
     "textwrap types typing typing_extensions warnings"
 )
-_DUNDERS: Final = _words(
+_DUNDERS: Final = words(
     "__init__ __new__ __call__ __class__ __name__ __qualname__ __doc__ __enter__ __exit__ __len__ "
     "__iter__ __next__ __bool__ __post_init__ __class_getitem__"
 )
 # names of torch that answer from a file or from the process rather than from what they are given
-_STATEFUL: Final = _words(
+_STATEFUL: Final = words(
     "load from_file hub environ getenv get_num_threads get_num_interop_threads initial_seed seed "
     "get_rng_state default_generator Generator backends cuda accelerator mps xpu _C fill_uninitialized_memory "
     "is_anomaly_enabled is_anomaly_check_nan_enabled is_warn_always_enabled get_deterministic_debug_mode "
@@ -163,15 +164,21 @@ def imports_in(function: types.FunctionType) -> Iterator[str]:
                 yield importlib.util.resolve_name("." * level + name, package) if level else name
 
 
-def unprovable_name(function: types.FunctionType) -> str | None:
-    """A name in a user's function by which it may reach what names do not tell."""
+def unprovable_name(function: types.FunctionType, builds: frozenset[str] = frozenset()) -> str | None:
+    """A name in a user's function by which it may reach what names do not tell.
+
+    builds: the names of a tile builder's methods, where the function builds a kernel: it asks the builder for them,
+    unless it names a module that has them, too.
+    """
     held, builtin = function.__globals__, vars(sys.modules["builtins"])
+    modules = [m for n in names_in(function.__code__) if isinstance(m := held.get(n), types.ModuleType)]
+    stateful = _STATEFUL - {name for name in builds if not any(hasattr(m, name) for m in modules)}
     for code in codes_in(function.__code__):
         loaded = {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
         impure = {n for n in loaded if n in builtin and n not in held and n not in PURE_BUILTINS}
         for name in code.co_names:
             dunder = name.startswith("__") and name.endswith("__")
-            if name in impure or name in _STATEFUL or (dunder and name not in _DUNDERS and not hasattr(operator, name)):
+            if name in impure or name in stateful or (dunder and name not in _DUNDERS and not hasattr(operator, name)):
                 return name
         steps = list(dis.get_instructions(code))
         if any(step.opcode == _MATCHES and step.arg for step in steps):

@@ -70,6 +70,20 @@ def of_traceback(traceback: TracebackType | None) -> str | None:
     return innermost(frames)
 
 
+def innermost_module(node: Any) -> tuple[str, str] | None:
+    """For a message: the path of the innermost module a node was traced in ("" of the model itself), and its class.
+
+    torch.compile begins a path with the variable that holds the model: "L['self'].layers.0", "G['model']".
+    """
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return None
+    path, kind = list(stack.values())[-1]
+    plain = re.sub(r"^[LG]\['\w+'\]\.?", "", str(path)).replace("[", ".").replace("]", "")
+    name = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+    return plain if re.fullmatch(r"[\w.]+", plain) else "", name
+
+
 def module_path(node: Any) -> str | None:
     """The path of the innermost module a node was traced in: "encoder.layer.0.attention"."""
     stack = node.meta.get("nn_module_stack")

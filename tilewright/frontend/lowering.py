@@ -17,7 +17,7 @@ from tilewright.frontend.custom_ops import Launches, registered
 from tilewright.frontend.decomposing import called
 from tilewright.frontend.externs import Externs
 from tilewright.frontend.liveness import live_nodes
-from tilewright.frontend.locations import module_path, of_node
+from tilewright.frontend.locations import innermost_module, of_node
 from tilewright.frontend.operand_dtypes import require_one_dtype
 from tilewright.frontend.registry import Unsupported, lowerings
 from tilewright.frontend.symbols import UnknownSizeError
@@ -44,6 +44,8 @@ class GraphLowering:
         self.weights: dict[Any, str] = {}
         self.operators: Counter[str] = Counter()
         self._problems: dict[tuple[str, str], list[str | None]] = {}
+        # operators of libraries that nobody has registered, as tw.register_op takes them
+        self._strangers: dict[str, None] = {}
 
     def run(self, module: Any) -> list[Any]:
         """Lowers every node that the output needs and returns the output's leaves."""
@@ -68,11 +70,14 @@ class GraphLowering:
                 Problem(f"{reason}, {len(places)} use{'s' if len(places) > 1 else ''}", op=name, where=places[0])
                 for (name, reason), places in sorted(self._problems.items())
             ]
-            raise UnsupportedOpError(
-                problems,
-                step="write these parts with supported operators, or compile the rest of the model; "
-                "whether the other operators have kernels shows after that",
+            step = (
+                "write these parts with supported operators, or compile the rest of the model; "
+                "whether the other operators have kernels shows after that"
             )
+            if self._strangers:
+                name = next(iter(self._strangers))
+                step = f'say how it is computed: tw.register_op("{name}", reference=f), or kernel=; else {step}'
+            raise UnsupportedOpError(problems, step=step)
 
     def _node(self, module: Any, node: Any) -> Any:
         if node.op == "get_attr":
@@ -141,7 +146,8 @@ class GraphLowering:
 
     def _operator(self, node: Any) -> Any:
         name = str(node.target)
-        self.operators[name] += 1
+        # with what the model called where that has been taken apart
+        self.operators.update({name, called(node)})
         args = self.value(list(node.args))
         kwargs = {key: self.value(argument) for key, argument in node.kwargs.items()}
         if any(self.values.get(n) is REFUSED for n in node.all_input_nodes):
@@ -167,6 +173,8 @@ class GraphLowering:
                 reason = str(verdict)
         elif lower is None and not name.startswith("aten."):
             reason = "no lowering (tw.register_op gives it one)"
+            if hasattr(node.target, "_schema"):
+                self._strangers[node.target.name()] = None
         if self.externs is not None:
             try:
                 return self.externs.call(self.builder, node, args, kwargs)
@@ -201,7 +209,7 @@ class GraphLowering:
 
 def _place(node: Any) -> str | None:
     """The user's line, or the module where all code is torch's own: torch.nn.Sequential has no line of the user's."""
-    path = module_path(node)
+    path, _ = innermost_module(node) or ("", "")
     return of_node(node) or (f"module {path}" if path else None)
 
 

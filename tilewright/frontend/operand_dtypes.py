@@ -14,6 +14,8 @@ _ONE_DTYPE: Final = frozenset(
     for name in ("linear", "matmul", "mm", "bmm", "mv", "dot", "vdot", "addmm", "baddbmm", "addmv", "bilinear")
 )
 
+PARTS_APART: Final = "complex numbers are not supported; pass real and imaginary parts apart: torch.view_as_real(x)"
+
 
 def require_one_dtype(node: Any, inputs: Mapping[Any, str], weights: Mapping[Any, str], where: str | None) -> None:
     """Raises DTypeError where a node multiplies tensors of several dtypes.
@@ -41,6 +43,9 @@ def require_one_dtype(node: Any, inputs: Mapping[Any, str], weights: Mapping[Any
 
 def _step(dtypes: Mapping[Any, Any], inputs: Mapping[Any, str], weights: Mapping[Any, str]) -> str:
     """What to convert to what: arguments, where those bring the other dtype, else the model or a line of it."""
+    if any(dtype.is_complex for dtype in dtypes.values()):
+        # a cast to a real dtype would leave the imaginary part out
+        return PARTS_APART
     if not inputs:
         return "convert before they meet, as torch asks without a compiler, too: x.to(dtype)"
     of_weights = [dtype for operand, dtype in dtypes.items() if operand in weights]

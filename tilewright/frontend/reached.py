@@ -38,6 +38,7 @@ from enum import Enum
 from pathlib import PurePath
 from typing import Any, Final
 
+from tilewright.frontend import library_operators
 from tilewright.frontend.loaded_code import (
     PURE_BUILTINS,
     digest_of,
@@ -90,6 +91,10 @@ class Reached:
     def __init__(self, packages: Iterable[str]) -> None:
         self._packages = {"", *packages}
         self.code: dict[str, str] = {}
+        # the operators of libraries among it, as "mylib::swiglu"
+        self.operators: set[str] = set()
+        # functions that build kernels with tiles, by their ids
+        self._kernels: dict[int, types.FunctionType] = {}
         self._names: set[str] = {*_IMPLIED}
         self._fresh: list[str] = [*_IMPLIED]
         # what has attributes that functions ask for by name, and whether a user wrote it
@@ -105,7 +110,7 @@ class Reached:
     def settle(self) -> dict[str, str]:
         """Follows everything that is reached, and gives `code`. Raises UnprovedError."""
         self._pending.append(self._torch)
-        while self._pending or self._fresh:
+        while self._pending or self._fresh or self._operators_named():
             while self._pending:
                 self._pending.pop()()
             names, self._fresh = self._fresh, []
@@ -119,6 +124,13 @@ class Reached:
                         self._strict = True
                         self._module(attributes[name])
         return self.code
+
+    def _operators_named(self) -> bool:
+        """Takes in the operators that code asks torch.ops for; whether there were others than before."""
+        fresh = [name for name in library_operators.named_by(self._names) if name not in self.operators]
+        for name in fresh:
+            self._operator(name)
+        return bool(fresh)
 
     # --- values ---------------------------------------------------------------------------------------------------
 
@@ -171,8 +183,9 @@ class Reached:
             return self.function(of)
         if isinstance(found, _BUILTINS):
             return self._builtin(found, place)
-        if isinstance(found, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
-            return ["operator", str(found)]
+        operator = library_operators.name_of(found)
+        if operator is not None:
+            return self._operator(operator)
         if isinstance(found, (staticmethod, classmethod)):
             return [type(found).__name__, self.value(found.__func__, place)]
         if isinstance(found, property):
@@ -185,6 +198,8 @@ class Reached:
             return ["method", self.value(found.__func__, place), self.value(found.__self__, place)]
         if isinstance(found, types.ModuleType):
             self._module(found)
+            if isinstance(found, torch._ops._OpNamespace):
+                self._ask({found.name})
             return ["module", found.__name__]
         if isinstance(found, types.GeneratorType) and inspect.getgeneratorstate(found) == inspect.GEN_CREATED:
             return ["generator", digest_of(found.gi_code), self.value(inspect.getgeneratorlocals(found), place)]
@@ -197,6 +212,21 @@ class Reached:
         if isinstance(found, _INERT) or type(found) is object or _is_typing(found):
             return ["inert", _name(type(found))]
         return self._record(found, place)
+
+    def _operator(self, name: str) -> Any:
+        """An operator, by its name where it is torch's, else by what its library and others have said of it."""
+        if name.partition("::")[0] not in library_operators.KNOWN_LIBRARIES and name not in self.operators:
+            self.operators.add(name)
+            told = library_operators.described(name)
+            if told.unknown is not None:
+                raise UnprovedError(told.unknown)
+            asked, self._strict = self._strict, False
+            functions = self.value(told.functions, f"what is registered of {name}")
+            self._kernels |= _functions(part for sources in told.kernels for part in sources)
+            kernels = self.value(told.kernels, f"the kernel of {name}")
+            self._strict = asked
+            self.code[f"operator {name}"] = _digest([told.facts, functions, kernels])
+        return ["operator", name]
 
     def _builtin(self, found: Any, place: str) -> Any:
         of = getattr(found, "__self__", None)
@@ -286,6 +316,8 @@ class Reached:
     def _follow(self, found: types.FunctionType, label: str, strict: bool) -> None:
         self._strict = strict
         names, held = names_in(found.__code__), found.__globals__
+        if id(found) in self._kernels:
+            self._kernels |= _functions(held[name] for name in names & held.keys())
         if strict:
             self._require_names(found, label)
             self._users_names |= names
@@ -305,7 +337,7 @@ class Reached:
                 raise UnprovedError(f"{label} imports {name} when it runs")
 
     def _require_names(self, found: types.FunctionType, label: str) -> None:
-        name = unprovable_name(found)
+        name = unprovable_name(found, _builders_names() if id(found) in self._kernels else frozenset())
         if name is not None:
             raise UnprovedError(f"{label} asks for {name}")
         module = sys.modules.get(str(found.__globals__.get("__name__")))
@@ -395,6 +427,17 @@ def _function_of(held: Any) -> types.FunctionType | None:
 @functools.cache
 def _disabling() -> str:
     return str(getattr(sys.modules.get("torch._compile"), "__file__", ""))
+
+
+def _functions(found: Iterable[Any]) -> dict[int, types.FunctionType]:
+    return {id(part): part for part in found if isinstance(part, types.FunctionType)}
+
+
+@functools.cache
+def _builders_names() -> frozenset[str]:
+    from tilewright.ir.tile.builder import KernelBuilder
+
+    return frozenset(dir(KernelBuilder))
 
 
 def _is_around(module: str) -> bool:

@@ -52,7 +52,7 @@ def check_tensors(inputs: Sequence[Input], leaves: Sequence[Any]) -> None:
     if types:
         raise DTypeError(
             [f"{leaf.name} is {d.dtype_name}, compiled for {_dtype(leaf)}" for leaf, _, d in types],
-            step="convert: " + ", ".join(_conversion(leaf, value) for leaf, value, _ in types),
+            step=_conversions(types),
         )
     hollow = [
         f"{leaf.name} is a {type(value).__name__} without memory that kernels can read"
@@ -83,6 +83,18 @@ def _axes(sizes: Sequence[Any]) -> str:
 def _dtype(leaf: Input) -> str:
     """A leaf's dtype by the name that the caller's own tensors have theirs by."""
     return "none" if leaf.dtype is None else torch_name(leaf.dtype)
+
+
+def _conversions(types: Sequence[tuple[Input, Any, Any]]) -> str:
+    parts = [(leaf.name, is_torch(value)) for leaf, value, d in types if "complex" in d.dtype_name]
+    if parts:
+        # a cast to a real dtype would leave the imaginary part out
+        apart = ", ".join(
+            f"torch.view_as_real({name})" if of_torch else f"np.stack([{name}.real, {name}.imag], -1)"
+            for name, of_torch in parts
+        )
+        return f"complex numbers are not supported; pass real and imaginary parts apart: {apart}"
+    return "convert: " + ", ".join(_conversion(leaf, value) for leaf, value, _ in types)
 
 
 def _conversion(leaf: Input, value: Any) -> str:

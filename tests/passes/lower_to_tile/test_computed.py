@@ -30,8 +30,20 @@ def test_all_of_a_model_are_named_in_one_message(target: str) -> None:
         ("graph.softmax", "exp", 3),
     ):  # fmt: skip
         assert any(op == o and fn == f and places[at] in str(w) for o, f, w in found), (op, fn, found)
+    assert raised.value.step.startswith("compile the model in f32: model.float()")
     assert "cast to f32 around it" in raised.value.step
     assert "cast q, k and v to f32" in raised.value.step
+
+
+@pytest.mark.parametrize("layer", [torch.nn.LSTM, torch.nn.GRU])
+def test_a_layer_of_torchs_own_is_named_and_nothing_is_cast_around_it(layer: type[torch.nn.Module]) -> None:
+    model = torch.nn.Sequential(torch.nn.Identity(), layer(3, 4)).double().eval()
+    with pytest.raises(LoweringError) as raised:
+        tw.compile(model, (torch.rand(2, 3, dtype=torch.float64),), cache=False)
+    assert {(p.op, p.text.split()[0], p.where) for p in raised.value.problems} == {
+        ("graph.map", "sigmoid", "module 1"), ("graph.map", "tanh", "module 1"),
+    }  # fmt: skip
+    assert raised.value.step == "compile the model in f32: model.float(), and its inputs with .float()"
 
 
 @pytest.mark.parametrize("target", ["cpu", "toy"])

@@ -6,11 +6,10 @@ from typing import Any
 
 from xdsl.ir import SSAValue
 
-from tilewright.errors import Problem, TrainingModeError
 from tilewright.frontend.aten.rounding import rounded_once
 from tilewright.frontend.builder import Builder, axis_of
-from tilewright.frontend.locations import module_path, of_node
 from tilewright.frontend.registry import lowers
+from tilewright.frontend.training import in_training
 from tilewright.ir.graph.base import tensor
 
 
@@ -114,11 +113,7 @@ def glu(c: Builder, self: SSAValue, dim: int = -1) -> SSAValue:
 @lowers("aten.dropout.default", "aten.feature_dropout.default", "aten.alpha_dropout.default")
 def dropout(c: Builder, input: SSAValue, p: float, train: bool) -> SSAValue:
     if train and p > 0:
-        problem = Problem(f"{module_path(c.node) or 'the model'} drops elements with p={p}", where=of_node(c.node))
-        raise TrainingModeError(
-            problem,
-            step="pass training=self.training to that call; where it has that, call model.eval() before compiling",
-        )
+        raise in_training(c.node, f"drops elements with p={p}", "training=self.training")
     return input
 
 

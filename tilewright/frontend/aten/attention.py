@@ -8,13 +8,12 @@ from typing import Any
 
 from xdsl.ir import SSAValue
 
-from tilewright.errors import Problem, TrainingModeError
 from tilewright.frontend.aten.written_attention import written_attention
 from tilewright.frontend.builder import Builder
 from tilewright.frontend.liveness import consecutive
-from tilewright.frontend.locations import of_node
 from tilewright.frontend.operators import ATTENTION, MASK
 from tilewright.frontend.registry import lowers
+from tilewright.frontend.training import in_training
 from tilewright.ir.dims import Expr
 from tilewright.ir.dtypes import I1, I64
 from tilewright.ir.graph.attention import AttentionOp, query_heads
@@ -220,12 +219,8 @@ def scaled_dot_product(
     enable_gqa: bool = False,
 ) -> SSAValue:
     if dropout_p:
-        problem = Problem(f"attention drops weights with p={dropout_p}", where=of_node(c.node))
-        raise TrainingModeError(
-            problem,
-            step="pass dropout_p=p if self.training else 0.0 to that call; where it has that, call model.eval() before "
-            "compiling",
-        )
+        does = f"drops attention weights with p={dropout_p}"
+        raise in_training(c.node, does, "dropout_p=p if self.training else 0.0")
     width = tensor(query).dims[-1].constant
     if width is None or tensor(value).dims[-1].constant is None:
         return written_attention(c, query, key, value, attn_mask, causal=is_causal, scale=scale, grouped=enable_gqa)

@@ -6,11 +6,10 @@ from typing import Any
 
 from xdsl.ir import SSAValue
 
-from tilewright.errors import Problem, TrainingModeError
 from tilewright.frontend.aten.reduction import variance, wide
 from tilewright.frontend.builder import Builder
-from tilewright.frontend.locations import module_path, of_node
 from tilewright.frontend.registry import Unsupported, lowers
+from tilewright.frontend.training import in_training
 from tilewright.ir.dims import Expr, product
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.reduction import NormOp
@@ -137,8 +136,7 @@ def batch_norm(
             raise Unsupported("batch norm without statistics, neither stored nor of the batch")
         return _by_batch(c, input, weight, bias, eps)
     if training:
-        problem = Problem(f"{module_path(c.node) or 'the model'} normalises by the batch", where=of_node(c.node))
-        raise TrainingModeError(problem, step="call model.eval() before compiling")
+        raise in_training(c.node, "normalises by the batch")
     return _by_statistics(c, input, weight, bias, running_mean, running_var, eps)
 
 
