@@ -158,7 +158,7 @@ def test_what_is_wrong_with_a_run_is_said(tw: Call, artifact: Path) -> None:
         ),
         (
             ["--random", "0", "--memory-limit", "lots"],
-            "TW008 wrong option: 'lots' is not a number of bytes\n  next: write 500000000, 512MiB or 2GiB\n",
+            "TW008 wrong option: 'lots' is not a number of bytes\n  next: write 500000000B, 512MiB or 2GiB\n",
         ),
     ]:
         code, _, err = tw("run", "net.tilewright", *line)

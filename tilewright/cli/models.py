@@ -36,6 +36,18 @@ def is_artifact(text: str) -> bool:
     return path.is_file() and path.suffix != ".pt2"
 
 
+def require_artifact(text: str) -> None:
+    """ModelInputError, with the line that makes an artifact of it, where a text names a model that is not compiled."""
+    path = Path(text)
+    if not text or not (path.suffix == ".pt2" or (path / "config.json").is_file() or (":" in text and not path.exists())):
+        return
+    named = Path(text.partition(":")[2] or path.resolve().stem).with_suffix(".tilewright")
+    raise ModelInputError(
+        f"{text} is a model that is not compiled",
+        step=f"tilewright compile {text} -o {named}, then tilewright run {named}",
+    )
+
+
 def open_model(text: str, *, seed: int = 0) -> Model:
     """The model that a command line names. ModelInputError says what the text is instead."""
     path = Path(text)
