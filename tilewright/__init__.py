@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from tilewright.errors import TilewrightError
-from tilewright.ir.option_names import known_options
+from tilewright.option_names import known_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -19,9 +19,9 @@ from tilewright.ir.equivalence import Sizes, compare, depth, draw_values, narrow
 from tilewright.ir.graph_interpreter import interpret
 from tilewright.ir.machine import Level, Machine, TileRules, Unit
 from tilewright.ir.module import dim_space, parse_module, print_module
-from tilewright.ir.option_names import known_options
 from tilewright.ir.passing import Context, Pass, Pipeline, run_pipeline
 from tilewright.ir.tile_interpreter import tile_launcher
+from tilewright.option_names import known_options
 
 if TYPE_CHECKING:
     import torch

@@ -11,8 +11,8 @@ import torch
 
 import tilewright
 from tests.compiler.models import bert, compile_bert, compile_mlp, mlp, token_inputs
-from tilewright.errors import OptionError
 from tilewright.compiler.report_screen import WIDTH, duration, number, reasons
+from tilewright.errors import OptionError
 
 
 @pytest.fixture(scope="module")

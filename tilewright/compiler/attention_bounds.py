@@ -8,7 +8,7 @@ from math import isfinite
 from pathlib import Path
 
 from tilewright.errors import OptionError
-from tilewright.ir.option_names import known_options
+from tilewright.option_names import known_options
 
 
 @known_options()

@@ -12,7 +12,7 @@ from tilewright.compiler.code import Code
 from tilewright.compiler.graph_breaks import settle, untraced
 from tilewright.compiler.report import Report
 from tilewright.errors import ArtifactAccessError, OptionError, TargetError
-from tilewright.ir.option_names import known_options
+from tilewright.option_names import known_options
 from tilewright.runtime.executor import Executable, Profile
 from tilewright.runtime.facts import Account
 from tilewright.runtime.memory import Footprint

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tilewright.errors import OptionError
-from tilewright.ir.option_names import known_options
+from tilewright.option_names import known_options
 from tilewright.passes.kv_cache.layout import Codes
 from tilewright.runtime.generation.compression import Compression
 from tilewright.runtime.memory import parse_bytes

@@ -13,8 +13,8 @@ from tilewright.compiler.attention_bounds import ApproximateAttention
 from tilewright.errors import OptionError
 from tilewright.ir.compile_options import OBJECTIVES
 from tilewright.ir.dtypes import DTYPES, from_torch_name
-from tilewright.ir.option_names import no_such_options
 from tilewright.ir.passing import Pipeline
+from tilewright.option_names import no_such_options
 from tilewright.runtime.memory import parse_bytes
 
 PRECISIONS: Final = ("model", "f32", "bf16")

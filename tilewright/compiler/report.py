@@ -14,7 +14,7 @@ from tilewright.compiler.code import Code
 from tilewright.errors import MissingDependencyError, OptionError
 from tilewright.ir.dims import Expr
 from tilewright.ir.machine import Machine
-from tilewright.ir.option_names import known_options
+from tilewright.option_names import known_options
 from tilewright.runtime.asked_sizes import asked_sizes
 from tilewright.runtime.executor import Profile
 from tilewright.runtime.facts import Account

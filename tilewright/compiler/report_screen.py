@@ -30,6 +30,7 @@ def screen(report: Report) -> str:
     """The screen of a report, lines of at most WIDTH characters."""
     console = Console(width=WIDTH, record=True, file=io.StringIO(), highlight=False, color_system=None)
     shown, data = report.shown, report.to_dict()
+    launches = sum(row.launches for row in shown.rows)
 
     def paragraph(text: str) -> None:
         """A text on as many lines as it takes: nothing is cut off."""
@@ -38,7 +39,7 @@ def screen(report: Report) -> str:
 
     paragraph(f"{data['model']} on {data['target']}, dims {'; '.join(data['dims']) or 'none'}")
     paragraph(
-        f"{_counted(sum(row.launches for row in shown.rows), 'launch', 'es')} of {_counted(len(shown.rows), 'kernel')}; "
+        f"{_counted(launches, 'launch', 'es')} of {_counted(len(shown.rows), 'kernel')}; "
         f"fallbacks: {', '.join(data['fallbacks']) or 'none'}; memory: {bytes_text(data['memory']['bytes'])}"
     )
     paragraph(f"cache: {data['cache'] or 'off'}" + (f"; capture: {data['capture']}" if data["capture"] else ""))

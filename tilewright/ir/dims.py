@@ -20,8 +20,8 @@ from typing import Final, Literal, SupportsIndex, TypeAlias
 from tilewright.errors import DimDeclarationError, IRError, ParseError
 from tilewright.ir import intervals
 from tilewright.ir.dim_faults import dim_faults, is_name, nearest
-from tilewright.ir.option_names import known_options
 from tilewright.ir.intervals import Interval
+from tilewright.option_names import known_options
 
 DimKind = Literal["declared", "read", "runtime"]
 Function = Literal["floordiv", "mod", "min", "max"]

@@ -38,7 +38,8 @@ class Difference:
 @dataclass(frozen=True, slots=True)
 class Miss:
     """The nearest entry's key (None where there is none to compare with), its age in seconds, and the differences: what
-    changed before what is on one side alone, values before digests, short paths before long ones. As text it is short; `differences` has all.
+    changed before what is on one side alone, values before digests, short paths before long ones. As
+    text it is short; `differences` has all.
     """
 
     kind: str

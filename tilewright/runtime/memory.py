@@ -215,7 +215,7 @@ def parse_bytes(text: str) -> int:
     try:
         amount, unit = float(number), text.strip()[len(number) :].strip()
         if not unit:
-            raise OptionError(f"{text!r} has no unit", step=f"write {number}B, or one of {', '.join(units)[3:]} in its place")
+            raise OptionError(f"{text!r} has no unit", step=f"write {number}B, {number}MiB or {number}GiB")
         return int(amount * units[unit])
     except (KeyError, ValueError, OverflowError):
         raise OptionError(f"{text!r} is not a number of bytes", step="write 500000000B, 512MiB or 2GiB") from None

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilewright.errors import OptionError
-from tilewright.ir.option_names import known_options
+from tilewright.option_names import known_options
 
 # What is left of a request's tokens: by the name of a state, rows in the order of their places.
 Compressed: TypeAlias = Mapping[str, NDArray[Any]]

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilewright.errors import GrammarError, MissingDependencyError
-from tilewright.ir.option_names import known_options
+from tilewright.option_names import known_options
 
 
 @known_options()

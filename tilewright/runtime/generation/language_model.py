@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 
 from tilewright.errors import EngineError, PromptError, TextError
-from tilewright.ir.option_names import known_options
+from tilewright.option_names import known_options
 from tilewright.runtime.generation.chat_template import Message, render
 from tilewright.runtime.generation.completion import Completion
 from tilewright.runtime.generation.distribution import log_softmax

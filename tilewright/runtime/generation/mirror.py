@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tilewright.errors import SamplerError
-from tilewright.ir.option_names import known_options
+from tilewright.option_names import known_options
 from tilewright.runtime.generation.distribution import Distribution, Float64, Ids, Regularizer
 
 # Of the KKT conditions, in units of scores / temperature; below a probability of _ABSENT a token is off the support.

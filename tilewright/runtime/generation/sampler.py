@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from numpy.typing import NDArray
 
 from tilewright.errors import SamplerError
-from tilewright.ir.option_names import known_options
+from tilewright.option_names import known_options
 from tilewright.runtime.generation.distribution import Float64, Ids, Regularizer, sparsemax
 from tilewright.runtime.generation.mirror import mirror_ascent
 

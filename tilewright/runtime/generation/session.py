@@ -6,7 +6,7 @@ from collections.abc import Generator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from tilewright.ir.option_names import known_options
+from tilewright.option_names import known_options
 from tilewright.runtime.generation.chat_template import Message
 from tilewright.runtime.generation.completion import Completion
 from tilewright.runtime.generation.engine import Engine

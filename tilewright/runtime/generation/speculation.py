@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from tilewright.errors import OptionError
-from tilewright.ir.option_names import known_options
+from tilewright.option_names import known_options
 from tilewright.runtime.generation.choice import Choice
 from tilewright.runtime.generation.distribution import distribution
 from tilewright.runtime.generation.holding import Holding, chain_root
