@@ -12,16 +12,19 @@ from pathlib import Path
 
 PACKAGE = "tilewright"
 ROOMS = ("frontend", "ir", "passes", "backends", "runtime")
-EVERYTHING = frozenset({*ROOMS, "cli", "compiler", "errors", "testing"})
+# What no room is: how things are refused.
+REFUSING = frozenset({"errors", "option_names"})
+EVERYTHING = frozenset({*ROOMS, *REFUSING, "cli", "compiler", "testing"})
 
 # Who may import what besides itself. A module of the package that is not named here is a violation: place it first.
 ARROWS: dict[str, frozenset[str]] = {
     "errors": frozenset(),
-    "ir": frozenset({"errors"}),
-    "frontend": frozenset({"ir", "errors"}),
-    "passes": frozenset({"ir", "errors"}),
-    "backends": frozenset({"ir", "errors"}),
-    "runtime": frozenset({"ir", "errors"}),
+    "option_names": frozenset({"errors"}),
+    "ir": REFUSING,
+    "frontend": REFUSING | {"ir"},
+    "passes": REFUSING | {"ir"},
+    "backends": REFUSING | {"ir"},
+    "runtime": REFUSING | {"ir"},
     "compiler": EVERYTHING - {"cli", "testing"},
     "testing": EVERYTHING - {"cli"},
     "cli": EVERYTHING,

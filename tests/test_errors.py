@@ -86,11 +86,11 @@ a compiled program computes no gradients
 TW016 expected pattern counts do not hold: attention: expected 1, matched 0
   next: if the model is meant so, write expect={"attention": 0}""",
     "TW020": """
-TW020 malformed IR: graph.map: operands imply (f32[4]), declared (f32[5])
-  next: print the module with print_module() and look at these ops""",
+TW020 malformed IR: graph.map: operands imply (f32[4]), declared (f32[5])  (at <text>:{N}:{N})
+  next: correct the text there; tilewright ops graph.map says what it takes""",
     "TW021": """
-TW021 text does not parse: pipeline text does not parse at column 14: 'fuse{max-ops=8'
-  next: write it as name{option=value option=value},name""",
+TW021 text does not parse: pipeline: '}' is missing at column 28, after 'canonicalize,fuse{max-ops=8'
+  next: write canonicalize,fuse{max-ops=8}""",
     "TW022": """
 TW022 bad pass or pass option: the pipeline has no pass 'fusion'
   next: it has: canonicalize, fold, canonicalize, channels-last, recognize, merge-shared-lhs, expand-experts, \
@@ -145,7 +145,8 @@ in @copy
 TW035 user kernel is wrong: @double: no input's shape gives m  (at example.py:8)
   next: write it as "x f32[rows, 64] -> y f32[rows, 64]\"""",
     "TW036": """
-TW036 a pass is at fault: graph.map: by flip (example_{N}.Flip): no elementwise function is called 'minus'
+TW036 a pass is at fault: graph.map: by flip (example_{N}.Flip): no elementwise function is called 'minus'; \
+did you mean 'min'?
   next: mend the pass, or compile with passes=tw.pipeline().without('flip')""",
     "TW037": """
 TW037 cannot generate step by step: graph.attention: tokens see later ones  (at example.py:15)

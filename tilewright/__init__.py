@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from tilewright.errors import TilewrightError
+from tilewright.option_names import known_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -180,6 +181,7 @@ def compile_lm(
     )
 
 
+@known_options()
 def load(
     path: str | Path, *, native: bool = True, threads: int | None = None, memory_limit: int | str | None = None
 ) -> Compiled:
@@ -205,6 +207,7 @@ def pipeline() -> Pipeline:
     return default_pipeline()
 
 
+@known_options()
 def kernel(signature: str) -> Callable[[Callable[..., None]], Kernel]:
     """Makes a kernel of a Python function that builds it from tiles: the way the compiler's own kernels are made.
 
@@ -229,6 +232,7 @@ def kernel(signature: str) -> Callable[[Callable[..., None]], Kernel]:
     return make(signature)
 
 
+@known_options()
 def register_op(
     name: str | Callable[..., Any],
     *,

@@ -21,6 +21,7 @@ from tilewright.ir.machine import Level, Machine, TileRules, Unit
 from tilewright.ir.module import dim_space, parse_module, print_module
 from tilewright.ir.passing import Context, Pass, Pipeline, run_pipeline
 from tilewright.ir.tile_interpreter import tile_launcher
+from tilewright.option_names import known_options
 
 if TYPE_CHECKING:
     import torch
@@ -45,11 +46,13 @@ MACHINE = Machine(
 )
 
 
+@known_options()
 def ir(source: str | ModuleOp) -> ModuleOp:
     """A module of its own: parsed from text, or cloned."""
     return parse_module(source) if isinstance(source, str) else source.clone()
 
 
+@known_options()
 def run(
     source: str | ModuleOp,
     inputs: Mapping[str, torch.Tensor],
@@ -70,6 +73,7 @@ def context(module: ModuleOp, **stated: Any) -> Context:
     return Context(**{"machine": MACHINE, "dims": dim_space(module), **stated})
 
 
+@known_options()
 def transform(source: str | ModuleOp, passes: Passes, ctx: Context | None = None) -> ModuleOp:
     """A new module: `source` after the passes, verified after each."""
     module = ir(source)
@@ -77,6 +81,7 @@ def transform(source: str | ModuleOp, passes: Passes, ctx: Context | None = None
     return module
 
 
+@known_options()
 def ground(
     source: str | ModuleOp,
     passes: Passes,

@@ -105,6 +105,7 @@ def test_other_texts_are_errors(texts: list[str], error: type[Exception], messag
         ("tw.Sampler(top_p=0.95, seed=0) is one", "--top-p 0.95 --seed 0 is one"),
         ("(others: report.at(batch=..., n=8))", "(others: --at batch=...,n=8)"),
         ("write memory_limit='1GiB'", "write --memory-limit 1GiB"),
+        ("or give tw.load() memory_limit=8204", "or give tw.load() --memory-limit 8204B"),
         ("memory_limit=2**30, my_threads=2, x.cache='a'",) * 2,
     ],
 )

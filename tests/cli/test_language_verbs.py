@@ -97,9 +97,10 @@ def test_a_conversation_remembers_undoes_and_begins_anew(lm: LanguageModel, caps
 
 
 def test_a_conversation_goes_on_after_what_it_cannot_do(lm: LanguageModel, capsys: pytest.CaptureFixture[str]) -> None:
-    read, seen = lines("/nosuch", "x" * 400, KeyboardInterrupt, "one")
+    read, seen = lines("/nosuch of these", "x" * 400, KeyboardInterrupt, "one")
     talk(lm, read, max_new_tokens=5)  # type: ignore[arg-type]
     shown = capsys.readouterr()
+    assert shown.err.startswith("unknown command /nosuch\n/again "), "what was typed, then what can be"
     assert "/reset    begin anew" in shown.err
     assert "TW050" in shown.err
     assert "/undo or /reset makes room" in shown.err

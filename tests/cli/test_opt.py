@@ -142,8 +142,28 @@ def test_verify_each_numeric_names_the_pass_that_is_wrong(
         ),
         (
             ('["n", 4], f32> loc("net.py:5")', '["n", 5], f32> loc("net.py:5")'),
-            "TW020 malformed IR: graph.map: operands imply (f32[n, 4]), declared (f32[n, 5])  (at net.py:5)\n"
-            "  next: print the module with print_module() and look at these ops\n",
+            "TW020 malformed IR: graph.map: operands imply (f32[n, 4]), declared (f32[n, 5])  (at broken.mlir:7:5)\n"
+            "  next: correct the text there; tilewright ops graph.map says what it takes\n",
+        ),
+        (
+            ('fn = "exp"', 'fn = "expp"'),
+            "TW020 malformed IR: graph.map: no elementwise function is called 'expp'; did you mean 'exp'?  "
+            "(at broken.mlir:6:5)\n  next: correct the text there; tilewright ops graph.map says what it takes\n",
+        ),
+        (
+            ("  }\n}\n", "  }\n"),
+            "TW021 text does not parse: the text ends too early: 1 '}' missing  (at broken.mlir:10:1)\n"
+            "  next: look at line 10, column 1 of broken.mlir\n",
+        ),
+        (
+            ("  }\n}\n", "  }\n}\n,"),
+            "TW021 text does not parse: no operation begins here  (at broken.mlir:11:1)\n"
+            "  next: look at line 11, column 1 of broken.mlir\n",
+        ),
+        (
+            (SMALL, "\n// nothing but this\n"),
+            "TW021 text does not parse: there is no IR: the text is empty  (at broken.mlir)\n"
+            "  next: give text as print_module() or compiled.ir() writes it\n",
         ),
     ],
 )
@@ -174,9 +194,9 @@ def test_text_that_is_wrong_is_pointed_at(tw: Call, edit: tuple[str, str], messa
             "TW022 bad pass or pass option: fuse: max-ops=two is not an int\n  next: write max-ops=<int>\n",
         ),
         (
-            ["small.mlir", "-p", "fold,fuse{"],
-            "TW021 text does not parse: pipeline text does not parse at column 6: 'fuse{'\n"
-            "  next: write it as name{option=value option=value},name\n",
+            ["small.mlir", "-p", "fold,fuse{max-ops=8"],
+            "TW021 text does not parse: pipeline: '}' is missing at column 20, after 'fold,fuse{max-ops=8'\n"
+            "  next: write fold,fuse{max-ops=8}\n",
         ),
         (
             ["small.mlir", "--print-after=fuse", "-p", "fold"],

@@ -158,12 +158,23 @@ def test_what_is_wrong_with_a_run_is_said(tw: Call, artifact: Path) -> None:
         ),
         (
             ["--random", "0", "--memory-limit", "lots"],
-            "TW008 wrong option: 'lots' is not a number of bytes\n  next: write 500000000, 512MiB or 2GiB\n",
+            "TW008 wrong option: 'lots' is not a number of bytes\n  next: write 500000000B, 512MiB or 2GiB\n",
         ),
     ]:
         code, _, err = tw("run", "net.tilewright", *line)
         assert code == 1, line
         assert err.endswith(message), err
+    for model, line in (
+        ("sample_models:make", "sample_models:make -o make.tilewright, then tilewright run make.tilewright"),
+        ("sample_models.py:make", "sample_models:make -o make.tilewright, then tilewright run make.tilewright"),
+        ("exported.pt2", "exported.pt2 -o exported.tilewright, then tilewright run exported.tilewright"),
+        ("folder", "folder -o folder.tilewright, then tilewright run folder.tilewright"),
+    ):
+        Path("folder").mkdir(exist_ok=True)
+        Path("folder/config.json").write_text("{}")
+        said = f"TW046 artifact cannot be read or written: {model} is a model, and no artifact of it\n"
+        said += f"  next: compile it first: tilewright compile {line}\n"
+        assert tw("run", model, "--random", "0") == (1, "", said)
     assert tw("run", "sample_models.py")[2] == (
         "TW042 artifact is damaged: sample_models.py is no Tilewright artifact\n"
         "  next: give the path of a file that save() wrote\n"

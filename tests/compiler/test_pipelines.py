@@ -90,7 +90,7 @@ def test_what_a_backend_adds_runs_last_in_every_pipeline(adds: Callable[[str], B
 def test_a_legalize_that_is_no_pipeline_is_a_fault_of_the_manifest(adds: Callable[[str], Backend]) -> None:
     for text, said in (
         ("inspect-kernel", "backend cpu: legalize: no pass is called 'inspect-kernel'"),
-        ("fuse{", "backend cpu: legalize: pipeline text does not parse at column 1"),
+        ("fuse{", "backend cpu: legalize: pipeline: '}' is missing at column 6"),
         ("fuse{max-opps=3}", "backend cpu: legalize: fuse has no option 'max-opps'"),
     ):
         adds(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -18,7 +19,10 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 import tilewright as tw
 from tests.models.families import NAMED, decoder
+from tilewright.compiler.store import Store
+from tilewright.compiler.taken import Memory
 from tilewright.frontend.identity import identify
+from tilewright.runtime.cache import Cache
 
 LLAMA = NAMED["llama"]
 
@@ -37,10 +41,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def asked(model: torch.nn.Module, cache: Path) -> str:
     """What compiling the model again says of its capture, without compiling it: a hit, or why there is none."""
-    from tilewright.compiler.store import Store
-    from tilewright.compiler.taken import Memory
-    from tilewright.runtime.cache import Cache
-
     example = decoder(np.random.default_rng(0), 2, 5)
     made = {"batch": tw.Dim("batch", 1, LLAMA.most[0]), "tokens": tw.Dim("tokens", 1, LLAMA.most[1])}
     dims = {name: {axis: made[dim] for axis, dim in axes.items()} for name, axes in LLAMA.axes.items()}
@@ -65,7 +65,7 @@ def test_an_equal_model_with_other_weights_is_not_captured_and_computes_with_its
 def test_other_options_find_the_capture_but_no_code(cache: Path) -> None:
     program = compiled(LLAMA.build(0), cache, determinism="run")
     assert program.report.to_dict()["capture"].startswith("made")
-    assert "options" in program.report.to_dict()["cache"]
+    assert 'options.determinism: "batch" -> "run"' in program.report.to_dict()["cache"]
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt-2", "t5", "vit"])
@@ -135,6 +135,46 @@ def test_a_changed_model_is_captured_and_the_report_says_what_changed(
     assert asked(model, cache) == "hit"
     change(model)
     assert CHANGES[change] in asked(model, cache)
+
+
+class Net(torch.nn.Module):
+    def __init__(self, size: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.layers = torch.nn.Sequential(
+            torch.nn.Linear(size, size), torch.nn.Dropout(dropout), torch.nn.Linear(size, size)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x).relu()
+
+
+def test_a_miss_is_told_by_what_changed_in_the_same_model_and_by_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def given(size: int, dropout: float = 0.0, most: int = 9) -> tuple[Any, ...]:
+        return Net(size, dropout).eval(), (torch.randn(2, size),), {}, {"x": {0: tw.Dim("n", 1, most)}}
+
+    def why(*changed: Any, **by_name: Any) -> str:
+        memory = Memory.of(Store(Cache(tmp_path)), *given(*changed, **by_name), "error")
+        assert memory.taken is None
+        return memory.why
+
+    def difference(told: str) -> str:
+        found = re.fullmatch(r"differs from [0-9a-f]{12}, used just now, in (.*)", told)
+        assert found is not None, told
+        assert len(found[1]) <= 140
+        return found[1]
+
+    assert why(3) == "no capture like it is cached"
+    told = tw.compile(*given(3)[:3], dims=given(3)[3], cache=tmp_path).report.to_dict()
+    assert told["cache"] == "miss (no code like it is cached)"
+    assert told["capture"] == "made (no capture like it is cached)"
+    # its class with other sizes is another model
+    assert why(5) == "no capture like it is cached"
+    assert "modules.layers.1..p: " in difference(why(3, dropout=0.25))
+    assert difference(why(3, most=70)) == "example.dims.0.2: 9 -> 70"
+    monkeypatch.setattr(Net, "forward", lambda self, x: self.layers(x).sigmoid())
+    assert "Net.forward" in difference(why(3))
 
 
 def test_a_method_of_a_class_that_was_replaced_is_seen(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 import tilewright
 from tests.compiler.models import bert, compile_bert, compile_mlp, mlp, token_inputs
 from tilewright.compiler.report_screen import WIDTH, duration, number, reasons
+from tilewright.errors import OptionError
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +61,27 @@ def test_sentences_are_shown_whole_however_long(model: Any) -> None:
     assert max(map(len, screen.splitlines())) <= WIDTH
     joined = " ".join(screen.split())
     assert all(f"{kind}: {text}" in joined for kind, text in texts.items())
+
+
+def test_one_launch_is_not_launches(model: Any) -> None:
+    single = tilewright.compile(torch.nn.ReLU(), (torch.randn(3, 4),)).report
+    assert str(single).splitlines()[1].startswith("1 launch of 1 kernel; ")
+    launches, kernels = sum(row.launches for row in model.report.rows), len(model.report.rows)
+    assert str(model.report).splitlines()[1].startswith(f"{launches} launches of {kernels} kernels; ")
+
+
+def test_a_page_is_written_to_a_file_that_is_named(model: Any, tmp_path: Path) -> None:
+    for place, said in (
+        (tmp_path, f"the report cannot be written to {tmp_path}: it is a folder\n"
+         f"  next: name a file in it: {tmp_path}/report.html"),
+        (tmp_path / "no" / "a.html", f"the report cannot be written to {tmp_path}/no/a.html: there is no folder "
+         f"{tmp_path}/no\n  next: mkdir -p {tmp_path}/no"),
+        (None, "the report's path is None, which names no file\n  next: name a file: \"report.html\""),
+        ("", "the report's path is '', which names no file\n  next: name a file: \"report.html\""),
+    ):  # fmt: skip
+        with pytest.raises(OptionError) as raised:
+            model.report.save_html(place)
+        assert str(raised.value) == f"TW008 wrong option: {said}"
 
 
 def test_a_program_without_dims_gives_numbers_as_data() -> None:

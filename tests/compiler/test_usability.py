@@ -81,7 +81,7 @@ def compiled(model: Mlp) -> Any:
         ({"check": ""}, "check='' is not one of None, 'first'\n  next: write check=None"),
         ({"target": []}, "target=[] names none\n  next: write target='cpu'"),
         ({"target": ["cpu", 3]}, "target=['cpu', 3] is not a target or a list of them\n  next: write target='cpu'"),
-        ({"memory_limit": "1 apple"}, "'1 apple' is not a number of bytes\n  next: write 500000000, 512MiB or 2GiB"),
+        ({"memory_limit": "1 apple"}, "'1 apple' is not a number of bytes\n  next: write 500000000B, 512MiB or 2GiB"),
     ],
 )
 def test_options_name_what_works_and_suggest_nothing_that_does_not(given: dict[str, Any], said: str) -> None:

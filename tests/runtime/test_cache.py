@@ -451,39 +451,6 @@ def test_stats_count_by_kind(tmp_path: Path) -> None:
     assert (stats["root"], stats["limit"]) == (str(tmp_path), 10**6)
 
 
-def test_a_miss_names_the_nearest_entry_and_the_differing_factors(tmp_path: Path) -> None:
-    cache = Cache(tmp_path)
-    wanted = {"kind": "program", "machine": {"name": "avx2", "features": ["fma", "avx2"]}, "pipeline": "a,b", "seed": 1}
-    miss = cache.explain_miss(wanted)
-    assert str(miss) == "no program has been cached yet"
-    near = {**wanted, "machine": {"name": "avx512", "features": ["fma", "avx2", "avx512f"]}, "toolchain": "18"}
-    far = {**near, "pipeline": "c", "seed": 2, "dims": []}
-    cache.get_or_build({"kind": "other", **{k: v for k, v in wanted.items() if k != "kind"}}, writing(b"x")).close()
-    for built in (far, near):
-        cache.get_or_build(built, writing(b"x")).close()
-    miss = cache.explain_miss(wanted)
-    assert miss is not None
-    assert miss.key is not None
-    assert str(miss) == (
-        f"the nearest program ({miss.key[:12]}, used just now) differs in "
-        'machine.features.2: "avx512f" -> (absent); machine.name: "avx512" -> "avx2"; toolchain: "18" -> (absent)'
-    )
-    assert cache.explain_miss(near) is None
-
-
-def test_a_miss_with_many_differences_is_cut(tmp_path: Path) -> None:
-    cache = Cache(tmp_path)
-    cache.get_or_build({"kind": "k", **{f"f{i:02}": i for i in range(20)}}, writing(b"x")).close()
-    folder = entry_folder(cache)
-    os.utime(folder / FACTORS, (time.time() - 7300,) * 2)
-    miss = cache.explain_miss({"kind": "k", "text": "y" * 100})
-    assert miss is not None
-    assert len(miss.differences) == 21
-    assert str(miss).startswith(f"the nearest k ({folder.name[:12]}, used 2 hours ago) differs in f00: 0 -> (absent); ")
-    assert str(miss).endswith("; and 13 more")
-    assert str(miss.differences[-1]) == f'text: (absent) -> "{"y" * 56}...'
-
-
 @pytest.mark.parametrize("size", [0, 1, (16 << 20) - 1, 16 << 20, (16 << 20) + 1, (33 << 20) + 5])
 def test_a_file_is_hashed_in_pieces_whose_digests_are_hashed(
     size: int, tmp_path: Path, rng: np.random.Generator

@@ -38,6 +38,7 @@ AnswerTokens = Annotated[
 HELP = """/again    another answer to the last message
 /undo     take back the last message and its answer
 /reset    begin anew
+/help     this list
 /quit     end (as does Ctrl-D); Ctrl-C ends an answer"""
 
 
@@ -101,7 +102,7 @@ def talk(
                 text = session.messages[asked[-1]]["content"] if text == "/again" else ""
                 del session.messages[asked[-1] :]
             elif text.startswith("/"):
-                say(HELP)
+                say(HELP if text == "/help" else f"unknown command {text.split()[0]}\n{HELP}")
                 continue
             if text:
                 try:

@@ -33,6 +33,8 @@ def for_command_line(text: str) -> str:
 def _as_flag(found: re.Match[str]) -> str:
     """`threads=1` as `--threads 1`; None is what an option stands for that is not written."""
     flag, value = _FLAGS[found[1]], found[2]
+    if flag == "--memory-limit" and value.isdigit():
+        return f"{flag} {value}B"  # a text has a unit
     return f"leaving out {flag}" if value == "None" else f"{flag} {value.strip(chr(39) + chr(34))}"
 
 

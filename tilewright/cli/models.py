@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from tilewright.errors import ModelInputError
+from tilewright.errors import ArtifactAccessError, ModelInputError
 
 _KINDS: Final = "a .pt2 file, a directory with config.json and safetensors, or module:callable"
 
@@ -36,6 +36,21 @@ def is_artifact(text: str) -> bool:
     return path.is_file() and path.suffix != ".pt2"
 
 
+def require_artifact(text: str) -> None:
+    """ArtifactAccessError, with the line that makes an artifact of it, where a text names what is not compiled yet."""
+    path = Path(text)
+    module, _, name = text.partition(":")
+    called = bool(module and name) and not path.exists()
+    if not (called or path.suffix == ".pt2" or (path / "config.json").is_file()):
+        return
+    model = f"{_importable(module)}:{name}" if called else text
+    made = Path(name if called else path.resolve().stem).with_suffix(".tilewright")
+    raise ArtifactAccessError(
+        f"{text} is a model, and no artifact of it",
+        step=f"compile it first: tilewright compile {model} -o {made}, then tilewright run {made}",
+    )
+
+
 def open_model(text: str, *, seed: int = 0) -> Model:
     """The model that a command line names. ModelInputError says what the text is instead."""
     path = Path(text)
@@ -48,7 +63,7 @@ def open_model(text: str, *, seed: int = 0) -> Model:
         return Model(found.model, (), found.kwargs, found.dims, found.note)
     module, colon, name = text.partition(":")
     if colon and module.endswith(".py"):
-        step = f"write {'.'.join(Path(module).with_suffix('').parts)}:{name}"
+        step = f"write {_importable(module)}:{name}"
         raise ModelInputError(f"{module} names a file, and a module goes by its name", step=step)
     if colon and module and name and not path.exists():
         return _called(module, name)
@@ -61,6 +76,11 @@ def open_model(text: str, *, seed: int = 0) -> Model:
     if path.exists():
         raise ModelInputError(f"{text} is neither a .pt2 file nor a model directory", step=f"give {_KINDS}")
     raise ModelInputError(f"there is no {text}", step=f"give {_KINDS}")
+
+
+def _importable(module: str) -> str:
+    """A module by its name where a file's is given."""
+    return ".".join(Path(module).with_suffix("").parts) if module.endswith(".py") else module
 
 
 def _called(module: str, name: str) -> Model:

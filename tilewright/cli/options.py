@@ -36,7 +36,7 @@ Determinism = Annotated[str | None, typer.Option(help="free, run or batch.", sho
 Threads = Annotated[int | None, typer.Option(min=1, help="At most so many threads a call.", show_default="all cores")]
 MemoryLimit = Annotated[
     str | None,
-    typer.Option(metavar="SIZE", help="Bytes that one call may need: 500000000, 512MiB, 2GiB.", show_default=False),
+    typer.Option(metavar="SIZE", help="Bytes that one call may need: 500000000B, 512MiB, 2GiB.", show_default=False),
 ]
 Cache = Annotated[
     str | None, typer.Option(metavar="DIR|off", help="The cache's folder, or off.", show_default="the user's")

@@ -47,10 +47,12 @@ def run(
     """Runs an artifact once and describes its outputs."""
     import tilewright
     from tilewright.cli.inputs import named_outputs, read_arrays
+    from tilewright.cli.models import require_artifact
     from tilewright.cli.progress import say
     from tilewright.cli.writing import require_place
 
     require_place("-o", output, "out.npz")
+    require_artifact(artifact)
     arrays = read_arrays(inputs or [])
     compiled = tilewright.load(artifact, native=not rebuild, threads=threads, memory_limit=memory_limit)
     args, kwargs, sizes = call_for(compiled, arrays, dims, random)

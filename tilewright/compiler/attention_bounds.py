@@ -8,8 +8,10 @@ from math import isfinite
 from pathlib import Path
 
 from tilewright.errors import OptionError
+from tilewright.option_names import known_options
 
 
+@known_options()
 @dataclass(frozen=True)
 class AttentionBounds:
     """Of every attention of a model, in the order of its graph, and every query head: the largest scale |q| |k| of a
@@ -34,6 +36,7 @@ class AttentionBounds:
             raise OptionError(f"{path} holds no bounds of attention: {fault}", step="save bounds there") from fault
 
 
+@known_options()
 @dataclass(frozen=True)
 class ApproximateAttention:
     """compile()'s `attention`: heads whose logits were small in calibration attend by a polynomial of degree 2.

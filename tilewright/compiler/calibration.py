@@ -32,7 +32,7 @@ def calibrate_attention(
     """See tilewright.calibrate_attention."""
     if not isinstance(calls, Sequence) or not calls:
         raise ArgumentError("calls is no list of example calls", step="write calls=[(x,), ...] or [{'ids': ids}, ...]")
-    options = Options.of(given, caller="calibrate_attention()")
+    options = Options.of(given, caller="calibrate_attention()", more=("dims",))
     target = Target.of(options)
     (args, kwargs), *_ = every = [_parts(call) for call in calls]
     captured = capture(model, args, kwargs, dims, fallback=options.fallback)

@@ -12,6 +12,7 @@ from tilewright.compiler.code import Code
 from tilewright.compiler.graph_breaks import settle, untraced
 from tilewright.compiler.report import Report
 from tilewright.errors import ArtifactAccessError, OptionError, TargetError
+from tilewright.option_names import known_options
 from tilewright.runtime.executor import Executable, Profile
 from tilewright.runtime.facts import Account
 from tilewright.runtime.memory import Footprint
@@ -81,6 +82,7 @@ class Compiled:
         _, self._profile = self.executable.profile(*args, **kwargs)
         return self.report
 
+    @known_options()
     def ir(self, level: Level = "graph", *, after: str | None = None) -> str:
         """The program's text at a level, or the graph as it was after a pass of the pipeline."""
         if after is not None:
@@ -102,6 +104,7 @@ class Compiled:
         """What one call needs at these sizes: weights, slots and results in bytes."""
         return self.executable.footprint(dims)
 
+    @known_options()
     def update_weights(self, state_dict: Mapping[str, Any]) -> None:
         """Takes new values for all weights; WeightsError lists everything that does not fit.
 
@@ -120,6 +123,7 @@ class Compiled:
         """Every state as it was before the first call."""
         self.executable.reset()
 
+    @known_options()
     def save(self, path: str | Path) -> None:
         """Writes one relocatable artifact: IR, step table, packed weights and kernels."""
         from tilewright.compiler.artifacts import save

@@ -50,7 +50,7 @@ def compile_model(
             f"args is a {type(args).__name__}, not a tuple of the example's positional arguments",
             step="write args=(x,)",
         )
-    options = Options.of(given)
+    options = Options.of(given, more=("args", "kwargs", "dims"))
     check_names(options.expect)
     watch = Stopwatch(progress)
     target = Target.of(options)

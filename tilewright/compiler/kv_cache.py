@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tilewright.errors import OptionError
+from tilewright.option_names import known_options
 from tilewright.passes.kv_cache.layout import Codes
 from tilewright.runtime.generation.compression import Compression
 from tilewright.runtime.memory import parse_bytes
@@ -14,6 +15,7 @@ PAGE = 16
 _BITS = {"int8": 8, "int4": 4}
 
 
+@known_options()
 @dataclass(frozen=True, kw_only=True)
 class KVCache:
     """Where keys and values lie between steps. Raises OptionError for options out of range.

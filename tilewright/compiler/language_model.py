@@ -256,7 +256,7 @@ def compile_step(model: Any, layout: PagedLayout, *, progress: Progress | None =
     `.logits`; with `layout.most_source`, of an encoder-decoder model, and its encoder. StepError where it cannot be
     taken apart; else raises as tilewright.compile.
     """
-    options, watch = Options.of(given, caller="compile_lm()", more=_OWN, less=("check",)), Stopwatch(progress)
+    options, watch = _options(given), Stopwatch(progress)
     target = Target.of(options)
     target.backend.warm()
     layout = arranged(layout, target.machine.rules)
@@ -297,6 +297,10 @@ def compile_step(model: Any, layout: PagedLayout, *, progress: Progress | None =
     finally:
         store.forget()
     return StepCode(compiled, cached, layout, encoder)
+
+
+def _options(given: Mapping[str, Any]) -> Options:
+    return Options.of(given, caller="compile_lm()", more=_OWN, less=("check",), within={"kv": KVCache})
 
 
 def cache_notes(step: Cached, layout: PagedLayout) -> list[str]:

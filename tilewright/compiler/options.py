@@ -14,6 +14,7 @@ from tilewright.errors import OptionError
 from tilewright.ir.compile_options import OBJECTIVES
 from tilewright.ir.dtypes import DTYPES, from_torch_name
 from tilewright.ir.passing import Pipeline
+from tilewright.option_names import no_such_options
 from tilewright.runtime.memory import parse_bytes
 
 PRECISIONS: Final = ("model", "f32", "bf16")
@@ -111,23 +112,23 @@ class Options:
 
     @staticmethod
     def of(
-        given: Mapping[str, Any], *, caller: str = "compile()", more: Iterable[str] = (), less: Iterable[str] = ()
+        given: Mapping[str, Any],
+        *,
+        caller: str = "compile()",
+        more: Iterable[str] = (),
+        less: Iterable[str] = (),
+        within: Mapping[str, type] | None = None,
     ) -> Options:
         """Options from keyword arguments; a name that is not one is an error with the nearest.
 
-        caller: who takes them. more, less: names it takes besides, or does not take; told, not read here.
+        caller: who takes them. more, less: names it takes besides, or does not take; told, not read here. within: see
+        `no_such_options`.
         """
         known = {f.name for f in fields(Options)}
         unknown = [name for name in given if name not in known]
         if unknown:
             # what no target has is not offered
-            offered = sorted((known | set(more)) - {"quantize", *less})
-            near = {name: difflib.get_close_matches(name, offered, n=1) for name in unknown}
-            meant = [repr(found[0]) for found in near.values() if found]
-            raise OptionError(
-                [f"{caller} has no option {name!r}" for name in unknown],
-                step=f"did you mean {', '.join(meant)}?" if meant else f"it has {', '.join(offered)}",
-            )
+            raise no_such_options(caller, unknown, (known | set(more)) - {"quantize", *less}, within)
         target = given.get("target", "cpu")
         limit = given.get("memory_limit")
         return Options(

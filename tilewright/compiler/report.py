@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from tilewright.compiler.code import Code
 from tilewright.errors import MissingDependencyError, OptionError
 from tilewright.ir.dims import Expr
 from tilewright.ir.machine import Machine
+from tilewright.option_names import known_options
 from tilewright.runtime.asked_sizes import asked_sizes
 from tilewright.runtime.executor import Profile
 from tilewright.runtime.facts import Account
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 # What a dim without an upper bound is shown at: enough for several tiles.
 OPEN_SIZE: Final = 128
+_PAGE: Final = "report.html"
 
 
 @dataclass(frozen=True)
@@ -200,15 +203,28 @@ class Report:
             raise _needs(fault) from fault
         return screen(self)
 
+    @known_options()
     def save_html(self, path: str | Path) -> None:
-        """Writes the report as one self-contained page. OptionError where the path cannot be written."""
+        """Writes the report as one self-contained page. OptionError for what names no file that can be written."""
+        if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+            raise OptionError(f"the report's path is {path!r}, which names no file", step=f'name a file: "{_PAGE}"')
+        place = Path(path)
+        if place.is_dir():
+            raise OptionError(
+                f"the report cannot be written to {path}: it is a folder", step=f"name a file in it: {place / _PAGE}"
+            )
+        if not place.parent.is_dir():
+            raise OptionError(
+                f"the report cannot be written to {path}: there is no folder {place.parent}",
+                step=f"mkdir -p {place.parent}",
+            )
         try:
             from tilewright.compiler.report_page import page
         except ImportError as fault:
             raise _needs(fault) from fault
         made = page(self)
         try:
-            Path(path).write_text(made, encoding="utf-8")
+            place.write_text(made, encoding="utf-8")
         except OSError as fault:
             raise OptionError(
                 f"the report cannot be written to {path}: {fault.strerror}", step="give a path you can write to"

@@ -30,6 +30,7 @@ def screen(report: Report) -> str:
     """The screen of a report, lines of at most WIDTH characters."""
     console = Console(width=WIDTH, record=True, file=io.StringIO(), highlight=False, color_system=None)
     shown, data = report.shown, report.to_dict()
+    launches = sum(row.launches for row in shown.rows)
 
     def paragraph(text: str) -> None:
         """A text on as many lines as it takes: nothing is cut off."""
@@ -38,7 +39,7 @@ def screen(report: Report) -> str:
 
     paragraph(f"{data['model']} on {data['target']}, dims {'; '.join(data['dims']) or 'none'}")
     paragraph(
-        f"{sum(row.launches for row in shown.rows)} launches of {len(shown.rows)} kernels; "
+        f"{_counted(launches, 'launch', 'es')} of {_counted(len(shown.rows), 'kernel')}; "
         f"fallbacks: {', '.join(data['fallbacks']) or 'none'}; memory: {bytes_text(data['memory']['bytes'])}"
     )
     paragraph(f"cache: {data['cache'] or 'off'}" + (f"; capture: {data['capture']}" if data["capture"] else ""))
@@ -136,6 +137,10 @@ def duration(seconds: float) -> str:
         if seconds >= size:
             return f"{_three(seconds / size)} {unit}"
     return f"{_three(seconds * 1e9)} ns"
+
+
+def _counted(count: int, what: str, plural: str = "s") -> str:
+    return f"{count} {what}{'' if count == 1 else plural}"
 
 
 def _three(value: float) -> str:

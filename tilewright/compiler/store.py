@@ -8,14 +8,16 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from tilewright.compiler.code import Code
 from tilewright.compiler.options import Options
 from tilewright.errors import CacheError
 from tilewright.runtime.cache import ENVIRONMENT, NOTE, OFF, Cache
 from tilewright.runtime.cache_entry import Entry
+from tilewright.runtime.cache_miss import share_alike
 from tilewright.runtime.canonical import canonical_json, key_of
 from tilewright.runtime.contents import Contents
 from tilewright.runtime.facts import Facts
@@ -31,6 +33,8 @@ _PROGRAM, _FACTS, _OBJECTS, _SOURCES, _TEXTS = "program.json", "facts.json", "ob
 _PACKED, _CAPTURE = "packed.safetensors", "capture.json"
 # Bytes of weights below which nobody notices how long a file takes to grow.
 _WORTH_ROOM = 16 << 20
+# The share of a model's modules' attributes that are equal in the same model, changed in some place.
+_SAME_MODULES: Final = 7 / 8
 
 
 @dataclass
@@ -96,7 +100,7 @@ class Store:
             code, facts = build()
             return code, facts, "off"
         fresh: list[tuple[Code, Facts]] = []
-        miss = self.cache.explain_miss(factors)
+        miss = self.cache.explain_miss(factors, partial(_same_code, factors))
 
         def fill(folder: Path) -> None:
             fresh.append(build())
@@ -122,7 +126,7 @@ class Store:
             return None, "nothing is kept"
         entry = self.cache.get(factors)
         if entry is None:
-            return None, str(self.cache.explain_miss(factors) or "the entry was damaged")
+            return None, str(self.cache.explain_miss(factors, partial(_same_model, factors)) or "the entry was damaged")
         return json.loads((entry.folder / _CAPTURE).read_text(encoding="utf-8")), ""
 
     def keep_capture(self, factors: Mapping[str, Any], kept: Mapping[str, Any]) -> None:
@@ -171,6 +175,20 @@ class Store:
             self._give_up(fault)
             return prepare_weights(program, library, pool, source)
         return WeightSet(program, SafetensorsFile(entry.folder / _PACKED))
+
+
+def _same_code(mine: Mapping[str, Any], other: Any) -> bool:
+    """Whether code is of the same graph, or kernel: then what differs is what was asked for or what it was made with.
+    What another graph has to do with this one, its capture tells.
+    """
+    return all(mine.get(name) == other.get(name) for name in ("graph", "tile"))
+
+
+def _same_model(mine: Mapping[str, Any], other: Any) -> bool:
+    """Whether captures are of one model that was changed, its code, dtype or example maybe, and not of another one of
+    its class with other sizes, whose every layer differs.
+    """
+    return mine["model"] == other.get("model") and share_alike(mine["modules"], other.get("modules")) >= _SAME_MODULES
 
 
 def write_code(folder: Path, code: Code, facts: Facts) -> None:

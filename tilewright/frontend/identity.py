@@ -201,12 +201,12 @@ def _bytes() -> Any:
 
 
 def _example(example: Example) -> dict[str, Any]:
-    """The arguments as a capture takes them: names, types, declared axes; numbers that are no tensors by value."""
+    """The arguments as a capture takes them: names, types, names of declared axes; dims; what is no tensor by value."""
     leaves = {}
     for leaf in example.leaves:
         if leaf.is_tensor:
             value = leaf.value
-            axes = [None if dim is None else _dim(dim) for dim in leaf.axes]
+            axes = [None if dim is None else dim.name for dim in leaf.axes]
             leaves[leaf.name] = f"{value.dtype} {list(value.shape)} {list(value.stride())} {value.requires_grad} {axes}"
         else:
             leaves[leaf.name] = repr(leaf.value)

@@ -21,11 +21,13 @@ from tilewright.errors import DimDeclarationError, IRError, ParseError
 from tilewright.ir import intervals
 from tilewright.ir.dim_faults import dim_faults, is_name, nearest
 from tilewright.ir.intervals import Interval
+from tilewright.option_names import known_options
 
 DimKind = Literal["declared", "read", "runtime"]
 Function = Literal["floordiv", "mod", "min", "max"]
 
 
+@known_options()
 @dataclass(frozen=True, slots=True)
 class Dim:
     """A named size with inclusive bounds, as the user declares it: `Dim("tokens", 1, 256)`."""

@@ -13,23 +13,25 @@ from __future__ import annotations
 import difflib
 import io
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Final, get_args
 
 from xdsl.context import Context
 from xdsl.dialects.builtin import Builtin, ModuleOp
-from xdsl.ir import Dialect
+from xdsl.ir import Dialect, Operation
 from xdsl.irdl import irdl_attr_definition
 from xdsl.parser import AttrParser, Parser
 from xdsl.printer import Printer
 from xdsl.utils import exceptions as xdsl_exceptions
 
 from tilewright.errors import IRError, ParseError, Problem, TilewrightError
-from tilewright.ir.attributes import BARE_ATTRIBUTES, BareData
+from tilewright.ir.attributes import BARE_ATTRIBUTES, BareData, Str
 from tilewright.ir.dims import Dim, DimKind, DimSpace
 from tilewright.ir.entry_attributes import GuardsAttr, ReadsAttr
 from tilewright.ir.graph.dialect import GRAPH
 from tilewright.ir.graph.structure import FuncOp, StateReadOp, StateWriteOp, WeightOp
+from tilewright.ir.operation import LOC, TwOperation
 from tilewright.ir.printing import PlainPrinter
 from tilewright.ir.schedules import Schedule
 from tilewright.ir.tile.residence import Places
@@ -41,6 +43,8 @@ _UNREGISTERED: Final = re.compile(r"Operation (?P<op>\S+) is not registered")
 _DIM: Final = re.compile(r"(?P<name>[A-Za-z_]\w*): (?P<low>\d+)\.\.(?P<high>\d*)(?: (?P<kind>\w+))?")
 
 
+_COMMENTS: Final = re.compile(r"//[^\n]*")
+_NO_OPERATION: Final = "Could not parse entire input!"  # xDSL's own words
 # Comments, string literals, and a quote that opens no literal.
 _QUOTES: Final = re.compile(r'//[^\n]*|"(?:[^"\\\n\v\f]|\\(?:["nt\\]|[0-9A-Fa-f]{2}))*"|(?P<open>")')
 
@@ -133,10 +137,10 @@ def parse_module(text: str, name: str = "<text>") -> ModuleOp:
     from tilewright.ir.verifier import verify
 
     _check_strings(text, name)
-    parser: Parser | None = None
+    parser: _PlacedParser | None = None
     try:
         # the constructor reads the first token already
-        parser = Parser(new_context(), text, name)
+        parser = _PlacedParser(new_context(), text, name)
         module = parser.parse_module()
     except xdsl_exceptions.ParseError as fault:
         place = fault.span.get_location()
@@ -145,15 +149,72 @@ def parse_module(text: str, name: str = "<text>") -> ModuleOp:
             # the parser stands behind the name, which may be the last word of the line before
             at = text.rfind(unknown["op"], 0, fault.span.start)
             raise _parse_error(_no_op(unknown["op"]), name, *_place(text, max(at, 0))) from None
-        raise _parse_error(fault.msg, name, place.line, place.col) from None
+        if fault.msg == _NO_OPERATION:
+            raise _no_operation(text, name, fault.span.start) from None
+        raise _parse_error(_ends_early(text, fault.span.start) or fault.msg, name, place.line, place.col) from None
     except (TilewrightError, xdsl_exceptions.VerifyException, ValueError, RecursionError) as fault:
         # raised by a type, an attribute or an op's constructor while the parser stood behind its text
         reason = fault.problems[0].text if isinstance(fault, TilewrightError) else str(fault)
         if isinstance(fault, RecursionError):
             reason = "regions are nested too deeply"
         raise _parse_error(reason, name, *_place(text, parser.pos if parser is not None else 0)) from fault
-    verify(module)
+    try:
+        verify(module)
+    except IRError:
+        raise _malformed(module, parser.starts, text, name) from None
     return module
+
+
+class _PlacedParser(Parser):
+    """Knows where in the text every op begins."""
+
+    def __init__(self, context: Context, text: str, name: str) -> None:
+        # before the constructor, which reads the first token
+        self.starts: dict[Operation, int] = {}
+        super().__init__(context, text, name)
+
+    def parse_operation(self) -> Operation:
+        begin = self.pos
+        found = super().parse_operation()
+        self.starts[found] = begin
+        return found
+
+
+def _malformed(module: ModuleOp, starts: Mapping[Operation, int], text: str, name: str) -> IRError:
+    """What breaks a rule in a text, by its places there: an op's own `loc` names a model's line, which nobody wrote."""
+    from tilewright.ir.verifier import verify
+
+    for op, start in starts.items():
+        if isinstance(op, TwOperation):
+            op.attributes[LOC] = Str(":".join(map(str, (name, *_place(text, start)))))
+    try:
+        verify(module)
+    except IRError as fault:
+        ops = sorted({problem.op for problem in fault.problems if problem.op in _ops_by_name()})
+        told = f"; tilewright ops {ops[0]} says what it takes" if len(ops) == 1 else ""
+        return IRError(
+            [replace(problem, where=problem.where or name) for problem in fault.problems],
+            step=f"correct the text there{told}",
+        )
+    raise AssertionError("a module that broke rules keeps them where its places are its text's")
+
+
+def _ends_early(text: str, at: int) -> str | None:
+    """What a fault at a text's end says, whatever was expected there."""
+    if text[at:].strip():
+        return None
+    plain = _QUOTES.sub("", text)
+    missing = plain.count("{") - plain.count("}")
+    return "the text ends too early" + (f": {missing} '}}' missing" if missing > 0 else "")
+
+
+def _no_operation(text: str, name: str, at: int) -> ParseError:
+    if not _COMMENTS.sub("", text).strip():
+        return ParseError(
+            Problem("there is no IR: the text is empty", where=name),
+            step="give text as print_module() or compiled.ir() writes it",
+        )
+    return _parse_error("no operation begins here", name, *_place(text, at))
 
 
 def _parse_error(reason: str, name: str, line: int, column: int) -> ParseError:
@@ -162,9 +223,13 @@ def _parse_error(reason: str, name: str, line: int, column: int) -> ParseError:
     )
 
 
+def _ops_by_name() -> list[str]:
+    return [op.name for known in dialects() for op in known.operations]
+
+
 def _no_op(name: str) -> str:
     dialect, _, short = name.rpartition(".")
-    found = [op.name for known in dialects() for op in known.operations if dialect in ("", known.name)]
+    found = [op for op in _ops_by_name() if dialect in ("", op.partition(".")[0])]
     known = {full.partition(".")[2]: full for full in found}
     near = difflib.get_close_matches(short, known, n=1)
     return f"there is no op {name}" + (f", did you mean {known[near[0]]}?" if near else "; `tilewright ops` lists them")

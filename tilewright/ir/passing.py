@@ -17,13 +17,14 @@ from typing import Any, ClassVar, Protocol, Self, TypeAlias
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import Operation
 
-from tilewright.errors import ParseError, PassOptionError, PassOrderError
+from tilewright.errors import PassOptionError, PassOrderError
 from tilewright.ir.choices import Candidate, Choice, best
 from tilewright.ir.compile_options import CompileOptions
 from tilewright.ir.dims import DimSpace, Expr, ExprLike
 from tilewright.ir.machine import Machine
 from tilewright.ir.operation import TwOperation
 from tilewright.ir.pass_faults import blaming
+from tilewright.ir.pipeline_faults import pipeline_fault
 from tilewright.ir.types import ShapedType
 from tilewright.ir.verifier import Checked
 from tilewright.ir.verifier import verify as verify_module
@@ -233,7 +234,7 @@ def a(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
-_PASS = re.compile(r"\s*([a-z][a-z0-9-]*)\s*(?:\{([^}]*)\})?\s*(,|$)")
+_PASS = re.compile(r"\s*([a-z][a-z0-9-]*)\s*(?:\{([^{}]*)\})?\s*(,|$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,10 +265,7 @@ class Pipeline:
         while position < len(text):
             match = _PASS.match(text, position)
             if match is None:
-                raise ParseError(
-                    f"pipeline text does not parse at column {position + 1}: {text[position : position + 20]!r}",
-                    step="write it as name{option=value option=value},name",
-                )
+                raise pipeline_fault(text, position, known)
             name, options, _ = match.groups()
             if name not in known:
                 import difflib

@@ -135,12 +135,16 @@ class Cache:
             self._building.mkdir(parents=True, exist_ok=True)
             return Room.within(self._building, size)
 
-    def explain_miss(self, factors: Factors) -> Miss | None:
-        """Why there is no entry with these factors: the nearest one and where they differ. None if there is one."""
+    def explain_miss(self, factors: Factors, comparable: Callable[[Any], bool] = lambda _: True) -> Miss | None:
+        """Why there is no entry with these factors: the nearest one and where they differ. None if there is one.
+
+        comparable: whether an entry's factors are of the same thing, so that a difference from them says something.
+        """
         kind, key = self._names(factors)
         if (self._base / kind / key / FACTORS).exists():
             return None
-        return nearest(factors, ((item.key, item.used, item.factors) for item in self.entries(kind)))
+        others = (item for item in self.entries(kind) if isinstance(item.factors, Mapping) and comparable(item.factors))
+        return nearest(factors, ((item.key, item.used, item.factors) for item in others))
 
     def entries(self, kind: str | None = None) -> list[Item]:
         """The entries, last used first."""

@@ -209,10 +209,13 @@ def shown(size: int) -> str:
 
 
 def parse_bytes(text: str) -> int:
-    """`1000`, `512MiB`, `2GiB` in bytes. OptionError otherwise."""
-    units = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+    """`1000B`, `512MiB`, `2GiB` in bytes. OptionError otherwise, and without a unit: 2 are hardly ever bytes."""
+    units = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
     number = text.strip().rstrip("BKMGTi")
     try:
-        return int(float(number) * units[text.strip()[len(number) :].strip()])
+        amount, unit = float(number), text.strip()[len(number) :].strip()
+        if not unit:
+            raise OptionError(f"{text!r} has no unit", step=f"write {number}B, {number}MiB or {number}GiB")
+        return int(amount * units[unit])
     except (KeyError, ValueError, OverflowError):
-        raise OptionError(f"{text!r} is not a number of bytes", step="write 500000000, 512MiB or 2GiB") from None
+        raise OptionError(f"{text!r} is not a number of bytes", step="write 500000000B, 512MiB or 2GiB") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from xdsl.irdl import irdl_op_definition, operand_def, prop_def, result_def, traits_def, var_operand_def
@@ -33,7 +34,9 @@ class MapOp(GraphOp):
     def function(self) -> ScalarFunction:
         """The entry of the scalar table."""
         if self.fn.data not in SCALARS:
-            raise self.malformed(f"no elementwise function is called {self.fn.data!r}")
+            near = get_close_matches(self.fn.data, SCALARS, n=1)
+            meant = f"; did you mean {near[0]!r}?" if near else ""
+            raise self.malformed(f"no elementwise function is called {self.fn.data!r}{meant}")
         return SCALARS[self.fn.data]
 
     def infer(self) -> Sequence[TensorType]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilewright.errors import OptionError
+from tilewright.option_names import known_options
 
 # What is left of a request's tokens: by the name of a state, rows in the order of their places.
 Compressed: TypeAlias = Mapping[str, NDArray[Any]]
@@ -17,6 +18,7 @@ Compressed: TypeAlias = Mapping[str, NDArray[Any]]
 _SCORERS = ("attention", "recent")
 
 
+@known_options()
 @dataclass(frozen=True, kw_only=True)
 class Compression:
     """Which tokens' keys and values stay once a prompt has been read. Raises OptionError for options out of range.

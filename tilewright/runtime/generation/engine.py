@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from tilewright.errors import CacheFullError, EngineError, OptionError, TilewrightError
+from tilewright.option_names import known_options
 from tilewright.runtime.generation.choice import Choice
 from tilewright.runtime.generation.compressing import compress, next_stop
 from tilewright.runtime.generation.distribution import log_softmax
@@ -71,6 +72,7 @@ class Engine:
         """Requests that run or wait."""
         return len(self._handles)
 
+    @known_options(within={"sampler": Sampler})
     def submit(
         self,
         ids: Sequence[int],

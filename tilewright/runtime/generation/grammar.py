@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilewright.errors import GrammarError, MissingDependencyError
+from tilewright.option_names import known_options
 
 
+@known_options()
 @dataclass(frozen=True)
 class Grammar:
     """What output has to follow. `Grammar.json(schema)`, `Grammar.regex(text)` or `Grammar.lark(text)`."""

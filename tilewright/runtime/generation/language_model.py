@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 
 from tilewright.errors import EngineError, PromptError, TextError
+from tilewright.option_names import known_options
 from tilewright.runtime.generation.chat_template import Message, render
 from tilewright.runtime.generation.completion import Completion
 from tilewright.runtime.generation.distribution import log_softmax
@@ -41,6 +42,7 @@ class LanguageModel:
         self._engine: Engine | None = None
         self._grammars: GrammarCompiler | None = None
 
+    @known_options()
     def engine(
         self, *, max_batch: int | None = None, budget: int | str | None = None, drafting: Drafting | None = None
     ) -> Engine:
@@ -71,6 +73,7 @@ class LanguageModel:
         """The engine that requests go to."""
         return self._engine or self.engine()
 
+    @known_options(Engine.submit, within={"sampler": Sampler})
     def generate(
         self,
         ids: Sequence[int] | Sequence[Sequence[int]],
@@ -110,6 +113,7 @@ class LanguageModel:
             raise PromptError("generate() takes ids, not text", step="lm.complete(text), or the tokenizer's encode")
         return getattr(ids, "ndim", 0) == 1 or not len(ids) or not hasattr(ids[0], "__len__")
 
+    @known_options(Engine.submit, within={"sampler": Sampler})
     def complete(
         self,
         text: str | Sequence[Message],
@@ -155,6 +159,7 @@ class LanguageModel:
         # the template writes the special tokens itself
         return tokenizer.encode(made, special=False)
 
+    @known_options()
     def logits(self, ids: Sequence[int], *, source: Sequence[int] = (), prompt: int | None = None) -> Float32:
         """Logits after every token: [tokens, vocabulary] f32, as generation sees them. source: what the encoder reads,
         where there is one; ids are the answer, its start among them. prompt: so many of the ids are the prompt, after
@@ -170,6 +175,7 @@ class LanguageModel:
             raise PromptError(f"a prompt of {prompt} among {len(tokens)} tokens", step=f"write 1 to {len(tokens)}")
         return np.concatenate(list(score(self.current, tokens, read, prompt)))
 
+    @known_options()
     def negative_log_likelihood(
         self, ids: Sequence[int], *, stride: int | None = None, source: Sequence[int] = ()
     ) -> tuple[float, int]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tilewright.errors import SamplerError
+from tilewright.option_names import known_options
 from tilewright.runtime.generation.distribution import Distribution, Float64, Ids, Regularizer
 
 # Of the KKT conditions, in units of scores / temperature; below a probability of _ABSENT a token is off the support.
@@ -81,6 +82,7 @@ def _gradient(scores: Float64, ids: Ids, logs: Float64, regularizer: Regularizer
     return scores - slope
 
 
+@known_options()
 @dataclass(frozen=True)
 class KLAnchor:
     """f(q) = KL(q | reference): as close to another distribution over the vocabulary as the scores allow.
@@ -95,6 +97,7 @@ class KLAnchor:
         return float(q @ ratio), ratio + 1
 
 
+@known_options()
 @dataclass(frozen=True)
 class BestOf:
     """f(q) = -H(q) - weight sum_i (1 - (1 - q_i)^k): softmax that cares for what k draws together will have seen.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from numpy.typing import NDArray
 
 from tilewright.errors import SamplerError
+from tilewright.option_names import known_options
 from tilewright.runtime.generation.distribution import Float64, Ids, Regularizer, sparsemax
 from tilewright.runtime.generation.mirror import mirror_ascent
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 LogitsProcessor: TypeAlias = "Callable[[Sequence[int], NDArray[np.float64]], NDArray[np.float64]]"
 
 
+@known_options()
 @dataclass(frozen=True, kw_only=True)
 class Sampler:
     """How tokens are chosen from logits. Raises SamplerError for options out of range.

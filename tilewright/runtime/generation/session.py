@@ -6,12 +6,18 @@ from collections.abc import Generator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+from tilewright.option_names import known_options
 from tilewright.runtime.generation.chat_template import Message
 from tilewright.runtime.generation.completion import Completion
+from tilewright.runtime.generation.engine import Engine
 from tilewright.runtime.generation.language_model import LanguageModel
 from tilewright.runtime.generation.request import Conversation
+from tilewright.runtime.generation.sampler import Sampler
+
+_taking_options = known_options(LanguageModel.complete, Engine.submit, within={"sampler": Sampler})
 
 
+@_taking_options
 class Session:
     """`say(text)` gives the answer's pieces; `messages` is the conversation so far, the answers included.
 
@@ -25,6 +31,7 @@ class Session:
         self._lm, self._options = lm, options
         self._conversation = Conversation()
 
+    @_taking_options
     def say(self, text: str, **options: Any) -> Generator[str]:
         """The answer in pieces. options: what `LanguageModel.complete` takes, over those of the session.
 

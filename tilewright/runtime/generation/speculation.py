@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from tilewright.errors import OptionError
+from tilewright.option_names import known_options
 from tilewright.runtime.generation.choice import Choice
 from tilewright.runtime.generation.distribution import distribution
 from tilewright.runtime.generation.holding import Holding, chain_root
@@ -56,6 +57,7 @@ def verify(choice: Choice, rows: Float32, draft: Sequence[int]) -> Iterator[int]
             return
 
 
+@known_options()
 @dataclass(frozen=True)
 class PromptLookup:
     """Guesses what followed the last occurrence of the last tokens: for text that repeats its input.
@@ -92,6 +94,7 @@ class PromptLookup:
         """Nothing is held."""
 
 
+@known_options()
 class DraftModel:
     """Guesses by a smaller model with the same vocabulary: a step program of its own, with a cache of its own.
 
