@@ -52,7 +52,7 @@ def test_every_name_is_its_passs_name() -> None:
         ("canonicalise", PassOptionError, "did you mean 'canonicalize'?"),
         ("fuse{max-op=3}", PassOptionError, "fuse takes: epilogues, prologues, pairs, max-ops"),
         ("fuse{max-ops=many}", PassOptionError, "max-ops=many is not an int"),
-        ("fuse}", ParseError, "column 1"),
+        ("fuse}", ParseError, "at column 5, after .fuse."),
     ],
 )
 def test_a_wrong_pipeline_is_told_what_is_right(text: str, error: type[Exception], said: str) -> None:
