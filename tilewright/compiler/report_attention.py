@@ -173,7 +173,7 @@ def _stretched(sizes: Sizes, keys: int) -> Sizes:
 
 
 def _memory(tiling: Tiling, machine: Machine) -> float:
-    part = machine.rules.key_part if tiling.order == "split-kv" else 0
+    part = machine.rules.key_part if tiling.apart else 0
     return replace(tiling, part=part).work(machine).moved[machine.memory.name]
 
 

@@ -112,6 +112,10 @@ class Visited:
     keys: Any
     first: Any
 
+    def parts(self, keys: int) -> Any:
+        """For each tile of queries, how many parts of so many keys it sees any of."""
+        return np.where(self.steps > 0, -(-(self.first + self.keys) // keys) - self.first // keys, 0)
+
     @cached_property
     def touched(self) -> int:
         """Keys that any tile visits."""
