@@ -4,7 +4,7 @@ Three loop orders. Query-outer: a tile of queries stays while keys and values st
 parts: a program has a tile of queries and a part, whose sums it leaves in memory, and a second kernel merges them.
 Split-kv: the parts of one tile of queries follow one another. Key-outer: the tiles of queries that see one part do, so
 that its keys and values stay in a cache that holds them. Sums over tiles are exact: causal, sliding and chunked masks
-leave out the tiles that a query tile cannot see. Of parts that it cannot see sums are left like of others, but not read.
+leave out the tiles that a query tile cannot see. Of parts that it cannot see empty sums are left, which are not read.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Tiling:
     """An order and its tiles, on an attention of given sizes.
 
     block_q, block_k: rows of a tile of queries and of keys. heads: query heads of one key head that share a tile. part:
-    keys of a part, where programs share them. stages: tiles of keys and values that are near at once. variant: what runs at
-    these sizes instead of block_q rows and so many heads.
+    keys of a part, where programs share them. stages: tiles of keys and values that are near at once. variant: what
+    runs at these sizes instead of block_q rows and so many heads.
     """
 
     sizes: Sizes
