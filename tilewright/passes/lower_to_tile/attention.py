@@ -15,7 +15,7 @@ from math import gcd
 
 from xdsl.ir import BlockArgument, Operation, SSAValue
 
-from tilewright.ir.dims import DimSpace, Expr
+from tilewright.ir.dims import DimSpace, Expr, maximum, minimum
 from tilewright.ir.dtypes import F64
 from tilewright.ir.graph import attention
 from tilewright.ir.graph.base import tensor
@@ -25,12 +25,14 @@ from tilewright.ir.graph.polynomial_attention import PolynomialAttentionOp
 from tilewright.ir.graph.structure import GroupOp
 from tilewright.ir.machine import Machine
 from tilewright.ir.tile.base import tile as tile_type
+from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.structure import KernelOp
 from tilewright.passes.attention_tiling.sizes import placed
 from tilewright.passes.attention_tiling.variants import Block, blocks_of, own_block
 from tilewright.passes.lower_to_tile.access import UNIT, Axis, Space, map_group, unsupported
 from tilewright.passes.lower_to_tile.emit import Emitter
 from tilewright.passes.lower_to_tile.frame import Lowered, Variant, all_strides, begin
+from tilewright.passes.lower_to_tile.key_ranges import KeyRanges
 from tilewright.passes.lower_to_tile.layout import Strides, merge_axes
 from tilewright.passes.lower_to_tile.matrix_tiles import attention_unit, own_segment
 from tilewright.passes.lower_to_tile.online_softmax import OnlineSoftmax, Segment
@@ -77,6 +79,7 @@ def lower_attention(group: GroupOp, name: str, machine: Machine, dims: DimSpace)
         step = f"write attention-tiling{{order=query-outer heads={anchor.group}}}"
         raise unsupported(anchor, f"no kernel is made by the schedule {schedule.to_dict()}", step)
     low, high = dims.interval(queries)
+    met = KeyRanges.of(anchor, segment, dims)
 
     def made(ending: str, parts: Parts | None, first: Lowered | None = None) -> Lowered:
         variants: list[Variant] = []
@@ -85,15 +88,16 @@ def lower_attention(group: GroupOp, name: str, machine: Machine, dims: DimSpace)
             limit = block.limit
             if (low is None or limit is None or low <= limit) and (high is None or high > previous or not variants):
                 called = f"{name}_h{block.heads}{ending}" if block.heads > 1 else f"{name}_q{block.rows}{ending}"
-                variants.append(Variant(_kernel(group, anchor, called, machine, dims, block, segment, parts), limit))
+                variants.append(Variant(_kernel(group, anchor, called, machine, dims, block, segment, parts, met), limit))
             previous = limit or previous
         variants[-1] = Variant(variants[-1].kernel, None)
         return Lowered(tuple(variants), tuple(variants[0].kernel.dims.data), queries, first=first)
 
+    before = None if met is None else met.lowered(group, name)
     if order == "query-outer":
-        return made("", None)
+        return made("", None, before)
     apart, merging = (Parts(anchor, part, last, outer=order == "key-outer") for last in (False, True))
-    return made("_merge", merging, made("_part", apart))
+    return made("_merge", merging, made("_part", apart, before))
 
 
 class _Axes:
@@ -157,9 +161,10 @@ def _kernel(
     block: Block,
     segment: int,
     parts: Parts | None,
+    met: KeyRanges | None,
 ) -> KernelOp:
-    """block: a tile of queries. segment: keys of a tile. parts: of the keys, where programs share them. Heads that a
-    group splits into several axes are not packed."""
+    """block: a tile of queries. segment: keys of a tile. parts: of the keys, where programs share them. met: where
+    sequences are packed, which keys meet which queries. Heads that a group splits into several axes are not packed."""
     axes = _Axes()
     space = map_group(group, op, lambda s: None if op.q in s.maps else _seed(s, op, axes))
     strides = all_strides(space, group)
@@ -178,7 +183,12 @@ def _kernel(
     row_at = place[axes.h] if packed else t_at
     rows = block.rows if row_at is not None else 1
     span = 1 if packed else rows
-    b, buffers, outputs, sums = (*begin(group, name), []) if parts is None else parts.begin(group, name)
+    ranges: list[SSAValue] = []
+
+    def more(b: KernelBuilder) -> None:
+        ranges.extend([] if met is None else met.inputs(b))
+
+    b, buffers, outputs, sums = (*begin(group, name, more), []) if parts is None else parts.begin(group, name, more)
     extent = dict.fromkeys(range(len(walk.members)), 1)
     extent.update({s_at: segment, e_at: features, d_at: value_features})
     if row_at is not None:
@@ -187,8 +197,8 @@ def _kernel(
     leaving = parts is not None and not parts.merging
     counts = [parts.count] if parts is not None and leaving else [] if grid else [Expr.of(1)]
     order, folded = None, []
-    if t_at is not None and op.mask.data == "causal" and placed(op):
-        # later queries see more keys, and later keys are seen by fewer queries
+    if t_at is not None and (met is not None or (op.mask.data == "causal" and placed(op))):
+        # later queries see more keys, and later keys are seen by fewer queries; packed sequences differ in length
         folded = [len(grid) if leaving and parts is not None and parts.outer else grid.index(t_at)]
     if parts is not None and leaving:
         keyed = {number for axis in space.maps[op.k] for number in axis.axes}
@@ -238,6 +248,11 @@ def _kernel(
     within = seen_by_all(op, segment) if block.limit is None else None
 
     begin_at, end = b.index(lo, *first), b.index(hi, *first)
+    if ranges and met is not None:
+        begins, ends = met.at(b, ranges, space, walk, at, (*first, span))
+        begin_at = b.index(maximum("a0", "a1"), begin_at, begins)
+        end = b.index(minimum("a0", "a1"), end, ends)
+        within = None
 
     def walked(begin_at: SSAValue, end: SSAValue, most: int | None) -> list[list[SSAValue]]:
         """m, l and o of the bands after keys of which there are `most`."""

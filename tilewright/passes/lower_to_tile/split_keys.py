@@ -7,7 +7,7 @@ of numbers. Of parts that a mask hides from a tile of queries empty sums are lef
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from xdsl.ir import SSAValue
@@ -42,8 +42,11 @@ class Parts:
         """How many there are."""
         return ceildiv(tensor(self.op.k).dims[-2], self.keys)
 
-    def begin(self, group: GroupOp, name: str) -> tuple[KernelBuilder, Buffers, list[SSAValue], list[SSAValue]]:
-        """A builder with the group's arguments, its results (none where sums are left), and the sums' buffers."""
+    def begin(
+        self, group: GroupOp, name: str, more: Callable[[KernelBuilder], None]
+    ) -> tuple[KernelBuilder, Buffers, list[SSAValue], list[SSAValue]]:
+        """A builder with the group's arguments, its results (none where sums are left), and the sums' buffers. more:
+        declares further inputs of the kernel that leaves them."""
         wide = tensor(self.op.v).dims[-1]
         dims = [[self.count, product(tensor(self.op.out).dims[:-1]), n] for n in (Expr.of(1), Expr.of(1), wide)]
         if self.merging:
@@ -52,6 +55,7 @@ class Parts:
             return b, buffers, outputs, sums
         b = KernelBuilder(name, dims_of(group), like=group)
         buffers = {arg: b.buffer(tensor(arg).dims, tensor(arg).dtype) for arg in group.block.args}
+        more(b)
         return b, buffers, [], [b.output(d, F32) for d in dims]
 
     def order(self, axes: int, keyed: frozenset[int]) -> list[tuple[int, int]] | None:
