@@ -35,7 +35,7 @@ from tilewright.passes.lower_to_tile.frame import Lowered, Variant, all_strides,
 from tilewright.passes.lower_to_tile.key_ranges import KeyRanges
 from tilewright.passes.lower_to_tile.layout import Strides, merge_axes
 from tilewright.passes.lower_to_tile.matrix_tiles import attention_unit, own_segment
-from tilewright.passes.lower_to_tile.online_softmax import OnlineSoftmax, Segment
+from tilewright.passes.lower_to_tile.online_softmax import OnlineSoftmax, Run, Segment
 from tilewright.passes.lower_to_tile.skeleton import Refusal
 from tilewright.passes.lower_to_tile.split_keys import Parts, Sums
 from tilewright.passes.lower_to_tile.visible_keys import key_range, seen_by_all, visible
@@ -88,7 +88,8 @@ def lower_attention(group: GroupOp, name: str, machine: Machine, dims: DimSpace)
             limit = block.limit
             if (low is None or limit is None or low <= limit) and (high is None or high > previous or not variants):
                 called = f"{name}_h{block.heads}{ending}" if block.heads > 1 else f"{name}_q{block.rows}{ending}"
-                variants.append(Variant(_kernel(group, anchor, called, machine, dims, block, segment, parts, met), limit))
+                kernel = _kernel(group, anchor, called, machine, dims, block, segment, parts, met)
+                variants.append(Variant(kernel, limit))
             previous = limit or previous
         variants[-1] = Variant(variants[-1].kernel, None)
         return Lowered(tuple(variants), tuple(variants[0].kernel.dims.data), queries, first=first)
@@ -232,7 +233,7 @@ def _kernel(
             logits_at = emitter(row_at, s_at, {**band, s_at: key})
             logits = softmax.logits(queries, k)
             seen, per_key = visible(softmax, op, logits_at, walk.extents[s_at], t_at, whole=whole)
-            if op.segments is not None:
+            if op.segments is not None and not (ranges and whole):
                 of_keys = _along_keys(logits_at, op.segments, axes).load(op.segments, 0.0)
                 same = b.map("eq", logits_at.tile(op.segments), of_keys)
                 seen = same if seen is None else b.map("and", seen, same)
@@ -246,18 +247,18 @@ def _kernel(
 
     # few queries wait for memory, not for masks: their variants are not worth a second loop's code
     within = seen_by_all(op, segment) if block.limit is None else None
-
+    whole = None if within is None else Run(None, b.index(within, *first))
     begin_at, end = b.index(lo, *first), b.index(hi, *first)
     if ranges and met is not None:
-        begins, ends = met.at(b, ranges, space, walk, at, (*first, span))
+        (begins, ends), run = met.at(b, ranges, space, walk, at, (*first, span))
         begin_at = b.index(maximum("a0", "a1"), begin_at, begins)
         end = b.index(minimum("a0", "a1"), end, ends)
-        within = None
+        if block.limit is None and met.tells_whole:
+            whole = Run(run[0], run[1] if whole is None else b.index(minimum("a0", "a1"), run[1], whole.end))
 
     def walked(begin_at: SSAValue, end: SSAValue, most: int | None) -> list[list[SSAValue]]:
         """m, l and o of the bands after keys of which there are `most`."""
         scaled = [softmax.queries(emitter(row_at, e_at, band).tile(op.q)) for band in bands]
-        whole = None if within is None else b.index(within, *first)
         before = sinks if parts is None else [None] * len(bands)
         return softmax.over_bands(begin_at, end, before, partial(segment_at, scaled), most, whole=whole)
 

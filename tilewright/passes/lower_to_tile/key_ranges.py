@@ -1,8 +1,9 @@
-"""Which keys the queries of a block can meet where sequences lie packed in a row: found by two kernels before attention.
+"""Which keys the queries of a block can meet where sequences lie packed in a row.
 
-The first takes the least and the largest segment, and position, of every block; the second gives each block of queries
-the first and the last block of keys whose numbers reach its own. Attention then walks these alone. Numbers in order,
-as packed sequences have them, leave nothing between that is not met; any others are walked as far as they may be met.
+Two kernels find that out before attention. The first takes the least and the largest segment, and position, of every
+block; the second gives each block of queries the first and the last block of keys whose numbers reach its own, and a
+run of blocks that all of its queries see whole. Attention then walks these alone, and masks nothing in the run. Numbers
+in order, as packed sequences have them, leave nothing between that is not met; others are walked as far as they may be.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from typing import Final
 
 from xdsl.ir import BlockArgument, SSAValue
 
@@ -21,12 +23,18 @@ from tilewright.ir.graph.structure import GroupOp
 from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.memory import ViewOp
 from tilewright.ir.tile.structure import KernelOp
+from tilewright.passes.attention_tiling.sizes import placed
 from tilewright.passes.lower_to_tile.access import UNIT, Space
 from tilewright.passes.lower_to_tile.frame import Lowered, Variant, dims_of
 from tilewright.passes.lower_to_tile.layout import Walk, strides_along
 
-_LANES = 64  # blocks of keys that are held against a block of queries at once
-_FAR = 2**31 - 1
+_LANES: Final = 64  # blocks of keys that are held against a block of queries at once
+_ENDS: Final = (
+    minimum,
+    maximum,
+    maximum,
+    minimum,
+)  # of several blocks' begins and ends: of keys met, of keys seen whole
 
 Bounds = tuple[SSAValue, SSAValue]
 
@@ -55,6 +63,12 @@ class KeyRanges:
         return [value for value in found if value is not None]
 
     @property
+    def tells_whole(self) -> bool:
+        """Whether a run of keys that all see is one by the mask, too, or the mask's own rule says where that ends."""
+        mask = self.op.mask.data
+        return mask == "none" or len(self.numbers) > 1 or (mask == "causal" and placed(self.op) is not None)
+
+    @property
     def count(self) -> Expr:
         """Blocks of a row of the batch."""
         return ceildiv(tensor(self.op.k).dims[-2], self.block)
@@ -77,7 +91,7 @@ class KeyRanges:
 
     def inputs(self, b: KernelBuilder) -> list[SSAValue]:
         """The buffers of where keys begin and end, as further inputs of a kernel."""
-        return [b.buffer([*self.leads, self.count], I32) for _ in range(2)]
+        return [b.buffer([*self.leads, self.count], I32) for _ in _ENDS]
 
     def at(
         self,
@@ -87,8 +101,9 @@ class KeyRanges:
         walk: Walk,
         at: Mapping[int, SSAValue],
         queries: tuple[SSAValue, int],
-    ) -> Bounds:
-        """Where the keys of a tile of queries begin and end. queries: its first, and how many it has."""
+    ) -> tuple[Bounds, Bounds]:
+        """Where the keys of a tile of queries begin and end, and those that all of it sees. queries: its first, and
+        how many it has."""
         dims = [*self.leads, self.count]
         axes = zip(space.maps[self.op.out][:-3], self.leads, strict=True)
         own = [UNIT if n.constant == 1 else axis for axis, n in axes]
@@ -103,9 +118,9 @@ class KeyRanges:
         for buffer in ranges:
             view = b.view(buffer, [*(walk.extents[i] for i in placed), self.count], [*placed.values(), Expr.of(1)])
             found.append([b.scalar(view, [*(at[i] for i in placed), b.index(n, first)]) for n in numbers])
-        begin, end = found
         names = [Expr.of(f"a{i}") for i in range(blocks)]
-        return b.index(reduce(minimum, names), *begin), b.index(reduce(maximum, names), *end)
+        ends = [b.index(reduce(end, names), *of_blocks) for end, of_blocks in zip(_ENDS, found, strict=True)]
+        return (ends[0], ends[1]), (ends[2], ends[3])
 
     def _begin(self, group: GroupOp, name: str) -> tuple[KernelBuilder, dict[SSAValue, SSAValue]]:
         b = KernelBuilder(name, dims_of(group), like=group)
@@ -135,51 +150,67 @@ class KeyRanges:
         b, _ = self._begin(group, name)
         dims = [*self.leads, self.count]
         views = [[b.dense(b.buffer(dims, I64)) for _ in range(2)] for _ in self.numbers]
-        outputs = [b.output(dims, I32) for _ in range(2)]
+        outputs = [b.output(dims, I32) for _ in _ENDS]
         *lead, place = b.grid(dims, [1] * len(dims))
         ones = [1] * len(lead)
 
         def taken(both: Sequence[SSAValue], first: SSAValue, count: int) -> Bounds:
-            least, most = (
-                b.reshape(b.load(view, [*lead, first], [*ones, count], 0.0), (1, count)) for view in both
-            )
+            least, most = (b.reshape(b.load(view, [*lead, first], [*ones, count], 0.0), (1, count)) for view in both)
             return least, most
 
         own = [taken(both, place, 1) for both in views]
-        start = [b.constant(_FAR, (1, 1), I32), b.constant(0, (1, 1), I32)]
-        with b.loop(0, b.index(self.count), _LANES, start) as loop:
-            met = self._met(b, own, [taken(both, loop.at, _LANES) for both in views])
+        count, none = b.splat(self.count, (1, 1)), b.constant(0, (1, 1), I32)
+        # of a block of keys, how many there are when it ends, in whole blocks
+        whole = b.splat(floordiv(tensor(self.op.k).dims[-2], self.block), (1, 1))
+
+        def edge(kind: str, kept: SSAValue, at: SSAValue, otherwise: SSAValue, so_far: SSAValue) -> SSAValue:
+            return b.map(kind, so_far, b.reduce(kind, b.map("select", kept, at, otherwise), 1))
+
+        with b.loop(0, b.index(self.count), _LANES, [count, none, count]) as loop:
             at = b.coordinates(loop.at, 1, (1, _LANES))
-            met = b.map("and", met, b.map("lt", at, b.splat(self.count, (1, 1))))
-            first = b.reduce("min", b.map("select", met, at, start[0]), 1)
+            met, seen = self._met(b, own, [taken(both, loop.at, _LANES) for both in views])
+            met, seen = b.map("and", met, b.map("lt", at, count)), b.map("and", seen, b.map("lt", at, whole))
             after = b.map("add", at, b.constant(1, (1, 1), I32))
-            last = b.reduce("max", b.map("select", met, after, start[1]), 1)
-            loop.give(b.map("min", loop.carried[0], first), b.map("max", loop.carried[1], last))
-        # a block that meets nothing has no keys, wherever they begin
-        first, last = loop.out
-        first = b.map("min", first, last)
-        for value, buffer in zip((first, last), outputs, strict=True):
+            begin, end, run = loop.carried
+            loop.give(edge("min", met, at, count, begin), edge("max", met, after, none, end),
+                      edge("min", seen, at, count, run))  # fmt: skip
+        begin, end, run = loop.out
+        with b.loop(0, b.index(self.count), _LANES, [count]) as loop:
+            at = b.coordinates(loop.at, 1, (1, _LANES))
+            _, seen = self._met(b, own, [taken(both, loop.at, _LANES) for both in views])
+            seen = b.map("or", b.map("and", seen, b.map("lt", at, whole)), b.map("lt", at, run))
+            loop.give(edge("min", b.map("not", seen), at, count, loop.carried[0]))
+        for value, buffer in zip((begin, end, run, loop.out[0]), outputs, strict=True):
             keys = b.map("mul", value, b.constant(self.block, (1, 1), I32))
             b.store(b.reshape(keys, (*ones, 1)), b.dense(buffer), [*lead, place])
         return b.finish()
 
-    def _met(self, b: KernelBuilder, queries: Sequence[Bounds], keys: Sequence[Bounds]) -> SSAValue:
-        """Whether a pair may be seen of a block of queries and blocks of keys with such numbers."""
+    def _met(self, b: KernelBuilder, queries: Sequence[Bounds], keys: Sequence[Bounds]) -> Bounds:
+        """Whether any pair may be seen of a block of queries and blocks of keys with such numbers, and whether all
+        are."""
+
+        def both(*parts: SSAValue) -> SSAValue:
+            return reduce(lambda x, y: b.map("and", x, y), parts)
 
         def reach(x: Bounds, y: Bounds) -> SSAValue:
-            return b.map("and", b.map("le", x[0], y[1]), b.map("le", y[0], x[1]))
+            return both(b.map("le", x[0], y[1]), b.map("le", y[0], x[1]))
 
-        met = reach(queries[0], keys[0])
+        def equal(x: Bounds, y: Bounds) -> SSAValue:
+            return both(b.map("eq", x[0], x[1]), b.map("eq", x[0], y[0]), b.map("eq", x[0], y[1]))
+
+        met, seen = reach(queries[0], keys[0]), equal(queries[0], keys[0])
         if len(self.numbers) == 1:
-            return met
-        (q_least, q_most), (k_least, k_most) = queries[1], keys[2]
-        met = b.map("and", met, b.map("le", k_least, q_most))
+            return met, seen
+        of_queries, of_keys = queries[1], keys[2]
+        (q_least, q_most), (k_least, k_most) = of_queries, of_keys
+        met, seen = both(met, b.map("le", k_least, q_most)), both(seen, b.map("le", k_most, q_least))
         width = b.constant(self.op.window.data, (1, 1), I64)
-        match self.op.mask.data:
-            case "sliding":
-                return b.map("and", met, b.map("lt", b.map("sub", q_least, k_most), width))
-            case "chunked":
-                chunks = [b.map("floordiv", x, width) for x in (q_least, q_most, k_least, k_most)]
-                return b.map("and", met, reach((chunks[0], chunks[1]), (chunks[2], chunks[3])))
-            case _:
-                return met
+        if self.op.mask.data == "sliding":
+            met = both(met, b.map("lt", b.map("sub", q_least, k_most), width))
+            seen = both(seen, b.map("lt", b.map("sub", q_most, k_least), width))
+        elif self.op.mask.data == "chunked":
+            q_chunks, k_chunks = (
+                (b.map("floordiv", x[0], width), b.map("floordiv", x[1], width)) for x in (of_queries, of_keys)
+            )
+            met, seen = both(met, reach(q_chunks, k_chunks)), both(seen, equal(q_chunks, k_chunks))
+        return met, seen
