@@ -227,12 +227,16 @@ def _blocks(sizes: Sizes, machine: Machine) -> list[int]:
     """Rows of tiles of queries to consider, ascending: the machine's own, and what a product keeps in registers times
     powers of two or halved, so that no product of a whole tile leaves a lower rest."""
     rules, (least, most) = machine.rules, _BLOCKS
+    if sizes.packed:
+        # a tile walks the keys of all sequences that it has queries of: it is no taller than what keys go by
+        most = max(least, _segment(sizes, machine))
     unit = rules.attention_unit(sizes.features, sizes.value_features, sizes.dtype.name, _segment(sizes, machine))
     rows = rules.dot[-1][1] if unit is None else unit.rows
     while rows % 2 == 0 and rows > least:
         rows //= 2
     multiples = (rows << i for i in range(most.bit_length()))
-    found = {rules.query_block, *(n for n in multiples if least <= n <= most)}
+    own = {rules.query_block} if rules.query_block <= most or not sizes.packed else set()
+    found = {*own, *(n for n in multiples if least <= n <= most)}
     return sorted(n for n in found if n >= rules.dot_least)
 
 

@@ -214,10 +214,12 @@ class OnlineSoftmax:
             states = flat(self.start(None) for _ in sinks)
             if whole is not None:
                 if whole.begin is not None:
-                    edge = b.index(minimum(maximum("a0", "a1"), "a2"), first, whole.begin, last)
-                    states, first = steps(first, edge, states, False), edge
-                size = self.segment
-                edge = b.index(floordiv(minimum("a0", "a1"), size) * size, last, whole.end)
+                    # the same number twice, each with the bound at hand that the loop's count needs
+                    inside = maximum("a0", minimum("a1", "a2"))
+                    before, first = first, b.index(inside, first, whole.begin, last)
+                    states = steps(before, b.index(minimum("a0", "a1"), first, last), states, False)
+                size, inside = self.segment, minimum("a1", "a2") - "a0"
+                edge = b.index(floordiv(inside, size) * size + "a0", first, last, whole.end)
                 states = steps(first, edge, states, True)
                 first = b.index(maximum("a0", "a1"), first, edge)
             return apart(steps(first, last, states, False))
