@@ -221,9 +221,9 @@ class Tiling:
         # two sums are scaled and added for each part that is merged
         scaled = {("vector", "f32"): 3.0 * self.merged * (self.sizes.value_features + 1)} if self.apart else {}
         read = self.merged * self._partial + self._out() if self.apart else 0
-        last = {level: min(n, read) for level, n in moved.items()}
+        merged = {name: min(n, float(read)) for name, n in moved.items()}
         flops = {("matrix", self.sizes.dtype.name): float(self._products(logits)), ("vector", "f32"): vector}
-        return Work(flops, {level: n - last[level] for level, n in moved.items()}), Work(scaled, last)
+        return Work(flops, {name: n - merged[name] for name, n in moved.items()}), Work(scaled, merged)
 
     @property
     def near_rows(self) -> int:

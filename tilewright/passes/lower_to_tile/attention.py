@@ -250,7 +250,7 @@ def _kernel(
     whole = None if within is None else Run(None, b.index(within, *first))
     begin_at, end = b.index(lo, *first), b.index(hi, *first)
     if ranges and met is not None:
-        (begins, ends), run = met.at(b, ranges, space, walk, at, (*first, span))
+        (begins, ends), run = met.at(b, ranges, space, walk, at, (first[0], span))
         begin_at = b.index(maximum("a0", "a1"), begin_at, begins)
         end = b.index(minimum("a0", "a1"), end, ends)
         if block.limit is None and met.tells_whole:
