@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from math import gcd
+from typing import Final
 
 from xdsl.ir import BlockArgument, Operation, SSAValue
 
@@ -39,6 +40,8 @@ from tilewright.passes.lower_to_tile.online_softmax import OnlineSoftmax, Run, S
 from tilewright.passes.lower_to_tile.skeleton import Refusal
 from tilewright.passes.lower_to_tile.split_keys import Parts, Sums
 from tilewright.passes.lower_to_tile.visible_keys import key_range, seen_by_all, visible
+
+_STRETCHES: Final = 8  # of a row of packed sequences, each of whose work grows and falls
 
 
 def refuses_attention(op: Operation) -> Refusal | None:
@@ -205,7 +208,8 @@ def _kernel(
         keyed = {number for axis in space.maps[op.k] for number in axis.axes}
         order = parts.order(len(grid), frozenset(n for n, i in enumerate(grid) if keyed & {*walk.members[i]}))
     sizes = [*(walk.extents[i] for i in grid), *counts]
-    coordinates = b.grid(sizes, [*(extent[i] for i in grid), *([1] * len(counts))], order, folded)
+    tiles = [*(extent[i] for i in grid), *([1] * len(counts))]
+    coordinates = b.grid(sizes, tiles, order, folded, 2 if met is None else _STRETCHES)
     at = dict(zip(grid, coordinates, strict=False))
     at.update({s_at: b.index(0), e_at: b.index(0), d_at: b.index(0)})
 
