@@ -17,15 +17,18 @@ Node = Hashable
 
 @dataclass
 class Game:
-    """A game on attention of one head. seen: the pairs (query, key) that count, keys in order for each query.
+    """A game on attention of one head. seen: the pairs (query, key) that count, keys in order for each query. part:
+    keys of a part, with which sums begin anew; None where they never do.
 
     Values: ("q", i, e), ("k", j, e), ("v", j, c) are blue from the start; ("s", i, j, e), a logit's sum up to feature
-    e; ("m" or "l", i, j) and ("o", i, j, c), the maximum, denominator and sum of row i after key j; ("out", i, c).
+    e; ("m" or "l", i, j) and ("o", i, j, c), the maximum, denominator and sum of row i after key j of its part;
+    ("M" or "L", i, j) and ("O", i, j, c), the same of all parts up to the one whose last key is j; ("out", i, c).
     """
 
     sizes: Sizes
     seen: dict[int, list[int]]
     capacity: int
+    part: int | None = None
     red: set[Node] = field(default_factory=set)
     blue: set[Node] = field(default_factory=set)
     computed: set[Node] = field(default_factory=set)
@@ -42,7 +45,7 @@ class Game:
                     yield "s", i, j, e - 1
             case (("m" | "l" | "o") as kind, i, j, *rest):
                 yield "s", i, j, self.sizes.features - 1
-                before = self.seen[i][: self.seen[i].index(j)][-1:]
+                before = self.before(i, j)
                 yield from ((kind, i, b, *rest) for b in before)
                 if kind != "m":
                     # what was summed is scaled by the old maximum less the new one
@@ -50,11 +53,29 @@ class Game:
                     yield from (("m", i, b) for b in before)
                 if kind == "o":
                     yield "v", j, *rest
+            case (("M" | "L" | "O") as kind, i, j, *rest):
+                ends = self.ends(i)
+                before = ends[: ends.index(j)][-1:]
+                yield kind.lower(), i, j, *rest
+                yield from ((kind, i, b, *rest) for b in before)
+                if kind != "M":
+                    yield from (("m", i, j), ("M", i, j), *(("M", i, b) for b in before))
             case ("out", i, c):
                 last = self.seen[i][-1]
-                yield from (("o", i, last, c), ("l", i, last))
+                total, denominator = ("o", "l") if self.part is None else ("O", "L")
+                yield from ((total, i, last, c), (denominator, i, last))
             case _:
                 raise KeyError(node)
+
+    def before(self, i: int, j: int) -> list[int]:
+        """The key that row i saw last before j in the same part, if any."""
+        begin = 0 if self.part is None else j // self.part * self.part
+        return [b for b in self.seen[i] if begin <= b < j][-1:]
+
+    def ends(self, i: int) -> list[int]:
+        """The last key that row i sees in each part that it sees any of."""
+        assert self.part is not None
+        return list({j // self.part: j for j in self.seen[i]}.values())
 
     def load(self, node: Node) -> None:
         assert node in self.blue or node[0] in "qkv", f"{node} is nowhere to be loaded from"  # type: ignore[index]
@@ -109,7 +130,7 @@ def visit(game: Game, queries: range, keys: list[int]) -> None:
                 game.compute(("s", i, j, e))
                 game.free(*([("s", i, j, e - 1)] if e else []))
         for j in pairs:
-            before = game.seen[i][: game.seen[i].index(j)][-1:]
+            before = game.before(i, j)
             for node in sums(i, j, s.value_features):
                 game.compute(node)
                 if node[0] == "o":  # type: ignore[index]
@@ -151,38 +172,36 @@ def query_outer(game: Game, block_q: int, block_k: int) -> None:
 
 
 def key_outer(game: Game, block_q: int, block_k: int) -> None:
-    """A tile of keys and values stays, and every query's sums are read and written again for it."""
-    s = game.sizes
-    all_tiles = tiles(s, range(s.queries), game.seen, block_k)
-    for keys in all_tiles:
+    """A part of keys and values stays, and every query leaves the sums of it; then they are merged."""
+    s, part = game.sizes, block_k
+    assert game.part == part
+    for keys in tiles(s, range(s.queries), game.seen, part):
         _bring(game, keys)
         for first in range(0, s.queries, block_q):
             queries = range(first, min(first + block_q, s.queries))
-            if keys not in tiles(s, queries, game.seen, block_k):
-                continue
-            last = keys == tiles(s, queries, game.seen, block_k)[-1]
-            begun = keys != tiles(s, queries, game.seen, block_k)[0]
             for i in queries:
                 _load(game, row("q", i, s.features))
-                if begun:
-                    _load(game, _state(game, i, keys[0]))
             visit(game, queries, keys)
             for i in queries:
-                if last:
-                    results(game, i)
-                else:
-                    state = _state(game, i, keys[-1] + 1)
-                    for node in state:
-                        game.store(node)
-                    game.free(*state)
+                for node in (n for j in game.ends(i) if j in keys for n in sums(i, j, s.value_features)):
+                    game.store(node)
+                    game.free(node)
                 game.free(*row("q", i, s.features))
         _drop(game, keys)
-
-
-def _state(game: Game, i: int, end: int) -> list[Node]:
-    """A row's sums over the keys before `end`."""
-    before = [j for j in game.seen[i] if j < end]
-    return sums(i, before[-1], game.sizes.value_features) if before else []
+    for i in range(s.queries):
+        ends = game.ends(i)
+        for j, before in zip(ends, [None, *ends], strict=False):
+            _load(game, sums(i, j, s.value_features))
+            for kind, *rest in sums(i, j, s.value_features):  # type: ignore[misc]
+                game.compute((kind.upper(), *rest))
+                if kind != "m":
+                    game.free((kind, *rest), (kind.upper(), i, before, *rest[2:]))
+            game.free(("m", i, j), ("M", i, before))
+        for c in range(s.value_features):
+            game.compute(("out", i, c))
+            game.store(("out", i, c))
+            game.free(("out", i, c))
+        game.free(*(node for kind in "MLO" for node in list(game.red) if node[0] == kind))  # type: ignore[index]
 
 
 def _load(game: Game, nodes: list[Node]) -> None:

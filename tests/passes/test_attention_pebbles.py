@@ -31,29 +31,29 @@ def drawn(rng: np.random.Generator) -> tuple[Sizes, int, int]:
     )  # fmt: skip
 
 
-def game_of(sizes: Sizes, capacity: int) -> Game:
+def game_of(sizes: Sizes, capacity: int, part: int | None = None) -> Game:
     seen = {i: [j for j in range(sizes.keys) if sees(sizes, i, j)] for i in range(sizes.queries)}
-    return Game(sizes, seen, capacity)
+    return Game(sizes, seen, capacity, part)
 
 
 @pytest.mark.parametrize("order", list(WALKS))
 def test_a_tiling_is_a_legal_game_that_moves_what_its_closed_form_says(order: str, rng: np.random.Generator) -> None:
     for _ in range(20):
         sizes, block_q, block_k = drawn(rng)
-        tiling = Tiling(sizes, order, block_q, block_k)
+        part = block_k if order == "key-outer" else None
+        tiling = Tiling(sizes, order, block_q, block_k, part=part or 0)
         # beside its tiles a walk holds what is being computed: the row's next sums, and a logit's
         room = sum(tile.rows * tile.row for tile in tiling.tiles) // 4 + 4
-        game = game_of(sizes, room)
+        game = game_of(sizes, room, part)
         WALKS[order](game, block_q, block_k)
         game.finish()
-        named = tiling.streams
         if order == "key-outer":
-            # a row is stated to pass memory whole; one that saw nothing yet has nothing to pass
-            assert game.moved * 4 <= sum(named.values())
+            # a row is stated to leave sums of every part; of one that it sees nothing of it has none
+            assert game.moved * 4 <= tiling.once
             full = all(sees(sizes, i, j) for i in range(sizes.queries) for j in range(sizes.keys))
-            assert not full or game.moved * 4 == sum(named.values())
+            assert not full or game.moved * 4 == tiling.once
         else:
-            assert game.moved * 4 == sum(named.values())
+            assert game.moved * 4 == tiling.named
         assert game.moved * 4 >= lower_bound(sizes, game.most * 4)
 
 

@@ -27,7 +27,7 @@ from tilewright.ir.graph.structure import GroupOp
 from tilewright.ir.machine import Level, Machine, Unit
 from tilewright.ir.module import dim_space
 from tilewright.ir.passing import Context, Pipeline, run_pipeline
-from tilewright.ir.schedules import Schedule
+from tilewright.ir.schedules import ORDERS, Schedule
 from tilewright.ir.tile.counting import Counters
 from tilewright.passes.attention_tiling import AttentionTiling
 from tilewright.passes.attention_tiling.bounds import compulsory, lower_bound, regime
@@ -168,11 +168,17 @@ def test_closed_forms_are_sums_over_the_tiles_that_can_be_seen(rng: np.random.Ge
         outer = Tiling(sizes, "query-outer", block_q, block_k).streams
         assert outer["keys"] == heads * keys * pair
         touched = set().union(*(seen for _, seen in tiles))
-        by_keys = Tiling(sizes, "key-outer", block_q, block_k).streams
-        assert by_keys["keys"] == sizes.batch * sizes.key_heads * sum(length[j] for j in touched) * pair
-        again = sum(rows * max(len(seen) - 1, 0) for rows, seen in tiles)
-        assert by_keys["state"] == heads * again * 2 * (sizes.value_features + 2) * 4
-        assert by_keys["q"] == heads * sum(rows * len(seen) for rows, seen in tiles) * sizes.features * 4
+        part = block_k * int(rng.integers(1, 4))
+        by_keys = Tiling(sizes, "key-outer", block_q, block_k, part=part)
+        named, parts = by_keys.streams, -(-sizes.keys // part)
+        assert named["keys"] == outer["keys"]
+        once = sizes.batch * sizes.key_heads * sum(length[j] for j in touched) * pair
+        assert by_keys.once == by_keys.named - named["keys"] + min(once, named["keys"])
+        # sums are left of every part, and read of those that are seen
+        seen_parts = sum(rows * len({j * block_k // part for j in seen}) for rows, seen in tiles)
+        left = sizes.rows * parts
+        assert named["state"] == (left + heads * seen_parts) * (sizes.value_features + 2) * 4
+        assert named["q"] == left * sizes.features * 4
 
 
 def test_packed_heads_share_their_keys() -> None:
@@ -221,10 +227,27 @@ def turns(sizes: Sizes, tiles: int) -> list[int]:
 def test_shares_of_cores_are_what_their_contiguous_tiles_visit(rng: np.random.Generator) -> None:
     for _ in range(50):
         sizes = drawn(rng)
-        tiling = Tiling(sizes, "query-outer", int(rng.integers(1, 30)), 8)
+        order = str(rng.choice(ORDERS))
+        tiling = Tiling(sizes, order, int(rng.integers(1, 30)), 8, part=0 if order == "query-outer" else 16)
         machine = replace(MACHINE, cores=int(rng.integers(1, 6)))
-        each = tiling.visited.rows * tiling.visited.keys
-        loads = np.tile(each[turns(sizes, len(each))], sizes.batch * sizes.heads)
+        seen = tiling.visited
+        places = range(tiling.splits)
+        # programs as (tile, part) pairs; whichever is outermost is taken from both ends
+        size = {
+            (i, p): int(rows) * max(0, min(begin + keys, 16 * p + 16) - max(begin, 16 * p))
+            if tiling.apart
+            else rows * keys
+            for i, (rows, keys, begin) in enumerate(zip(seen.rows, seen.keys, seen.first, strict=True))
+            for p in places
+        }
+        if order == "key-outer":
+            one = [
+                size[i, p] for p in turns(sizes, len(places)) for _ in range(sizes.group) for i in range(len(seen.rows))
+            ]
+            loads = np.tile(one, sizes.batch * sizes.key_heads)
+        else:
+            one = [size[i, p] for i in turns(sizes, len(seen.rows)) for p in places]
+            loads = np.tile(one, sizes.batch * sizes.heads)
         ends = [len(loads) * core // machine.cores for core in range(machine.cores + 1)]
         shares = [loads[a:b].sum() for a, b in pairwise(ends)]
         expected = max(shares) * machine.cores / loads.sum() if loads.sum() else 1.0
@@ -270,7 +293,9 @@ def test_the_pass_states_its_choice_and_tells_what_it_weighed(seed: int) -> None
     told = choice.to_dict()
     assert told["attention"]["mask"] == "causal"
     assert {c["schedule"]["order"] for c in told["candidates"]} == {"query-outer", "key-outer", "split-kv"}
-    assert all(c["refused"] for c in told["candidates"] if c["schedule"]["order"] != "query-outer")
+    assert all(c["schedule"]["order"] == "query-outer" for c in told["candidates"] if c["seconds"] == min(
+        other["seconds"] for other in told["candidates"]
+    ))  # fmt: skip
     assert told["sizes"] == [{"b": 2, "t": 70}, {"b": 1, "t": 17}, {"b": 1, "t": 4}]
     assert told["bounds"]["memory"]["past"] == "cache"
     assert all(c["moved"]["memory"] >= told["compulsory"] for c in told["candidates"])
@@ -361,9 +386,8 @@ def test_keys_are_split_where_heads_leave_cores_idle() -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"order": "key-outer"}, "no kernel walks key-outer yet"),
         ({"order": "split-kv", "part": 512}, "merges parts of 1024 keys, not of 512"),
-        ({"order": "split-kv"}, "70 queries a head are more than 16"),
+        ({"order": "key-outer", "part": 512}, "merges parts of 1024 keys, not of 512"),
         ({"heads": 3}, "3 heads do not divide the 2 of a key head"),
     ],
 )

@@ -54,7 +54,7 @@ class AttentionRow:
         s = self.tiling.sizes
         heads = f"{s.heads} heads" + (f" on {s.key_heads}" if s.key_heads != s.heads else "")
         features = f"{s.features}" + (f"/{s.value_features}" if s.value_features != s.features else "")
-        mask = s.mask + (f" {s.window}" if s.window else "")
+        mask = s.mask + (f" {s.window}" if s.window else "") + (", packed sequences (at most)" if s.packed else "")
         return (
             f"attention x{self.times}: {s.batch} x {heads}, {s.queries} by {s.keys}, {features} features, mask {mask}"
         )
@@ -173,7 +173,7 @@ def _stretched(sizes: Sizes, keys: int) -> Sizes:
 
 
 def _memory(tiling: Tiling, machine: Machine) -> float:
-    part = machine.rules.key_part if tiling.order == "split-kv" else 0
+    part = machine.rules.key_part if tiling.apart else 0
     return replace(tiling, part=part).work(machine).moved[machine.memory.name]
 
 

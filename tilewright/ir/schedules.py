@@ -11,7 +11,7 @@ from xdsl.printer import Printer
 
 from tilewright.ir.attributes import BareData, parse_text
 
-ORDERS: Final = ("query-outer", "key-outer", "split-kv")
+ORDERS: Final = ("query-outer", "split-kv", "key-outer")
 
 # what may be chosen for a kind of group: the least value of a number, or the names of an enumeration
 CHOICES: Final[Mapping[str, Mapping[str, int | tuple[str, ...]]]] = {

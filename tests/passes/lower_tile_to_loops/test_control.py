@@ -13,6 +13,7 @@ from tilewright.ir.loops_interpreter import run_kernel
 from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.structure import IfOp, KernelOp, YieldOp
 from tilewright.passes.lower_tile_to_loops import lower_kernel
+from tilewright.passes.lower_tile_to_loops.counters import quantities
 
 
 @pytest.mark.parametrize("rows", [2, 9])
@@ -149,6 +150,31 @@ def test_threads_share_folded_work_that_grows_evenly(programs: int, nthreads: in
     work = rows[:, 0]
     assert work.sum() == programs * (programs - 1) // 2
     assert work.max() <= work.mean() * 1.2
+
+
+@pytest.mark.parametrize("programs", [0, 1, 7, 31, 32, 33, 100])
+def test_stretches_leave_out_no_program_and_share_work_that_grows_and_falls(programs: int) -> None:
+    b = KernelBuilder("packed", ["n"])
+    x, y = b.buffer(["n", 2], I32), b.output(["n"], F32)
+    (i,) = b.grid(["n"], [1], folded=[0], stretches=8)
+    view = b.dense(x)
+    begin, end = (b.scalar(view, [i, side]) for side in (0, 1))
+    with b.loop(begin, end, 1, [b.constant(0.0, (1,))]) as loop:
+        loop.give(b.map("add", loop.carried[0], b.constant(1.0, (1,))))
+    b.store(loop.out[0], b.dense(y), [i])
+    kernel = b.finish()
+    columns = quantities(kernel)
+    (flops,) = (place for place, column in enumerate(columns) if column.kind == "vector")
+    lowered = lower_kernel(kernel, machine("avx512"), instrument=True)
+    # causal work of sequences that lie in one row: it grows inside each
+    work = np.concatenate([np.arange(n) + 1 for n in (10, 40, 5, 25, 20)])[:programs]
+    given = np.stack([np.zeros_like(work), work], 1).astype(np.int32).reshape(-1)
+    for nthreads in (1, 2, 3):
+        rows, got = np.zeros((nthreads, len(columns)), np.int64), np.full(programs, -1, np.float32)
+        run_kernel(lowered, [given, got, rows], {"n": programs}, nthreads=nthreads)
+        assert np.array_equal(got, work)
+        if programs == 100:
+            assert rows[:, flops].max() <= rows[:, flops].mean() * 1.2
 
 
 def test_a_loop_goes_on_where_the_loop_before_left_its_tile(rng: np.random.Generator) -> None:

@@ -16,14 +16,16 @@ from tests.backends.cpu.native_kernel import NativeKernel, host_classes
 from tests.passes.lower_to_tile.attention_bounds import UNIT, check_bounds
 from tests.passes.lower_to_tile.groups import group, reference
 from tilewright.backends.cpu.machines import MACHINES
-from tilewright.ir.dims import Dim, DimSpace
+from tilewright.ir.dims import Dim, DimSpace, product
 from tilewright.ir.dtypes import BF16, DTYPES, F32, I1, I64, torch_name
 from tilewright.ir.graph.attention import AttentionOp
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.structure import GroupOp
 from tilewright.ir.passing import Context
+from tilewright.ir.tile.base import buffer
 from tilewright.ir.types import TensorType
 from tilewright.passes.lower_tile_to_loops import lower_kernel
+from tilewright.passes.lower_to_tile.frame import Lowered
 from tilewright.passes.lower_to_tile.skeletons import lower_group
 
 SPACE = DimSpace([Dim("b", 0, 8), Dim("t", 0, 4096), Dim("s", 0, 4096)])
@@ -141,26 +143,30 @@ class Kernels:
     def __init__(self, made: GroupOp, space: DimSpace = SPACE) -> None:
         self.made = made
         self.lowered = lower_group(made, "kernel", Context(MACHINES[BEST](), space))
-        self.compiled: dict[int, NativeKernel] = {}
+        self.compiled: dict[str, NativeKernel] = {}
 
     def __call__(self, given: Sequence[torch.Tensor], sizes: Sizes, threads: int) -> list[torch.Tensor]:
         """The group's results as the program's own variant computes them; NaN where nothing is written."""
-        chosen = self.lowered.guard.evaluate(dict(sizes))
-        limits = [v.limit for v in self.lowered.variants]
-        number = next(i for i, limit in enumerate(limits) if limit is None or chosen <= limit)
-        if number not in self.compiled:
-            loops = lower_kernel(self.lowered.variants[number].kernel, MACHINES[BEST]())
-            self.compiled[number] = NativeKernel(loops, BEST)
         flat = [_array(x).reshape(-1) for x in given]
-        outs = [
-            np.full([d.evaluate(dict(sizes)) for d in tensor(v).dims], np.nan, np.float32).astype(
-                tensor(v).dtype.numpy()
-            )
-            for v in self.made.yielded
-        ]
-        dims = [sizes[name] for name in self.lowered.dims]
-        self.compiled[number]([*flat, *(o.reshape(-1) for o in outs)], dims, nthreads=threads)
-        return [torch.from_numpy(o.astype(np.float64)) for o in outs]
+        outs = self._launched(self.lowered, flat, sizes, threads)
+        dims = [[d.evaluate(dict(sizes)) for d in tensor(v).dims] for v in self.made.yielded]
+        return [torch.from_numpy(o.astype(np.float64).reshape(d)) for o, d in zip(outs, dims, strict=True)]
+
+    def _launched(self, lowered: Lowered, given: list[Array], sizes: Sizes, threads: int) -> list[Array]:
+        """The results of a group's last launch, after those before it."""
+        before = [] if lowered.first is None else self._launched(lowered.first, given, sizes, threads)
+        chosen = lowered.guard.evaluate(dict(sizes))
+        kernel = next(v.kernel for v in lowered.variants if v.limit is None or chosen <= v.limit)
+        name = kernel.sym_name.data
+        if name not in self.compiled:
+            self.compiled[name] = NativeKernel(lower_kernel(kernel, MACHINES[BEST]()), BEST)
+        outs = []
+        for value in kernel.buffers[len(kernel.inputs) :]:
+            kind = buffer(value)
+            empty = np.nan if kind.dtype.is_float else -1
+            outs.append(np.full([product(kind.dims).evaluate(dict(sizes))], empty).astype(kind.dtype.numpy()))
+        self.compiled[name]([*given, *before, *outs], [sizes[n] for n in lowered.dims], nthreads=threads)
+        return outs
 
 
 @lru_cache(None)

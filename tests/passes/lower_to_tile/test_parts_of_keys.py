@@ -1,4 +1,5 @@
-"""Parts of the keys computed apart and merged in order have the bits of attention that walks all keys."""
+"""Parts of the keys computed apart and merged in order have the bits of attention that walks all keys, whether the
+programs of one tile of queries follow one another (split-kv) or those of one part (key-outer)."""
 
 from __future__ import annotations
 
@@ -40,17 +41,20 @@ def whole(dtype: DType) -> GroupOp:
     return group("attention", types, lambda g, *xs: [g.add(AttentionOp.make(*xs, scale=0.3))])
 
 
-def split(made: GroupOp) -> GroupOp:
+ORDERS = ("split-kv", "key-outer")
+
+
+def split(made: GroupOp, order: str = "split-kv") -> GroupOp:
     """The same with a program for each part."""
     heads = next(op for op in made.block.ops if isinstance(op, AttentionOp)).group
-    made.properties["schedule"] = Schedule.of({"order": "split-kv", "part": PART, "heads": heads})
+    made.properties["schedule"] = Schedule.of({"order": order, "part": PART, "heads": heads})
     return made
 
 
-@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
-def test_parts_computed_apart_merge_to_the_same_bits(dtype: DType, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize(("dtype", "order"), [(F32, "split-kv"), (BF16, "split-kv"), (F32, "key-outer")], ids=str)
+def test_parts_computed_apart_merge_to_the_same_bits(dtype: DType, order: str, rng: np.random.Generator) -> None:
     at_once = Kernels(whole(dtype))
-    merging = lower_group(split(whole(dtype)), "kernel", Context(machine(), SPACE))
+    merging = lower_group(split(whole(dtype), order), "kernel", Context(machine(), SPACE))
     assert merging.first is not None
     apart, merged = (
         NativeKernel(lower_kernel(made.variants[0].kernel, machine()), BEST) for made in (merging.first, merging)
@@ -94,17 +98,18 @@ def test_formulas_and_counters_agree_where_parts_are_merged(case: dict[str, Any]
         assert traffic.counts(dims) == counters.bytes
 
 
+@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("case", [*MASKS, {"valid": True, "bias": True, "lse": True}], ids=str)
 def test_parts_have_the_bits_of_one_walk_and_move_what_the_closed_forms_say(
-    case: dict[str, Any], rng: np.random.Generator
+    case: dict[str, Any], order: str, rng: np.random.Generator
 ) -> None:
-    heads, groups = 2, 1
-    made = attention(heads=heads, groups=groups, **case)
+    made = attention(heads=4, groups=2, **case)
     at_once = lower_group(made, "kernel", Context(machine(), SPACE))
-    apart = lower_group(split(made), "kernel", Context(machine(), SPACE))
+    apart = lower_group(split(made, order), "kernel", Context(machine(), SPACE))
     assert apart.first is not None
     limits = [v.limit for v in apart.variants]
-    for queries, keys in ((1, int(rng.integers(1, 400))), (int(rng.integers(2, 17)), int(rng.integers(0, 400)))):
+    few, many = int(rng.integers(2, 17)), int(rng.integers(17, 300))
+    for queries, keys in ((1, int(rng.integers(1, 400))), (few, int(rng.integers(0, 400))), (many, 2 * PART + 1)):
         sizes = {"b": 2, "t": queries, "s": keys}
         number = next(i for i, limit in enumerate(limits) if limit is None or queries <= limit)
         inputs, counters = draw(made, sizes, rng), Counters()

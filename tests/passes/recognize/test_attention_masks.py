@@ -94,3 +94,47 @@ def test_torchs_own_attention_is_told(seed: int) -> None:
     x: Any = torch.randn(2, 3, 11, 8)
     compiled = tw.compile(Model(), (x,), dims={"x": {2: tw.Dim("tokens", 1, 32)}}, expect={"attention-mask": 1})
     assert math.isclose((compiled(x) - Model()(x)).abs().max().item(), 0, abs_tol=1e-5)
+
+
+def packed(case: Case, *lead: str | int) -> SSAValue:
+    """Which query and key have equal numbers, [.., t, t], from integers [.., t]."""
+    ids = case.g.input("ids", [*lead, "t"], "i64")
+    column, line = (case.g.reshape(ids, *lead, *([1] if lead else []), *ends) for ends in (("t", 1), (1, "t")))
+    return case.g.map("eq", column, line)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_equal_numbers_are_sequences_packed_into_one_row(batched: bool, seed: int) -> None:
+    case = Case(keys="t")
+    lead = tensor(case.q).dims[0]
+    same = packed(case, lead) if batched else four(case, packed(case))
+    found = attend(case, seed, valid=same)
+    assert found.segments is not None
+    assert tensor(found.segments).rank == (2 if batched else 1)
+    assert (found.mask.data, found.valid) == ("none", None)
+
+
+def test_packed_sequences_may_be_causal_and_have_other_conditions(seed: int) -> None:
+    case = Case(keys="t")
+    other = case.g.input("other", ["t", "t"], "i1")
+    both = case.g.map("and", case.g.map("and", packed(case), case.causal()), other)
+    found = attend(case, seed, valid=four(case, both))
+    assert found.segments is not None
+    assert found.mask.data == "causal"
+    assert found.valid is not None
+
+
+def test_numbers_of_queries_and_of_keys_are_no_segments(seed: int) -> None:
+    case = Case(keys="t")
+    mine, theirs = (case.g.input(name, ["t"], "i64") for name in ("mine", "theirs"))
+    same = case.g.map("eq", case.g.reshape(mine, "t", 1), case.g.reshape(theirs, 1, "t"))
+    assert attend(case, seed, valid=four(case, same)).segments is None
+
+
+@pytest.mark.parametrize("negated", [False, True])
+def test_unequal_numbers_are_segments_where_that_hides(negated: bool, seed: int) -> None:
+    case = Case(keys="t")
+    ids = case.g.input("ids", ["t"], "i64")
+    apart = case.g.map("ne", case.g.reshape(ids, "t", 1), case.g.reshape(ids, 1, "t"))
+    seen = case.g.map("not", apart) if negated else apart
+    assert (attend(case, seed, valid=four(case, seen)).segments is not None) == negated

@@ -119,7 +119,7 @@ def _end(expr: Expr, symbols: Symbols, *, upper: bool) -> Expr | None:
     if not symbols.depends_on_data(expr):
         return expr
     total = Expr.of(0)
-    for monomial, coefficient in expr.terms:
+    for monomial, coefficient in _unrounded(expr, symbols, upper=upper).terms:
         part = Expr.of(coefficient)
         for atom in monomial:
             end = _atom_end(atom, symbols, upper=upper == (coefficient > 0))
@@ -127,6 +127,20 @@ def _end(expr: Expr, symbols: Symbols, *, upper: bool) -> Expr | None:
                 return None
             part = part * end
         total = total + part
+    return total
+
+
+def _unrounded(expr: Expr, symbols: Symbols, *, upper: bool) -> Expr:
+    """A bound of the expression in which multiples that data are rounded down to have become the data: what the rest
+    of the expression takes away from them is the same data."""
+    total = Expr.of(0)
+    for monomial, coefficient in expr.terms:
+        atom = monomial[0] if len(monomial) == 1 else None
+        step = atom.args[1].constant if atom is not None and atom.name == "floordiv" else None
+        term = Expr(((monomial, coefficient),))
+        if atom is not None and step == coefficient and step > 0 and symbols.depends_on_data(term):
+            term = atom.args[0] + (0 if upper else 1 - step)
+        total = total + term
     return total
 
 

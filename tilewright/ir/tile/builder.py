@@ -78,6 +78,7 @@ class KernelBuilder:
         self._updates: list[int] = []
         self._grid: tuple[tuple[Expr, ...], tuple[int, ...], tuple[int, ...]] | None = None
         self._folded: tuple[int, ...] = ()
+        self._stretches = 2
         self._like = like
         self._views: dict[tuple[SSAValue, tuple[Expr, ...], tuple[Expr, ...], Expr], SSAValue] = {}
 
@@ -105,12 +106,13 @@ class KernelBuilder:
         tiles: Sequence[int],
         order: Sequence[tuple[int, int]] | None = None,
         folded: Sequence[int] = (),
+        stretches: int = 2,
     ) -> list[SSAValue]:
         """The grid's axes (extent by tile); order as (axis, programs a step), outermost first. Gives coordinates.
 
-        folded: axes whose programs are taken from both ends in turn.
+        folded, stretches: axes whose programs are taken from so many stretches in turn, as `tile.kernel` says.
         """
-        self._folded = tuple(sorted(folded))
+        self._folded, self._stretches = tuple(sorted(folded)), stretches
         loops = order if order is not None else [(axis, 1) for axis in range(len(extents))]
         sizes, steps = Ints.of(tiles).data, Ints.of([v for pair in loops for v in pair]).data
         self._grid = (tuple(Expr.of(e) for e in extents), sizes, steps)
@@ -133,6 +135,7 @@ class KernelBuilder:
             tiles=tiles,
             order=order,
             folded=self._folded,
+            stretches=self._stretches,
             outputs=self._outputs,
             updates=self._updates,
             like=self._like,

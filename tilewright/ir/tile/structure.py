@@ -38,8 +38,10 @@ class KernelOp(TileOp):
     ...]; an axis listed twice is blocked, and its last entry has 1. `outputs` counts the trailing buffers that are
     written.
 
-    `folded` names grid axes whose programs are taken from both ends in turn: first, last, second, last but one. Any
-    stretch of them is then about equally much work where work grows along the axis.
+    `folded` names grid axes that are cut into `stretches`, an even number of them, whose programs are taken in turn,
+    those of every other stretch from its end: with two, first, last, second, last but one. Any run of programs is then
+    about equally much work: with two where work grows along the axis, with more where it grows and falls. An axis
+    with fewer than four programs a stretch is cut into two.
 
     `updates` are the numbers of the outputs that are changed in place: they start as the memory is, need not be covered
     by the stores, and what no store or update reaches keeps its value. A kernel reads such an output's old elements
@@ -53,6 +55,7 @@ class KernelOp(TileOp):
     tiles = prop_def(Ints)
     order = prop_def(Ints)
     folded = prop_def(Ints, default_value=Ints(()))
+    stretches = prop_def(Int, default_value=Int(2))
     outputs = prop_def(Int)
     updates = prop_def(Ints, default_value=Ints(()))
     body = region_def("single_block")
@@ -111,6 +114,8 @@ class KernelOp(TileOp):
             raise VerifyException(f"{self.name} @{self.sym_name.data}: order must end with step 1 for every grid axis")
         if list(self.folded.data) != sorted(set(self.folded.data) & set(range(axes))):
             raise VerifyException(f"{name}: folded {list(self.folded.data)} are not grid axes in increasing order")
+        if self.stretches.data < 2 or self.stretches.data % 2:
+            raise VerifyException(f"{name}: {self.stretches.data} stretches are not an even number of them")
         known = set(self.dims.data)
         clash = sorted(d for d in known if re.fullmatch(r"a\d+", d))
         if clash:

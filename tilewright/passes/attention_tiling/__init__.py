@@ -28,7 +28,7 @@ from tilewright.ir.schedules import ORDERS
 from tilewright.passes.attention_tiling.bounds import bounds_of, compulsory
 from tilewright.passes.attention_tiling.sizes import Sizes
 from tilewright.passes.attention_tiling.tilings import Tiling
-from tilewright.passes.attention_tiling.variants import FEW, Tile, block_for
+from tilewright.passes.attention_tiling.variants import Tile, block_for
 
 # the size that a dim without an upper bound is judged at
 OPEN: Final = 2048
@@ -77,7 +77,7 @@ class AttentionTiling(Pass):
         dims = judged_at(op, ctx.dims)
         sizes = [Sizes.of(op, chosen) for chosen in dims]
         tilings = list(zip(*(self._tilings(s, sizes[0], ctx.machine) for s in sizes), strict=True))
-        candidates = [_candidate(at, ctx) for at in tilings]
+        candidates = [_candidate(at, ctx, asked=self.order != AUTO) for at in tilings]
         chosen = ctx.choose(
             op, candidates, sizes=dims, objective=None if self.objective == AUTO else self.objective,
             facts=_facts(sizes[0], ctx.machine),
@@ -102,7 +102,7 @@ class AttentionTiling(Pass):
         segment = _segment(sizes, machine)
         blocks = (self.block_q,) if self.block_q else _blocks(sizes, machine)
         for order in ORDERS if self.order == AUTO else (self.order,):
-            part = (self.part or machine.rules.key_part) if order == "split-kv" else 0
+            part = 0 if order == "query-outer" else self.part or machine.rules.key_part
             for heads in (self.heads,) if self.heads else sorted({1, largest.group}, reverse=True):
                 for block in blocks:
                     variant = block_for(machine.rules, block, heads, sizes.queries)
@@ -178,20 +178,20 @@ def judged_at(op: AttentionOp, space: DimSpace) -> list[dict[str, int]]:
     return found
 
 
-def _candidate(at: tuple[Tiling, ...], ctx: Context) -> Candidate:
-    """One tiling at each of the sizes."""
+def _candidate(at: tuple[Tiling, ...], ctx: Context, *, asked: bool) -> Candidate:
+    """One tiling at each of the sizes. asked: whether its order is stated."""
     first = at[0]
     return Candidate(
         first.schedule,
         tuple(t.work(ctx.machine) for t in at),
         tuple(t.seconds(ctx.machine) for t in at),
-        refusal(first, ctx),
+        refusal(first, ctx, asked=asked),
         {"named": first.named, **first.streams},
     )
 
 
-def refusal(tiling: Tiling, ctx: Context) -> str | None:
-    """Why a tiling cannot be taken; None where it can."""
+def refusal(tiling: Tiling, ctx: Context, *, asked: bool = False) -> str | None:
+    """Why a tiling cannot be taken; None where it can. asked: whether somebody wants its order, whatever it takes."""
     machine, sizes = ctx.machine, tiling.sizes
     if tiling.block_q < machine.rules.dot_least:
         return f"products have {machine.rules.dot_least} rows at least"
@@ -206,22 +206,20 @@ def refusal(tiling: Tiling, ctx: Context) -> str | None:
     segment = _segment(sizes, machine)
     if batch and tiling.block_k != segment:
         return f"determinism={ctx.options.determinism} adds keys in segments of {segment}"
-    if tiling.order == "key-outer":
-        return "no kernel walks key-outer yet"
-    if tiling.order == "split-kv":
-        return _refused_parts(tiling, ctx)
-    return None
+    return _refused_parts(tiling, ctx, asked=asked) if tiling.apart else None
 
 
-def _refused_parts(tiling: Tiling, ctx: Context) -> str | None:
+def _refused_parts(tiling: Tiling, ctx: Context, *, asked: bool) -> str | None:
     """Why keys cannot be cut so."""
     part, own = tiling.part, ctx.machine.rules.key_part
     if ctx.options.determinism in ("batch", "exact") and part != own:
         return f"determinism={ctx.options.determinism} merges parts of {own} keys, not of {part}"
     if part % tiling.block_k:
         return f"parts of {part} keys are not whole segments of {tiling.block_k}"
-    if tiling.sizes.queries > FEW[-1]:
-        return f"the sums of parts pass through memory: {tiling.sizes.queries} queries a head are more than {FEW[-1]}"
+    least = compulsory(tiling.sizes)
+    # memory grows with the number of parts, which is no question of time: it is for whoever states the order
+    if tiling.sums > least and not asked:
+        return f"the sums of all parts take {tiling.sums} bytes of memory, q, k, v and the results {least}"
     return None
 
 
@@ -229,12 +227,16 @@ def _blocks(sizes: Sizes, machine: Machine) -> list[int]:
     """Rows of tiles of queries to consider, ascending: the machine's own, and what a product keeps in registers times
     powers of two or halved, so that no product of a whole tile leaves a lower rest."""
     rules, (least, most) = machine.rules, _BLOCKS
+    if sizes.packed:
+        # a tile walks the keys of all sequences that it has queries of: it is no taller than what keys go by
+        most = max(least, _segment(sizes, machine))
     unit = rules.attention_unit(sizes.features, sizes.value_features, sizes.dtype.name, _segment(sizes, machine))
     rows = rules.dot[-1][1] if unit is None else unit.rows
     while rows % 2 == 0 and rows > least:
         rows //= 2
     multiples = (rows << i for i in range(most.bit_length()))
-    found = {rules.query_block, *(n for n in multiples if least <= n <= most)}
+    own = {rules.query_block} if rules.query_block <= most or not sizes.packed else set()
+    found = {*own, *(n for n in multiples if least <= n <= most)}
     return sorted(n for n in found if n >= rules.dot_least)
 
 

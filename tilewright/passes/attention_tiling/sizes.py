@@ -23,7 +23,8 @@ class Sizes:
 
     batch: of everything in front of the heads. features, value_features: of a row of k and of v. dtype: of q, k and
     v. shift: the position of the first query, where keys count from 0; None where positions are not known, so
-    that no key can be left out.
+    that no key can be left out. packed: whether sequences lie in one row, so that keys of others are left out when a
+    call runs: what is counted is then the most that it can be.
     """
 
     batch: int
@@ -38,6 +39,7 @@ class Sizes:
     window: int = 0
     shift: int | None = None
     lse: bool = False
+    packed: bool = False
 
     @staticmethod
     def of(op: AttentionOp, dims: Mapping[str, int]) -> Sizes:
@@ -49,7 +51,7 @@ class Sizes:
         return Sizes(
             product(q.dims[:-3]).evaluate(dims), q.dims[-3].evaluate(dims), k.dims[-3].evaluate(dims), queries, keys,
             q.dims[-1].evaluate(dims), v.dims[-1].evaluate(dims), q.dtype, op.mask.data, op.window.data, shift,
-            op.lse.data,
+            op.lse.data, op.segments is not None,
         )  # fmt: skip
 
     @property
@@ -111,6 +113,10 @@ class Visited:
     steps: Any
     keys: Any
     first: Any
+
+    def parts(self, keys: int) -> Any:
+        """For each tile of queries, how many parts of so many keys it sees any of."""
+        return np.where(self.steps > 0, -(-(self.first + self.keys) // keys) - self.first // keys, 0)
 
     @cached_property
     def touched(self) -> int:

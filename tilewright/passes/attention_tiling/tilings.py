@@ -1,9 +1,10 @@
 """What an attention moves and computes by a tiling: closed forms that hold for every size and mask.
 
-Three loop orders. Query-outer: a tile of queries stays while keys and values stream past. Key-outer: a tile of keys and
-values stays, and every query's running sum is read and written again for it. Split-kv: keys are cut into parts, each a
-query-outer kernel of its own, and a second kernel merges what they leave. Sums over tiles are exact: causal, sliding
-and chunked masks leave out the tiles that a query tile cannot see.
+Three loop orders. Query-outer: a tile of queries stays while keys and values stream past. The others cut keys into
+parts: a program has a tile of queries and a part, whose sums it leaves in memory, and a second kernel merges them.
+Split-kv: the parts of one tile of queries follow one another. Key-outer: the tiles of queries that see one part do, so
+that its keys and values stay in a cache that holds them. Sums over tiles are exact: causal, sliding and chunked masks
+leave out the tiles that a query tile cannot see. Of parts that it cannot see empty sums are left, which are not read.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from math import gcd
+from typing import Any
 
 import numpy as np
 
@@ -38,8 +40,8 @@ class Tiling:
     """An order and its tiles, on an attention of given sizes.
 
     block_q, block_k: rows of a tile of queries and of keys. heads: query heads of one key head that share a tile. part:
-    keys of a part, where they are split. stages: tiles of keys and values that are near at once. variant: what runs at
-    these sizes instead of block_q rows and so many heads.
+    keys of a part, where programs share them. stages: tiles of keys and values that are near at once. variant: what
+    runs at these sizes instead of block_q rows and so many heads.
     """
 
     sizes: Sizes
@@ -79,19 +81,34 @@ class Tiling:
 
     @property
     def launches(self) -> int:
-        return 2 if self.order == "split-kv" else 1
+        return 2 if self.apart else 1
+
+    @property
+    def apart(self) -> bool:
+        """Whether parts of the keys have programs of their own."""
+        return self.order != "query-outer"
 
     @property
     def splits(self) -> int:
         """Parts of the keys that programs of their own visit."""
-        return -(-self.sizes.keys // self.part) if self.order == "split-kv" and self.part else 1
+        return -(-self.sizes.keys // self.part) if self.apart and self.part else 1
 
     @property
     def programs(self) -> int:
-        """Programs of the kernel that visits keys."""
-        if self.order == "key-outer":
-            return self.sizes.batch * self.sizes.key_heads * -(-self.sizes.keys // self.block_k)
+        """Programs of the kernel that visits keys, those that see none included."""
         return self.repeats * len(self.visited.rows) * self.splits
+
+    @cached_property
+    def merged(self) -> int:
+        """Rows of queries times the parts that they see, whose sums are read."""
+        if not self.apart:
+            return 0
+        return int((self.visited.rows * self.visited.parts(self.part)).sum()) * self.repeats
+
+    @property
+    def sums(self) -> int:
+        """Bytes that the sums of all parts take, each written once."""
+        return self.splits * self.sizes.rows * self._partial if self.apart else 0
 
     @property
     def matrix(self) -> int:
@@ -114,27 +131,22 @@ class Tiling:
     def streams(self) -> dict[str, int]:
         """Bytes that loads and stores name, by what they are of: q, keys (k and v), out (lse included), and state, the
         running sums that pass through memory."""
-        match self.order:
-            case "query-outer":
-                return {"q": self._q(1), "keys": self._keys(), "out": self._out(), "state": 0}
-            case "key-outer":
-                again = np.maximum(self.visited.steps - 1, 0)
-                rows = int((self.visited.rows * again).sum()) * self.repeats
-                keys = self.sizes.batch * self.sizes.key_heads * self.visited.touched * self._pair
-                q = int((self.visited.rows * self.visited.steps).sum()) * self.repeats * self._query
-                return {"q": q, "keys": keys, "out": self._out(), "state": 2 * rows * self._partial}
-            case _:
-                # parts that a mask hides have queries and sums like others
-                visits = int(self.visited.rows.sum()) * self.repeats * self.splits
-                return {
-                    "q": visits * self._query, "keys": self._keys(), "out": self._out(),
-                    "state": 2 * visits * self._partial,
-                }  # fmt: skip
+        q = self.sizes.rows * self.splits * self._query
+        state = self.sums + self.merged * self._partial
+        return {"q": q, "keys": self._keys(), "out": self._out(), "state": state}
 
     @property
     def named(self) -> int:
         """Bytes that loads and stores of q, k, v and the results name."""
         return sum(self.streams.values())
+
+    @property
+    def once(self) -> int:
+        """Bytes that pass a memory where keys and values stay until they have met all queries that follow them: those
+        of a head, or where keys are outermost, of a part."""
+        streams = self.streams
+        keys = self.sizes.batch * self.sizes.key_heads * self.visited.touched * self._pair
+        return self.named - streams["keys"] + min(keys, streams["keys"])
 
     @property
     def _query(self) -> int:
@@ -149,9 +161,6 @@ class Tiling:
     def _partial(self) -> int:
         """Bytes of a row's running sum, maximum and denominator."""
         return (self.sizes.value_features + 2) * _STATE
-
-    def _q(self, times: int) -> int:
-        return self.sizes.rows * self._query * times
 
     def _keys(self) -> int:
         return int(self.visited.keys.sum()) * self.repeats * self._pair
@@ -189,6 +198,11 @@ class Tiling:
     def work(self, machine: Machine) -> Work:
         """FLOPs computed, and bytes by level: what is named comes from the last level that fills itself; what passes a
         level beyond follows from how much of the attention it keeps."""
+        walking, merging = self.works(machine)
+        return walking + merging
+
+    def works(self, machine: Machine) -> tuple[Work, Work]:
+        """What visits keys, and what merges the sums of parts once that is done; nothing where there are none."""
         moved: dict[str, float] = {}
         caches = machine.caches
         for level in caches:
@@ -204,7 +218,12 @@ class Tiling:
         unit = self.unit(machine)
         if unit is not None:
             vector += unit.packing * self._keys() / self.sizes.width
-        return Work({("matrix", self.sizes.dtype.name): self._products(logits), ("vector", "f32"): vector}, moved)
+        # two sums are scaled and added for each part that is merged
+        scaled = {("vector", "f32"): 3.0 * self.merged * (self.sizes.value_features + 1)} if self.apart else {}
+        read = self.merged * self._partial + self._out() if self.apart else 0
+        merged = {name: min(n, float(read)) for name, n in moved.items()}
+        flops = {("matrix", self.sizes.dtype.name): float(self._products(logits)), ("vector", "f32"): vector}
+        return Work(flops, {name: n - merged[name] for name, n in moved.items()}), Work(scaled, merged)
 
     @property
     def near_rows(self) -> int:
@@ -220,18 +239,16 @@ class Tiling:
         """Bytes that pass a cache of `room` bytes.
 
         It keeps everything; or the keys and values of a head while its tiles of queries pass, all query heads of it one
-        after the other; or the tiles of one program; or not even these, so that each visit brings its queries and sums
-        again.
+        after the other, and where keys are outermost those of a part; or the tiles of one program; or not even these,
+        so that each visit brings its queries and sums again.
         """
         least = compulsory(self.sizes)
         tiles = sum(tile.rows * tile.row for tile in self.tiles)
-        if max(least, tiles) <= room:
+        if max(least + self.sums, tiles) <= room:
             return float(min(least, self.named))
-        streams = self.streams
         head = self.visited.touched * self._pair
-        if self.order != "key-outer" and head + tiles <= room:
-            keys = self.sizes.batch * self.sizes.key_heads * head
-            return float(self.named - streams["keys"] + min(keys, streams["keys"]))
+        if min(head, self.part * self._pair if self.order == "key-outer" else head) + tiles <= room:
+            return float(self.once)
         if tiles <= room:
             return float(self.named)
         visits = int((self.visited.rows * self.visited.steps).sum()) * self.repeats
@@ -240,7 +257,8 @@ class Tiling:
     def seconds(self, machine: Machine) -> float:
         """Predicted time."""
         imbalance, unit = self.imbalance(machine), self.unit(machine)
-        busy = machine.seconds(self.work(machine), imbalance=imbalance, in_turn=unit is not None)
+        walking, merging = self.works(machine)
+        busy = machine.seconds(walking, imbalance=imbalance, in_turn=unit is not None) + machine.seconds(merging)
         if unit is not None and unit.idle is not None:
             rows = min(gcd(self.rows, unit.band), self.near_rows)
             if rows * self.block_k / machine.rules.lanes > unit.idle:
@@ -250,22 +268,35 @@ class Tiling:
 
     def imbalance(self, machine: Machine) -> float:
         """The largest share of a core as a multiple of the mean share, where each takes a contiguous part of the
-        programs: head after head, and in each the tiles of queries, which masks make unequal: those of a causal mask
-        from both ends in turn, others in order."""
-        if self.order == "key-outer" or self.splits > 1:
-            return machine.imbalance(self.programs)
-        each = self.visited.rows * self.visited.keys
-        tiles = len(each)
-        if self.sizes.mask == "causal" and self.sizes.shift is not None:
-            turn = np.arange(tiles)
-            each = each[np.where(turn % 2 == 0, turn // 2, tiles - 1 - turn // 2)]
-        done = np.concatenate(([0], np.cumsum(each)))
-        whole = int(done[-1]) * self.repeats
+        programs of a key head after those of another."""
+        done = np.concatenate(([0], np.cumsum(self._in_order())))
+        count, whole = len(done) - 1, int(done[-1])
         if not whole:
             return 1.0
+        heads = self.programs // count
         ends = [self.programs * core // machine.cores for core in range(machine.cores + 1)]
-        before = [int(done[-1]) * (end // tiles) + int(done[end % tiles]) for end in ends]
-        return max(b - a for a, b in pairwise(before)) * machine.cores / whole
+        before = [whole * (end // count) + int(done[end % count]) for end in ends]
+        return max(b - a for a, b in pairwise(before)) * machine.cores / (whole * heads)
+
+    def _in_order(self) -> np.ndarray[Any, Any]:
+        """What each program of one head (of a key head, where keys are outermost) has to do, in the order that they
+        run in: what a causal mask makes unequal comes from both ends in turn."""
+        seen = self.visited
+        if not self.apart:
+            return self._turned(seen.rows * seen.keys)
+        part = np.arange(self.splits)[:, None] * self.part
+        keys = np.minimum(seen.first + seen.keys, part + self.part) - np.maximum(seen.first, part)
+        each = seen.rows * np.maximum(keys, 0)
+        if self.order == "key-outer":
+            return np.tile(self._turned(each), (1, self.sizes.group // self.packed)).ravel()
+        return self._turned(each.T).ravel()
+
+    def _turned(self, each: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """The first axis as `KernelOp.folded` takes it."""
+        if self.sizes.mask != "causal" or self.sizes.shift is None:
+            return each
+        turn = np.arange(len(each))
+        return each[np.where(turn % 2 == 0, turn // 2, len(each) - 1 - turn // 2)]
 
 
 def scheduled(sizes: Sizes, schedule: Schedule, rules: TileRules) -> Tiling:
@@ -274,8 +305,9 @@ def scheduled(sizes: Sizes, schedule: Schedule, rules: TileRules) -> Tiling:
     own = own_block(rules, sizes.features, sizes.value_features, sizes.dtype)
     segment = rules.segment(sizes.features, sizes.value_features, sizes.dtype.name)
     block, heads = schedule.number("block_q", own), schedule.number("heads", 1)
-    part = schedule.number("part", rules.key_part) if stated.get("order") == "split-kv" else 0
+    order = str(stated.get("order", "query-outer"))
+    part = 0 if order == "query-outer" else schedule.number("part", rules.key_part)
     return Tiling(
-        sizes, str(stated.get("order", "query-outer")), block, schedule.number("block_k", segment), heads, part,
+        sizes, order, block, schedule.number("block_k", segment), heads, part,
         schedule.number("stages", 1), block_for(rules, block, heads, sizes.queries),
     )  # fmt: skip

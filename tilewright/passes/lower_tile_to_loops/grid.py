@@ -95,8 +95,19 @@ def _place(cx: Lowering, programs: dict[int, Value]) -> None:
 
 
 def _folded(cx: Lowering, axis: int, turn: Value) -> Value:
-    """The program of an axis that has its turn where they are taken from both ends."""
-    b = cx.b
-    half = b.floordiv(turn, 2)
-    from_end = b.sub(b.sub(b.expr(cx.kernel.programs[axis]), 1), b.mul(half, 2))
-    return b.add(half, b.mul(b.mod(turn, 2), from_end))
+    """The program of an axis that has its turn where they are taken from stretches in turn.
+
+    Stretches have `each` programs, the first ones of them one more, which have their turns last.
+    """
+    b, count = cx.b, cx.b.expr(cx.kernel.programs[axis])
+    most = cx.kernel.stretches.data
+    stretches: Value | int = 2
+    if most > 2:
+        stretches = b.add(2, b.mul(b.min(b.floordiv(count, 4 * most), 1), most - 2))
+    each, more = b.floordiv(count, stretches), b.mod(count, stretches)
+    depth, stretch = b.floordiv(turn, stretches), b.mod(turn, stretches)
+    begin = b.add(b.mul(stretch, each), b.min(stretch, more))
+    # what is left over lies behind its stretch's others, whichever way those are taken
+    backwards = b.mul(b.mod(stretch, 2), b.sub(1, b.floordiv(depth, b.max(each, 1))))
+    from_end = b.sub(b.sub(each, 1), b.mul(depth, 2))
+    return b.add(b.add(begin, depth), b.mul(backwards, from_end))

@@ -1,4 +1,5 @@
-"""The attention skeleton: a block of queries stays on chip while key and value blocks stream past (query-outer).
+"""The attention skeleton: a block of queries stays on chip while key and value blocks stream past, all of them
+(query-outer) or those of a part (`split_keys.py`).
 
 Keys come in absolute segments of a fixed size, merged left to right (`online_softmax.py`), so that a row's bits do not
 depend on how many queries share the program. Key blocks that a causal, sliding or chunked mask makes empty for the
@@ -11,11 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from math import gcd
+from typing import Final
 
 from xdsl.ir import BlockArgument, Operation, SSAValue
 
-from tilewright.ir.dims import DimSpace, Expr, floordiv, maximum, minimum
-from tilewright.ir.dtypes import F64, I32
+from tilewright.ir.dims import DimSpace, Expr, maximum, minimum
+from tilewright.ir.dtypes import F64
 from tilewright.ir.graph import attention
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.paging import PagedAttentionOp
@@ -24,17 +26,22 @@ from tilewright.ir.graph.polynomial_attention import PolynomialAttentionOp
 from tilewright.ir.graph.structure import GroupOp
 from tilewright.ir.machine import Machine
 from tilewright.ir.tile.base import tile as tile_type
+from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.structure import KernelOp
 from tilewright.passes.attention_tiling.sizes import placed
 from tilewright.passes.attention_tiling.variants import Block, blocks_of, own_block
 from tilewright.passes.lower_to_tile.access import UNIT, Axis, Space, map_group, unsupported
 from tilewright.passes.lower_to_tile.emit import Emitter
 from tilewright.passes.lower_to_tile.frame import Lowered, Variant, all_strides, begin
+from tilewright.passes.lower_to_tile.key_ranges import KeyRanges
 from tilewright.passes.lower_to_tile.layout import Strides, merge_axes
 from tilewright.passes.lower_to_tile.matrix_tiles import attention_unit, own_segment
-from tilewright.passes.lower_to_tile.online_softmax import OnlineSoftmax, Segment
+from tilewright.passes.lower_to_tile.online_softmax import OnlineSoftmax, Run, Segment
 from tilewright.passes.lower_to_tile.skeleton import Refusal
 from tilewright.passes.lower_to_tile.split_keys import Parts, Sums
+from tilewright.passes.lower_to_tile.visible_keys import key_range, seen_by_all, visible
+
+_STRETCHES: Final = 8  # of a row of packed sequences, each of whose work grows and falls
 
 
 def refuses_attention(op: Operation) -> Refusal | None:
@@ -71,11 +78,11 @@ def lower_attention(group: GroupOp, name: str, machine: Machine, dims: DimSpace)
     segment = schedule.number("block_k", own_segment(machine, anchor))
     heads = schedule.number("heads", 1)
     order, part = schedule.to_dict().get("order", "query-outer"), schedule.number("part", machine.rules.key_part)
-    split = order == "split-kv"
-    if order == "key-outer" or heads not in (1, anchor.group) or (split and part % segment):
+    if heads not in (1, anchor.group) or (order != "query-outer" and part % segment):
         step = f"write attention-tiling{{order=query-outer heads={anchor.group}}}"
         raise unsupported(anchor, f"no kernel is made by the schedule {schedule.to_dict()}", step)
     low, high = dims.interval(queries)
+    met = KeyRanges.of(anchor, segment, dims)
 
     def made(ending: str, parts: Parts | None, first: Lowered | None = None) -> Lowered:
         variants: list[Variant] = []
@@ -84,14 +91,17 @@ def lower_attention(group: GroupOp, name: str, machine: Machine, dims: DimSpace)
             limit = block.limit
             if (low is None or limit is None or low <= limit) and (high is None or high > previous or not variants):
                 called = f"{name}_h{block.heads}{ending}" if block.heads > 1 else f"{name}_q{block.rows}{ending}"
-                variants.append(Variant(_kernel(group, anchor, called, machine, dims, block, segment, parts), limit))
+                kernel = _kernel(group, anchor, called, machine, dims, block, segment, parts, met)
+                variants.append(Variant(kernel, limit))
             previous = limit or previous
         variants[-1] = Variant(variants[-1].kernel, None)
         return Lowered(tuple(variants), tuple(variants[0].kernel.dims.data), queries, first=first)
 
-    if not split:
-        return made("", None)
-    return made("_merge", Parts(anchor, part, True), made("_part", Parts(anchor, part, False)))
+    before = None if met is None else met.lowered(group, name)
+    if order == "query-outer":
+        return made("", None, before)
+    apart, merging = (Parts(anchor, part, last, outer=order == "key-outer") for last in (False, True))
+    return made("_merge", merging, made("_part", apart, before))
 
 
 class _Axes:
@@ -146,37 +156,6 @@ def _seed(space: Space, op: attention.AttentionOp, axes: _Axes) -> None:
         space.maps[op.segments] = trimmed(op.segments, (*lead, t))
 
 
-def _key_range(op: attention.AttentionOp, rows: int, segment: int) -> tuple[Expr, Expr]:
-    """First and one-past-last key a program of queries a0.. may see, the first on a segment border."""
-    tq, tk = tensor(op.q).dims[-2], tensor(op.k).dims[-2]
-    where = placed(op)
-    if op.mask.data == "none" or where is None:
-        return Expr.of(0), tk
-    # without positions the last query stands at the last key
-    shift = tk - tq if where == "end" else Expr.of(0)
-    first = Expr.of("a0") + shift
-    hi = minimum(tk, maximum(0, first + rows))
-    if op.mask.data == "sliding":
-        return maximum(0, floordiv(first - op.window.data + 1, segment) * segment), hi
-    if op.mask.data == "chunked":
-        start = floordiv(first, op.window.data) * op.window.data
-        return maximum(0, floordiv(start, segment) * segment), hi
-    return Expr.of(0), hi
-
-
-def _seen_by_all(op: attention.AttentionOp, segment: int) -> Expr | None:
-    """One past the last key up to which every query from a0 on may see all keys there are, as far as the mask's own
-    rule goes; None where that rule leaves no such stretch, where positions are not known, and where segments are whole
-    anyway."""
-    tq, tk = tensor(op.q).dims[-2], tensor(op.k).dims[-2]
-    if op.mask.data == "none":
-        return None if tk.constant is not None and tk.constant % segment == 0 else tk
-    where = placed(op)
-    if op.mask.data != "causal" or where is None:
-        return None
-    return minimum(tk, Expr.of("a0") + 1 + (tk - tq if where == "end" else Expr.of(0)))
-
-
 def _kernel(
     group: GroupOp,
     op: attention.AttentionOp,
@@ -186,9 +165,10 @@ def _kernel(
     block: Block,
     segment: int,
     parts: Parts | None,
+    met: KeyRanges | None,
 ) -> KernelOp:
-    """block: a tile of queries. segment: keys of a tile. parts: of the keys, where programs share them. Heads that a
-    group splits into several axes are not packed."""
+    """block: a tile of queries. segment: keys of a tile. parts: of the keys, where programs share them. met: where
+    sequences are packed, which keys meet which queries. Heads that a group splits into several axes are not packed."""
     axes = _Axes()
     space = map_group(group, op, lambda s: None if op.q in s.maps else _seed(s, op, axes))
     strides = all_strides(space, group)
@@ -207,7 +187,12 @@ def _kernel(
     row_at = place[axes.h] if packed else t_at
     rows = block.rows if row_at is not None else 1
     span = 1 if packed else rows
-    b, buffers, outputs, sums = (*begin(group, name), []) if parts is None else parts.begin(group, name)
+    ranges: list[SSAValue] = []
+
+    def more(b: KernelBuilder) -> None:
+        ranges.extend([] if met is None else met.inputs(b))
+
+    b, buffers, outputs, sums = (*begin(group, name, more), []) if parts is None else parts.begin(group, name, more)
     extent = dict.fromkeys(range(len(walk.members)), 1)
     extent.update({s_at: segment, e_at: features, d_at: value_features})
     if row_at is not None:
@@ -215,10 +200,16 @@ def _kernel(
     grid = [i for i in range(len(walk.members)) if i not in (s_at, e_at, d_at)]
     leaving = parts is not None and not parts.merging
     counts = [parts.count] if parts is not None and leaving else [] if grid else [Expr.of(1)]
-    # later queries see more keys
-    folded = [grid.index(t_at)] if t_at is not None and op.mask.data == "causal" and placed(op) and not parts else []
+    order, folded = None, []
+    if t_at is not None and (met is not None or (op.mask.data == "causal" and placed(op))):
+        # later queries see more keys, and later keys are seen by fewer queries; packed sequences differ in length
+        folded = [len(grid) if leaving and parts is not None and parts.outer else grid.index(t_at)]
+    if parts is not None and leaving:
+        keyed = {number for axis in space.maps[op.k] for number in axis.axes}
+        order = parts.order(len(grid), frozenset(n for n, i in enumerate(grid) if keyed & {*walk.members[i]}))
     sizes = [*(walk.extents[i] for i in grid), *counts]
-    coordinates = b.grid(sizes, [*(extent[i] for i in grid), *([1] * len(counts))], folded=folded)
+    tiles = [*(extent[i] for i in grid), *([1] * len(counts))]
+    coordinates = b.grid(sizes, tiles, order, folded, 2 if met is None else _STRETCHES)
     at = dict(zip(grid, coordinates, strict=False))
     at.update({s_at: b.index(0), e_at: b.index(0), d_at: b.index(0)})
 
@@ -235,7 +226,7 @@ def _kernel(
         for number, band in enumerate(bands):
             band[row_at] = b.index(Expr.of("a0") + number * height, at[row_at])
     sinks = [None if op.sinks is None else emitter(row_at, s_at, band).tile(op.sinks) for band in bands]
-    lo, hi = _key_range(op, span, segment)
+    lo, hi = key_range(op, span, segment)
     first = [at[t_at]] if t_at is not None else [b.index(0)]
 
     def segment_at(scaled: Sequence[SSAValue], key: SSAValue, whole: bool) -> Iterator[Segment]:
@@ -245,8 +236,8 @@ def _kernel(
         for number, (queries, band) in enumerate(zip(scaled, bands, strict=True)):
             logits_at = emitter(row_at, s_at, {**band, s_at: key})
             logits = softmax.logits(queries, k)
-            seen, per_key = _visible(softmax, op, logits_at, walk.extents[s_at], t_at, whole=whole)
-            if op.segments is not None:
+            seen, per_key = visible(softmax, op, logits_at, walk.extents[s_at], t_at, whole=whole)
+            if op.segments is not None and not (ranges and whole):
                 of_keys = _along_keys(logits_at, op.segments, axes).load(op.segments, 0.0)
                 same = b.map("eq", logits_at.tile(op.segments), of_keys)
                 seen = same if seen is None else b.map("and", seen, same)
@@ -259,31 +250,36 @@ def _kernel(
             yield Segment(logits, seen, v)
 
     # few queries wait for memory, not for masks: their variants are not worth a second loop's code
-    within = _seen_by_all(op, segment) if block.limit is None else None
+    within = seen_by_all(op, segment) if block.limit is None else None
+    whole = None if within is None else Run(None, b.index(within, *first))
+    begin_at, end = b.index(lo, *first), b.index(hi, *first)
+    if ranges and met is not None:
+        (begins, ends), run = met.at(b, ranges, space, walk, at, (first[0], span))
+        begin_at = b.index(maximum("a0", "a1"), begin_at, begins)
+        end = b.index(minimum("a0", "a1"), end, ends)
+        if block.limit is None and met.tells_whole:
+            whole = Run(run[0], run[1] if whole is None else b.index(minimum("a0", "a1"), run[1], whole.end))
 
-    def walked(most: int | None, part: SSAValue | None = None) -> list[list[SSAValue]]:
-        """m, l and o of the bands after all keys, or after those of a part."""
+    def walked(begin_at: SSAValue, end: SSAValue, most: int | None) -> list[list[SSAValue]]:
+        """m, l and o of the bands after keys of which there are `most`."""
         scaled = [softmax.queries(emitter(row_at, e_at, band).tile(op.q)) for band in bands]
-        brought = partial(segment_at, scaled)
-        begin_at, end = b.index(lo, *first), b.index(hi, *first)
-        whole = None if within is None else b.index(within, *first)
-        if parts is None or part is None:
-            return softmax.over_bands(begin_at, end, sinks, brought, most, whole=whole)
-        bounds = parts.bounds(b, part, begin_at, end)
-        return softmax.over_bands(*bounds, [None] * len(bands), brought, parts.keys, whole=whole)
+        before = sinks if parts is None else [None] * len(bands)
+        return softmax.over_bands(begin_at, end, before, partial(segment_at, scaled), most, whole=whole)
 
     if parts is None:
-        states = walked(dims.interval(walk.extents[s_at])[1])
+        states = walked(begin_at, end, dims.interval(walk.extents[s_at])[1])
     else:
         softmax = replace(softmax, part=parts.keys)
         kept, tile_of = Sums(b, sums, [walk.extents[i] for i in grid]), [extent[i] for i in grid]
         places = [[band[i] for i in grid] for band in bands]
         if leaving:
-            for corner, state in zip(places, walked(None, coordinates[-1]), strict=True):
+            of_part = parts.bounds(b, coordinates[-1], begin_at, end)
+            for corner, state in zip(places, walked(*of_part, parts.keys), strict=True):
                 kept.store(parts, coordinates[-1], corner, tile_of, state)
             return b.finish()
+        seen = parts.seen(b, begin_at, end)
         states = [
-            kept.merged(parts, softmax, corner, tile_of, sink) for corner, sink in zip(places, sinks, strict=True)
+            kept.merged(parts, softmax, corner, tile_of, sink, seen) for corner, sink in zip(places, sinks, strict=True)
         ]
     for band, state in zip(bands, states, strict=True):
         result = emitter(row_at, d_at, band)
@@ -311,42 +307,3 @@ def keys_or_values(e: Emitter, value: SSAValue, extents: tuple[int, int]) -> SSA
             raise unsupported(op, "keys and values must be in memory")
         source = x
     return e.b.broadcast(e.load(source, 0.0), extents)
-
-
-def _visible(
-    softmax: OnlineSoftmax, op: attention.AttentionOp, e: Emitter, keys: Expr, t_at: int | None, *, whole: bool
-) -> tuple[SSAValue | None, SSAValue | None]:
-    """Which (query, key) pairs of the block count, and which keys count for any query; None where all do.
-
-    t_at: the axis of queries. whole: whether the block's keys all exist, and the mask hides none of them.
-    """
-    b, segment = e.b, softmax.segment
-    key_index = b.coordinates(e.at[e.column], 1, (1, segment))
-    seen: SSAValue | None = None
-    per_key: SSAValue | None = None
-
-    def both(x: SSAValue | None, y: SSAValue) -> SSAValue:
-        return y if x is None else b.map("and", x, y)
-
-    if not whole and (keys.constant is None or keys.constant % segment):
-        seen = b.map("lt", key_index, b.splat(keys, (1, 1)))
-    if op.valid is not None:
-        valid = e.load(op.valid, 0.0) if isinstance(op.valid, BlockArgument) else e.tile(op.valid)
-        seen = both(seen, valid)
-        if tile_type(valid).extents[0] == 1:
-            per_key = b.broadcast(valid, (1, segment))
-    if op.mask.data != "none" and not whole:
-        tq = tensor(op.q).dims[-2]
-        if op.q_positions is not None:
-            q_at = b.cast(e.tile(op.q_positions), I32)
-        elif t_at is not None:
-            places = b.coordinates(e.at[t_at], 0, (e.extent[t_at], 1))
-            q_at = b.map("add", places, b.splat(keys - tq, (1, 1)))
-        else:
-            q_at = b.splat(keys - tq, (1, 1))
-        k_at = key_index
-        if op.k_positions is not None:
-            given = op.k_positions
-            k_at = b.cast(e.load(given, 0.0) if isinstance(given, BlockArgument) else e.tile(given), I32)
-        seen = both(seen, softmax.visible(q_at, k_at))
-    return seen, per_key

@@ -10,7 +10,7 @@ from xdsl.ir import SSAValue
 from tilewright.ir.dims import Expr
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.tile.memory import ViewOp
-from tilewright.passes.lower_to_tile.access import Space
+from tilewright.passes.lower_to_tile.access import Axis, Space
 
 
 @dataclass(slots=True)
@@ -23,10 +23,14 @@ class Strides:
 
 def strides_of(space: Space, value: SSAValue) -> Strides:
     """The strides of a dense row-major value under its map."""
-    dims = tensor(value).dims
+    return strides_along(space, space.maps[value], ViewOp.row_major(tensor(value).dims))
+
+
+def strides_along(space: Space, axes: Sequence[Axis], pitches: Sequence[Expr]) -> Strides:
+    """The strides of what has these axes of the space, so many elements apart."""
     steps: dict[int, Expr] = {}
     offset = Expr.of(0)
-    for axis, stride in zip(space.maps[value], ViewOp.row_major(dims), strict=True):
+    for axis, stride in zip(axes, pitches, strict=True):
         offset = offset + axis.offset * stride
         inner = stride * axis.step
         for number in reversed(axis.axes):

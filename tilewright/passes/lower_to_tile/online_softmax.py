@@ -45,6 +45,14 @@ class Segment(NamedTuple):
     low: SSAValue | None = None
 
 
+class Run(NamedTuple):
+    """Keys that every row of a tile sees: where they begin, on a segment's border (None: with the first that the tile
+    walks), and one past the last."""
+
+    begin: SSAValue | None
+    end: SSAValue
+
+
 @dataclass(frozen=True)
 class OnlineSoftmax:
     """An attention's softmax over segments of keys for a tile of `rows` queries.
@@ -179,12 +187,12 @@ class OnlineSoftmax:
         segment_at: Callable[[SSAValue, bool], Iterable[Segment]],
         keys: int | None,
         before: Sequence[Sequence[SSAValue]] | None = None,
-        whole: SSAValue | None = None,
+        whole: Run | None = None,
     ) -> list[list[SSAValue]]:
         """The same for several bands of rows at once: keys and values that a segment brings are those of all.
 
-        segment_at: also told whether all of the segment's keys exist and every row sees them, as it is of segments that
-        end at `whole` or before. Those have a loop of their own: what masks cost is paid at the edges alone.
+        segment_at: also told whether all of the segment's keys exist and every row sees them, as it is of segments
+        inside `whole`. Those have a loop of their own: what masks cost is paid at the edges alone.
         """
         b, count = self.b, len(sinks)
         begun = [self.start(sink) for sink in sinks] if before is None else before
@@ -205,8 +213,13 @@ class OnlineSoftmax:
         def chain(first: SSAValue, last: SSAValue) -> list[list[SSAValue]]:
             states = flat(self.start(None) for _ in sinks)
             if whole is not None:
+                if whole.begin is not None:
+                    # the same number twice, each with the bound at hand that the loop's count needs
+                    inside = maximum("a0", minimum("a1", "a2"))
+                    before, first = first, b.index(inside, first, whole.begin, last)
+                    states = steps(before, b.index(minimum("a0", "a1"), first, last), states, False)
                 size, inside = self.segment, minimum("a1", "a2") - "a0"
-                edge = b.index(floordiv(inside, size) * size + "a0", first, last, whole)
+                edge = b.index(floordiv(inside, size) * size + "a0", first, last, whole.end)
                 states = steps(first, edge, states, True)
                 first = b.index(maximum("a0", "a1"), first, edge)
             return apart(steps(first, last, states, False))

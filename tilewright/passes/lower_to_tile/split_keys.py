@@ -1,18 +1,18 @@
-"""Keys cut into parts (split-kv): a kernel leaves the sums of every part in memory, and one merges them.
+"""Keys cut into parts (split-kv, key-outer): a kernel leaves the sums of every part in memory, and one merges them.
 
 Parts begin at absolute keys and are merged from left to right, so that a row has the bits that it has where one program
-walks all of its keys (`online_softmax.py`): how many programs share a head is no question of numbers. Parts that a mask
-hides are computed and merged like others, and change nothing.
+walks all of its keys (`online_softmax.py`): how many programs share a head, and in which order they run, is no question
+of numbers. Of parts that a mask hides from a tile of queries empty sums are left, which nobody reads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from xdsl.ir import SSAValue
 
-from tilewright.ir.dims import Expr, ceildiv, maximum, minimum, product
+from tilewright.ir.dims import Expr, ceildiv, floordiv, maximum, minimum, product
 from tilewright.ir.dtypes import F32
 from tilewright.ir.graph.attention import AttentionOp
 from tilewright.ir.graph.base import tensor
@@ -26,7 +26,8 @@ Buffers = Mapping[SSAValue, SSAValue]
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of an attention's keys, `keys` each. merging: whether a kernel merges their sums or leaves them.
+    """The parts of an attention's keys, `keys` each. merging: whether a kernel merges their sums or leaves them. outer:
+    whether the programs of one part follow one another (key-outer), or those of one tile of queries (split-kv).
 
     Sums are three buffers of f32 [parts, rows, n]: maxima and denominators with n = 1, unnormalised results.
     """
@@ -34,14 +35,18 @@ class Parts:
     op: AttentionOp
     keys: int
     merging: bool
+    outer: bool
 
     @property
     def count(self) -> Expr:
         """How many there are."""
         return ceildiv(tensor(self.op.k).dims[-2], self.keys)
 
-    def begin(self, group: GroupOp, name: str) -> tuple[KernelBuilder, Buffers, list[SSAValue], list[SSAValue]]:
-        """A builder with the group's arguments, its results (none where sums are left), and the sums' buffers."""
+    def begin(
+        self, group: GroupOp, name: str, more: Callable[[KernelBuilder], None]
+    ) -> tuple[KernelBuilder, Buffers, list[SSAValue], list[SSAValue]]:
+        """A builder with the group's arguments, its results (none where sums are left), and the sums' buffers. more:
+        declares further inputs of the kernel that leaves them."""
         wide = tensor(self.op.v).dims[-1]
         dims = [[self.count, product(tensor(self.op.out).dims[:-1]), n] for n in (Expr.of(1), Expr.of(1), wide)]
         if self.merging:
@@ -50,13 +55,27 @@ class Parts:
             return b, buffers, outputs, sums
         b = KernelBuilder(name, dims_of(group), like=group)
         buffers = {arg: b.buffer(tensor(arg).dims, tensor(arg).dtype) for arg in group.block.args}
+        more(b)
         return b, buffers, [], [b.output(d, F32) for d in dims]
+
+    def order(self, axes: int, keyed: frozenset[int]) -> list[tuple[int, int]] | None:
+        """The order of the programs that leave sums, on a grid of so many axes of rows and then one of parts; None for
+        the axes' own. keyed: the axes along which keys differ."""
+        if not self.outer:
+            return None
+        rows = range(axes)
+        return [(i, 1) for i in (*(i for i in rows if i in keyed), axes, *(i for i in rows if i not in keyed))]
 
     def bounds(self, b: KernelBuilder, part: SSAValue, lo: SSAValue, hi: SSAValue) -> tuple[SSAValue, SSAValue]:
         """What a part has of the keys lo..hi."""
         first = b.index(maximum(Expr.of("a0") * self.keys, "a1"), part, lo)
         end = minimum((Expr.of("a1") + 1) * self.keys, "a2")
         return first, b.index(maximum("a0", end), first, part, hi)
+
+    def seen(self, b: KernelBuilder, lo: SSAValue, hi: SSAValue) -> tuple[SSAValue, SSAValue]:
+        """The first and one past the last of the parts that have any of the keys lo..hi."""
+        some = minimum(1, maximum(0, Expr.of("a1") - "a0"))
+        return b.index(floordiv("a0", self.keys), lo), b.index(ceildiv("a1", self.keys) * some, lo, hi)
 
 
 @dataclass(frozen=True)
@@ -86,14 +105,15 @@ class Sums:
         rows: Sequence[SSAValue],
         tile: Sequence[int],
         sinks: SSAValue | None,
+        seen: tuple[SSAValue, SSAValue],
     ) -> list[SSAValue]:
-        """m, l and o of all parts, and of sinks before them."""
+        """m, l and o of the parts that a tile sees, and of sinks before them."""
         b = self.b
         views = [
             (self._view(buffer, parts.count, size), size)
             for buffer, size in zip(self.buffers, self._sizes(parts), strict=True)
         ]
-        with b.loop(0, b.index(parts.count), 1, softmax.start(sinks)) as loop:
+        with b.loop(*seen, 1, softmax.start(sinks)) as loop:
             brought = [
                 b.reshape(b.load(view, [loop.at, *rows, 0], [1, *tile, size], 0.0), (softmax.rows, size))
                 for view, size in views

@@ -1,4 +1,5 @@
-"""A mask that a model computes and hands to attention, told to the attention as what it is: causal, or a window."""
+"""A mask that a model computes and hands to attention, told to the attention as what it is: causal, a window, or
+sequences packed into one row."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from tilewright.ir.graph.attention import AttentionOp
 from tilewright.ir.graph.base import tensor
 from tilewright.ir.graph.shape import BroadcastOp, ReshapeOp
 from tilewright.passes.recognize.attention import leaves_rows_empty
-from tilewright.passes.recognize.visibility import visibility
+from tilewright.passes.recognize.masks import conjuncts, numbers_shared
+from tilewright.passes.recognize.visibility import Visibility, visibility
 from tilewright.passes.rewriting import Rules, Site
 
 
@@ -19,7 +21,7 @@ def attention_mask_rules(*, finite: bool) -> Rules:
 
     @rules.on(AttentionOp)
     def attention_mask(op: AttentionOp, site: Site) -> SSAValue | None:
-        return _told(op, site, finite)
+        return _told(op, site, finite) or _packed(op, site)
 
     return rules
 
@@ -42,6 +44,30 @@ def _told(op: AttentionOp, site: Site, finite: bool) -> SSAValue | None:
         AttentionOp, op.q, op.k, op.v, seen.bias(site), seen.valid(site, rank), seen.q_positions, seen.k_positions,
         sinks, op.segments, scale=op.scale.data, mask=seen.kind, window=seen.window, softcap=op.softcap.data,
     )  # fmt: skip
+
+
+def _packed(op: AttentionOp, site: Site) -> SSAValue | None:
+    """The same attention, where one of its conditions is that query and key have equal numbers: those are segments."""
+    rank, tq, tk = tensor(op.q).rank, tensor(op.q).dims[-2], tensor(op.k).dims[-2]
+    if op.valid is None or tensor(op.valid).rank != rank or op.segments is not None or op.lse.data or tq != tk:
+        return None
+    parts = conjuncts(_bare(op.valid), site)
+    for part in parts:
+        found = numbers_shared(part)
+        if found is None:
+            continue
+        numbers, dims = found
+        dims = [*[Expr.of(1)] * (rank - len(dims)), *dims]
+        if len(dims) != rank or dims[-3].constant != 1 or dims[-2] != tq:
+            continue
+        lead = dims[:-3] if any(n.constant != 1 for n in dims[:-3]) else []
+        segments = site.make(ReshapeOp, numbers, dims=[*lead, tq])
+        rest = Visibility(conditions=tuple(p for p in parts if p is not part)).valid(site, rank)
+        return site.make(
+            AttentionOp, op.q, op.k, op.v, op.bias, rest, op.q_positions, op.k_positions, op.sinks, segments,
+            scale=op.scale.data, mask=op.mask.data, window=op.window.data, softcap=op.softcap.data,
+        )  # fmt: skip
+    return None
 
 
 def _bare(value: SSAValue) -> SSAValue:

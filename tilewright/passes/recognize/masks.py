@@ -243,6 +243,36 @@ def triangle(condition: SSAValue) -> bool:
     return size is not None and is_lower_triangle(constant.values.data, size)
 
 
+def numbers_shared(condition: SSAValue) -> tuple[SSAValue, list[Expr]] | None:
+    """Where a condition holds for queries and keys with equal numbers: the integers [.., T] that both read, and the
+    dims [.., T, 1] as which queries read them."""
+    negated = mapped(condition, "not")
+    compare = mapped(condition, "eq") if negated is None else mapped(negated.args[0], "ne")
+    if compare is None:
+        return None
+    (q_dims, of_queries), (k_dims, of_keys) = sorted((_line(x) for x in compare.args), key=lambda x: _is_row(x[0]))
+    if of_queries is not of_keys or not tensor(of_keys).dtype.is_integer or len(q_dims) < 2 or not _is_row(k_dims):
+        return None
+    size, lead = tensor(of_keys).dims[-1], [Expr.of(1)] * (len(q_dims) - len(k_dims))
+    alike = q_dims == [*lead, *k_dims[:-2], size, Expr.of(1)][-len(q_dims) :] and k_dims[-1] == size
+    return (of_keys, q_dims) if alike else None
+
+
+def _line(value: SSAValue) -> tuple[list[Expr], SSAValue]:
+    """The dims of a value before it is stretched, and the value before axes of size 1 were added."""
+    while (stretched := defined(value, BroadcastOp)) is not None:
+        value = stretched.x
+    dims = list(tensor(value).dims)
+    while (shaped := defined(value, ReshapeOp)) is not None and wide_dims(dims) == wide_dims(tensor(shaped.x).dims):
+        value = shaped.x
+    return dims, value
+
+
+def _is_row(dims: Sequence[Expr]) -> bool:
+    """Along keys: the last axis is not one of size 1, and the one before it is."""
+    return bool(dims) and dims[-1].constant != 1 and (len(dims) == 1 or dims[-2].constant == 1)
+
+
 def all_of(conditions: Iterable[SSAValue], site: Site) -> SSAValue | None:
     """One condition that holds where all do; None for none."""
     found: SSAValue | None = None
