@@ -110,7 +110,7 @@ def run_lowered(
     dims = {name: sizes[name] for name in lowered.dims}
 
     def launched(part: Lowered) -> list[np.ndarray[Any, Any]]:
-        kernel = part.variants[variant].kernel
+        kernel = part.variants[min(variant, len(part.variants) - 1)].kernel
         before = [] if part.first is None else launched(part.first)
         written = [buffer(v) for v in kernel.buffers[len(kernel.inputs) :]]
         outputs = [np.zeros([d.evaluate(dims) for d in b.dims], b.dtype.numpy()) for b in written]

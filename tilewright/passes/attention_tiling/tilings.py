@@ -39,7 +39,8 @@ class Tiling:
 
     block_q, block_k: rows of a tile of queries and of keys. heads: query heads of one key head that share a tile. part:
     keys of a part, where they are split. stages: tiles of keys and values that are near at once. variant: what runs at
-    these sizes instead of block_q rows and so many heads.
+    these sizes instead of block_q rows and so many heads. pairs: whether keys and values are brought into a matrix
+    unit's pairs once, by a launch before, where there is more than one tile of queries.
     """
 
     sizes: Sizes
@@ -50,6 +51,7 @@ class Tiling:
     part: int = 0
     stages: int = 1
     variant: Block | None = None
+    pairs: bool = False
 
     @property
     def rows(self) -> int:
@@ -65,7 +67,7 @@ class Tiling:
     def schedule(self) -> Schedule:
         """The choices as a group states them; those that are 1 are left out."""
         named = {"heads": self.heads, "part": self.part, "stages": self.stages}
-        more = {name: n for name, n in named.items() if n > 1}
+        more = {name: n for name, n in named.items() if n > 1} | ({"pairs": 1} if self.pairs else {})
         return Schedule.of({"order": self.order, "block_q": self.block_q, "block_k": self.block_k, **more})
 
     @cached_property
@@ -79,7 +81,18 @@ class Tiling:
 
     @property
     def launches(self) -> int:
-        return 2 if self.order == "split-kv" else 1
+        return 2 if self.order == "split-kv" or self.paired else 1
+
+    @property
+    def paired(self) -> bool:
+        """Whether keys and values are brought into pairs before, at these sizes."""
+        alone = self.sizes.queries <= self.block_q if self.variant is None else not self.variant.paired
+        return self.pairs and self.order == "query-outer" and not alone
+
+    @property
+    def _whole_keys(self) -> int:
+        """Keys of all key heads, whole tiles of them."""
+        return self.sizes.batch * self.sizes.key_heads * -(-self.sizes.keys // self.block_k) * self.block_k
 
     @property
     def splits(self) -> int:
@@ -112,8 +125,8 @@ class Tiling:
 
     @property
     def streams(self) -> dict[str, int]:
-        """Bytes that loads and stores name, by what they are of: q, keys (k and v), out (lse included), and state, the
-        running sums that pass through memory."""
+        """Bytes that loads and stores name, by what they are of: q, keys (k and v, and their pairs), out (lse included)
+        and state, the running sums that pass through memory."""
         match self.order:
             case "query-outer":
                 return {"q": self._q(1), "keys": self._keys(), "out": self._out(), "state": 0}
@@ -154,7 +167,18 @@ class Tiling:
         return self.sizes.rows * self._query * times
 
     def _keys(self) -> int:
-        return int(self.visited.keys.sum()) * self.repeats * self._pair
+        return self._walked() + self._made()
+
+    def _walked(self) -> int:
+        """Bytes of keys and values, or of their pairs, that tiles of queries read. Pairs fill whole tiles."""
+        keys = self.visited.steps * self.block_k if self.paired else self.visited.keys
+        return int(keys.sum()) * self.repeats * self._pair
+
+    def _made(self) -> int:
+        """Bytes that the launch which makes pairs reads and writes."""
+        if not self.paired:
+            return 0
+        return (self.sizes.batch * self.sizes.key_heads * self.sizes.keys + self._whole_keys) * self._pair
 
     def _out(self) -> int:
         return self.sizes.rows * self.sizes.value_features * self.sizes.width + lse_bytes(self.sizes)
@@ -203,7 +227,8 @@ class Tiling:
         vector = float(SOFTMAX_FLOPS * logits)
         unit = self.unit(machine)
         if unit is not None:
-            vector += unit.packing * self._keys() / self.sizes.width
+            elements = self._whole_keys * self._pair if self.paired else self._walked()
+            vector += unit.packing * elements / self.sizes.width
         return Work({("matrix", self.sizes.dtype.name): self._products(logits), ("vector", "f32"): vector}, moved)
 
     @property
@@ -227,11 +252,10 @@ class Tiling:
         tiles = sum(tile.rows * tile.row for tile in self.tiles)
         if max(least, tiles) <= room:
             return float(min(least, self.named))
-        streams = self.streams
         head = self.visited.touched * self._pair
         if self.order != "key-outer" and head + tiles <= room:
             keys = self.sizes.batch * self.sizes.key_heads * head
-            return float(self.named - streams["keys"] + min(keys, streams["keys"]))
+            return float(self.named - self._walked() + min(keys, self._walked()))
         if tiles <= room:
             return float(self.named)
         visits = int((self.visited.rows * self.visited.steps).sum()) * self.repeats
@@ -274,8 +298,9 @@ def scheduled(sizes: Sizes, schedule: Schedule, rules: TileRules) -> Tiling:
     own = own_block(rules, sizes.features, sizes.value_features, sizes.dtype)
     segment = rules.segment(sizes.features, sizes.value_features, sizes.dtype.name)
     block, heads = schedule.number("block_q", own), schedule.number("heads", 1)
+    pairs = schedule.number("pairs", 0) > 0
     part = schedule.number("part", rules.key_part) if stated.get("order") == "split-kv" else 0
     return Tiling(
         sizes, str(stated.get("order", "query-outer")), block, schedule.number("block_k", segment), heads, part,
-        schedule.number("stages", 1), block_for(rules, block, heads, sizes.queries),
+        schedule.number("stages", 1), block_for(rules, block, heads, sizes.queries, paired=pairs), pairs,
     )  # fmt: skip

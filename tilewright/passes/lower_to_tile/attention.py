@@ -24,13 +24,16 @@ from tilewright.ir.graph.polynomial_attention import PolynomialAttentionOp
 from tilewright.ir.graph.structure import GroupOp
 from tilewright.ir.machine import Machine
 from tilewright.ir.tile.base import tile as tile_type
+from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.structure import KernelOp
-from tilewright.passes.attention_tiling.sizes import placed
-from tilewright.passes.attention_tiling.variants import Block, blocks_of, own_block
-from tilewright.passes.lower_to_tile.access import UNIT, Axis, Space, map_group, unsupported
+from tilewright.passes.attention_tiling.sizes import placed, shared_by_queries
+from tilewright.passes.attention_tiling.variants import FEW, Block, blocks_of, own_block
+from tilewright.passes.lower_to_tile.access import unsupported
+from tilewright.passes.lower_to_tile.attention_axes import Axes, Walked, keys_or_values
 from tilewright.passes.lower_to_tile.emit import Emitter
-from tilewright.passes.lower_to_tile.frame import Lowered, Variant, all_strides, begin
-from tilewright.passes.lower_to_tile.layout import Strides, merge_axes
+from tilewright.passes.lower_to_tile.frame import Lowered, Variant, begin
+from tilewright.passes.lower_to_tile.keys_in_pairs import KeysInPairs, without_hidden
+from tilewright.passes.lower_to_tile.layout import Strides
 from tilewright.passes.lower_to_tile.matrix_tiles import attention_unit, own_segment
 from tilewright.passes.lower_to_tile.online_softmax import OnlineSoftmax, Segment
 from tilewright.passes.lower_to_tile.skeleton import Refusal
@@ -71,78 +74,37 @@ def lower_attention(group: GroupOp, name: str, machine: Machine, dims: DimSpace)
     segment = schedule.number("block_k", own_segment(machine, anchor))
     heads = schedule.number("heads", 1)
     order, part = schedule.to_dict().get("order", "query-outer"), schedule.number("part", machine.rules.key_part)
-    if order == "key-outer" or heads not in (1, anchor.group) or part % segment:
+    ragged = order == "split-kv" and part % segment > 0
+    if order == "key-outer" or heads not in (1, anchor.group) or ragged:
         step = f"write attention-tiling{{order=query-outer heads={anchor.group}}}"
         raise unsupported(anchor, f"no kernel is made by the schedule {schedule.to_dict()}", step)
     low, high = dims.interval(queries)
+    unit = attention_unit(machine, anchor, keys=segment)
+    paired = (
+        schedule.number("pairs", 0) > 0 and unit is not None and shared_by_queries(anchor) and order == "query-outer"
+    )
+    blocks, pairs = blocks_of(machine.rules, block_q, heads, paired=paired), None
+    alone = max((b.limit for b in blocks if b.limit is not None and not b.paired), default=0)
+    if paired and unit is not None and (high is None or high > alone):
+        pairs = KeysInPairs(anchor, unit, segment, alone, low or 0)
 
     def made(ending: str, parts: Parts | None, first: Lowered | None = None) -> Lowered:
         variants: list[Variant] = []
         previous = 0
-        for block in blocks_of(machine.rules, block_q, heads):
+        for block in blocks:
             limit = block.limit
             if (low is None or limit is None or low <= limit) and (high is None or high > previous or not variants):
                 called = f"{name}_h{block.heads}{ending}" if block.heads > 1 else f"{name}_q{block.rows}{ending}"
-                variants.append(Variant(_kernel(group, anchor, called, machine, dims, block, segment, parts), limit))
+                called += "_paired" if block.paired else ""
+                kernel = _kernel(group, anchor, called, machine, dims, block, segment, parts or pairs)
+                variants.append(Variant(kernel, limit))
             previous = limit or previous
         variants[-1] = Variant(variants[-1].kernel, None)
         return Lowered(tuple(variants), tuple(variants[0].kernel.dims.data), queries, first=first)
 
     if order == "query-outer":
-        return made("", None)
+        return made("", None, None if pairs is None else pairs.lower(group, f"{name}_pairs"))
     return made("_merge", Parts(anchor, part, True), made("_part", Parts(anchor, part, False)))
-
-
-class _Axes:
-    """The space's axes that attention names: query heads of a key head h, queries t, keys s, features of q and k (e)
-    and of v (d)."""
-
-    h: tuple[int, ...]
-    t: tuple[int, ...]
-    s: int
-    e: int
-    d: tuple[int, ...]
-
-
-def _seed(space: Space, op: attention.AttentionOp, axes: _Axes) -> None:
-    q, k = tensor(op.q), tensor(op.k)
-    heads, group = space.maps[op.out][-3], op.group
-    if group > 1 and heads.axes and k.dims[-3].constant != 1:
-        space.split(heads.axes[0], k.dims[-3], Expr.of(group))
-    out = space.maps[op.out]
-    lead, heads, t, d = out[:-3], out[-3], out[-2], out[-1]
-    kv_heads = UNIT if k.dims[-3].constant == 1 else Axis(heads.axes[:1])
-    # axes of size 1 still need a loop variable, so they are always made
-    s, e = Axis((space.new(k.dims[-2]),)), Axis((space.new(q.dims[-1]),))
-    axes.h = heads.axes[0 if kv_heads is UNIT else 1 :]
-    axes.t, axes.s, axes.e, axes.d = t.axes, s.axes[0], e.axes[0], d.axes or (space.new(Expr.of(1)),)
-    if op.lse_out is not None:
-        space.maps[op.lse_out] = (*lead, heads, t)
-
-    def trimmed(value: SSAValue, full: tuple[Axis, ...]) -> tuple[Axis, ...]:
-        dims = tensor(value).dims
-        aligned = full[len(full) - len(dims) :]
-        return tuple(UNIT if n.constant == 1 else a for n, a in zip(dims, aligned, strict=True))
-
-    space.maps[op.q] = trimmed(op.q, (*lead, heads, t, e))
-    space.maps[op.k] = trimmed(op.k, (*lead, kv_heads, s, e))
-    space.maps[op.v] = trimmed(op.v, (*lead, kv_heads, s, d))
-    logits = (*lead, heads, t, s)
-    if op.bias is not None:
-        space.maps[op.bias] = trimmed(op.bias, logits)
-    if op.valid is not None:
-        per_key = tensor(op.valid).rank == q.rank - 2
-        space.maps[op.valid] = trimmed(op.valid, (*lead, s) if per_key else logits)
-    if op.sinks is not None:
-        space.maps[op.sinks] = trimmed(op.sinks, (heads,))
-    for value, axis in ((op.q_positions, t), (op.k_positions, s)):
-        if value is not None:
-            wanted = trimmed(value, (*lead, axis))
-            if space.maps.setdefault(value, wanted) != wanted:
-                raise unsupported(op, "queries and keys share one positions operand: clone it first")
-    if op.segments is not None:
-        # of queries; those of keys are the same numbers, read along the other axis
-        space.maps[op.segments] = trimmed(op.segments, (*lead, t))
 
 
 def _key_range(op: attention.AttentionOp, rows: int, segment: int) -> tuple[Expr, Expr]:
@@ -184,36 +146,38 @@ def _kernel(
     dims: DimSpace,
     block: Block,
     segment: int,
-    parts: Parts | None,
+    apart: Parts | KeysInPairs | None,
 ) -> KernelOp:
-    """block: a tile of queries. segment: keys of a tile. parts: of the keys, where programs share them. Heads that a
-    group splits into several axes are not packed."""
-    axes = _Axes()
-    space = map_group(group, op, lambda s: None if op.q in s.maps else _seed(s, op, axes))
-    strides = all_strides(space, group)
-    inner = {axes.s, axes.e, *axes.t, *axes.d}
-    outer = [a for a in space.order if a not in inner]
-    packed = block.heads > 1 and len(axes.h) == 1
-    apart = frozenset({*inner, *axes.h} if packed else inner)
-    walk = merge_axes(space, [*outer, *axes.t, axes.s, axes.e, *axes.d], strides, apart)
-    place = {members: i for i, members in enumerate(walk.members)}
-    if len(axes.d) != 1 or len(axes.t) > 1:
-        raise unsupported(op, "the value's features or the queries are split into several axes")
-    t_at = place[axes.t] if axes.t else None
-    s_at, e_at, d_at = place[axes.s,], place[axes.e,], place[axes.d]
-    features, value_features = (size.evaluate({}) for size in (walk.extents[e_at], walk.extents[d_at]))
+    """block: a tile of queries. segment: keys of a tile. apart: the keys' parts, where programs share them, or pairs,
+    where a launch of its own makes them. Heads that a group splits into several axes are not packed."""
+    walked_by = Walked.of(group, op, packed=block.heads > 1)
+    space, strides, axes, walk = walked_by.space, walked_by.strides, walked_by.axes, walked_by.walk
+    t_at, s_at, e_at, d_at = walked_by.t, walked_by.s, walked_by.e, walked_by.d
+    features, value_features = walked_by.features
     # the axis along a tile's rows, and the queries that it spans
-    row_at = place[axes.h] if packed else t_at
+    row_at = walked_by.h if walked_by.h is not None else t_at
     rows = block.rows if row_at is not None else 1
-    span = 1 if packed else rows
-    b, buffers, outputs, sums = (*begin(group, name), []) if parts is None else parts.begin(group, name)
+    span = 1 if walked_by.h is not None else rows
+    parts = apart if isinstance(apart, Parts) else None
+    pairs = apart if isinstance(apart, KeysInPairs) and block.paired else None
+    further: list[SSAValue] = []
+
+    def declare(b: KernelBuilder) -> None:
+        if isinstance(apart, KeysInPairs):
+            further.extend(apart.buffers(b, walked_by))
+
+    if parts is not None:
+        b, buffers, outputs, further = parts.begin(group, name)
+    else:
+        b, buffers, outputs = begin(group, name, declare)
     extent = dict.fromkeys(range(len(walk.members)), 1)
     extent.update({s_at: segment, e_at: features, d_at: value_features})
     if row_at is not None:
         extent[row_at] = rows
-    grid = [i for i in range(len(walk.members)) if i not in (s_at, e_at, d_at)]
+    grid = walked_by.grid
     leaving = parts is not None and not parts.merging
-    counts = [parts.count] if parts is not None and leaving else [] if grid else [Expr.of(1)]
+    counts = [parts.count] if parts is not None and leaving else [pairs.present] if pairs else []
+    counts = counts if grid or counts else [Expr.of(1)]
     # later queries see more keys
     folded = [grid.index(t_at)] if t_at is not None and op.mask.data == "causal" and placed(op) and not parts else []
     sizes = [*(walk.extents[i] for i in grid), *counts]
@@ -228,6 +192,7 @@ def _kernel(
     # rows that a matrix unit takes at once go through products and softmax together: what is between stays near
     height = gcd(rows, unit.band) if unit is not None else rows
     softmax = OnlineSoftmax.of(b, op, machine, (height, segment), (features, value_features))
+    softmax = replace(softmax, paired=pairs is not None)
     bands = [dict(at) for _ in range(rows // height)]
     if row_at is not None and len(bands) > 1:
         extent[row_at] = height
@@ -237,10 +202,14 @@ def _kernel(
     lo, hi = _key_range(op, span, segment)
     first = [at[t_at]] if t_at is not None else [b.index(0)]
 
-    def segment_at(scaled: Sequence[SSAValue], key: SSAValue, whole: bool) -> Iterator[Segment]:
+    def segment_at(scaled: Sequence[SSAValue], place: SSAValue, whole: bool) -> Iterator[Segment]:
+        key = place if pairs is None else b.index(Expr.of("a0") * segment, place)
         along = {**at, s_at: key}
-        k = keys_or_values(emitter(s_at, e_at, along), op.k, (segment, features))
-        v = keys_or_values(emitter(s_at, d_at, along), op.v, (segment, value_features))
+        if pairs is not None:
+            k, v = pairs.load(b, walked_by, further, at, coordinates[-1], place)
+        else:
+            k = keys_or_values(emitter(s_at, e_at, along), op.k, (segment, features))
+            v = keys_or_values(emitter(s_at, d_at, along), op.v, (segment, value_features))
         for number, (queries, band) in enumerate(zip(scaled, bands, strict=True)):
             logits_at = emitter(row_at, s_at, {**band, s_at: key})
             logits = softmax.logits(queries, k)
@@ -252,13 +221,12 @@ def _kernel(
             if op.bias is not None:
                 bias = logits_at.load(op.bias, 0.0) if isinstance(op.bias, BlockArgument) else logits_at.tile(op.bias)
                 logits = b.map("add", logits, softmax.logit(bias))
-            if per_key is not None and number == 0:
-                # a key that no query may see contributes nothing, not even 0 * NaN
-                v = b.map("select", b.reshape(per_key, (segment, 1)), v, b.constant(0.0, (1, 1), tile_type(v).dtype))
+            if per_key is not None and number == 0 and pairs is None:
+                v = without_hidden(b, v, per_key)
             yield Segment(logits, seen, v)
 
     # few queries wait for memory, not for masks: their variants are not worth a second loop's code
-    within = _seen_by_all(op, segment) if block.limit is None else None
+    within = _seen_by_all(op, segment) if block.limit is None or block.rows > FEW[-1] else None
 
     def walked(most: int | None, part: SSAValue | None = None) -> list[list[SSAValue]]:
         """m, l and o of the bands after all keys, or after those of a part."""
@@ -275,7 +243,7 @@ def _kernel(
         states = walked(dims.interval(walk.extents[s_at])[1])
     else:
         softmax = replace(softmax, part=parts.keys)
-        kept, tile_of = Sums(b, sums, [walk.extents[i] for i in grid]), [extent[i] for i in grid]
+        kept, tile_of = Sums(b, further, [walk.extents[i] for i in grid]), [extent[i] for i in grid]
         places = [[band[i] for i in grid] for band in bands]
         if leaving:
             for corner, state in zip(places, walked(None, coordinates[-1]), strict=True):
@@ -294,22 +262,10 @@ def _kernel(
     return b.finish()
 
 
-def _along_keys(e: Emitter, value: SSAValue, axes: _Axes) -> Emitter:
+def _along_keys(e: Emitter, value: SSAValue, axes: Axes) -> Emitter:
     """An emitter that reads a value of queries as one of keys."""
     steps = {axes.s if axis in axes.t else axis: step for axis, step in e.strides[value].steps.items()}
     return replace(e, strides={**e.strides, value: Strides(steps, e.strides[value].offset)})
-
-
-def keys_or_values(e: Emitter, value: SSAValue, extents: tuple[int, int]) -> SSAValue:
-    """A block of keys or values; rows past the last key are zero, so that p = 0 times them is 0."""
-    source = value
-    while not isinstance(source, BlockArgument):
-        op = source.owner
-        x = getattr(op, "x", None)
-        if not isinstance(x, SSAValue):
-            raise unsupported(op, "keys and values must be in memory")
-        source = x
-    return e.b.broadcast(e.load(source, 0.0), extents)
 
 
 def _visible(
@@ -333,7 +289,7 @@ def _visible(
         valid = e.load(op.valid, 0.0) if isinstance(op.valid, BlockArgument) else e.tile(op.valid)
         seen = both(seen, valid)
         if tile_type(valid).extents[0] == 1:
-            per_key = b.broadcast(valid, (1, segment))
+            per_key = valid
     if op.mask.data != "none" and not whole:
         tq = tensor(op.q).dims[-2]
         if op.q_positions is not None:
