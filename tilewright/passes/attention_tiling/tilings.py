@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from math import gcd
 
 import numpy as np
 
@@ -231,11 +230,6 @@ class Tiling:
             vector += unit.packing * elements / self.sizes.width
         return Work({("matrix", self.sizes.dtype.name): self._products(logits), ("vector", "f32"): vector}, moved)
 
-    @property
-    def near_rows(self) -> int:
-        """Rows of a tile that there are queries for."""
-        return min(self.rows, self.sizes.queries * self.packed)
-
     def unit(self, machine: Machine) -> MatrixUnit | None:
         """The machine's matrix unit where it takes the products, from pairs and in scratch."""
         s = self.sizes
@@ -265,11 +259,6 @@ class Tiling:
         """Predicted time."""
         imbalance, unit = self.imbalance(machine), self.unit(machine)
         busy = machine.seconds(self.work(machine), imbalance=imbalance, in_turn=unit is not None)
-        if unit is not None and unit.idle is not None:
-            rows = min(gcd(self.rows, unit.band), self.near_rows)
-            if rows * self.block_k / machine.rules.lanes > unit.idle:
-                bands = -(-self.near_rows // rows)
-                busy += unit.wake * bands * int(self.visited.steps.sum()) * self.repeats / machine.cores
         return self.launches * machine.launch + busy
 
     def imbalance(self, machine: Machine) -> float:
