@@ -70,6 +70,24 @@ def test_a_program_without_attention_has_no_section() -> None:
     assert "attention" not in str(program.report)
 
 
+@pytest.mark.slow
+def test_pairs_made_before_are_counted_and_told() -> None:
+    """On a machine without a matrix unit there are none, and the figures agree all the same."""
+    n = tilewright.Dim("n", 1, 700)
+    q, k = torch.randn(1, 4, 9, 32).bfloat16(), torch.randn(1, 2, 9, 32).bfloat16()
+    program = tilewright.compile(
+        Attention().eval(), (q, k, k), dims={name: {2: n} for name in "qkv"}, precision="bf16", cache=False
+    )
+    twin = CountingTwin(program)
+    for size in (1, 40, 300, 700):
+        inputs = {name: torch.randn(1, heads, size, 32).bfloat16() for name, heads in (("q", 4), ("k", 2), ("v", 2))}
+        sums = check_counts(program, twin.run(**inputs), (), inputs)
+        (row,) = program.report.at(n=size).attentions
+        assert row.tiling.named * row.times == sum(counts.read + counts.write for counts in sums.values())
+        assert ("pairs made once" in row.line) == row.tiling.paired
+        assert row.tiling.paired == any("paired" in name for name in sums)
+
+
 class Step(torch.nn.Module):
     def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)

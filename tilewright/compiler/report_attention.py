@@ -67,7 +67,10 @@ class AttentionRow:
             f"{level} {number(moved)}" + (f" ({ratios[level]:.2f})" if level in ratios else "")
             for level, moved in self.moved.items()
         ]
-        return f"{self.title}: {t.order} {t.block_q} by {t.block_k}; moved (to the least) {', '.join(levels)}"
+        tile = f"{t.order} {t.rows if t.paired else t.block_q} by {t.block_k}" + (
+            ", pairs made once" if t.paired else ""
+        )
+        return f"{self.title}: {tile}; moved (to the least) {', '.join(levels)}"
 
     @property
     def details(self) -> str:
@@ -147,7 +150,7 @@ def _candidates(choice: Mapping[str, Any]) -> str:
     console = Console(width=WIDTH, record=True, file=io.StringIO(), highlight=False, color_system=None)
     table = Table(box=None, pad_edge=False)
     levels = list(choice["candidates"][0]["moved"])
-    for heading in ("", "order", "q by k", "heads", "part", "named", *levels, "predicted", "refused"):
+    for heading in ("", "order", "q by k", "heads", "part", "pairs", "named", *levels, "predicted", "refused"):
         names = heading in ("", "order", "refused")
         table.add_column(heading, justify="left" if names else "right", no_wrap=True)
     reasons = list(dict.fromkeys(c["refused"] for c in choice["candidates"] if c["refused"] is not None))
@@ -156,7 +159,8 @@ def _candidates(choice: Mapping[str, Any]) -> str:
         table.add_row(
             "*" if place == choice["chosen"] else "", schedule["order"],
             f"{schedule['block_q']} by {schedule['block_k']}",
-            str(schedule.get("heads", 1)), str(schedule.get("part", "")), number(candidate["named"]),
+            str(schedule.get("heads", 1)), str(schedule.get("part", "")), "once" if schedule.get("pairs") else "",
+            number(candidate["named"]),
             *[number(candidate["moved"][level]) for level in levels], duration(candidate["seconds"][0]),
             "" if candidate["refused"] is None else f"({reasons.index(candidate['refused']) + 1})",
         )  # fmt: skip

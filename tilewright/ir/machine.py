@@ -67,8 +67,8 @@ class MatrixUnit:
 
     dtype: of the factors, by name; sums are f32. rows, columns, depth: the largest a register takes; one may be told to
     have fewer rows. registers: how many there are. keys: of a segment of an attention whose products it takes.
-    packing: FLOPs of the vector unit whose time an element takes to be brought into pairs. idle, wake: vectors that are
-    handled between two products before the unit falls asleep (None: it does not), and the seconds it takes to wake.
+    packing: FLOPs of the vector unit whose time an element takes to be brought into pairs. idle: vectors that
+    may be handled between two products before the unit falls asleep; None: it does not.
     """
 
     dtype: str
@@ -79,12 +79,15 @@ class MatrixUnit:
     keys: int = 64
     packing: float = 0.0
     idle: int | None = None
-    wake: float = 0.0
 
     @property
     def band(self) -> int:
-        """Rows of two blocks of two registers, one above the other: the second finds right-hand sides near."""
-        return 4 * self.rows
+        """Rows that go through an attention's products and softmax together: a block of two registers by two.
+
+        With twice as many, logits and weights no longer stay in the first-level cache: 2.98 ms instead of 2.64 where
+        four heads of 2048 queries meet as many keys of 64 features.
+        """
+        return 2 * self.rows
 
 
 @dataclass(frozen=True, slots=True)

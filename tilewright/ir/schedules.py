@@ -17,7 +17,8 @@ ORDERS: Final = ("query-outer", "split-kv", "key-outer")
 CHOICES: Final[Mapping[str, Mapping[str, int | tuple[str, ...]]]] = {
     # order: the outer loop over tiles. block_q, block_k: rows of a tile of queries and of keys. heads: query heads of
     # one key head that share a tile. part: keys of the parts that they are cut into. stages: tiles of keys in flight.
-    "attention": {"order": ORDERS, "block_q": 1, "block_k": 1, "heads": 1, "part": 1, "stages": 1},
+    # pairs: 1 where a matrix unit's pairs of keys and of values are made once, before.
+    "attention": {"order": ORDERS, "block_q": 1, "block_k": 1, "heads": 1, "part": 1, "stages": 1, "pairs": 0},
 }
 
 

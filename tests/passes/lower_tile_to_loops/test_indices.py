@@ -82,3 +82,14 @@ def test_a_factor_that_may_be_negative_gives_a_loop_no_sign() -> None:
     assert not facts.at_least(at * wild * -1, 0)
     assert facts.at_least(at * Expr.of("floordiv(m, 7)"), 0)
     assert not facts.at_least(minimum(N, M) * wild * -1 + N * wild, 0)
+
+
+def test_a_quotient_is_at_least_that_of_a_smaller_number() -> None:
+    facts = Facts()
+    part = facts.induction(Expr.of(0), ceildiv(N, 128), 8)
+    seen = minimum(N, M)
+    whole = facts.induction(part, minimum(part + 8, floordiv(seen, 128)), 1)
+    assert facts.at_least(ceildiv(N, 128) - whole, 1)
+    assert not facts.at_least(ceildiv(N, 128) - whole, 2)
+    assert facts.at_least(floordiv(N + 127, 128) - floordiv(seen + 127, 128), 0)
+    assert not facts.at_least(floordiv(seen + 127, 128) - floordiv(N, 128), 0)

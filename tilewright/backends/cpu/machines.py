@@ -53,7 +53,7 @@ _RULES: Final = {
     # bf16 operands are widened and multiplied in f32: the class's pair products ran at half the rate of f32's, see
     # register_tiles.py, and panels of pairs would only be taken apart again
     "avx512-bf16": _AVX512_RULES,
-    "avx512-amx": replace(_AVX512_RULES, matrix=MatrixUnit("bf16", 16, 16, 32, 8, 128, 1.5, idle=128, wake=150e-9)),
+    "avx512-amx": replace(_AVX512_RULES, matrix=MatrixUnit("bf16", 16, 16, 32, 8, 128, 1.5, idle=128)),
 }
 # FLOPs of products that one core does in a cycle, by class and dtype; with a nominal clock they give predicted times.
 _FLOPS_PER_CYCLE: Final = {

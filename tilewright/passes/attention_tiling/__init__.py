@@ -26,7 +26,7 @@ from tilewright.ir.machine import Level, Machine
 from tilewright.ir.passing import Context, Pass
 from tilewright.ir.schedules import ORDERS
 from tilewright.passes.attention_tiling.bounds import bounds_of, compulsory
-from tilewright.passes.attention_tiling.sizes import Sizes
+from tilewright.passes.attention_tiling.sizes import Sizes, shared_by_queries
 from tilewright.passes.attention_tiling.tilings import Tiling
 from tilewright.passes.attention_tiling.variants import Tile, block_for
 
@@ -35,6 +35,7 @@ OPEN: Final = 2048
 
 AUTO: Final = "auto"
 
+_PAIRS: Final = ("once", "each")
 _BLOCKS: Final = (16, 256)  # the fewest and the most rows of a tile of queries that is considered
 
 
@@ -42,8 +43,9 @@ _BLOCKS: Final = (16, 256)  # the fewest and the most rows of a tile of queries 
 class AttentionTiling(Pass):
     """Loop order and tiles of every attention, by predicted time or by bytes moved.
 
-    order, block_q, block_k, heads, part: stated instead of chosen, where they are not "auto" or 0. objective: "time"
-    or "io", "auto" for the compilation's.
+    order, block_q, block_k, heads, part, pairs: stated instead of chosen, where they are not "auto" or 0. pairs: "once"
+    or "each", whether keys and values are brought into a matrix unit's pairs before, or by each tile of queries.
+    objective: "time" or "io", "auto" for the compilation's.
     """
 
     name: ClassVar[str] = "attention-tiling"
@@ -54,11 +56,12 @@ class AttentionTiling(Pass):
     block_k: int = 0
     heads: int = 0
     part: int = 0
+    pairs: str = AUTO
     objective: str = AUTO
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for option, allowed in (("order", ORDERS), ("objective", OBJECTIVES)):
+        for option, allowed in (("order", ORDERS), ("objective", OBJECTIVES), ("pairs", _PAIRS)):
             value = getattr(self, option)
             if value != AUTO and value not in allowed:
                 raise PassOptionError(
@@ -76,7 +79,8 @@ class AttentionTiling(Pass):
     def _choose(self, group: GroupOp, op: AttentionOp, ctx: Context) -> None:
         dims = judged_at(op, ctx.dims)
         sizes = [Sizes.of(op, chosen) for chosen in dims]
-        tilings = list(zip(*(self._tilings(s, sizes[0], ctx.machine) for s in sizes), strict=True))
+        pairs = self._pairs(op, sizes[0], ctx.machine)
+        tilings = list(zip(*(self._tilings(s, sizes[0], ctx.machine, pairs) for s in sizes), strict=True))
         candidates = [_candidate(at, ctx, asked=self.order != AUTO) for at in tilings]
         chosen = ctx.choose(
             op, candidates, sizes=dims, objective=None if self.objective == AUTO else self.objective,
@@ -94,7 +98,22 @@ class AttentionTiling(Pass):
     def _stated(self) -> bool:
         return self.order != AUTO or any((self.block_q, self.block_k, self.heads, self.part))
 
-    def _tilings(self, sizes: Sizes, largest: Sizes, machine: Machine) -> Iterator[Tiling]:
+    def _pairs(self, op: AttentionOp, sizes: Sizes, machine: Machine) -> tuple[bool, ...]:
+        """Whether tilings are considered whose pairs are made before, and those whose tiles make them."""
+        unit = machine.rules.attention_unit(
+            sizes.features, sizes.value_features, sizes.dtype.name, self.block_k or _segment(sizes, machine)
+        )
+        possible = unit is not None and shared_by_queries(op) and self.order in (AUTO, "query-outer")
+        if self.pairs == "once" and not possible:
+            why = "no matrix unit takes its products" if unit is None else "its queries do not share keys and values"
+            why = why if self.order in (AUTO, "query-outer") else f"order={self.order} reads each key once"
+            raise PassOptionError(
+                Problem(f"{self}: pairs are not made before: {why}", op=op.name, where=op.loc),
+                step=f"write {self.name}{{pairs=each}}",
+            )
+        return {AUTO: (False, True) if possible else (False,), "once": (True,), "each": (False,)}[self.pairs]
+
+    def _tilings(self, sizes: Sizes, largest: Sizes, machine: Machine, pairs: tuple[bool, ...]) -> Iterator[Tiling]:
         """Every order with every tile, the same for all sizes up to the largest; what is stated is taken as it is.
 
         Packed heads come first: where no size that is judged has one query, they tie with others, and cost nothing.
@@ -105,8 +124,10 @@ class AttentionTiling(Pass):
             part = 0 if order == "query-outer" else self.part or machine.rules.key_part
             for heads in (self.heads,) if self.heads else sorted({1, largest.group}, reverse=True):
                 for block in blocks:
-                    variant = block_for(machine.rules, block, heads, sizes.queries)
-                    yield Tiling(sizes, order, block, self.block_k or segment, heads, part, variant=variant)
+                    for once in pairs if order == "query-outer" else (False,):
+                        variant = block_for(machine.rules, block, heads, sizes.queries, paired=once)
+                        keys = self.block_k or segment
+                        yield Tiling(sizes, order, block, keys, heads, part, variant=variant, pairs=once)
 
     def _complain(self, op: AttentionOp, tilings: list[Tiling], candidates: list[Candidate], machine: Machine) -> None:
         """An error where what cannot be taken was asked for."""

@@ -130,6 +130,25 @@ class Visited:
         return int(np.maximum(end - np.maximum(begin, reached), 0).sum())
 
 
+def hides_keys(op: AttentionOp) -> bool:
+    """Whether a mask says of keys, for all queries, that they do not count."""
+    if op.valid is None:
+        return False
+    dims = tensor(op.valid).dims
+    return len(dims) == tensor(op.q).rank - 2 or dims[-2].constant == 1
+
+
+def shared_by_queries(op: AttentionOp) -> bool:
+    """Whether all queries of a key head's query heads meet the same keys and values: no mask hides keys from some
+    heads, and no sequences are packed, whose queries meet their own alone."""
+    if op.segments is not None:
+        return False
+    if op.valid is None or not hides_keys(op) or op.group == 1:
+        return True
+    dims = tensor(op.valid).dims
+    return len(dims) == tensor(op.q).rank - 2 or dims[-3].constant == 1
+
+
 def placed(op: AttentionOp) -> str | None:
     """Where queries stand, as far as it is known by construction: "end", the last at the last key; "zero", the first at
     the first key; None."""

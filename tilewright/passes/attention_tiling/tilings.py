@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from math import gcd
 from typing import Any
 
 import numpy as np
@@ -41,7 +40,8 @@ class Tiling:
 
     block_q, block_k: rows of a tile of queries and of keys. heads: query heads of one key head that share a tile. part:
     keys of a part, where programs share them. stages: tiles of keys and values that are near at once. variant: what
-    runs at these sizes instead of block_q rows and so many heads.
+    runs at these sizes instead of block_q rows and so many heads. pairs: whether keys and values are brought into a
+    matrix unit's pairs once, by a launch before, where there is more than one tile of queries.
     """
 
     sizes: Sizes
@@ -52,6 +52,7 @@ class Tiling:
     part: int = 0
     stages: int = 1
     variant: Block | None = None
+    pairs: bool = False
 
     @property
     def rows(self) -> int:
@@ -67,7 +68,7 @@ class Tiling:
     def schedule(self) -> Schedule:
         """The choices as a group states them; those that are 1 are left out."""
         named = {"heads": self.heads, "part": self.part, "stages": self.stages}
-        more = {name: n for name, n in named.items() if n > 1}
+        more = {name: n for name, n in named.items() if n > 1} | ({"pairs": 1} if self.pairs else {})
         return Schedule.of({"order": self.order, "block_q": self.block_q, "block_k": self.block_k, **more})
 
     @cached_property
@@ -81,12 +82,23 @@ class Tiling:
 
     @property
     def launches(self) -> int:
-        return 2 if self.apart else 1
+        return 2 if self.apart or self.paired else 1
 
     @property
     def apart(self) -> bool:
         """Whether parts of the keys have programs of their own."""
         return self.order != "query-outer"
+
+    @property
+    def paired(self) -> bool:
+        """Whether keys and values are brought into pairs before, at these sizes."""
+        alone = self.sizes.queries <= self.block_q if self.variant is None else not self.variant.paired
+        return self.pairs and not self.apart and not alone
+
+    @property
+    def _whole_keys(self) -> int:
+        """Keys of all key heads, whole tiles of them."""
+        return self.sizes.batch * self.sizes.key_heads * -(-self.sizes.keys // self.block_k) * self.block_k
 
     @property
     def splits(self) -> int:
@@ -129,8 +141,8 @@ class Tiling:
 
     @property
     def streams(self) -> dict[str, int]:
-        """Bytes that loads and stores name, by what they are of: q, keys (k and v), out (lse included), and state, the
-        running sums that pass through memory."""
+        """Bytes that loads and stores name, by what they are of: q, keys (k and v, and their pairs), out (lse included)
+        and state, the running sums that pass through memory."""
         q = self.sizes.rows * self.splits * self._query
         state = self.sums + self.merged * self._partial
         return {"q": q, "keys": self._keys(), "out": self._out(), "state": state}
@@ -144,9 +156,8 @@ class Tiling:
     def once(self) -> int:
         """Bytes that pass a memory where keys and values stay until they have met all queries that follow them: those
         of a head, or where keys are outermost, of a part."""
-        streams = self.streams
         keys = self.sizes.batch * self.sizes.key_heads * self.visited.touched * self._pair
-        return self.named - streams["keys"] + min(keys, streams["keys"])
+        return self.named - self._walked() + min(keys, self._walked())
 
     @property
     def _query(self) -> int:
@@ -163,7 +174,18 @@ class Tiling:
         return (self.sizes.value_features + 2) * _STATE
 
     def _keys(self) -> int:
-        return int(self.visited.keys.sum()) * self.repeats * self._pair
+        return self._walked() + self._made()
+
+    def _walked(self) -> int:
+        """Bytes of keys and values, or of their pairs, that tiles of queries read. Pairs fill whole tiles."""
+        keys = self.visited.steps * self.block_k if self.paired else self.visited.keys
+        return int(keys.sum()) * self.repeats * self._pair
+
+    def _made(self) -> int:
+        """Bytes that the launch which makes pairs reads and writes."""
+        if not self.paired:
+            return 0
+        return (self.sizes.batch * self.sizes.key_heads * self.sizes.keys + self._whole_keys) * self._pair
 
     def _out(self) -> int:
         return self.sizes.rows * self.sizes.value_features * self.sizes.width + lse_bytes(self.sizes)
@@ -217,18 +239,14 @@ class Tiling:
         vector = float(SOFTMAX_FLOPS * logits)
         unit = self.unit(machine)
         if unit is not None:
-            vector += unit.packing * self._keys() / self.sizes.width
+            elements = self._whole_keys * self._pair if self.paired else self._walked()
+            vector += unit.packing * elements / self.sizes.width
         # two sums are scaled and added for each part that is merged
         scaled = {("vector", "f32"): 3.0 * self.merged * (self.sizes.value_features + 1)} if self.apart else {}
         read = self.merged * self._partial + self._out() if self.apart else 0
         merged = {name: min(n, float(read)) for name, n in moved.items()}
         flops = {("matrix", self.sizes.dtype.name): float(self._products(logits)), ("vector", "f32"): vector}
         return Work(flops, {name: n - merged[name] for name, n in moved.items()}), Work(scaled, merged)
-
-    @property
-    def near_rows(self) -> int:
-        """Rows of a tile that there are queries for."""
-        return min(self.rows, self.sizes.queries * self.packed)
 
     def unit(self, machine: Machine) -> MatrixUnit | None:
         """The machine's matrix unit where it takes the products, from pairs and in scratch."""
@@ -259,11 +277,6 @@ class Tiling:
         imbalance, unit = self.imbalance(machine), self.unit(machine)
         walking, merging = self.works(machine)
         busy = machine.seconds(walking, imbalance=imbalance, in_turn=unit is not None) + machine.seconds(merging)
-        if unit is not None and unit.idle is not None:
-            rows = min(gcd(self.rows, unit.band), self.near_rows)
-            if rows * self.block_k / machine.rules.lanes > unit.idle:
-                bands = -(-self.near_rows // rows)
-                busy += unit.wake * bands * int(self.visited.steps.sum()) * self.repeats / machine.cores
         return self.launches * machine.launch + busy
 
     def imbalance(self, machine: Machine) -> float:
@@ -305,9 +318,9 @@ def scheduled(sizes: Sizes, schedule: Schedule, rules: TileRules) -> Tiling:
     own = own_block(rules, sizes.features, sizes.value_features, sizes.dtype)
     segment = rules.segment(sizes.features, sizes.value_features, sizes.dtype.name)
     block, heads = schedule.number("block_q", own), schedule.number("heads", 1)
-    order = str(stated.get("order", "query-outer"))
+    order, pairs = str(stated.get("order", "query-outer")), schedule.number("pairs", 0) > 0
     part = 0 if order == "query-outer" else schedule.number("part", rules.key_part)
     return Tiling(
-        sizes, order, block, schedule.number("block_k", segment), heads, part,
-        schedule.number("stages", 1), block_for(rules, block, heads, sizes.queries),
+        sizes, order, block, schedule.number("block_k", segment), heads, part, schedule.number("stages", 1),
+        block_for(rules, block, heads, sizes.queries, paired=pairs), pairs,
     )  # fmt: skip

@@ -3,34 +3,46 @@
 from __future__ import annotations
 
 from math import gcd
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from tilewright.ir.dtypes import DType
 from tilewright.ir.machine import TileRules
 
 FEW = (4, 16)
 
+_LOW_TILES: Final = 16  # the most tiles of queries that are low
+
 
 class Block(NamedTuple):
     """What a tile of queries is in one variant: its rows, the query heads of a key head that it has, each of as many
-    queries, and the largest number of queries that the variant serves (None: any)."""
+    queries, and the largest number of queries that the variant serves (None: any). paired: whether keys and values
+    come in pairs already."""
 
     limit: int | None
     rows: int
     heads: int = 1
+    paired: bool = False
 
 
-def blocks_of(rules: TileRules, block_q: int, heads: int) -> list[Block]:
+def blocks_of(rules: TileRules, block_q: int, heads: int, *, paired: bool = False) -> list[Block]:
     """The variants, ascending; the last has no limit and `block_q` rows. heads: of a tile where there is one query, so
-    that the keys and values of a head are read once for all of them."""
+    that the keys and values of a head are read once for all of them. paired: whether those are brought into pairs once
+    where there is more than one tile of queries. Tiles are then lower where a head has few of them, which are shared
+    out more evenly, and leave out more of what a mask hides."""
     packed = [Block(1, heads, heads)] if heads > 1 else []
     few = [Block(n, n) for n in FEW if rules.dot_least <= n < block_q]
-    return [*packed, *few, Block(None, block_q)]
+    if not paired:
+        return [*packed, *few, Block(None, block_q)]
+    band = 0 if rules.matrix is None else rules.matrix.band
+    low = block_q // 2 if block_q % (2 * band) == 0 else block_q
+    between = [Block(_LOW_TILES * low, low, paired=True)] if low < block_q else []
+    return [*packed, *few, Block(low, low), *between, Block(None, block_q, paired=True)]
 
 
-def block_for(rules: TileRules, block_q: int, heads: int, queries: int) -> Block:
+def block_for(rules: TileRules, block_q: int, heads: int, queries: int, *, paired: bool = False) -> Block:
     """The variant that so many queries get."""
-    return next(b for b in blocks_of(rules, block_q, heads) if b.limit is None or queries <= b.limit)
+    every = blocks_of(rules, block_q, heads, paired=paired)
+    return next(b for b in every if b.limit is None or queries <= b.limit)
 
 
 class Tile(NamedTuple):

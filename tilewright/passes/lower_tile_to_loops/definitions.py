@@ -16,6 +16,7 @@ from tilewright.passes.lower_tile_to_loops.elementwise import INLINE, lanes_at
 from tilewright.passes.lower_tile_to_loops.materialise import fill, static_axes, storage_for
 from tilewright.passes.lower_tile_to_loops.reductions import RowFold, fold_all
 from tilewright.passes.lower_tile_to_loops.sites import Site, lane_axis
+from tilewright.passes.lower_tile_to_loops.staying_awake import staying_awake
 from tilewright.passes.lower_tile_to_loops.storage import ScratchTile, Storage
 from tilewright.passes.lower_tile_to_loops.sweeps import Space
 from tilewright.passes.lower_tile_to_loops.transposes import fill_transposed, turns_lanes
@@ -54,7 +55,7 @@ def _in_place_of(cx: Lowering, op: Operation) -> Storage | None:
 def _fill_and_fold(cx: Lowering, home: ScratchTile, value: SSAValue, folds: Sequence[RowFold]) -> None:
     """Fills scratch and folds its rows in one sweep: the elements are reduced while they are in registers."""
     static = static_axes(cx, value).union(*(f.static for f in folds))
-    space = replace(Space.of(home.extents, LANES, static), live=cx.live(value))
+    space = staying_awake(cx, value, replace(Space.of(home.extents, LANES, static), live=cx.live(value)))
 
     def write(site: Site) -> None:
         home.write(cx.b, site, lanes_at(cx, value, site))

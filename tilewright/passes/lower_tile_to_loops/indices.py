@@ -6,7 +6,9 @@ code.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 from tilewright.ir.dims import Atom, Expr, ExprLike, exact_div, floordiv
 from tilewright.ir.loops import Value
@@ -82,11 +84,25 @@ class Facts:
             bounded = self._eliminate(expr, newest)
             if bounded is not None:
                 return self._nonnegative(bounded, depth)
-            return any(self._nonnegative(weaker, depth - 1) for weaker in _weaker(expr))
-        low, _ = expr.interval(dict.fromkeys(self._opaque, (None, None)))
-        if low is not None and low >= 0:
-            return True
-        return any(self._nonnegative(weaker, depth - 1) for weaker in _weaker(expr))
+        else:
+            low, _ = expr.interval(dict.fromkeys(self._opaque, (None, None)))
+            if low is not None and low >= 0:
+                return True
+        return any(self._nonnegative(weaker, depth - 1) for weaker in chain(_weaker(expr), self._rounded(expr, depth)))
+
+    def _rounded(self, expr: Expr, depth: int) -> Iterator[Expr]:
+        """Without a quotient and one that is taken off, where it is at least that: of a larger number by the same."""
+        quotients = [
+            (monomial[0], count)
+            for monomial, count in expr.terms
+            if len(monomial) == 1 and monomial[0].name == "floordiv"
+        ]
+        for more, count in quotients:
+            for less, off in quotients:
+                same = count > 0 > off and more.args[1] == less.args[1]
+                if same and self._nonnegative(more.args[0] - less.args[0], depth - 1):
+                    taken = min(count, -off)
+                    yield expr - Expr((((more,), taken),)) + Expr((((less,), taken),))
 
     def _eliminate(self, expr: Expr, name: str) -> Expr | None:
         """A lower bound of expr without the symbol; None where the symbol sits inside a function of unknown sign."""

@@ -26,6 +26,7 @@ from tilewright.passes.lower_tile_to_loops.indices import Facts
 from tilewright.passes.lower_tile_to_loops.lines import lower_sort_line, lower_topk_line
 from tilewright.passes.lower_tile_to_loops.matrix_dots import lower_matrix_dot
 from tilewright.passes.lower_tile_to_loops.ordering import lower_sort, lower_topk
+from tilewright.passes.lower_tile_to_loops.pair_packing import store_panels
 from tilewright.passes.lower_tile_to_loops.placement import place
 from tilewright.passes.lower_tile_to_loops.reading_ahead import asking
 from tilewright.passes.lower_tile_to_loops.reductions import lower_accumulate, lower_reduce
@@ -84,7 +85,8 @@ def _lower(cx: Lowering, op: Operation) -> None:
         case IfOp():
             lower_if(cx, op, lower_block)
         case StoreOp():
-            store(cx, op)
+            if not store_panels(cx, op):
+                store(cx, op)
         case UpdateOp():
             update(cx, op)
         case SortLineOp():

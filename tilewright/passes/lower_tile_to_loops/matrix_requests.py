@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from tilewright.ir.loops import BufferArg, Value
 from tilewright.ir.machine import MatrixUnit
 from tilewright.ir.tile.base import tile
-from tilewright.ir.tile.compute import DotOp
+from tilewright.ir.tile.compute import DotOp, MapOp
 from tilewright.ir.tile.memory import StoreOp
 from tilewright.passes.lower_tile_to_loops.context import Lowering
 from tilewright.passes.lower_tile_to_loops.pairs import paired
@@ -46,8 +46,8 @@ def touched(cx: Lowering, op: DotOp) -> list[Touched]:
     """What the epilogue of a kernel's last dot loads and stores, where it lies as the sums do, in dense rows."""
     dots = [o for o in cx.kernel.walk() if isinstance(o, DotOp) and paired(o, cx.machine.rules) is not None]
     sizes, found = tile(op.out).extents, []
-    if op is not dots[-1] or 1 in sizes:
-        return []
+    if op is not dots[-1] or 1 in sizes or isinstance(op.acc.owner, MapOp):
+        return []  # sums that are changed between steps of a loop meet their epilogue later
     for end in dict.fromkeys(meeting(op.out)):
         view_of, value = (end.target, end.source) if isinstance(end, StoreOp) else (end.source, end.out)
         axes = [axis for axis, n in enumerate(tile(value).extents) if n != 1]

@@ -1,4 +1,5 @@
-"""Tiles written to scratch as pairs of k, [K/2, N, 2], for a matrix unit that reads them so.
+"""Tiles written to scratch, or stored for another kernel, as pairs of k, [K/2, N, 2], for a matrix unit that reads them
+so.
 
 Rows of [K, N] are interleaved two by two. Rows of [N, K] have their pairs side by side already: they are turned as
 words of two elements, square by square.
@@ -11,18 +12,42 @@ from collections.abc import Iterator
 from xdsl.ir import Operation, SSAValue
 
 from tilewright.ir.dtypes import BF16, F32, I16, I32
-from tilewright.ir.loops import Value
+from tilewright.ir.loops import Memory, Value
 from tilewright.ir.tile.base import tile
 from tilewright.ir.tile.compute import LANES, CastOp, DotOp
+from tilewright.ir.tile.memory import StoreOp
 from tilewright.passes.lower_tile_to_loops.context import Lowering
 from tilewright.passes.lower_tile_to_loops.elementwise import lanes_at
 from tilewright.passes.lower_tile_to_loops.materialise import static_axes
-from tilewright.passes.lower_tile_to_loops.pairs import Paired, paired
+from tilewright.passes.lower_tile_to_loops.pairs import Paired, paired, stored_panels
+from tilewright.passes.lower_tile_to_loops.prefetching import element
 from tilewright.passes.lower_tile_to_loops.sites import Coord, Position, Site, known, shifted
 from tilewright.passes.lower_tile_to_loops.step_requests import StepRequests
 from tilewright.passes.lower_tile_to_loops.storage import Pairs, ScratchTile
+from tilewright.passes.lower_tile_to_loops.stores import available
 from tilewright.passes.lower_tile_to_loops.sweeps import Starts
 from tilewright.passes.lower_tile_to_loops.transposes import turn
+from tilewright.passes.lower_tile_to_loops.views import AffineView
+
+
+class _Panels:
+    """Where pairs go: panels [K/2, width, 2], one after the other."""
+
+    def __init__(self, cx: Lowering, memory: Memory, first: Value, depth: int, width: int) -> None:
+        self.cx, self.memory, self.first = cx, memory, first
+        self.row, self.panel, self.width = 2 * width, depth * width, width
+
+    def write(self, pairs: Value, k: Position, column: Position) -> None:
+        """LANES pairs of bf16 side by side: pair k of the columns from `column`, a multiple of LANES, on."""
+        b = self.cx.b
+        if isinstance(column, int):
+            across: Value | int = column // self.width * self.panel + column % self.width * 2
+        else:
+            across = b.mul(b.floordiv(column, self.width), self.panel)
+            if self.width > LANES:
+                across = b.add(across, b.mul(b.mod(column, self.width), 2))
+        place = b.add(self.first, b.add(b.mul(b.index(k), self.row), across))
+        b.store(b.bitcast(pairs, BF16), self.memory, place)
 
 
 def pack(cx: Lowering, op: DotOp, pair: Paired, width: int) -> ScratchTile:
@@ -60,10 +85,29 @@ def _same(one: Paired | None, other: Paired) -> bool:
 
 def _packed(cx: Lowering, op: DotOp, pair: Paired, width: int) -> ScratchTile:
     depth, columns = tile(op.b).extents
-    panels = _Panels(cx, cx.scratch((columns // width * (depth // 2), 2 * width), BF16), depth, width)
+    home = cx.scratch((columns // width * (depth // 2), 2 * width), BF16)
+    panels = _Panels(cx, home.memory, cx.b.index(0), depth, width)
+    _write(cx, pair, panels, (depth, columns), StepRequests.of(cx, pair.source, op.a, op.acc))
+    return home
+
+
+def store_panels(cx: Lowering, op: StoreOp) -> bool:
+    """Stores a tile in panels of pairs as they are packed; False where it is not one, or may leave its view."""
+    pair, view = stored_panels(op, cx.machine.rules), cx.views[op.target]
+    if pair is None or not isinstance(view, AffineView) or available(cx, op):
+        return False
+    count, half, width, _ = tile(op.source).extents[-4:]
+    first = element(cx, view, op.at, [0] * tile(op.source).rank)
+    panels = _Panels(cx, view.memory, first, 2 * half, width)
+    _write(cx, pair, panels, (2 * half, count * width), StepRequests.of(cx, pair.source))
+    return True
+
+
+def _write(cx: Lowering, pair: Paired, panels: _Panels, extents: tuple[int, int], requests: StepRequests) -> None:
+    """Brings a tile into pairs. extents: of k and of columns."""
+    depth, columns = extents
     looped = 0 not in static_axes(cx, pair.source)
     rows = columns if pair.turned else depth
-    requests = StepRequests.of(cx, pair.source, op.a, op.acc)
     cx.sweep += 1
     # rows of one page are addressed together
     step = LANES if pair.turned or (requests.loads and depth % LANES == 0) else 2
@@ -77,25 +121,6 @@ def _packed(cx: Lowering, op: DotOp, pair: Paired, width: int) -> ScratchTile:
                 turns = requests.turns(at, step, step // 2 * -(-columns // LANES))
                 for more in range(0, step, 2):
                     _interleave(cx, pair, panels, _moved(cx, at, more), columns, turns)
-    return panels.home
-
-
-class _Panels:
-    """Where pairs go: panels [K/2, width, 2], one after the other."""
-
-    def __init__(self, cx: Lowering, home: ScratchTile, depth: int, width: int) -> None:
-        self.cx, self.home, self.row, self.panel, self.width = cx, home, 2 * width, depth * width, width
-
-    def write(self, pairs: Value, k: Position, column: Position) -> None:
-        """LANES pairs of bf16 side by side: pair k of the columns from `column`, a multiple of LANES, on."""
-        b = self.cx.b
-        if isinstance(column, int):
-            across: Value | int = column // self.width * self.panel + column % self.width * 2
-        else:
-            across = b.mul(b.floordiv(column, self.width), self.panel)
-            if self.width > LANES:
-                across = b.add(across, b.mul(b.mod(column, self.width), 2))
-        b.store(b.bitcast(pairs, BF16), self.home.memory, b.add(b.mul(b.index(k), self.row), across))
 
 
 def _starts(cx: Lowering, count: int, step: int, *, looped: bool) -> list[Starts]:

@@ -26,7 +26,7 @@ from tilewright.ir.types import TileType
 from tilewright.passes.lower_tile_to_loops.elementwise import INLINE
 from tilewright.passes.lower_tile_to_loops.observed import Observed
 from tilewright.passes.lower_tile_to_loops.operands import is_direct, joins_rows, unit_reshape
-from tilewright.passes.lower_tile_to_loops.pairs import paired
+from tilewright.passes.lower_tile_to_loops.pairs import paired, stored_panels
 from tilewright.passes.lower_tile_to_loops.sites import lane_axis
 from tilewright.passes.lower_tile_to_loops.transposes import turns_lanes
 
@@ -73,7 +73,7 @@ class _Placer:
         self.expanded: dict[SSAValue, bool] = {}
         self.stored = {root(op.target) for op in kernel.walk() if isinstance(op, (StoreOp, UpdateOp))}
 
-        pairs = [paired(op, rules) for op in kernel.walk()]
+        pairs = [found(op, rules) for op in kernel.walk() for found in (paired, stored_panels)]
         # Packed pairs are read as they lie: the ops that say what they mean are not run.
         self.unmoved = {value for pair in pairs if pair is not None for value in pair.through}
 

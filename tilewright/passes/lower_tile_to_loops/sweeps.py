@@ -6,6 +6,7 @@ A sweep calls its visitor while emitting code: once for every unrolled position,
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -24,13 +25,21 @@ VisitSeveral = Callable[[Sequence[Site], Sequence[Value]], Sequence[Value]]
 
 
 @dataclass(frozen=True, slots=True)
+class Break:
+    """What is done in between, before every so many rows of a sweep that loops over them."""
+
+    rows: int
+    do: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
 class Space:
     """What a sweep runs over.
 
     axis: the lane axis, None for scalars. limits: run-time bounds of the coordinates along some axes, kept exactly.
     live: bounds beyond which nobody looks: whole canonical vectors are visited, and unrolled axes run to their end.
     below: expressions that the coordinates are known to stay under. static: axes whose coordinates must be known while
-    compiling.
+    compiling. broken: what is done between rows.
     """
 
     extents: tuple[int, ...]
@@ -40,6 +49,7 @@ class Space:
     live: Mapping[int, Index] = field(default_factory=dict)
     below: Mapping[int, tuple[Expr, ...]] = field(default_factory=dict)
     static: frozenset[int] = frozenset()
+    broken: Break | None = None
 
     @staticmethod
     def of(extents: tuple[int, ...], lanes: int, static: frozenset[int] = frozenset()) -> Space:
@@ -120,7 +130,13 @@ def outer(cx: Lowering, space: Space, visit: Callable[[tuple[Coord, ...]], None]
         limit = limit or space.live.get(axis)
         end = cx.b.index(extent) if limit is None else cx.b.min(limit.value, extent)
         below = below if limit is None else (*below, limit.expr)
-        with cx.b.loop(0, end, name="r") as loop:
+        with ExitStack() as around:
+            first, last = cx.b.index(0), end
+            if space.broken is not None and depth == len(axes) - 1:
+                first = around.enter_context(cx.b.loop(0, end, space.broken.rows, name="rb")).index
+                last = cx.b.min(cx.b.add(first, space.broken.rows), end)
+                space.broken.do()
+            loop = around.enter_context(cx.b.loop(first, last, name="r"))
             coords[axis] = Coord(loop.index, below=below)
             descend(depth + 1)
 

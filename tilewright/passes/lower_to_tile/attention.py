@@ -25,16 +25,17 @@ from tilewright.ir.graph.paging_quantized import QuantizedPagedAttentionOp
 from tilewright.ir.graph.polynomial_attention import PolynomialAttentionOp
 from tilewright.ir.graph.structure import GroupOp
 from tilewright.ir.machine import Machine
-from tilewright.ir.tile.base import tile as tile_type
 from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.structure import KernelOp
-from tilewright.passes.attention_tiling.sizes import placed
-from tilewright.passes.attention_tiling.variants import Block, blocks_of, own_block
-from tilewright.passes.lower_to_tile.access import UNIT, Axis, Space, map_group, unsupported
+from tilewright.passes.attention_tiling.sizes import placed, shared_by_queries
+from tilewright.passes.attention_tiling.variants import FEW, Block, blocks_of, own_block
+from tilewright.passes.lower_to_tile.access import unsupported
+from tilewright.passes.lower_to_tile.attention_axes import Axes, Walked, keys_or_values
 from tilewright.passes.lower_to_tile.emit import Emitter
-from tilewright.passes.lower_to_tile.frame import Lowered, Variant, all_strides, begin
+from tilewright.passes.lower_to_tile.frame import Lowered, Variant, begin
 from tilewright.passes.lower_to_tile.key_ranges import KeyRanges
-from tilewright.passes.lower_to_tile.layout import Strides, merge_axes
+from tilewright.passes.lower_to_tile.keys_in_pairs import KeysInPairs, without_hidden
+from tilewright.passes.lower_to_tile.layout import Strides
 from tilewright.passes.lower_to_tile.matrix_tiles import attention_unit, own_segment
 from tilewright.passes.lower_to_tile.online_softmax import OnlineSoftmax, Run, Segment
 from tilewright.passes.lower_to_tile.skeleton import Refusal
@@ -83,15 +84,24 @@ def lower_attention(group: GroupOp, name: str, machine: Machine, dims: DimSpace)
         raise unsupported(anchor, f"no kernel is made by the schedule {schedule.to_dict()}", step)
     low, high = dims.interval(queries)
     met = KeyRanges.of(anchor, segment, dims)
+    unit = attention_unit(machine, anchor, keys=segment)
+    paired = (
+        schedule.number("pairs", 0) > 0 and unit is not None and shared_by_queries(anchor) and order == "query-outer"
+    )
+    blocks, pairs = blocks_of(machine.rules, block_q, heads, paired=paired), None
+    alone = max((b.limit for b in blocks if b.limit is not None and not b.paired), default=0)
+    if paired and unit is not None and (high is None or high > alone):
+        pairs = KeysInPairs(anchor, unit, segment, alone, low or 0)
 
     def made(ending: str, parts: Parts | None, first: Lowered | None = None) -> Lowered:
         variants: list[Variant] = []
         previous = 0
-        for block in blocks_of(machine.rules, block_q, heads):
+        for block in blocks:
             limit = block.limit
             if (low is None or limit is None or low <= limit) and (high is None or high > previous or not variants):
                 called = f"{name}_h{block.heads}{ending}" if block.heads > 1 else f"{name}_q{block.rows}{ending}"
-                kernel = _kernel(group, anchor, called, machine, dims, block, segment, parts, met)
+                called += "_paired" if block.paired else ""
+                kernel = _kernel(group, anchor, called, machine, dims, block, segment, parts or pairs, met)
                 variants.append(Variant(kernel, limit))
             previous = limit or previous
         variants[-1] = Variant(variants[-1].kernel, None)
@@ -99,61 +109,9 @@ def lower_attention(group: GroupOp, name: str, machine: Machine, dims: DimSpace)
 
     before = None if met is None else met.lowered(group, name)
     if order == "query-outer":
-        return made("", None, before)
+        return made("", None, before if pairs is None else pairs.lower(group, f"{name}_pairs"))
     apart, merging = (Parts(anchor, part, last, outer=order == "key-outer") for last in (False, True))
     return made("_merge", merging, made("_part", apart, before))
-
-
-class _Axes:
-    """The space's axes that attention names: query heads of a key head h, queries t, keys s, features of q and k (e)
-    and of v (d)."""
-
-    h: tuple[int, ...]
-    t: tuple[int, ...]
-    s: int
-    e: int
-    d: tuple[int, ...]
-
-
-def _seed(space: Space, op: attention.AttentionOp, axes: _Axes) -> None:
-    q, k = tensor(op.q), tensor(op.k)
-    heads, group = space.maps[op.out][-3], op.group
-    if group > 1 and heads.axes and k.dims[-3].constant != 1:
-        space.split(heads.axes[0], k.dims[-3], Expr.of(group))
-    out = space.maps[op.out]
-    lead, heads, t, d = out[:-3], out[-3], out[-2], out[-1]
-    kv_heads = UNIT if k.dims[-3].constant == 1 else Axis(heads.axes[:1])
-    # axes of size 1 still need a loop variable, so they are always made
-    s, e = Axis((space.new(k.dims[-2]),)), Axis((space.new(q.dims[-1]),))
-    axes.h = heads.axes[0 if kv_heads is UNIT else 1 :]
-    axes.t, axes.s, axes.e, axes.d = t.axes, s.axes[0], e.axes[0], d.axes or (space.new(Expr.of(1)),)
-    if op.lse_out is not None:
-        space.maps[op.lse_out] = (*lead, heads, t)
-
-    def trimmed(value: SSAValue, full: tuple[Axis, ...]) -> tuple[Axis, ...]:
-        dims = tensor(value).dims
-        aligned = full[len(full) - len(dims) :]
-        return tuple(UNIT if n.constant == 1 else a for n, a in zip(dims, aligned, strict=True))
-
-    space.maps[op.q] = trimmed(op.q, (*lead, heads, t, e))
-    space.maps[op.k] = trimmed(op.k, (*lead, kv_heads, s, e))
-    space.maps[op.v] = trimmed(op.v, (*lead, kv_heads, s, d))
-    logits = (*lead, heads, t, s)
-    if op.bias is not None:
-        space.maps[op.bias] = trimmed(op.bias, logits)
-    if op.valid is not None:
-        per_key = tensor(op.valid).rank == q.rank - 2
-        space.maps[op.valid] = trimmed(op.valid, (*lead, s) if per_key else logits)
-    if op.sinks is not None:
-        space.maps[op.sinks] = trimmed(op.sinks, (heads,))
-    for value, axis in ((op.q_positions, t), (op.k_positions, s)):
-        if value is not None:
-            wanted = trimmed(value, (*lead, axis))
-            if space.maps.setdefault(value, wanted) != wanted:
-                raise unsupported(op, "queries and keys share one positions operand: clone it first")
-    if op.segments is not None:
-        # of queries; those of keys are the same numbers, read along the other axis
-        space.maps[op.segments] = trimmed(op.segments, (*lead, t))
 
 
 def _kernel(
@@ -164,49 +122,48 @@ def _kernel(
     dims: DimSpace,
     block: Block,
     segment: int,
-    parts: Parts | None,
+    apart: Parts | KeysInPairs | None,
     met: KeyRanges | None,
 ) -> KernelOp:
-    """block: a tile of queries. segment: keys of a tile. parts: of the keys, where programs share them. met: where
-    sequences are packed, which keys meet which queries. Heads that a group splits into several axes are not packed."""
-    axes = _Axes()
-    space = map_group(group, op, lambda s: None if op.q in s.maps else _seed(s, op, axes))
-    strides = all_strides(space, group)
-    inner = {axes.s, axes.e, *axes.t, *axes.d}
-    outer = [a for a in space.order if a not in inner]
-    packed = block.heads > 1 and len(axes.h) == 1
-    apart = frozenset({*inner, *axes.h} if packed else inner)
-    walk = merge_axes(space, [*outer, *axes.t, axes.s, axes.e, *axes.d], strides, apart)
-    place = {members: i for i, members in enumerate(walk.members)}
-    if len(axes.d) != 1 or len(axes.t) > 1:
-        raise unsupported(op, "the value's features or the queries are split into several axes")
-    t_at = place[axes.t] if axes.t else None
-    s_at, e_at, d_at = place[axes.s,], place[axes.e,], place[axes.d]
-    features, value_features = (size.evaluate({}) for size in (walk.extents[e_at], walk.extents[d_at]))
+    """block: a tile of queries. segment: keys of a tile. apart: the keys' parts, where programs share them, or pairs,
+    where a launch of its own makes them. met: where sequences are packed, which keys meet which queries. Heads that a
+    group splits into several axes are not packed."""
+    walked_by = Walked.of(group, op, packed=block.heads > 1)
+    space, strides, axes, walk = walked_by.space, walked_by.strides, walked_by.axes, walked_by.walk
+    t_at, s_at, e_at, d_at = walked_by.t, walked_by.s, walked_by.e, walked_by.d
+    features, value_features = walked_by.features
     # the axis along a tile's rows, and the queries that it spans
-    row_at = place[axes.h] if packed else t_at
+    row_at = walked_by.h if walked_by.h is not None else t_at
     rows = block.rows if row_at is not None else 1
-    span = 1 if packed else rows
+    span = 1 if walked_by.h is not None else rows
+    parts = apart if isinstance(apart, Parts) else None
+    pairs = apart if isinstance(apart, KeysInPairs) and block.paired else None
     ranges: list[SSAValue] = []
+    further: list[SSAValue] = []
 
-    def more(b: KernelBuilder) -> None:
+    def declare(b: KernelBuilder) -> None:
         ranges.extend([] if met is None else met.inputs(b))
+        further.extend(apart.buffers(b, walked_by) if isinstance(apart, KeysInPairs) else [])
 
-    b, buffers, outputs, sums = (*begin(group, name, more), []) if parts is None else parts.begin(group, name, more)
+    if parts is not None:
+        b, buffers, outputs, further = parts.begin(group, name, declare)
+    else:
+        b, buffers, outputs = begin(group, name, declare)
     extent = dict.fromkeys(range(len(walk.members)), 1)
     extent.update({s_at: segment, e_at: features, d_at: value_features})
     if row_at is not None:
         extent[row_at] = rows
-    grid = [i for i in range(len(walk.members)) if i not in (s_at, e_at, d_at)]
+    grid = walked_by.grid
     leaving = parts is not None and not parts.merging
-    counts = [parts.count] if parts is not None and leaving else [] if grid else [Expr.of(1)]
+    counts = [parts.count] if parts is not None and leaving else [pairs.present] if pairs else []
+    counts = counts if grid or counts else [Expr.of(1)]
     order, folded = None, []
     if t_at is not None and (met is not None or (op.mask.data == "causal" and placed(op))):
         # later queries see more keys, and later keys are seen by fewer queries; packed sequences differ in length
         folded = [len(grid) if leaving and parts is not None and parts.outer else grid.index(t_at)]
     if parts is not None and leaving:
-        keyed = {number for axis in space.maps[op.k] for number in axis.axes}
-        order = parts.order(len(grid), frozenset(n for n, i in enumerate(grid) if keyed & {*walk.members[i]}))
+        keyed = walked_by.along(op.k)
+        order = parts.order(len(grid), frozenset(n for n, i in enumerate(grid) if i in keyed))
     sizes = [*(walk.extents[i] for i in grid), *counts]
     tiles = [*(extent[i] for i in grid), *([1] * len(counts))]
     coordinates = b.grid(sizes, tiles, order, folded, 2 if met is None else _STRETCHES)
@@ -220,6 +177,7 @@ def _kernel(
     # rows that a matrix unit takes at once go through products and softmax together: what is between stays near
     height = gcd(rows, unit.band) if unit is not None else rows
     softmax = OnlineSoftmax.of(b, op, machine, (height, segment), (features, value_features))
+    softmax = replace(softmax, paired=pairs is not None)
     bands = [dict(at) for _ in range(rows // height)]
     if row_at is not None and len(bands) > 1:
         extent[row_at] = height
@@ -229,10 +187,14 @@ def _kernel(
     lo, hi = key_range(op, span, segment)
     first = [at[t_at]] if t_at is not None else [b.index(0)]
 
-    def segment_at(scaled: Sequence[SSAValue], key: SSAValue, whole: bool) -> Iterator[Segment]:
+    def segment_at(scaled: Sequence[SSAValue], place: SSAValue, whole: bool) -> Iterator[Segment]:
+        key = place if pairs is None else b.index(Expr.of("a0") * segment, place)
         along = {**at, s_at: key}
-        k = keys_or_values(emitter(s_at, e_at, along), op.k, (segment, features))
-        v = keys_or_values(emitter(s_at, d_at, along), op.v, (segment, value_features))
+        if pairs is not None:
+            k, v = pairs.load(b, walked_by, further, at, coordinates[-1], place)
+        else:
+            k = keys_or_values(emitter(s_at, e_at, along), op.k, (segment, features))
+            v = keys_or_values(emitter(s_at, d_at, along), op.v, (segment, value_features))
         for number, (queries, band) in enumerate(zip(scaled, bands, strict=True)):
             logits_at = emitter(row_at, s_at, {**band, s_at: key})
             logits = softmax.logits(queries, k)
@@ -244,20 +206,20 @@ def _kernel(
             if op.bias is not None:
                 bias = logits_at.load(op.bias, 0.0) if isinstance(op.bias, BlockArgument) else logits_at.tile(op.bias)
                 logits = b.map("add", logits, softmax.logit(bias))
-            if per_key is not None and number == 0:
-                # a key that no query may see contributes nothing, not even 0 * NaN
-                v = b.map("select", b.reshape(per_key, (segment, 1)), v, b.constant(0.0, (1, 1), tile_type(v).dtype))
+            if per_key is not None and number == 0 and pairs is None:
+                v = without_hidden(b, v, per_key)
             yield Segment(logits, seen, v)
 
     # few queries wait for memory, not for masks: their variants are not worth a second loop's code
-    within = seen_by_all(op, segment) if block.limit is None else None
+    tall = block.limit is None or block.rows > FEW[-1]
+    within = seen_by_all(op, segment) if tall else None
     whole = None if within is None else Run(None, b.index(within, *first))
     begin_at, end = b.index(lo, *first), b.index(hi, *first)
     if ranges and met is not None:
         (begins, ends), run = met.at(b, ranges, space, walk, at, (first[0], span))
         begin_at = b.index(maximum("a0", "a1"), begin_at, begins)
         end = b.index(minimum("a0", "a1"), end, ends)
-        if block.limit is None and met.tells_whole:
+        if tall and met.tells_whole:
             whole = Run(run[0], run[1] if whole is None else b.index(minimum("a0", "a1"), run[1], whole.end))
 
     def walked(begin_at: SSAValue, end: SSAValue, most: int | None) -> list[list[SSAValue]]:
@@ -270,7 +232,7 @@ def _kernel(
         states = walked(begin_at, end, dims.interval(walk.extents[s_at])[1])
     else:
         softmax = replace(softmax, part=parts.keys)
-        kept, tile_of = Sums(b, sums, [walk.extents[i] for i in grid]), [extent[i] for i in grid]
+        kept, tile_of = Sums(b, further, [walk.extents[i] for i in grid]), [extent[i] for i in grid]
         places = [[band[i] for i in grid] for band in bands]
         if leaving:
             of_part = parts.bounds(b, coordinates[-1], begin_at, end)
@@ -291,19 +253,7 @@ def _kernel(
     return b.finish()
 
 
-def _along_keys(e: Emitter, value: SSAValue, axes: _Axes) -> Emitter:
+def _along_keys(e: Emitter, value: SSAValue, axes: Axes) -> Emitter:
     """An emitter that reads a value of queries as one of keys."""
     steps = {axes.s if axis in axes.t else axis: step for axis, step in e.strides[value].steps.items()}
     return replace(e, strides={**e.strides, value: Strides(steps, e.strides[value].offset)})
-
-
-def keys_or_values(e: Emitter, value: SSAValue, extents: tuple[int, int]) -> SSAValue:
-    """A block of keys or values; rows past the last key are zero, so that p = 0 times them is 0."""
-    source = value
-    while not isinstance(source, BlockArgument):
-        op = source.owner
-        x = getattr(op, "x", None)
-        if not isinstance(x, SSAValue):
-            raise unsupported(op, "keys and values must be in memory")
-        source = x
-    return e.b.broadcast(e.load(source, 0.0), extents)

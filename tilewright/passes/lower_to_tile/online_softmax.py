@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 
 from xdsl.ir import SSAValue
 
-from tilewright.ir.dims import Expr, floordiv, maximum, minimum
+from tilewright.ir.dims import Expr, ceildiv, floordiv, maximum, minimum
 from tilewright.ir.dtypes import F32, DType
 from tilewright.ir.graph.attention import AttentionOp
 from tilewright.ir.graph.base import tensor
@@ -29,6 +29,7 @@ from tilewright.ir.tile.base import tile as tile_type
 from tilewright.ir.tile.builder import KernelBuilder
 from tilewright.ir.tile.structure import ExprOp
 from tilewright.passes.lower_to_tile.matrix_tiles import attention_unit
+from tilewright.passes.lower_to_tile.packing import pairs_of
 
 MINUS_INFINITY = float("-inf")
 _HELD: Final = 8.0  # powers of two that a weight of 16 bits may exceed 1 by
@@ -59,7 +60,8 @@ class OnlineSoftmax:
 
     segment: keys of a step. part: keys of a part, whole segments. features, value_features: of a row of k and of v.
     chain: the most features of one chain of a logit's multiply-adds. on_unit: whether a matrix unit takes both
-    products, and keys and values in pairs; it has an order of its own.
+    products, and keys and values in pairs; it has an order of its own. paired: whether keys and values come as its
+    right-hand sides, in pairs already; segments are then told by their number, else by their first key.
     """
 
     b: KernelBuilder
@@ -71,6 +73,7 @@ class OnlineSoftmax:
     value_features: int
     chain: int
     on_unit: bool
+    paired: bool = False
 
     @staticmethod
     def of(
@@ -128,11 +131,14 @@ class OnlineSoftmax:
         return op.scale.data / math.log(self.base)
 
     def logits(self, queries: SSAValue, k: SSAValue) -> SSAValue:
-        """Capped logits of a segment from `queries()` and k [segment, features], scaled for `base` but for `factor`."""
+        """Capped logits of a segment from `queries()` and k [segment, features], scaled for `base` but for `factor`.
+
+        k is [features, segment] where it is `paired`.
+        """
         b, cap = self.b, self.op.softcap.data
         zero = b.constant(0.0, (self.rows, self.segment))
         if self.on_unit:
-            logits = b.dot(queries, _pairs_of_features(b, k), zero)
+            logits = b.dot(queries, k if self.paired else _by_way_of_pairs(b, k, turned=True), zero)
         else:
             logits = b.dot(queries, b.transpose(k, (1, 0)), zero, self._even_chain())
         unit = 1 / math.log(self.base)
@@ -194,7 +200,14 @@ class OnlineSoftmax:
         segment_at: also told whether all of the segment's keys exist and every row sees them, as it is of segments
         inside `whole`. Those have a loop of their own: what masks cost is paid at the edges alone.
         """
-        b, count = self.b, len(sinks)
+        b, count, size, part = self.b, len(sinks), self.segment, self.part
+        at_zero = isinstance(lo.owner, ExprOp) and lo.owner.expr == Expr.of(0)
+        if self.paired:
+            lo, hi = lo if at_zero else b.index(floordiv("a0", size), lo), b.index(ceildiv("a0", size), hi)
+            if whole is not None:
+                begin = None if whole.begin is None else b.index(ceildiv("a0", size), whole.begin)
+                whole = Run(begin, b.index(floordiv("a0", size), whole.end))
+            size, part = 1, part // size
         begun = [self.start(sink) for sink in sinks] if before is None else before
 
         def flat(states: Iterable[Sequence[SSAValue]]) -> list[SSAValue]:
@@ -204,7 +217,7 @@ class OnlineSoftmax:
             return [list(values[at : at + len(values) // count]) for at in range(0, len(values), len(values) // count)]
 
         def steps(first: SSAValue, last: SSAValue, states: list[SSAValue], seen: bool) -> list[SSAValue]:
-            with b.loop(first, last, self.segment, states) as loop:
+            with b.loop(first, last, size, states) as loop:
                 brought = segment_at(loop.at, seen)
                 stepped = (self.step(state, band) for state, band in zip(apart(loop.carried), brought, strict=True))
                 loop.give(*flat(stepped))
@@ -218,7 +231,7 @@ class OnlineSoftmax:
                     inside = maximum("a0", minimum("a1", "a2"))
                     before, first = first, b.index(inside, first, whole.begin, last)
                     states = steps(before, b.index(minimum("a0", "a1"), first, last), states, False)
-                size, inside = self.segment, minimum("a1", "a2") - "a0"
+                inside = minimum("a1", "a2") - "a0"
                 edge = b.index(floordiv(inside, size) * size + "a0", first, last, whole.end)
                 states = steps(first, edge, states, True)
                 first = b.index(maximum("a0", "a1"), first, edge)
@@ -231,11 +244,10 @@ class OnlineSoftmax:
             # one part: to merge it into nothing would change no bit
             alone = before is None and all(sink is None for sink in sinks)
             return chain(lo, hi) if alone else apart(all_merged(begun, chain(lo, hi)))
-        at_zero = isinstance(lo.owner, ExprOp) and lo.owner.expr == Expr.of(0)
-        begin = lo if at_zero else b.index(floordiv("a0", self.part) * self.part, lo)
-        with b.loop(begin, hi, self.part, flat(begun)) as parts:
+        begin = lo if at_zero else b.index(floordiv("a0", part) * part, lo)
+        with b.loop(begin, hi, part, flat(begun)) as parts:
             first = parts.at if at_zero else b.index(maximum("a0", "a1"), parts.at, lo)
-            last = b.index(minimum(Expr.of("a0") + self.part, "a1"), parts.at, hi)
+            last = b.index(minimum(Expr.of("a0") + part, "a1"), parts.at, hi)
             parts.give(*all_merged(apart(parts.carried), chain(first, last)))
         return apart(parts.out)
 
@@ -273,7 +285,7 @@ class OnlineSoftmax:
         else:
             p = b.map("exp2_coarse", b.map("fma", logits, factor, b.map("neg", shift)))
         fade = self._exponential(m, shift)
-        held = _pairs_of_keys(b, v) if self.on_unit else v
+        held = _by_way_of_pairs(b, v) if self.on_unit and not self.paired else v
         faded, weights = b.map("mul", o, fade), p
         if scale is not None and low is not None:
             weights = b.map("mul", p, scale)
@@ -323,15 +335,8 @@ class OnlineSoftmax:
         return self.b.constant(self.op.scale.data, (1, 1))
 
 
-def _pairs_of_features(b: KernelBuilder, k: SSAValue) -> SSAValue:
-    """k [keys, features] as [features, keys], by way of pairs of features, as a matrix unit takes them."""
-    keys, features = tile_type(k).extents
-    pairs = b.transpose(b.reshape(k, (keys, features // 2, 2)), (1, 0, 2))
-    return b.reshape(b.transpose(pairs, (0, 2, 1)), (features, keys))
-
-
-def _pairs_of_keys(b: KernelBuilder, v: SSAValue) -> SSAValue:
-    """v [keys, features] as it is, by way of pairs of keys."""
-    keys, features = tile_type(v).extents
-    pairs = b.transpose(b.reshape(v, (keys // 2, 2, features)), (0, 2, 1))
-    return b.reshape(b.transpose(pairs, (0, 2, 1)), (keys, features))
+def _by_way_of_pairs(b: KernelBuilder, x: SSAValue, *, turned: bool = False) -> SSAValue:
+    """x [K, N], or [N, K] where `turned`, as [K, N], by way of pairs of k, as a matrix unit takes them."""
+    pairs = pairs_of(b, x, turned=turned)
+    half, columns, _ = tile_type(pairs).extents
+    return b.reshape(b.transpose(pairs, (0, 2, 1)), (2 * half, columns))

@@ -23,6 +23,20 @@ def matrix_of_pairs(b: KernelBuilder, panels: SSAValue) -> SSAValue:
     return b.reshape(b.transpose(panels, (1, 3, 0, 2)), (half * pairs, count * columns))
 
 
+def pairs_of(b: KernelBuilder, x: SSAValue, *, turned: bool) -> SSAValue:
+    """A tile [K, N], or [N, K] where `turned`, as pairs of k side by side, [K/2, N, 2]."""
+    rows, columns = tile(x).extents
+    if turned:
+        return b.transpose(b.reshape(x, (rows, columns // 2, 2)), (1, 0, 2))
+    return b.transpose(b.reshape(x, (rows // 2, 2, columns)), (0, 2, 1))
+
+
+def panels_of_pairs(b: KernelBuilder, pairs: SSAValue, width: int) -> SSAValue:
+    """Pairs [K/2, N, 2] in panels of `width` columns, [N/width, K/2, width, 2], as `matrix_of_pairs` reads them."""
+    half, columns, _ = tile(pairs).extents
+    return b.transpose(b.reshape(pairs, (half, columns // width, width, 2)), (1, 0, 2, 3))
+
+
 def lower_pack(group: GroupOp, name: str, machine: Machine) -> Lowered:
     """One program a panel and a run of k: a [k, columns] block is read, transposed if need be, and stored densely."""
     b, buffers, (output,) = begin(group, name)

@@ -24,7 +24,7 @@ from tilewright.ir.machine import Machine
 from tilewright.ir.tile.base import tile as tile_type
 from tilewright.ir.tile.structure import KernelOp
 from tilewright.passes.lower_to_tile.access import UNIT, Axis, Space, map_group, unsupported
-from tilewright.passes.lower_to_tile.attention import keys_or_values
+from tilewright.passes.lower_to_tile.attention_axes import keys_or_values
 from tilewright.passes.lower_to_tile.emit import Emitter
 from tilewright.passes.lower_to_tile.frame import Lowered, Variant, all_strides, begin
 from tilewright.passes.lower_to_tile.layout import Strides, Walk, merge_axes
