@@ -114,7 +114,7 @@ class OnlineSoftmax:
         """What logits are multiplied by as exponentials are taken of them, in one operation with the shift: where
         nothing else happens to them before. None where they are scaled already."""
         op = self.op
-        added = any(getattr(op, name, None) is not None for name in ("bias", "slopes", "by_distance"))
+        added = any(getattr(op, name, None) is not None for name in ("bias", "slopes", "by_distance", "log_counts"))
         if self.dtype is F32 or op.softcap.data or added or op.scale.data <= 0:
             return None
         return op.scale.data / math.log(self.base)

@@ -130,16 +130,15 @@ class Requests:
         return found
 
     def rows(self, value: SSAValue, table: SSAValue, length: SSAValue) -> SSAValue:
-        """Keys or values [S, heads, n] as a sequence [length, heads, n]."""
-        (whole, heads, last), page = tensor(value).dims, self.op.page.data
-        pitches = [heads * last * page, heads * last, last, Expr.of(1)]
-        return self.pages(value, table, length, [floordiv(whole, page), Expr.of(page), heads, last], pitches)
+        """Keys or values [P, heads, page, n] as a sequence [length, heads, n]."""
+        pages, heads, page, last = tensor(value).dims
+        pitches = [heads * last * page, last, last * page, Expr.of(1)]
+        return self.pages(value, table, length, [pages, page, heads, last], pitches)
 
     def counts(self, value: SSAValue, table: SSAValue, length: SSAValue) -> SSAValue:
-        """One number a key [S, heads] as a sequence [length, heads, 1]."""
-        (whole, heads), page, one = tensor(value).dims, self.op.page.data, Expr.of(1)
-        return self.pages(value, table, length, [floordiv(whole, page), Expr.of(page), heads, one],
-                          [heads * page, heads, one, one])  # fmt: skip
+        """One number a key [P, heads, page] as a sequence [length, heads, 1]."""
+        (pages, heads, page), one = tensor(value).dims, Expr.of(1)
+        return self.pages(value, table, length, [pages, page, heads, one], [heads * page, one, page, one])
 
     def block(self, at: SSAValue, places: SSAValue) -> Block:
         """The block of tokens from `at` on. places: the operand with their places in what they see."""
