@@ -95,7 +95,9 @@ class Requests:
             raise unsupported(op, "head dims must be fixed numbers")
         rows, each, requests = tokens * op.group, op.group, tensor(op.table).dims[0]
         shared = floordiv(heads, each)
-        head, request = b.grid([shared, requests], [1, 1])
+        # threads share out heads, which are equally much work; the next program mostly has the same request's next one
+        each_thread = -(-(shared.constant or 1) // machine.cores)
+        head, request = b.grid([shared, requests], [1, 1], order=[(0, each_thread), (1, 1), (0, 1)])
         offsets = b.view(buffers[op.offsets], [requests + 1], [1])
         begins, ends = b.scalar(offsets, [request]), b.scalar(offsets, [b.index(Expr.of("a0") + 1, request)])
         count = b.index(Expr.of("a1") - "a0", begins, ends)
