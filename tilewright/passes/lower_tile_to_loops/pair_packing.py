@@ -23,6 +23,7 @@ from tilewright.passes.lower_tile_to_loops.step_requests import StepRequests
 from tilewright.passes.lower_tile_to_loops.storage import Pairs, ScratchTile
 from tilewright.passes.lower_tile_to_loops.sweeps import Starts
 from tilewright.passes.lower_tile_to_loops.transposes import turn
+from tilewright.passes.lower_tile_to_loops.whole_rows import over_whole_rows
 
 
 def pack(cx: Lowering, op: DotOp, pair: Paired, width: int) -> ScratchTile:
@@ -69,14 +70,18 @@ def _packed(cx: Lowering, op: DotOp, pair: Paired, width: int) -> ScratchTile:
     step = LANES if pair.turned or (requests.loads and depth % LANES == 0) else 2
     for starts in row_starts(cx, rows, step, looped=looped):
         with starts as at:
-            if pair.turned:
-                turns = requests.turns(at, step, depth // 2)
-                for first in range(0, depth // 2, LANES):
-                    _turn_square(cx, pair, panels, at, first, turns)
-            else:
-                turns = requests.turns(at, step, step // 2 * -(-columns // LANES))
-                for more in range(0, step, 2):
-                    _interleave(cx, pair, panels, _moved(cx, at, more), columns, turns)
+
+            def packed(at: Position = at) -> None:
+                if pair.turned:
+                    turns = requests.turns(at, step, depth // 2)
+                    for first in range(0, depth // 2, LANES):
+                        _turn_square(cx, pair, panels, at, first, turns)
+                else:
+                    turns = requests.turns(at, step, step // 2 * -(-columns // LANES))
+                    for more in range(0, step, 2):
+                        _interleave(cx, pair, panels, _moved(cx, at, more), columns, turns)
+
+            over_whole_rows(cx, pair.source, at, step, packed)
     return panels.home
 
 

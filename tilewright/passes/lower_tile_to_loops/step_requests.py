@@ -54,7 +54,7 @@ class StepRequests:
     @staticmethod
     def of(cx: Lowering, *values: SSAValue) -> StepRequests:
         """The loads behind tiles that are about to be read, up to dots and to tiles that are kept."""
-        found = dict.fromkeys(load for value in values for load in _behind(cx, value))
+        found = dict.fromkeys(load for value in values for load in behind(cx, value))
         return StepRequests(cx, tuple([load for load in found if _worth(cx, load) and not _covered(cx, load)]))
 
     def lines(self, load: LoadOp) -> int:
@@ -109,7 +109,7 @@ class StepRequests:
     def _place(self, load: LoadOp, row: Coord, column: Coord) -> Place:
         """Where a load's next step has a vector; somewhere inside its view, because the walk through the tables of
         memory to a place that does not exist stops a core for longer than the way to one that does."""
-        cx, extents, axis = self.cx, tile(load.out).extents, _stepping(load)
+        cx, extents, axis = self.cx, tile(load.out).extents, stepping(load)
         spans = [Span(cx.indices[at], ORIGIN, n) for at, n in zip(load.at, extents, strict=True)]
         first, count = spans[axis].origin, extents[axis]
         following = Index(cx.b.add(first.value, count), first.expr + count)
@@ -185,7 +185,7 @@ def _from_zero(cx: Lowering, coordinate: SSAValue) -> bool:
     return cx.indices[loop.lo].expr == Expr.of(0) or _from_zero(cx, loop.lo)
 
 
-def _stepping(load: LoadOp) -> int:
+def stepping(load: LoadOp) -> int:
     """The axis along which a load takes its tile's extent further in every step of the loop around it; -1: none."""
     for axis, (start, extent) in enumerate(zip(load.at[:-1], tile(load.out).extents, strict=False)):
         loop = start.owner.parent_op() if isinstance(start, BlockArgument) else None
@@ -195,21 +195,21 @@ def _stepping(load: LoadOp) -> int:
 
 
 def _rows(load: LoadOp) -> int:
-    return tile(load.out).extents[_stepping(load)]
+    return tile(load.out).extents[stepping(load)]
 
 
-def _behind(cx: Lowering, value: SSAValue) -> Iterator[LoadOp]:
-    """Loads behind a tile."""
+def behind(cx: Lowering, value: SSAValue) -> Iterator[LoadOp]:
+    """Loads behind a tile whose rows the loop around them counts; up to dots and to tiles that are kept."""
     op = value.owner
     if value in cx.tiles or not isinstance(op, Operation):
         return
     if isinstance(op, LoadOp):
-        if _stepping(op) >= 0:
+        if stepping(op) >= 0:
             yield op
     elif not isinstance(op, (DotOp, ForOp)):
         for operand in op.operands:
             if isinstance(operand.type, TileType):
-                yield from _behind(cx, operand)
+                yield from behind(cx, operand)
 
 
 def _worth(cx: Lowering, load: LoadOp) -> bool:

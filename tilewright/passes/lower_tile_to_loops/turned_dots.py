@@ -26,6 +26,7 @@ from tilewright.passes.lower_tile_to_loops.sites import Position, Site, known
 from tilewright.passes.lower_tile_to_loops.step_requests import Asking, StepRequests
 from tilewright.passes.lower_tile_to_loops.storage import ScratchTile
 from tilewright.passes.lower_tile_to_loops.transposes import turn
+from tilewright.passes.lower_tile_to_loops.whole_rows import over_whole_rows
 
 # What the kernel's registers hold for such dots; the others take what is left, see `matrix_dots`.
 TURNED_SUMS = (2, 3)
@@ -104,16 +105,20 @@ def _rows(cx: Lowering, op: DotOp, pair: Paired) -> ScratchTile:
     cx.sweep += 1
     for starts in row_starts(cx, columns, LANES, looped=0 not in static_axes(cx, pair.source)):
         with starts as at:
-            turns = requests.turns(at, LANES, depth // 2)
-            for first in range(0, depth, 2 * LANES):
-                # all of a page's rows before the first is written: what they share is loaded once
-                found = []
-                for row in range(LANES):
-                    next(turns)
-                    site = Site((row_at(cx, at, row), known(first, 1)), 2 * LANES)
-                    found.append(narrow(cx, pair.source, site))
-                for row, elements in enumerate(found):
-                    b.store(elements, home.memory, _place(cx, at, row, depth, first))
+
+            def copied(at: Position = at) -> None:
+                turns = requests.turns(at, LANES, depth // 2)
+                for first in range(0, depth, 2 * LANES):
+                    # all of a page's rows before the first is written: what they share is loaded once
+                    found = []
+                    for row in range(LANES):
+                        next(turns)
+                        site = Site((row_at(cx, at, row), known(first, 1)), 2 * LANES)
+                        found.append(narrow(cx, pair.source, site))
+                    for row, elements in enumerate(found):
+                        b.store(elements, home.memory, _place(cx, at, row, depth, first))
+
+            over_whole_rows(cx, pair.source, at, LANES, copied)
     return home
 
 
