@@ -18,8 +18,10 @@ from tilewright.ir.dims import Dim, DimSpace
 from tilewright.ir.dtypes import BF16, F32, I32, I64, DType
 from tilewright.ir.graph.paging import PagedAttentionOp, by_row
 from tilewright.ir.graph.structure import GroupOp
+from tilewright.ir.loops_interpreter import run_kernel
 from tilewright.ir.passing import Context
 from tilewright.ir.types import TensorType
+from tilewright.passes.lower_tile_to_loops import lower_kernel
 from tilewright.passes.lower_to_tile.frame import Lowered
 from tilewright.passes.lower_to_tile.skeletons import lower_group
 
@@ -180,6 +182,27 @@ def test_the_machine_computes_what_the_interpreter_does(
         for threads in (1, 3):
             (got,) = native(variant.kernel, arrays, sizes, cpu, nthreads=threads)
             np.testing.assert_array_equal(got.view(np.uint8), want.view(np.uint8))
+
+
+@pytest.mark.parametrize(("page", "group"), [(16, 3), (8, 1), (32, 16)])
+def test_few_rows_are_the_right_side_of_a_matrix_unit(page: int, group: int, rng: np.random.Generator) -> None:
+    shape, cpu = Shape(2 * group, 2, 64, 32, page, 40, BF16), "avx512-amx"
+    made = shape.group()
+    operands, sizes = shape.draw([(99, 1), (0, 1), (127, 1)], rng)
+    sizes["m"] += 2
+    operands[5] = torch.nn.functional.pad(operands[5], (0, 2), value=-1)
+    arrays = [
+        (x.float().numpy().astype(BF16.numpy()) if x.dtype is torch.bfloat16 else x.numpy()).reshape(-1)
+        for x in operands
+    ]
+    one, many = (variant.kernel for variant in lowered(made, cpu).variants)
+    (want,) = interpreted(one, arrays, sizes, cpu)
+    kernel = lower_kernel(one, MACHINES[cpu]())
+    out = np.zeros(want.shape, want.dtype)
+    run_kernel(kernel, [*arrays, out], sizes)
+    np.testing.assert_array_equal(out.view(np.uint8), want.view(np.uint8))
+    (together,) = interpreted(many, arrays, sizes, cpu)
+    np.testing.assert_array_equal(together.view(np.uint8), want.view(np.uint8))
 
 
 def test_a_tokens_bits_depend_on_its_own_request_alone(rng: np.random.Generator) -> None:

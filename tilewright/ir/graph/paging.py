@@ -40,12 +40,12 @@ class PagedAttentionOp(GraphOp):
     each token in its request, never falling within it. k [P, Hkv, page, D] and v [P, Hkv, page, Dv]: pages, in which a
     head's rows lie side by side; the key at position p of request r is row p % page of page table[r, p // page], table
     [R, M]. A token sees the keys of its request up to its own position, and of those what mask and window leave (see
-    graph.attention); rows that no token sees are not read. scale, softcap, sinks [H]: as in graph.attention. slopes [H], not beside sinks: a key's
-    logit falls by the head's slope with every position between it and the token (ALiBi, Press et al. 2022). by_distance
-    [H, L], not beside slopes: what is added to a key's logit by how many positions it lies before the token, which are
-    less than L (T5, Raffel et al. 2020). log_counts [P, Hkv, page]: added to a key's logit, so that a key stands for so many
-    equal ones. Without v, values are the first `values` features of k. The softmax runs in f32 or wider; results
-    [T, H, Dv] have q's dtype. Integers are i32 or i64.
+    graph.attention); rows that no token sees are not read. scale, softcap, sinks [H]: as in graph.attention. slopes
+    [H], not beside sinks: a key's logit falls by the head's slope with every position between it and the token (ALiBi,
+    Press et al. 2022). by_distance [H, L], not beside slopes: what is added to a key's logit by how many positions it
+    lies before the token, which are less than L (T5, Raffel et al. 2020). log_counts [P, Hkv, page]: added to a key's
+    logit, so that a key stands for so many equal ones. Without v, values are the first `values` features of k. The
+    softmax runs in f32 or wider; results [T, H, Dv] have q's dtype. Integers are i32 or i64.
     """
 
     name = "graph.paged_attention"
@@ -120,8 +120,8 @@ class PagedAttentionOp(GraphOp):
     ) -> torch.Tensor:
         import torch
 
-        v = k[..., : self.values.data] if v is None else v
-        k, v, log_counts = (None if x is None else by_row(x) for x in (k, v, log_counts))
+        k, v = by_row(k), by_row(k[..., : self.values.data] if v is None else v)
+        log_counts = None if log_counts is None else by_row(log_counts)
         out = q.new_zeros((*q.shape[:2], v.shape[2]))
         for r in range(table.shape[0]):
             for t in range(int(offsets[r]), int(offsets[r + 1])):

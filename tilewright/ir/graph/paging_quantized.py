@@ -42,8 +42,8 @@ class QuantizedPagedAttentionOp(GraphOp):
     byte, lowest bits first; a number is low + code * scale, with k_scales and k_lows [P, Hkv, D] of each feature in a
     page, v_scales and v_lows [P, Hkv, page] of each row. Pages by table [R, M]. In full precision: near_k [N, Hkv,
     page, D] and near_v [N, Hkv, page, Dv] in q's dtype, pages by near_table [R, L], whose first page begins at
-    position - places [T], a multiple of `page`. positions, offsets, scale, softcap, sinks, slopes and the result: as in graph.paged_attention.
-    bits: 4 or 8.
+    position - places [T], a multiple of `page`. positions, offsets, scale, softcap, sinks, slopes and the result: as in
+    graph.paged_attention. bits: 4 or 8.
     """
 
     name = "graph.quantized_paged_attention"

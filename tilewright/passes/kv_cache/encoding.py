@@ -2,8 +2,8 @@
 
 An attention whose queries are the tokens' and whose keys and values come of the source alone (cross attention) reads
 them from a state with a page of `most_source` tokens a request. The ops behind them are a program of their own, source
-ids [source] -> keys and values [heads, source, features] of each such attention. To the kernel a source is a sequence in
-one page, all of which every token sees: `sources` gives the place of its last key as every token's own.
+ids [source] -> keys and values [heads, source, features] of each such attention. To the kernel a source is a sequence
+in one page, all of which every token sees: `sources` gives the place of its last key as every token's own.
 """
 
 from __future__ import annotations

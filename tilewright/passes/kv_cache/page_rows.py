@@ -30,7 +30,7 @@ def rows_of(slots: SSAValue, page: int, heads: Expr, add: Callable[[TwOperation]
 
     pages = combined("floordiv", slots, page)
     within = combined("sub", slots, combined("mul", pages, page))
-    # (page * heads + head) * size + row
+    # pages, of so many heads, of so many rows
     first = combined("add", combined("mul", pages, page * heads.evaluate({})), within)
     column = add(ReshapeOp.make(first, dims=[*tensor(slots).dims, 1]))
     by_head = IotaOp.make(axis=1, step=page, result_types=[TensorType.of((1, heads), I64)])

@@ -6,9 +6,10 @@
     where a request has states of its own (`per_request`), rows [requests] besides
 
 The batch becomes one and the tokens' axis flat: outside attention every op must treat tokens one by one (`token_wise`),
-so it does not matter whose they are. Attention's keys and values go to rows of a state's pages (`slots`, `page_rows`),
-and its queries read them through `table` (`graph.paged_attention`). What no later token needs, the head above all, runs on the wanted rows
-alone. A model that cannot be taken apart so is refused with every op that stands in the way.
+so it does not matter whose they are. Attention's keys and values go to rows of a state's pages (`slots`,
+`page_rows`), and its queries read them through `table` (`graph.paged_attention`). What no later token needs, the head
+above all, runs on the wanted rows alone. A model that cannot be taken apart so is refused with every op that stands in
+the way.
 
 A group with a window holds a request's last pages only, so its table begins at some place of the sequence, and
 `places` count from there. The table's beginning is a multiple of `unit`, because the order of summing over keys hangs

@@ -38,7 +38,8 @@ class Lowering:
     is in none of them is inline and evaluated where it is used. sweep: numbers the traversals. Results of evaluation
     are shared inside one traversal only, because scratch changes. op: the one that is being lowered. ahead: loads that
     ask for what follows in memory, each while one op is lowered. few: rows that dots in the loops around here multiply
-    by, as pairs of k. inside: loads whose elements are known to exist where code is emitted. together: programs that run side by side.
+    by, as pairs of k. inside: loads whose elements are known to exist where code is emitted. together: programs that
+    run side by side.
     """
 
     kernel: KernelOp

@@ -8,7 +8,7 @@ in the same order, and which of the two factors is called left changes nothing.
 
 from __future__ import annotations
 
-from xdsl.ir import Operation
+from xdsl.ir import IRNode, Operation
 
 from tilewright.ir.dtypes import BF16, F32, I32
 from tilewright.ir.loops import Value
@@ -56,7 +56,7 @@ def before_loop(cx: Lowering, loop: ForOp) -> None:
 
 def _outside(op: DotOp, loop: ForOp) -> bool:
     """Whether a dot's few rows are there before a loop."""
-    around = op.a.owner
+    around: IRNode | None = op.a.owner
     while around is not None:
         if around is loop:
             return False

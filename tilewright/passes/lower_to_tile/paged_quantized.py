@@ -96,7 +96,7 @@ class _Decoded:
         b, size = self.r.b, self.r.features
         scales, lows = (b.cast(self.r.taken(x, key, size), F32) for x in (self._k_scales, self._k_lows))
         codes = b.cast(self._codes(self._keys, key, size), F32)
-        return b.cast(b.map("add", b.map("mul", codes, scales), lows), tensor(self.op.q).dtype)
+        return b.cast(b.map("fma", codes, scales, lows), tensor(self.op.q).dtype)
 
     def values(self, key: SSAValue) -> tuple[SSAValue, SSAValue, SSAValue]:
         """Codes [segment, value features] in the queries' dtype, scales and lowest numbers f32 [1, segment]."""
