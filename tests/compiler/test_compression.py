@@ -176,7 +176,7 @@ def test_a_scorer_of_ones_own_chooses(model: Any, rng: np.random.Generator, monk
     inner, seen = lm.program.compressed, []
 
     def compressed(slots: np.ndarray, *more: Any) -> Any:
-        seen.append((lm.compiled.state["cache.0.values"][slots], inner(slots, *more)["cache.0.values"]))
+        seen.append((lm.compiled.state.take_tokens("cache.0.values", slots), inner(slots, *more)["cache.0.values"]))
         return inner(slots, *more)
 
     monkeypatch.setattr(lm.program, "compressed", compressed)

@@ -14,7 +14,7 @@ from tilewright.errors import OptionError, StepError
 from tilewright.frontend.capturing import capture
 from tilewright.ir.dims import Dim, DimSpace
 from tilewright.ir.dtypes import torch_name
-from tilewright.ir.graph.paging import PagedAttentionOp
+from tilewright.ir.graph.paging import PagedAttentionOp, by_row
 from tilewright.ir.graph_interpreter import interpret
 from tilewright.ir.passing import Context, Pipeline, run_pipeline
 from tilewright.ir.verifier import verify
@@ -225,15 +225,15 @@ def test_codes_are_within_half_a_step_of_what_they_stand_for(bits: int, rng: np.
     given = {name: given[name] for name in made.arguments}
     interpret(made.module, given, weights=weights, states=states)
     for what in ("key", "value"):
-        wanted = states[f"cache.0.near_{what}s"][: closed.numel() * page]
-        codes = states[f"cache.0.{what}s"].reshape(-1, HEADS, SIZE * bits // 8)[: len(wanted)]
+        wanted = by_row(states[f"cache.0.near_{what}s"])[: closed.numel() * page]
+        codes = by_row(states[f"cache.0.{what}s"])[: len(wanted)]
         if bits == 4:
             codes = torch.stack([codes % 16, codes // 16], -1).flatten(-2)
         scale, low = (states[f"cache.0.{what}_{n}"].float() for n in ("scales", "lows"))
         if what == "key":
             scale, low = (x.repeat_interleave(page, 0)[: len(wanted)] for x in (scale, low))
         else:
-            scale, low = (x[: len(wanted), :, None] for x in (scale, low))
+            scale, low = (by_row(x)[: len(wanted), :, None] for x in (scale, low))
         assert ((codes.float() * scale + low - wanted).abs() <= scale / 2 * (1 + 1e-5)).all()
 
 

@@ -187,7 +187,7 @@ def test_an_answer_goes_on_from_what_the_encoder_has_left(rng: np.random.Generat
     states = {n: torch.full([d.evaluate({}) for d in kind.dims], torch.nan) for n, kind in made.states.items()}
     for name, rows in zip(made.encoder.states, left.values(), strict=True):
         # the second request's
-        states[name][9 : 9 + len(source)] = rows
+        states[name][1, :, : len(source)] = rows
     found = []
     for first, last in ((0, 7), (7, 8), (8, 23)):
         at, count = torch.arange(first, last), last - first

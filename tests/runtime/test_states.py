@@ -152,13 +152,11 @@ def test_state_errors_in_full(rng: np.random.Generator) -> None:
 
 def test_rows_are_put_and_cleared_where_they_are(rng: np.random.Generator) -> None:
     state = executable(stateful(), values(rng)).state
-    state.put_rows("count", 0, torch.tensor([5]))
-    assert state["count"] == 5
+    state["count"] = np.array([5])
     state.clear_rows("count", 0, 1)
     assert state["count"] == 0
     for wrong, said in (
-        (lambda: state.put_rows("count", 1, np.array([5])), "count has 1 rows, not 2"),
-        (lambda: state.put_rows("count", 0, np.array([5.0])), "count has rows of int64"),
+        (lambda: state.put_page("count", 0, np.array([[5]])), r"count has pages of int64 \[\]"),
         (lambda: state.clear_rows("count", 0, 2), "count has 1 rows, not 2"),
     ):
         with pytest.raises(StateError, match=said):

@@ -42,7 +42,9 @@ def compressor_of(
             step=f"write max_tokens={least} or more, or fewer sinks and recent tokens",
         )
     options = {name: given[name] for name in _SHARED if name in given}
-    kinds = {state.spec.name: (state.spec.dtype, state.spec.shape({})[1:]) for state in step.states}
+    # of pages [pages, heads, page, ..] what a token has
+    shapes = {state.spec.name: (state.spec.dtype, state.spec.shape({})) for state in step.states}
+    kinds = {name: (dtype, (*shape[1:2], *shape[3:])) for name, (dtype, shape) in shapes.items()}
     known: dict[tuple[Any, ...], tuple[Executable | None, Executable | None]] = {}
 
     def programs(layer: Compressible) -> tuple[Executable | None, Executable | None]:

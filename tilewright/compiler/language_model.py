@@ -127,7 +127,7 @@ class StepCode:
         )
         coded = [i for i, group in enumerate(step.groups) if group.codes]
         near = [i for i, group in enumerate(step.groups) if group.name == NEAR_GROUP]
-        rows = RowStates(step.rows.states, step.rows.reaches, step.crossed, layout.most_source)
+        rows = RowStates(step.rows.states, step.rows.reaches, step.crossed)
         return CompiledStep(
             self.compiled.executable, cached, groups, (coded[0], near[0]) if coded else None, rows,
             self.encoder.executable if self.encoder else None, compressor,

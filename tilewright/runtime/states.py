@@ -102,30 +102,40 @@ class StateStore(MutableMapping[str, Any]):
         with self._turn:
             np.frombuffer(buffer.bytes(), np.uint8)[first * size : (first + count) * size] = 0
 
-    def take_rows(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
-        """A copy of the rows with these numbers."""
+    def take_tokens(self, name: str, slots: NDArray[np.int64]) -> NDArray[Any]:
+        """Of a state in pages [pages, heads, page, ..] a copy of tokens' rows [n, heads, ..]; slots: pages in one line,
+        `page` places each."""
         with self._turn:
-            found: NDArray[Any] = self._find(name).numpy()[rows]
+            held = self._find(name).numpy()
+            found: NDArray[Any] = held[slots // held.shape[2], :, slots % held.shape[2]]
         return found
 
-    def scatter_rows(self, name: str, rows: NDArray[np.int64], values: NDArray[Any]) -> None:
-        """Writes values, arrays of the state's own kind, to the rows with these numbers."""
+    def put_tokens(self, name: str, slots: NDArray[np.int64], rows: NDArray[Any]) -> None:
+        """Writes rows [n, heads, ..], an array of the state's own kind, to where `take_tokens` reads them."""
         with self._turn:
-            self._find(name).numpy(writeable=True)[rows] = values
+            held = self._find(name).numpy(writeable=True)
+            held[slots // held.shape[2], :, slots % held.shape[2]] = rows
 
-    def put_rows(self, name: str, first: int, rows: Any) -> None:
-        """Copies rows, an array or a torch tensor of the state's own kind, to those from `first` on."""
+    def put_page(self, name: str, page: int, rows: Any) -> None:
+        """Copies rows [heads, n, ..], an array or a torch tensor of the state's own kind, to a page's first ones."""
         buffer, found = self._find(name), describe(rows)
-        if found is None or (found.dtype, found.shape[1:], found.device) != (buffer.dtype, buffer.shape[1:], "cpu"):
+        heads, size, *rest = buffer.shape[1:] if len(buffer.shape) > 2 else (0, 0)
+        kind = (buffer.dtype, (heads, *rest), "cpu")
+        if found is None or (found.dtype, (*found.shape[:1], *found.shape[2:]), found.device) != kind:
             raise StateError(
-                f"{name} has rows of {torch_name(buffer.dtype)} {list(buffer.shape[1:])}, not {rows!r}",
+                f"{name} has pages of {torch_name(buffer.dtype)} {list(buffer.shape[1:])}, not {rows!r}",
                 step="give an array or a tensor of such rows",
             )
-        if first < 0 or first + found.shape[0] > buffer.shape[0]:
-            raise StateError(f"{name} has {buffer.shape[0]} rows, not {first + found.shape[0]}", step="put rows it has")
-        size, data = buffer.nbytes // buffer.shape[0], as_buffer(rows)
+        if not 0 <= page < buffer.shape[0] or found.shape[1] > size:
+            raise StateError(
+                f"{name} has {buffer.shape[0]} pages of {size}, no {found.shape[1]} rows in page {page}",
+                step="put rows it has",
+            )
+        data = as_buffer(rows)
         with self._turn:
-            buffer.bytes()[first * size : (first + found.shape[0]) * size] = data.bytes()
+            # as bytes: NumPy need not know the dtype
+            held = np.frombuffer(buffer.bytes(), np.uint8).reshape(buffer.shape[0], heads, size, -1)
+            held[page, :, : found.shape[1]] = np.frombuffer(data.bytes(), np.uint8).reshape(*found.shape[:2], -1)
 
     def __delitem__(self, name: str) -> None:
         self._find(name)

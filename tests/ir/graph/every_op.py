@@ -167,12 +167,14 @@ def _main() -> FuncOp:
         ContinuedLinearAttentionOp, asked, asked, asked, put(ReshapeOp, fades, dims=[T, H]), begun, ends,
         put(ConstantOp, values=[2], result_types=[tensor_type([1], I64)]),
     )  # fmt: skip
+    cached = put(TransposeOp, put(ReshapeOp, cached, dims=[4, 16, H, D // H]), permutation=[0, 2, 1, 3])
     seen = put(PagedAttentionOp, asked, cached, cached, positions, ends, pages, page=16, scale=0.5)
     codes = put(
         CastOp, put(MapOp, cached, put(ConstantOp, values=[16.0], result_types=[tensor_type([])]), fn="mul"), dtype="u8"
     )
-    scales = put(ReshapeOp, put(SliceOp, cached, starts=[0, 0, 0], stops=[4, H, D // H]), dims=[4, H, D // H])
-    rows = put(ReshapeOp, put(SliceOp, cached, starts=[0, 0, 0], stops=[64, H, 1]), dims=[64, H])
+    none = [0, 0, 0, 0]
+    scales = put(ReshapeOp, put(SliceOp, cached, starts=none, stops=[4, H, 1, D // H]), dims=[4, H, D // H])
+    rows = put(ReshapeOp, put(SliceOp, cached, starts=none, stops=[4, H, 16, 1]), dims=[4, H, 16])
     near = put(
         QuantizedPagedAttentionOp, asked, codes, codes, scales, scales, rows, rows, cached, cached, positions,
         positions, ends, pages, pages, page=16, recent=1, bits=8, scale=0.5,

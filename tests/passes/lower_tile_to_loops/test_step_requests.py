@@ -93,3 +93,18 @@ def test_pages_that_come_next_are_found_by_the_table(prefix: bool, rng: np.rando
     assert all(wanted <= found.keys() for found in held)
     if prefix:
         assert counts["arg1"].total() == 2 * 64 * 2, "two segments of lines: values are asked for with their keys"
+
+
+def test_the_last_segment_asks_for_the_next_heads_first_and_for_nothing_outside(rng: np.random.Generator) -> None:
+    shape = Shape(4, 4, 32, 32, 16, 40, F32)
+    made = lower_group(shape.group(), "kernel", Context(machine("avx512"), SPACE)).variants[0].kernel
+    given, sizes = shape.draw([(99, 1)], rng)
+    table = np.full((1, 12), -1, np.int32)
+    table[:, : sizes["m"]] = given[-1]
+    arrays = [np.ascontiguousarray(x).reshape(-1) for x in (*given[:-1], table)]
+    counts = asked(made, "avx512", arrays, {**sizes, "m": 12})
+    firsts = {head: {(page * 4 + head) * 16 * 32 for page in table[0, :4]} for head in range(4)}
+    # the programs of a thread that share a request, from its second head on
+    beside = -(-4 // machine("avx512").cores)
+    assert beside == 1 or firsts[1] <= counts["arg1"].keys()
+    assert all(0 <= at < len(arrays[1]) for buffer in ("arg1", "arg2") for at in counts[buffer])

@@ -16,10 +16,12 @@ from tests.passes.lower_to_tile.groups import group, reference, run_lowered
 from tilewright.backends.cpu.machines import MACHINES
 from tilewright.ir.dims import Dim, DimSpace
 from tilewright.ir.dtypes import BF16, F32, I32, I64, DType
-from tilewright.ir.graph.paging import PagedAttentionOp
+from tilewright.ir.graph.paging import PagedAttentionOp, by_row
 from tilewright.ir.graph.structure import GroupOp
+from tilewright.ir.loops_interpreter import run_kernel
 from tilewright.ir.passing import Context
 from tilewright.ir.types import TensorType
+from tilewright.passes.lower_tile_to_loops import lower_kernel
 from tilewright.passes.lower_to_tile.frame import Lowered
 from tilewright.passes.lower_to_tile.skeletons import lower_group
 
@@ -47,14 +49,14 @@ class Shape:
         """One paged attention alone."""
         types = [
             TensorType.of(("t", self.heads, self.size), self.dtype),
-            TensorType.of((self.pages * self.page, self.shared, self.size), self.dtype),
-            *([] if self.prefix else [TensorType.of((self.pages * self.page, self.shared, self.wide), self.dtype)]),
+            TensorType.of((self.pages, self.shared, self.page, self.size), self.dtype),
+            *([] if self.prefix else [TensorType.of((self.pages, self.shared, self.page, self.wide), self.dtype)]),
             TensorType.of(("t",), I64),
             TensorType.of(("r + 1",), I32),
             TensorType.of(("r", "m"), I32),
             *([TensorType.of((self.heads,), F32)] if self.sinks or self.slopes else []),
             *([TensorType.of((self.heads, self.distances), F32)] if self.distances else []),
-            *([TensorType.of((self.pages * self.page, self.shared), F32)] if self.counted else []),
+            *([TensorType.of((self.pages, self.shared, self.page), F32)] if self.counted else []),
         ]
         given = {"page": self.page, "scale": 0.3, "values": self.wide if self.prefix else 0, **stated}
 
@@ -87,8 +89,8 @@ class Shape:
         kind = torch.bfloat16 if self.dtype is BF16 else torch.float32
         operands = [
             torch.from_numpy(rng.standard_normal((tokens, self.heads, self.size)).astype(np.float32)).to(kind),
-            torch.from_numpy(keys).to(kind),
-            *([] if self.prefix else [torch.from_numpy(values).to(kind)]),
+            in_pages(torch.from_numpy(keys), self.page).to(kind),
+            *([] if self.prefix else [in_pages(torch.from_numpy(values), self.page).to(kind)]),
             torch.from_numpy(np.concatenate([np.arange(old, old + new) for old, new in [(0, 0), *requests]])),
             torch.from_numpy(np.cumsum([0, *(new for _, new in requests)]).astype(np.int32)),
             torch.from_numpy(table),
@@ -102,7 +104,7 @@ class Shape:
                 if self.distances
                 else []
             ),
-            *([torch.from_numpy(self.counts(used, rng))] if self.counted else []),
+            *([in_pages(torch.from_numpy(self.counts(used, rng)), self.page)] if self.counted else []),
         ]
         return operands, {"t": tokens, "r": len(requests), "m": most}
 
@@ -111,6 +113,11 @@ class Shape:
         drawn = np.log(rng.integers(1, 9, (len(used), self.shared))).astype(np.float32)
         drawn[~used] = np.nan
         return drawn
+
+
+def in_pages(rows: torch.Tensor, page: int) -> torch.Tensor:
+    """Rows [pages * page, heads, ..] as pages [pages, heads, page, ..]."""
+    return rows.unflatten(0, (-1, page)).transpose(1, 2).contiguous()
 
 
 def lowered(made: GroupOp, machine: str = "avx512") -> Lowered:
@@ -177,6 +184,27 @@ def test_the_machine_computes_what_the_interpreter_does(
             np.testing.assert_array_equal(got.view(np.uint8), want.view(np.uint8))
 
 
+@pytest.mark.parametrize(("page", "group"), [(16, 3), (8, 1), (32, 16)])
+def test_few_rows_are_the_right_side_of_a_matrix_unit(page: int, group: int, rng: np.random.Generator) -> None:
+    shape, cpu = Shape(2 * group, 2, 64, 32, page, 40, BF16), "avx512-amx"
+    made = shape.group()
+    operands, sizes = shape.draw([(99, 1), (0, 1), (127, 1)], rng)
+    sizes["m"] += 2
+    operands[5] = torch.nn.functional.pad(operands[5], (0, 2), value=-1)
+    arrays = [
+        (x.float().numpy().astype(BF16.numpy()) if x.dtype is torch.bfloat16 else x.numpy()).reshape(-1)
+        for x in operands
+    ]
+    one, many = (variant.kernel for variant in lowered(made, cpu).variants)
+    (want,) = interpreted(one, arrays, sizes, cpu)
+    kernel = lower_kernel(one, MACHINES[cpu]())
+    out = np.zeros(want.shape, want.dtype)
+    run_kernel(kernel, [*arrays, out], sizes)
+    np.testing.assert_array_equal(out.view(np.uint8), want.view(np.uint8))
+    (together,) = interpreted(many, arrays, sizes, cpu)
+    np.testing.assert_array_equal(together.view(np.uint8), want.view(np.uint8))
+
+
 def test_a_tokens_bits_depend_on_its_own_request_alone(rng: np.random.Generator) -> None:
     shape = Shape(size=24, wide=40, slopes=True)
     made = shape.group()
@@ -218,8 +246,8 @@ def test_rows_that_no_token_sees_any_more_may_hold_anything(way: dict[str, Any],
     for r, (old, _) in enumerate(step):
         lowest = old - 6 if way["mask"] == "sliding" else old // 24 * 24
         gone = torch.arange(lowest)
-        rows = operands[5][r, gone // shape.page].long() * shape.page + gone % shape.page
-        operands[1][rows], operands[2][rows] = torch.nan, torch.nan
+        pages, rows = operands[5][r, gone // shape.page].long(), gone % shape.page
+        operands[1][pages, :, rows], operands[2][pages, :, rows] = torch.nan, torch.nan
     (want,) = reference(made, operands, sizes)
     found, cpu = lowered(made), host_classes()[-1]
     for variant in range(2):
@@ -234,6 +262,7 @@ def test_a_key_that_stands_for_several_weighs_as_much_as_they(rng: np.random.Gen
     times = rng.integers(1, 5, old)
     operands, sizes = few.draw([(old, 1)], rng)
     q, k, v, positions, offsets, table, _ = operands
+    k, v = by_row(k), by_row(v)
     rows = table[0].long().repeat_interleave(4)[: old + 1] * 4 + torch.arange(old + 1) % 4
     counts = torch.full(k.shape[:2], torch.nan)
     counts[rows] = torch.log(torch.tensor([*times, 1.0]))[:, None].float()
@@ -243,15 +272,16 @@ def test_a_key_that_stands_for_several_weighs_as_much_as_they(rng: np.random.Gen
     for x, wide in zip(kept, (k, v), strict=True):
         x[:again] = wide[spread]
     pages = torch.arange(-(-again // 4), dtype=torch.int32)[None]
-    all_of_them = [q, *kept, torch.tensor([again - 1]), offsets, pages]
+    all_of_them = [q, *(in_pages(x, 4) for x in kept), torch.tensor([again - 1]), offsets, pages]
     (want,) = reference(many.group(), all_of_them, {**sizes, "m": pages.shape[1]})
     made = few.group()
-    (got,) = run_lowered(made, lowered(made), 0, [q, k, v, positions, offsets, table, counts], sizes)
+    few_of_them = [q, *(in_pages(x, 4) for x in (k, v)), positions, offsets, table, in_pages(counts, 4)]
+    (got,) = run_lowered(made, lowered(made), 0, few_of_them, sizes)
     torch.testing.assert_close(torch.from_numpy(got).double(), want.double(), rtol=1e-5, atol=1e-6)
 
 
 def test_heads_and_pages_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(Exception, match="21 rows are no whole number of pages of 4"):
+    with pytest.raises(Exception, match="has no pages of 4 rows"):
         Shape(page=7, pages=3).group(page=4)
     with pytest.raises(Exception, match="not a fixed multiple"):
         Shape(heads=3, shared=2).group()

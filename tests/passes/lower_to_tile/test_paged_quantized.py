@@ -13,6 +13,7 @@ import torch
 from tests.backends.cpu.native_kernel import NativeKernel, host_classes
 from tests.passes.lower_tile_to_loops.running import interpreted, native
 from tests.passes.lower_to_tile.groups import group, reference, run_lowered
+from tests.passes.lower_to_tile.test_paged import in_pages
 from tilewright.backends.cpu.machines import MACHINES
 from tilewright.ir.dims import Dim, DimSpace
 from tilewright.ir.dtypes import BF16, F32, I32, I64, U8, DType
@@ -43,15 +44,15 @@ class Shape:
     extra: str = ""
 
     def group(self, **stated: Any) -> GroupOp:
-        rows, shared, per = self.pages * self.page, self.shared, 8 // self.bits
+        rows, shared, per = (self.pages, self.shared, self.page), self.shared, 8 // self.bits
         types = [
             TensorType.of(("t", self.heads, self.size), self.dtype),
-            TensorType.of((rows, shared, self.size // per), U8),
-            TensorType.of((rows, shared, self.wide // per), U8),
+            TensorType.of((*rows, self.size // per), U8),
+            TensorType.of((*rows, self.wide // per), U8),
             *[TensorType.of((self.pages, shared, self.size), BF16)] * 2,
-            *[TensorType.of((rows, shared), BF16)] * 2,
-            TensorType.of((rows, shared, self.size), self.dtype),
-            TensorType.of((rows, shared, self.wide), self.dtype),
+            *[TensorType.of(rows, BF16)] * 2,
+            TensorType.of((*rows, self.size), self.dtype),
+            TensorType.of((*rows, self.wide), self.dtype),
             TensorType.of(("t",), I64),
             TensorType.of(("t",), I64),
             TensorType.of(("r + 1",), I32),
@@ -105,11 +106,11 @@ class Shape:
         per = 8 // self.bits
         operands = [
             floats(tokens, self.heads, self.size).to(kind),
-            *(torch.from_numpy(rng.integers(0, 256, (rows, self.shared, n // per), np.uint8)) for n in
+            *(torch.from_numpy(rng.integers(0, 256, (self.pages, self.shared, page, n // per), np.uint8)) for n in
               (self.size, self.wide)),
-            *(x.to(torch.bfloat16) for x in scales),
-            near_k.to(kind),
-            near_v.to(kind),
+            *(x.to(torch.bfloat16) for x in scales[:2]),
+            *(in_pages(x, page).to(torch.bfloat16) for x in scales[2:]),
+            *(in_pages(x, page).to(kind) for x in (near_k, near_v)),
             torch.from_numpy(np.concatenate(places)),
             torch.from_numpy(np.concatenate([p - b for p, b in zip(places, [0, *begins], strict=True)])),
             torch.from_numpy(np.cumsum([0, *(new for _, new in requests)]).astype(np.int32)),
@@ -195,5 +196,5 @@ def test_what_does_not_fit_is_refused() -> None:
         Shape(size=5, bits=4).group()
     with pytest.raises(Exception, match="bits 3"):
         Shape().group(bits=3)
-    with pytest.raises(Exception, match="no whole number of pages"):
+    with pytest.raises(Exception, match="has no pages of 4 rows"):
         Shape(page=7, pages=3).group(page=4)

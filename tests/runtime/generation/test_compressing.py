@@ -147,7 +147,7 @@ class Rows:
     def __init__(self, **rows: np.ndarray) -> None:
         self.rows = rows
 
-    def take_rows(self, name: str, at: np.ndarray) -> np.ndarray:
+    def take_tokens(self, name: str, at: np.ndarray) -> np.ndarray:
         return self.rows[name][at]
 
 

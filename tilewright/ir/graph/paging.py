@@ -37,15 +37,15 @@ class PagedAttentionOp(GraphOp):
     """graph.attention of several requests at once, whose tokens follow each other along one axis.
 
     q [T, H, D]: request r's tokens are offsets[r]..offsets[r+1]-1, offsets [R+1] rising from 0 to T. positions [T]: of
-    each token in its request, never falling within it. k [S, Hkv, D] and v [S, Hkv, Dv]: rows in pages of `page` rows;
-    the key at position p of request r is row table[r, p // page] * page + p % page, table [R, M]. A token sees the keys
-    of its request up to its own position, and of those what mask and window leave (see graph.attention); rows that no
-    token sees are not read. scale, softcap, sinks [H]: as in graph.attention. slopes [H], not beside sinks: a key's
-    logit falls by the head's slope with every position between it and the token (ALiBi, Press et al. 2022). by_distance
-    [H, L], not beside slopes: what is added to a key's logit by how many positions it lies before the token, which are
-    less than L (T5, Raffel et al. 2020). log_counts [S, Hkv]: added to a key's logit, so that a key stands for so many
-    equal ones. Without v, values are the first `values` features of k. The softmax runs in f32 or wider; results
-    [T, H, Dv] have q's dtype. Integers are i32 or i64.
+    each token in its request, never falling within it. k [P, Hkv, page, D] and v [P, Hkv, page, Dv]: pages, in which a
+    head's rows lie side by side; the key at position p of request r is row p % page of page table[r, p // page], table
+    [R, M]. A token sees the keys of its request up to its own position, and of those what mask and window leave (see
+    graph.attention); rows that no token sees are not read. scale, softcap, sinks [H]: as in graph.attention. slopes
+    [H], not beside sinks: a key's logit falls by the head's slope with every position between it and the token (ALiBi,
+    Press et al. 2022). by_distance [H, L], not beside slopes: what is added to a key's logit by how many positions it
+    lies before the token, which are less than L (T5, Raffel et al. 2020). log_counts [P, Hkv, page]: added to a key's
+    logit, so that a key stands for so many equal ones. Without v, values are the first `values` features of k. The
+    softmax runs in f32 or wider; results [T, H, Dv] have q's dtype. Integers are i32 or i64.
     """
 
     name = "graph.paged_attention"
@@ -71,24 +71,24 @@ class PagedAttentionOp(GraphOp):
 
     def infer(self) -> Sequence[TensorType]:
         q, k = tensor(self.q), tensor(self.k)
-        v = TensorType.of((*k.dims[:2], self.values.data), k.dtype) if self.v is None else tensor(self.v)
+        v = TensorType.of((*k.dims[:3], self.values.data), k.dtype) if self.v is None else tensor(self.v)
         if (self.v is None) != (self.values.data > 0) or (k.rank and self.values.data > (k.dims[-1].constant or 0)):
             raise self.malformed(f"the first {self.values.data} features of {k} as values, beside v {self.v}")
         mask = self.check_choice("mask", self.mask.data, PAGED_MASKS)
         if (mask != "causal") != (self.window.data > 0):
             raise self.malformed(f"mask {mask!r} with window {self.window.data}")
         check_softcap(self, self.softcap.data)
-        if not (q.rank == k.rank == v.rank == 3 and q.dtype == k.dtype == v.dtype and q.dtype.is_float):
-            raise self.malformed(
-                f"q [T, H, D], k [S, Hkv, D], v [S, Hkv, Dv] must be floats of one dtype: {q}, {k}, {v}"
-            )
-        if q.dims[2] != k.dims[2] or k.dims[:2] != v.dims[:2]:
-            raise self.malformed(f"q [T, H, D], k [S, Hkv, D] and v [S, Hkv, Dv] do not fit: {q}, {k}, {v}")
+        wanted = "q [T, H, D], k [P, Hkv, page, D] and v [P, Hkv, page, Dv]"
+        kinds = (q.rank, k.rank, v.rank) == (3, 4, 4) and q.dtype == k.dtype == v.dtype and q.dtype.is_float
+        if not kinds:
+            raise self.malformed(f"{wanted} must be floats of one dtype: {q}, {k}, {v}")
+        if q.dims[2] != k.dims[3] or k.dims[:3] != v.dims[:3]:
+            raise self.malformed(f"{wanted} do not fit: {q}, {k}, {v}")
         heads, groups = q.dims[1].constant, k.dims[1].constant
         if not heads or not groups or heads % groups:
             raise self.malformed(f"{q.dims[1]} query heads are not a fixed multiple of {k.dims[1]} key heads")
-        if self.page.data < 1 or k.dims[0] % self.page.data != Expr.of(0):
-            raise self.malformed(f"{k.dims[0]} rows are no whole number of pages of {self.page.data}")
+        if self.page.data < 1 or k.dims[2] != Expr.of(self.page.data):
+            raise self.malformed(f"{k} has no pages of {self.page.data} rows")
         check_requests(self, {"positions": self.positions}, {"table": self.table})
         if self.by_distance is not None:
             added = tensor(self.by_distance)
@@ -96,9 +96,9 @@ class PagedAttentionOp(GraphOp):
                 raise self.malformed(f"by_distance must be floats [{q.dims[1]}, L] without slopes beside, got {added}")
         if self.log_counts is not None:
             added = tensor(self.log_counts)
-            if added.dims != k.dims[:2] or not added.dtype.is_float:
-                raise self.malformed(f"log_counts must be floats {list(k.dims[:2])}, got {added}")
-        return [TensorType.of((*q.dims[:2], v.dims[2]), q.dtype)]
+            if added.dims != k.dims[:3] or not added.dtype.is_float:
+                raise self.malformed(f"log_counts must be floats {list(k.dims[:3])}, got {added}")
+        return [TensorType.of((*q.dims[:2], v.dims[3]), q.dtype)]
 
     @property
     def group(self) -> int:
@@ -120,7 +120,8 @@ class PagedAttentionOp(GraphOp):
     ) -> torch.Tensor:
         import torch
 
-        v = k[..., : self.values.data] if v is None else v
+        k, v = by_row(k), by_row(k[..., : self.values.data] if v is None else v)
+        log_counts = None if log_counts is None else by_row(log_counts)
         out = q.new_zeros((*q.shape[:2], v.shape[2]))
         for r in range(table.shape[0]):
             for t in range(int(offsets[r]), int(offsets[r + 1])):
@@ -160,6 +161,11 @@ class PagedAttentionOp(GraphOp):
         per_logit += 3 if self.slopes is not None else 0
         per_logit += sum(1 for added in (self.by_distance, self.log_counts) if added is not None)
         return self.compulsory(matrix=logits * (q.dims[2] + v.dims[2]) * 2, vector=logits * per_logit)
+
+
+def by_row(x: torch.Tensor) -> torch.Tensor:
+    """Pages [P, heads, page, ..] as rows [P * page, heads, ..], those of page p from p * page on."""
+    return x.transpose(1, 2).flatten(0, 1)
 
 
 def check_requests(op: Any, by_token: dict[str, SSAValue], tables: dict[str, SSAValue]) -> None:

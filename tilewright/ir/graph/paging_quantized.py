@@ -22,7 +22,7 @@ from tilewright.ir.dims import Expr
 from tilewright.ir.dtypes import U8
 from tilewright.ir.graph.attention import check_softcap, query_heads
 from tilewright.ir.graph.base import GraphOp, at_least_f32, tensor
-from tilewright.ir.graph.paging import check_requests
+from tilewright.ir.graph.paging import by_row, check_requests
 from tilewright.ir.graph.reduction import SOFTMAX_FLOPS
 from tilewright.ir.scalars import SCALARS
 from tilewright.ir.types import TensorType
@@ -38,12 +38,12 @@ class QuantizedPagedAttentionOp(GraphOp):
     The token at position t sees the key at position s quantized where s // page <= t // page - recent, else in full
     precision: what it sees depends on t and s alone.
 
-    q [T, H, D]. Quantized: k [S, Hkv, D * bits / 8] and v [S, Hkv, Dv * bits / 8], u8 with 8 / bits codes a byte,
-    lowest bits first; a number is low + code * scale, with k_scales and k_lows [S / page, Hkv, D] of each feature in a
-    page, v_scales and v_lows [S, Hkv] of each row. Pages by table [R, M]. In full precision: near_k [N, Hkv, D] and
-    near_v [N, Hkv, Dv] in q's dtype, pages by near_table [R, L], whose first page begins at position - places [T], a
-    multiple of `page`. positions, offsets, scale, softcap, sinks, slopes and the result: as in graph.paged_attention.
-    bits: 4 or 8.
+    q [T, H, D]. Quantized: k [P, Hkv, page, D * bits / 8] and v [P, Hkv, page, Dv * bits / 8], u8 with 8 / bits codes a
+    byte, lowest bits first; a number is low + code * scale, with k_scales and k_lows [P, Hkv, D] of each feature in a
+    page, v_scales and v_lows [P, Hkv, page] of each row. Pages by table [R, M]. In full precision: near_k [N, Hkv,
+    page, D] and near_v [N, Hkv, page, Dv] in q's dtype, pages by near_table [R, L], whose first page begins at
+    position - places [T], a multiple of `page`. positions, offsets, scale, softcap, sinks, slopes and the result: as in
+    graph.paged_attention. bits: 4 or 8.
     """
 
     name = "graph.quantized_paged_attention"
@@ -78,23 +78,23 @@ class QuantizedPagedAttentionOp(GraphOp):
         if bits not in (4, 8) or page < 1 or self.recent.data < 1:
             raise self.malformed(f"bits {bits} (4 or 8), pages of {page}, {self.recent.data} recent ones")
         check_softcap(self, self.softcap.data)
-        if not (q.rank == near_k.rank == near_v.rank == 3 and q.dtype == near_k.dtype == near_v.dtype) or (
-            not q.dtype.is_float or q.dims[2] != near_k.dims[2] or near_k.dims[:2] != near_v.dims[:2]
+        if not ((q.rank, near_k.rank, near_v.rank) == (3, 4, 4) and q.dtype == near_k.dtype == near_v.dtype) or (
+            not q.dtype.is_float or q.dims[2] != near_k.dims[3] or near_k.dims[:3] != near_v.dims[:3]
         ):
             raise self.malformed(f"q, near_k and near_v do not fit: {q}, {near_k}, {near_v}")
-        rows, shared, features, wide = k.dims[0], *near_k.dims[1:], near_v.dims[2]
+        pages, shared, features, wide = k.dims[0], near_k.dims[1], near_k.dims[3], near_v.dims[3]
         heads, groups = q.dims[1].constant, shared.constant
         if not heads or not groups or heads % groups:
             raise self.malformed(f"{q.dims[1]} query heads are not a fixed multiple of {shared} key heads")
         if features * bits % 8 != Expr.of(0) or wide * bits % 8 != Expr.of(0):
             raise self.malformed(f"{features} and {wide} codes of {bits} bits fill no whole bytes")
-        for count in (rows, near_k.dims[0]):
-            if count % page != Expr.of(0):
-                raise self.malformed(f"{count} rows are no whole number of pages of {page}")
+        if near_k.dims[2] != Expr.of(page):
+            raise self.malformed(f"{near_k} has no pages of {page} rows")
+        rows = (pages, shared, Expr.of(page))
         stored = {
-            "k": (self.k, (rows, shared, features * bits // 8)), "v": (self.v, (rows, shared, wide * bits // 8)),
-            "k_scales": (self.k_scales, (rows // page, shared, features)), "v_scales": (self.v_scales, (rows, shared)),
-            "k_lows": (self.k_lows, (rows // page, shared, features)), "v_lows": (self.v_lows, (rows, shared)),
+            "k": (self.k, (*rows, features * bits // 8)), "v": (self.v, (*rows, wide * bits // 8)),
+            "k_scales": (self.k_scales, (pages, shared, features)), "v_scales": (self.v_scales, rows),
+            "k_lows": (self.k_lows, (pages, shared, features)), "v_lows": (self.v_lows, rows),
         }  # fmt: skip
         for what, (value, dims) in stored.items():
             given = tensor(value)
@@ -133,6 +133,7 @@ class QuantizedPagedAttentionOp(GraphOp):
         import torch
 
         page = self.page.data
+        k, v, v_scales, v_lows, near_k, near_v = (by_row(x) for x in (k, v, v_scales, v_lows, near_k, near_v))
         out = q.new_zeros((*q.shape[:2], near_v.shape[2]))
         for r in range(table.shape[0]):
             for t in range(int(offsets[r]), int(offsets[r + 1])):
@@ -170,7 +171,7 @@ class QuantizedPagedAttentionOp(GraphOp):
 
     def cost(self) -> Cost:
         """The work of every token against as many keys as its request's pages hold."""
-        q, v, table = tensor(self.q), tensor(self.near_v), tensor(self.table)
+        q, v, table = tensor(self.q), tensor(self.out), tensor(self.table)
         logits = q.dims[0] * q.dims[1] * table.dims[1] * self.page.data
         per_logit = SOFTMAX_FLOPS + 1 + (SCALARS["tanh"].flops + 2 if self.softcap.data else 0)
         per_logit += 3 if self.slopes is not None else 0

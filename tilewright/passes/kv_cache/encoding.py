@@ -1,9 +1,9 @@
 """Encoder-decoder models: what the encoder computes for the decoder's attention is computed once and kept by request.
 
 An attention whose queries are the tokens' and whose keys and values come of the source alone (cross attention) reads
-them from rows of a state, `most_source` of them a request. The ops behind them are a program of their own, source ids
-[source] -> keys and values [source, heads, features] of each such attention. To the kernel a source is a sequence in
-one page, all of which every token sees: `sources` gives the place of its last key as every token's own.
+them from a state with a page of `most_source` tokens a request. The ops behind them are a program of their own, source
+ids [source] -> keys and values [heads, source, features] of each such attention. To the kernel a source is a sequence
+in one page, all of which every token sees: `sources` gives the place of its last key as every token's own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tilewright.ir.attributes import Dims
 from tilewright.ir.dims import Dim, Expr, product
 from tilewright.ir.graph.attention import AttentionOp
 from tilewright.ir.graph.base import tensor
-from tilewright.ir.graph.shape import ReshapeOp, TransposeOp
+from tilewright.ir.graph.shape import ReshapeOp
 from tilewright.ir.graph.structure import FuncOp
 from tilewright.ir.module import new_module
 from tilewright.ir.operation import TwOperation
@@ -32,7 +32,7 @@ SOURCE, SOURCES = "source", "sources"
 @dataclass(frozen=True)
 class Encoder:
     """The encoder as a module. argument: source ids. states: where its results are kept, by name and type, in their
-    order; a request's rows are `most_source` from its number times that on.
+    order, a page a request.
     """
 
     module: ModuleOp
@@ -108,10 +108,10 @@ def encoder_of(
     results, states = [], {}
     for number, op in enumerate(crossed):
         for name, value in zip(state_names(number), (op.k, op.v), strict=True):
-            turned = add(TransposeOp.make(values[value], permutation=[0, 2, 1, 3], like=op))
-            flat = add(ReshapeOp.make(turned, dims=list(tensor(turned).dims[1:]), like=op))
+            flat = add(ReshapeOp.make(values[value], dims=list(tensor(values[value]).dims[1:]), like=op))
             results.append(flat)
-            states[name] = TensorType.of((requests * most, *tensor(flat).dims[1:]), tensor(flat).dtype)
+            heads, _, features = tensor(flat).dims
+            states[name] = TensorType.of((requests, heads, most, features), tensor(flat).dtype)
     made.finish(results, [name.replace(".", "_") for name in states])
     dims = (Dim(SOURCE, 1, most),)
     module = new_module(dims)

@@ -81,15 +81,10 @@ class Quantized:
         step, op, given = self.step, self.op, self.step.given
         near = [step.kept(n, self.near, x, op) for n, x in zip(names(self.layer, NEAR), (k, v), strict=True)]
         value_codes, *value_scales = self._coded(v, 2)
-        dims = tensor(near[0]).dims
-        by_page = self._add(ReshapeOp, near[0], dims=[dims[0] // self.page, self.page, *dims[1:]])
-        key_codes, *key_scales = self._coded(self._add(GatherOp, by_page, given[CLOSED_NEAR], axis=0), 1)
+        key_codes, *key_scales = self._coded(self._add(GatherOp, near[0], given[CLOSED_NEAR], axis=0), 2)
         keys, values, *places = names(self.layer, CODES)
-        pages = step.pages[self.group.name]
-        stored_keys = self._at_pages(keys, key_codes)
-        kind = tensor(stored_keys).dims
         stored = [
-            self._add(ReshapeOp, stored_keys, dims=[pages * self.page, *kind[2:]]),
+            self._at_pages(keys, key_codes),
             step.kept(values, self.group, value_codes, op),
             *(self._at_pages(n, x) for n, x in zip(places[:2], key_scales, strict=True)),
             *(step.kept(n, self.group, x, op) for n, x in zip(places[2:], value_scales, strict=True)),

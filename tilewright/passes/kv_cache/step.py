@@ -6,9 +6,10 @@
     where a request has states of its own (`per_request`), rows [requests] besides
 
 The batch becomes one and the tokens' axis flat: outside attention every op must treat tokens one by one (`token_wise`),
-so it does not matter whose they are. Attention's keys and values go to rows of a state (`slots`), and its queries read
-them through `table` (`graph.paged_attention`). What no later token needs, the head above all, runs on the wanted rows
-alone. A model that cannot be taken apart so is refused with every op that stands in the way.
+so it does not matter whose they are. Attention's keys and values go to rows of a state's pages (`slots`,
+`page_rows`), and its queries read them through `table` (`graph.paged_attention`). What no later token needs, the head
+above all, runs on the wanted rows alone. A model that cannot be taken apart so is refused with every op that stands in
+the way.
 
 A group with a window holds a request's last pages only, so its table begins at some place of the sequence, and
 `places` count from there. The table's beginning is a multiple of `unit`, because the order of summing over keys hangs
@@ -25,7 +26,7 @@ from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import Operation, SSAValue
 
 from tilewright.errors import Problem, StepError
-from tilewright.ir.dims import Dim, Expr
+from tilewright.ir.dims import Dim, Expr, product
 from tilewright.ir.dtypes import F32, I32, I64
 from tilewright.ir.graph.attention import AttentionOp
 from tilewright.ir.graph.base import tensor
@@ -54,6 +55,7 @@ from tilewright.passes.kv_cache.encoding import (
 )
 from tilewright.passes.kv_cache.latents import Latent, latent_of
 from tilewright.passes.kv_cache.layout import LATENTS, NAMES, Compressible, Kept, PagedLayout, names
+from tilewright.passes.kv_cache.page_rows import rows_of
 from tilewright.passes.kv_cache.per_request import (
     ROWS,
     KeptRows,
@@ -117,6 +119,7 @@ class Stepper:
         self.values: dict[SSAValue, SSAValue] = {}
         self.picked: dict[SSAValue, SSAValue] = {}
         self.states: dict[str, TensorType] = {}
+        self.places: dict[tuple[str, Expr], SSAValue] = {}
         self.problems: list[Problem] = []
         self.mixed: set[SSAValue] = set()
         self.encoded: set[SSAValue] = set()
@@ -432,14 +435,22 @@ class Stepper:
         return self.add(ReshapeOp.make(turned, dims=list(tensor(turned).dims[1:]), like=op))
 
     def kept(self, name: str, group: Kept, rows: SSAValue, op: AttentionOp) -> SSAValue:
-        """The state of a group, a row a token, with this step's rows put into it."""
+        """The state of a group [pages, heads, page, ..] with this step's rows [tokens, heads, ..] put into it."""
         kind = tensor(rows)
-        state = TensorType.of((self.pages[group.name] * self.layout.page, *kind.dims[1:]), kind.dtype)
-        return self.updated(name, state, self.given[group.slots], rows, op)
+        heads, page = kind.dims[1], self.layout.page
+        state = TensorType.of((self.pages[group.name], heads, page, *kind.dims[2:]), kind.dtype)
+        at = (group.slots, heads)
+        if at not in self.places:
+            self.places[at] = rows_of(self.given[group.slots], page, heads, self.add)
+        return self.updated(name, state, self.places[at], rows, op)
 
     def updated(self, name: str, state: TensorType, places: SSAValue, rows: SSAValue, op: AttentionOp) -> SSAValue:
-        """A state with rows put at places along its first axis."""
-        after = self.add(StateUpdateOp.make(self.read(name, state, op), places, rows, axis=0, like=op))
+        """A state with rows put at places [.., n]; as many leading axes of it as it takes are one line of rows."""
+        before, kept = self.read(name, state, op), tensor(rows).rank - tensor(places).rank
+        leading = product(state.dims[: len(state.dims) - kept])
+        line = self.add(ReshapeOp.make(before, dims=[leading, *state.dims[len(state.dims) - kept :]], like=op))
+        put = self.add(StateUpdateOp.make(line, places, rows, axis=0, like=op))
+        after = self.add(ReshapeOp.make(put, dims=list(state.dims), like=op))
         self.write(name, after)
         return after
 

@@ -37,7 +37,9 @@ class Lowering:
     buffers, indices, views, tiles: what buffer, index, view and materialised tile values have become; a tile value that
     is in none of them is inline and evaluated where it is used. sweep: numbers the traversals. Results of evaluation
     are shared inside one traversal only, because scratch changes. op: the one that is being lowered. ahead: loads that
-    ask for what follows in memory, each while one op is lowered. together: programs that run side by side.
+    ask for what follows in memory, each while one op is lowered. few: rows that dots in the loops around here multiply
+    by, as pairs of k. inside: loads whose elements are known to exist where code is emitted. together: programs that
+    run side by side.
     """
 
     kernel: KernelOp
@@ -51,6 +53,8 @@ class Lowering:
     views: dict[SSAValue, View] = field(default_factory=dict)
     tiles: dict[SSAValue, Storage] = field(default_factory=dict)
     pairs: dict[tuple[SSAValue, bool], Pairs] = field(default_factory=dict)
+    few: dict[SSAValue, ScratchTile] = field(default_factory=dict)
+    inside: set[LoadOp] = field(default_factory=set)
     done: set[Operation] = field(default_factory=set)
     sweep: int = 0
     op: Operation | None = None

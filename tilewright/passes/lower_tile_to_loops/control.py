@@ -14,6 +14,7 @@ from tilewright.passes.lower_tile_to_loops.context import Lowering
 from tilewright.passes.lower_tile_to_loops.indices import Index
 from tilewright.passes.lower_tile_to_loops.materialise import copy, fill, keep_clean, register_tile, storage_for
 from tilewright.passes.lower_tile_to_loops.storage import RegisterTile, ScratchTile, Storage
+from tilewright.passes.lower_tile_to_loops.turned_dots import before_loop
 
 LowerBlock = Callable[[Lowering, Block], None]
 
@@ -24,6 +25,8 @@ def lower_for(cx: Lowering, op: ForOp, lower_block: LowerBlock) -> None:
     homes = [_started(cx, op, argument, init) for argument, init in zip(op.carried, op.carries, strict=True)]
     lo, hi = cx.indices[op.lo], cx.indices[op.hi]
     starts = [v for init, home in zip(op.carries, homes, strict=True) for v in _values(cx, init, home)]
+    known = set(cx.few)
+    before_loop(cx, op)
     with b.loop(lo.value, hi.value, op.step.data, starts, name="k") as loop:
         cx.indices[op.coordinate] = Index(loop.index, cx.facts.induction(lo.expr, hi.expr, op.step.data))
         _bind(cx, op.carried, homes, loop.carries)
@@ -32,6 +35,8 @@ def lower_for(cx: Lowering, op: ForOp, lower_block: LowerBlock) -> None:
         loop.next(*_handed_on(cx, op.yielded, homes))
         if body.last_op is not None:
             cx.release(cx.plan.dies.get(body.last_op, ()))
+    for value in [v for v in cx.few if v not in known]:
+        cx.drop(cx.few.pop(value))
     _bind(cx, op.results, homes, loop.results)
 
 

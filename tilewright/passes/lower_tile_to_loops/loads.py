@@ -42,7 +42,7 @@ def load(cx: Lowering, op: LoadOp, site: Site) -> Value:
     if cx.op is not None and cx.ahead.get(op) is cx.op:
         _ask_ahead(cx, op, place, site)
     lanes = site.lanes if varies else 1
-    mask = all_of(b, place.conditions, lanes)
+    mask = None if op in cx.inside else all_of(b, place.conditions, lanes)
     if varies and site.mask is not None:
         mask = site.mask if mask is None else b.and_(mask, site.mask)
     loaded = read(b, place, lanes, mask, fill)

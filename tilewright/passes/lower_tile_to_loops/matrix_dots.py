@@ -36,6 +36,12 @@ from tilewright.passes.lower_tile_to_loops.sites import Coord, Position, Site, k
 from tilewright.passes.lower_tile_to_loops.step_requests import Asking
 from tilewright.passes.lower_tile_to_loops.storage import ScratchTile
 from tilewright.passes.lower_tile_to_loops.sweeps import Space, Starts, sweep
+from tilewright.passes.lower_tile_to_loops.turned_dots import (
+    TURNED_LEFT,
+    TURNED_SUMS,
+    is_turned,
+    lower_turned_dot,
+)
 from tilewright.passes.lower_tile_to_loops.views import AffineView, all_of
 
 _SUMS = (0, 1, 2, 3)
@@ -62,7 +68,10 @@ def lower_matrix_dot(cx: Lowering, op: DotOp) -> bool:
     if unit is None or pair is None:
         return False
     _declare(cx, unit)
-    _MatrixDot(cx, op, unit, pair).run()
+    if is_turned(op, cx.machine.rules):
+        lower_turned_dot(cx, op, unit, pair)
+    else:
+        _MatrixDot(cx, op, unit, pair).run()
     return True
 
 
@@ -70,12 +79,18 @@ def _declare(cx: Lowering, unit: MatrixUnit) -> None:
     """Shapes the registers for every dot of the kernel: as many rows as divide those of all their results."""
     if cx.b.matrix:
         return
-    dots = [o for o in cx.kernel.walk() if isinstance(o, DotOp) and paired(o, cx.machine.rules) is not None]
-    shared = gcd(*(tile(o.out).extents[0] for o in dots))
+    rules = cx.machine.rules
+    dots = [o for o in cx.kernel.walk() if isinstance(o, DotOp) and paired(o, rules) is not None]
+    shared = gcd(*(tile(o.out).extents[0] for o in dots if not is_turned(o, rules)))
     rows = next(r for r in range(unit.rows, 0, -1) if shared % r == 0)
     sums, left = MatrixRegister(F32, rows, unit.columns), MatrixRegister(BF16, rows, unit.depth)
     right = MatrixRegister(BF16, unit.depth // 2, 2 * unit.columns)
-    cx.b.matrix = (*[sums] * len(_SUMS), *[left] * len(_LEFT), *[right] * len(_RIGHT))
+    registers = [*[sums] * len(_SUMS), *[left] * len(_LEFT), *[right] * len(_RIGHT)]
+    if any(is_turned(o, rules) for o in dots):
+        for number in TURNED_SUMS:
+            registers[number] = MatrixRegister(F32, unit.rows, unit.columns)
+        registers[TURNED_LEFT] = MatrixRegister(BF16, unit.rows, unit.depth)
+    cx.b.matrix = tuple(registers)
 
 
 class _MatrixDot:
@@ -94,7 +109,10 @@ class _MatrixDot:
         self.rows, self.columns = tile(op.out).extents
         self.depth = tile(op.a).extents[1]
         self.height = cx.b.matrix[_SUMS[0]].rows
-        self.band = 2 * self.height if self.rows % (2 * self.height) == 0 else self.rows
+        # beside turned dots all rows lie in one register
+        self.narrow = cx.b.matrix[TURNED_SUMS[0]] != cx.b.matrix[_SUMS[0]]
+        even = self.rows % (2 * self.height) == 0
+        self.band = self.height if self.narrow else 2 * self.height if even else self.rows
         home = destination(cx, op.out, op.acc)
         if not isinstance(home, ScratchTile):
             raise cx.unsupported(op, "the matrix unit's sums were placed in vector registers")
@@ -103,7 +121,7 @@ class _MatrixDot:
         self.touched = touched(cx, op) if tall else []
         self.following = following(cx, op, unit, self.band) if tall else None
         across = -(-self.columns // unit.columns)
-        steps = -(-across // min(across, 4)) * -(-self.depth // unit.depth)
+        steps = -(-across // min(across, 2 if self.narrow else 4)) * -(-self.depth // unit.depth)
         self.asking = Asking.later(cx, op, steps) if pair.load is None else None
         start = op.acc.owner
         self.from_zero = isinstance(start, ConstantOp) and start.value.data == 0.0
@@ -204,7 +222,8 @@ class _MatrixDot:
         """Blocks of columns: where they start, and their registers."""
         live = self.cx.live(self.op.out).get(1)
         across = self.columns // self.unit.columns
-        wide = 2 if self.band > self.height or (live is not None and across % 2 == 0) else 4
+        several = self.band > self.height or (live is not None and across % 2 == 0)
+        wide = 2 if several or self.narrow else 4
         return self.parts(across, wide, self.unit.columns, live)
 
     def cover_band(

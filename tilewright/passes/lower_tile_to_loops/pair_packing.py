@@ -28,6 +28,7 @@ from tilewright.passes.lower_tile_to_loops.stores import available
 from tilewright.passes.lower_tile_to_loops.sweeps import Starts
 from tilewright.passes.lower_tile_to_loops.transposes import turn
 from tilewright.passes.lower_tile_to_loops.views import AffineView
+from tilewright.passes.lower_tile_to_loops.whole_rows import over_whole_rows
 
 
 class _Panels:
@@ -111,19 +112,24 @@ def _write(cx: Lowering, pair: Paired, panels: _Panels, extents: tuple[int, int]
     cx.sweep += 1
     # rows of one page are addressed together
     step = LANES if pair.turned or (requests.loads and depth % LANES == 0) else 2
-    for starts in _starts(cx, rows, step, looped=looped):
+    for starts in row_starts(cx, rows, step, looped=looped):
         with starts as at:
-            if pair.turned:
-                turns = requests.turns(at, step, depth // 2)
-                for first in range(0, depth // 2, LANES):
-                    _turn_square(cx, pair, panels, at, first, turns)
-            else:
-                turns = requests.turns(at, step, step // 2 * -(-columns // LANES))
-                for more in range(0, step, 2):
-                    _interleave(cx, pair, panels, _moved(cx, at, more), columns, turns)
+
+            def packed(at: Position = at) -> None:
+                if pair.turned:
+                    turns = requests.turns(at, step, depth // 2)
+                    for first in range(0, depth // 2, LANES):
+                        _turn_square(cx, pair, panels, at, first, turns)
+                else:
+                    turns = requests.turns(at, step, step // 2 * -(-columns // LANES))
+                    for more in range(0, step, 2):
+                        _interleave(cx, pair, panels, _moved(cx, at, more), columns, turns)
+
+            over_whole_rows(cx, pair.source, at, step, packed)
 
 
-def _starts(cx: Lowering, count: int, step: int, *, looped: bool) -> list[Starts]:
+def row_starts(cx: Lowering, count: int, step: int, *, looped: bool) -> list[Starts]:
+    """Rows 0, step, .. below a count, in a loop or one by one."""
     if looped:
         return [Starts.over(cx, 0, count, step)]
     return [Starts(cx, at) for at in range(0, count, step)]
@@ -133,11 +139,12 @@ def _moved(cx: Lowering, start: Position, by: int) -> Position:
     return start + by if isinstance(start, int) else cx.b.add(start, by)
 
 
-def _row(cx: Lowering, start: Position, by: int) -> Coord:
+def row_at(cx: Lowering, start: Position, by: int) -> Coord:
+    """The row so many behind a start."""
     return known(start + by) if isinstance(start, int) else Coord(cx.b.add(start, by))
 
 
-def _narrow(cx: Lowering, source: SSAValue, site: Site) -> Value:
+def narrow(cx: Lowering, source: SSAValue, site: Site) -> Value:
     """Elements for the unit, which takes subnormal numbers as zeros: f32 ones may be so rounded, too."""
     op = source.owner
     if not isinstance(op, CastOp) or source in cx.tiles or tile(op.source).dtype is not F32:
@@ -157,7 +164,7 @@ def _interleave(cx: Lowering, pair: Paired, panels: _Panels, at: Position, colum
     for column in range(0, columns, LANES):
         next(turns)
         words = [
-            b.bitcast(_narrow(cx, pair.source, Site((_row(cx, at, n), known(column, 1)), LANES)), I16) for n in (0, 1)
+            b.bitcast(narrow(cx, pair.source, Site((row_at(cx, at, n), known(column, 1)), LANES)), I16) for n in (0, 1)
         ]
         even, odd = (b.and_(b.cast(w, I32), 0xFFFF) for w in words)
         panels.write(b.or_(even, b.shl(odd, 16)), k, column)
@@ -169,7 +176,7 @@ def _turn_square(cx: Lowering, pair: Paired, panels: _Panels, at: Position, firs
     rows = []
     for n in range(LANES):
         next(turns)
-        site = Site((_row(cx, at, n), known(2 * first, 1)), 2 * LANES)
-        rows.append(b.bitcast(_narrow(cx, pair.source, site), I32))
+        site = Site((row_at(cx, at, n), known(2 * first, 1)), 2 * LANES)
+        rows.append(b.bitcast(narrow(cx, pair.source, site), I32))
     for number, words in enumerate(turn(b, rows)):
         panels.write(words, first + number, at)

@@ -54,7 +54,7 @@ class StepRequests:
     @staticmethod
     def of(cx: Lowering, *values: SSAValue) -> StepRequests:
         """The loads behind tiles that are about to be read, up to dots and to tiles that are kept."""
-        found = dict.fromkeys(load for value in values for load in _behind(cx, value))
+        found = dict.fromkeys(load for value in values for load in behind(cx, value))
         return StepRequests(cx, tuple([load for load in found if _worth(cx, load) and not _covered(cx, load)]))
 
     def lines(self, load: LoadOp) -> int:
@@ -107,13 +107,35 @@ class StepRequests:
         return list(found.values())
 
     def _place(self, load: LoadOp, row: Coord, column: Coord) -> Place:
-        """Where a load's next step has a vector."""
-        cx, extents, axis = self.cx, tile(load.out).extents, _stepping(load)
+        """Where a load's next step has a vector; somewhere inside its view, because the walk through the tables of
+        memory to a place that does not exist stops a core for longer than the way to one that does."""
+        cx, extents, axis = self.cx, tile(load.out).extents, stepping(load)
         spans = [Span(cx.indices[at], ORIGIN, n) for at, n in zip(load.at, extents, strict=True)]
         first, count = spans[axis].origin, extents[axis]
-        spans[axis] = Span(Index(cx.b.add(first.value, count), first.expr + count), row, count)
+        following = Index(cx.b.add(first.value, count), first.expr + count)
+        spans[axis] = Span(following, row, count)
+        beside = self._beside(load, axis)
+        if beside is not None:
+            # the last step asks for the next program's first one
+            b, across, end = cx.b, spans[beside].origin, cx.views[load.source].extents[axis]
+            last = b.compare("ge", following.value, end.value)
+            steps = b.select(last, b.index(0), b.floordiv(following.value, count))
+            spans[axis] = Span(Index(b.mul(steps, count), cx.facts.opaque() * count), row, count)
+            moved = b.select(last, b.add(across.value, 1), across.value)
+            spans[beside] = Span(Index(moved, cx.facts.opaque()), ORIGIN, 1)
         spans[-1] = Span(spans[-1].origin, column, extents[-1])
-        return cx.views[load.source].place(spans, min(LANES, extents[-1]), clamp=False)
+        return cx.views[load.source].place(spans, min(LANES, extents[-1]), clamp=True)
+
+    def _beside(self, load: LoadOp, axis: int) -> int | None:
+        """The axis along which the next program of a thread reads the same pages; None where it may read others, or
+        does not begin with the first key."""
+        cx, (innermost, _) = self.cx, self.cx.kernel.loops[-1]
+        start = load.at[axis]
+        if not isinstance(cx.views[load.source], PagesView) or not _from_zero(cx, start):
+            return None
+        coordinate = cx.kernel.coordinates[innermost]
+        found = [at for at, place in enumerate(load.at) if place is coordinate]
+        return found[0] if len(found) == 1 and cx.kernel.tiles.data[innermost] == 1 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +177,15 @@ class Asking:
         self.requests.ask(self.requests.cx.b.mul(turn, self.lines), self.lines)
 
 
-def _stepping(load: LoadOp) -> int:
+def _from_zero(cx: Lowering, coordinate: SSAValue) -> bool:
+    """Whether a loop's coordinate begins at 0, itself or with that of a loop around it."""
+    loop = coordinate.owner.parent_op() if isinstance(coordinate, BlockArgument) else None
+    if not isinstance(loop, ForOp) or loop.coordinate is not coordinate:
+        return False
+    return cx.indices[loop.lo].expr == Expr.of(0) or _from_zero(cx, loop.lo)
+
+
+def stepping(load: LoadOp) -> int:
     """The axis along which a load takes its tile's extent further in every step of the loop around it; -1: none."""
     for axis, (start, extent) in enumerate(zip(load.at[:-1], tile(load.out).extents, strict=False)):
         loop = start.owner.parent_op() if isinstance(start, BlockArgument) else None
@@ -165,21 +195,21 @@ def _stepping(load: LoadOp) -> int:
 
 
 def _rows(load: LoadOp) -> int:
-    return tile(load.out).extents[_stepping(load)]
+    return tile(load.out).extents[stepping(load)]
 
 
-def _behind(cx: Lowering, value: SSAValue) -> Iterator[LoadOp]:
-    """Loads behind a tile."""
+def behind(cx: Lowering, value: SSAValue) -> Iterator[LoadOp]:
+    """Loads behind a tile whose rows the loop around them counts; up to dots and to tiles that are kept."""
     op = value.owner
     if value in cx.tiles or not isinstance(op, Operation):
         return
     if isinstance(op, LoadOp):
-        if _stepping(op) >= 0:
+        if stepping(op) >= 0:
             yield op
     elif not isinstance(op, (DotOp, ForOp)):
         for operand in op.operands:
             if isinstance(operand.type, TileType):
-                yield from _behind(cx, operand)
+                yield from behind(cx, operand)
 
 
 def _worth(cx: Lowering, load: LoadOp) -> bool:

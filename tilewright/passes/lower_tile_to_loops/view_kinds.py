@@ -118,6 +118,12 @@ class PagesView(View):
             begin = Index(within.origin.value, self.facts.opaque() % (self.page // lanes) * lanes)
             within = Span(begin, Coord(0, 1, align=lanes), lanes)
         inner = [opaque_span(b, self.facts, entry), within, *spans[1:]]
+        if entry.type.lanes == 1:
+            exists = b.and_(b.compare("ge", entry, 0), b.compare("lt", entry, self.source.extents[0].value))
+            # what a mask hides is looked up, too, and memory that was never written takes a core long not to find
+            entry, most = b.select(exists, entry, b.index(0)), self.source.extents[0].expr.constant
+            inner[0] = opaque_span(b, self.facts, entry, most)
+            needed.append(exists)
         place = self.source.place(inner, lanes, clamp=clamp, counts=counts)
         place.conditions += needed + checks
         return place

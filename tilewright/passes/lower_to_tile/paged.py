@@ -95,7 +95,9 @@ class Requests:
             raise unsupported(op, "head dims must be fixed numbers")
         rows, each, requests = tokens * op.group, op.group, tensor(op.table).dims[0]
         shared = floordiv(heads, each)
-        head, request = b.grid([shared, requests], [1, 1])
+        # threads share out heads, which are equally much work; the next program mostly has the same request's next one
+        each_thread = -(-(shared.constant or 1) // machine.cores)
+        head, request = b.grid([shared, requests], [1, 1], order=[(0, each_thread), (1, 1), (0, 1)])
         offsets = b.view(buffers[op.offsets], [requests + 1], [1])
         begins, ends = b.scalar(offsets, [request]), b.scalar(offsets, [b.index(Expr.of("a0") + 1, request)])
         count = b.index(Expr.of("a1") - "a0", begins, ends)
@@ -130,16 +132,15 @@ class Requests:
         return found
 
     def rows(self, value: SSAValue, table: SSAValue, length: SSAValue) -> SSAValue:
-        """Keys or values [S, heads, n] as a sequence [length, heads, n]."""
-        (whole, heads, last), page = tensor(value).dims, self.op.page.data
-        pitches = [heads * last * page, heads * last, last, Expr.of(1)]
-        return self.pages(value, table, length, [floordiv(whole, page), Expr.of(page), heads, last], pitches)
+        """Keys or values [P, heads, page, n] as a sequence [length, heads, n]."""
+        pages, heads, page, last = tensor(value).dims
+        pitches = [heads * last * page, last, last * page, Expr.of(1)]
+        return self.pages(value, table, length, [pages, page, heads, last], pitches)
 
     def counts(self, value: SSAValue, table: SSAValue, length: SSAValue) -> SSAValue:
-        """One number a key [S, heads] as a sequence [length, heads, 1]."""
-        (whole, heads), page, one = tensor(value).dims, self.op.page.data, Expr.of(1)
-        return self.pages(value, table, length, [floordiv(whole, page), Expr.of(page), heads, one],
-                          [heads * page, heads, one, one])  # fmt: skip
+        """One number a key [P, heads, page] as a sequence [length, heads, 1]."""
+        (pages, heads, page), one = tensor(value).dims, Expr.of(1)
+        return self.pages(value, table, length, [pages, page, heads, one], [heads * page, one, page, one])
 
     def block(self, at: SSAValue, places: SSAValue) -> Block:
         """The block of tokens from `at` on. places: the operand with their places in what they see."""

@@ -84,20 +84,19 @@ class _Decoded:
         self.r, self.op = r, op
         self._keys, self._values = (r.rows(x, op.table, length) for x in (op.k, op.v))
         page = op.page.data
-        # a page's scales as those of each of its rows, and a row's as those of each of its features
+        # a page's scales as those of each of its rows
         pages, heads, features = tensor(op.k_scales).dims
         whole, one = [pages, Expr.of(page), heads, features], Expr.of(1)
         by_page = [heads * features, Expr.of(0), features, one]
-        by_row, row = [heads * page, heads, one, one], [pages, Expr.of(page), heads, one]
         self._k_scales, self._k_lows = (r.pages(x, op.table, length, whole, by_page) for x in (op.k_scales, op.k_lows))
-        self._v_scales, self._v_lows = (r.pages(x, op.table, length, row, by_row) for x in (op.v_scales, op.v_lows))
+        self._v_scales, self._v_lows = (r.counts(x, op.table, length) for x in (op.v_scales, op.v_lows))
 
     def keys(self, key: SSAValue) -> SSAValue:
         """[segment, features] in the queries' dtype."""
         b, size = self.r.b, self.r.features
         scales, lows = (b.cast(self.r.taken(x, key, size), F32) for x in (self._k_scales, self._k_lows))
         codes = b.cast(self._codes(self._keys, key, size), F32)
-        return b.cast(b.map("add", b.map("mul", codes, scales), lows), tensor(self.op.q).dtype)
+        return b.cast(b.map("fma", codes, scales, lows), tensor(self.op.q).dtype)
 
     def values(self, key: SSAValue) -> tuple[SSAValue, SSAValue, SSAValue]:
         """Codes [segment, value features] in the queries' dtype, scales and lowest numbers f32 [1, segment]."""

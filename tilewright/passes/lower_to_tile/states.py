@@ -9,6 +9,7 @@ copy is a kernel like others: it is counted, and the report has a note of it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from xdsl.ir import Block, BlockArgument, Operation, Region, SSAValue, Use
 
@@ -26,6 +27,8 @@ from tilewright.passes.lower_to_tile.memory_lines import Lines
 from tilewright.passes.lower_to_tile.scattering import SHARES, WIDEST, column_share, puts
 from tilewright.passes.plan_memory import storage_of
 from tilewright.passes.rewriting import erase
+
+_LEAST: Final = 128  # bytes of a row that a program writes
 
 
 def settle_states(function: FuncOp, ctx: Context) -> None:
@@ -193,15 +196,17 @@ def lower_state_update(group: GroupOp, name: str) -> Lowered:
             buffers[a] = b.buffer(tensor(a).dims, tensor(a).dtype)
     state = b.updated(tensor(op.state).dims, tensor(op.state).dtype)
     lines = Lines.of(tensor(op.state).dims, op.axis.data)
-    columns = _columns(lines)
+    columns = _columns(lines, tensor(op.state).dtype.bytes)
     o, i = b.grid([lines.outer, lines.inner], [1, columns])
     puts(b, op, lines, buffers, lines.view(b, state), (o, i), columns)
     return Lowered((Variant(b.finish()),), b.dims, Expr.of(0), (changed,))
 
 
-def _columns(lines: Lines) -> int:
-    """Whole lines where there are enough of them to share out, else parts of them."""
+def _columns(lines: Lines, size: int) -> int:
+    """Whole lines where there are enough of them to share out, else parts of them, of a few lines of the cache: each
+    program reads all indices. size: bytes of an element."""
     outer, inner = lines.outer.constant, lines.inner.constant
     if outer is not None and inner is not None and outer >= SHARES:
         return 1 if inner <= 1 else min(padded(inner, LANES), WIDEST)
-    return column_share(lines.inner)
+    columns = column_share(lines.inner)
+    return columns if inner is None or inner <= 1 else max(columns, min(padded(inner, LANES), _LEAST // size))

@@ -54,13 +54,12 @@ class Addressing:
 class RowStates:
     """The states with a row a request. recurrent: those that tokens overwrite, by name. reaches: how many tokens before
     a request's own its convolutions see, each number once, in the order of the program's arguments. crossed: those that
-    the encoder fills, in the order of its results, `most_source` rows a request.
+    the encoder fills, in the order of its results, a page a request.
     """
 
     recurrent: tuple[str, ...] = ()
     reaches: tuple[int, ...] = ()
     crossed: tuple[str, ...] = ()
-    most_source: int = 0
 
     def arguments(self, inputs: StepInputs, sources: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         """rows; for each reach taps and ends, places in a line of the kept inputs of all requests, `reach` of each, and
@@ -175,5 +174,5 @@ class CompiledStep:
             raise StepProgramError(f"there is no encoder to read {len(ids)} ids into row {row}", step="report this")
         found = self._encoder(ids.astype(np.int64))
         for name, rows in zip(self._rows.crossed, found, strict=True):
-            self._executable.state.put_rows(name, row * self._rows.most_source, rows)
+            self._executable.state.put_page(name, row, rows)
         self._sources[row] = len(ids)

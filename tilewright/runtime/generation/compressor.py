@@ -45,14 +45,14 @@ class Compressor:
         """What is left of the tokens at slots, in the order of their places, once all but `count` are given up."""
         left: dict[str, NDArray[Any]] = {}
         for layer in self.layers:
-            keys = state.take_rows(layer.keys, slots)
-            values = keys if layer.values is None else state.take_rows(layer.values, slots)
+            keys = state.take_tokens(layer.keys, slots)
+            values = keys if layer.values is None else state.take_tokens(layer.values, slots)
             logs = np.zeros(keys.shape[:2], np.float32)
             if layer.log_counts is not None:
-                logs = state.take_rows(layer.log_counts, slots)
+                logs = state.take_tokens(layer.log_counts, slots)
             scores = None
             if layer.score is not None and layer.queries is not None:
-                scores = layer.score(state.take_rows(layer.queries, observed), keys, values, logs)
+                scores = layer.score(state.take_tokens(layer.queries, observed), keys, values, logs)
             chosen = self.compression.chosen(scores, keys.shape[1], len(keys), count)
             left[layer.keys] = _taken(keys, chosen)
             if layer.values is not None:
@@ -64,7 +64,7 @@ class Compressor:
     def put_back(self, state: StateStore, slots: NDArray[np.int64], left: Compressed) -> None:
         """Writes what is left to slots."""
         for name, rows in left.items():
-            state.scatter_rows(name, slots, rows)
+            state.put_tokens(name, slots, rows)
 
     def _merged(
         self, layer: CompressedLayer, keys: NDArray[Any], values: NDArray[Any], logs: NDArray[Any],
