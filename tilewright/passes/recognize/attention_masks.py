@@ -59,11 +59,12 @@ def _packed(op: AttentionOp, site: Site) -> SSAValue | None:
         return None
     parts = _parts(op.valid, site)
     for part, as_valid in parts:
-        found = numbers_shared(part)
+        inner = _bare(part)
+        found = numbers_shared(inner)
         if found is None:
             continue
         numbers, dims = found
-        dims = _lifted(dims, _bare(op.valid), op.valid)
+        dims = _lifted(_lifted(dims, inner, part), _bare(op.valid), op.valid)
         if dims[-3].constant != 1 or dims[-2] != tq:
             continue
         lead = dims[:-3] if any(n.constant != 1 for n in dims[:-3]) else []
