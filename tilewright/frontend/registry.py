@@ -35,6 +35,7 @@ _FAMILIES: Final = (
     "parts",
     "normalisation",
     "attention",
+    "packed_attention",
     "routing",
     "recurrence",
 )

@@ -138,3 +138,18 @@ def test_unequal_numbers_are_segments_where_that_hides(negated: bool, seed: int)
     apart = case.g.map("ne", case.g.reshape(ids, "t", 1), case.g.reshape(ids, 1, "t"))
     seen = case.g.map("not", apart) if negated else apart
     assert (attend(case, seed, valid=four(case, seen)).segments is not None) == negated
+
+
+def test_axes_of_a_batch_stay_those_of_a_batch(seed: int) -> None:
+    """A condition [b, t, t] that gets an axis for heads only as a whole: its parts have it at the same place."""
+    case = Case(keys="t")
+    ids = case.g.input("ids", ["b", "t"], "i64")
+    same = case.g.map("eq", case.g.reshape(ids, "b", "t", 1), case.g.reshape(ids, "b", 1, "t"))
+    other = case.g.input("other", ["b", "t", "t"], "i1")
+    both = case.g.map("and", case.g.map("and", same, case.causal()), other)
+    found = attend(case, seed, valid=case.g.reshape(both, "b", 1, "t", "t"))
+    assert found.segments is not None
+    assert found.valid is not None
+    assert [str(n) for n in tensor(found.segments).dims] == ["b", "t"]
+    assert [str(n) for n in tensor(found.valid).dims] == ["b", "1", "t", "t"]
+    assert found.mask.data == "causal"

@@ -32,6 +32,8 @@ COMPUTED_BY_ATTENTION = ("bias", "valid", "q_positions", "k_positions", "sinks")
 
 def takes_views(op: Operation, operand: int | None = None) -> bool:
     """The op's kernel reads its operands (or this one) through transposes, slices and broadcasts."""
+    if isinstance(op, AttentionOp) and operand is not None and op.operands[operand] is op.segments:
+        return False  # what says which keys are met reads them as they lie in memory
     return isinstance(op, (*ELEMENTWISE, MatmulOp, *ATTENTIONS)) or (isinstance(op, LOOKUPS) and operand == 1)
 
 

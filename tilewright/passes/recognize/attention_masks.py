@@ -3,6 +3,8 @@ sequences packed into one row."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from xdsl.ir import SSAValue
 
 from tilewright.ir.dims import Expr
@@ -33,8 +35,12 @@ def _told(op: AttentionOp, site: Site, finite: bool) -> SSAValue | None:
     if op.q_positions is not None or op.k_positions is not None:
         return None
     rank, tq, tk = tensor(op.q).rank, tensor(op.q).dims[-2], tensor(op.k).dims[-2]
-    conditions = [] if op.valid is None else [_bare(op.valid) if tensor(op.valid).rank == rank else _of_keys(op, site)]
-    seen = visibility(conditions, (), [] if op.bias is None else [_bare(op.bias)], tq, tk, site, finite=finite)
+    conditions: list[SSAValue] = []
+    if op.valid is not None:
+        whole = tensor(op.valid).rank == rank
+        conditions = [as_valid for _, as_valid in _parts(op.valid, site)] if whole else [_of_keys(op, site)]
+    biases = [] if op.bias is None else [_aligned(op.bias)]
+    seen = visibility(conditions, (), biases, tq, tk, site, finite=finite)
     if seen.kind == "none":
         return None
     if seen.finite and leaves_rows_empty(seen, tq, tk):
@@ -51,23 +57,52 @@ def _packed(op: AttentionOp, site: Site) -> SSAValue | None:
     rank, tq, tk = tensor(op.q).rank, tensor(op.q).dims[-2], tensor(op.k).dims[-2]
     if op.valid is None or tensor(op.valid).rank != rank or op.segments is not None or op.lse.data or tq != tk:
         return None
-    parts = conjuncts(_bare(op.valid), site)
-    for part in parts:
-        found = numbers_shared(part)
+    parts = _parts(op.valid, site)
+    for part, as_valid in parts:
+        inner = _bare(part)
+        found = numbers_shared(inner)
         if found is None:
             continue
         numbers, dims = found
-        dims = [*[Expr.of(1)] * (rank - len(dims)), *dims]
-        if len(dims) != rank or dims[-3].constant != 1 or dims[-2] != tq:
+        dims = _lifted(_lifted(dims, inner, part), _bare(op.valid), op.valid)
+        if dims[-3].constant != 1 or dims[-2] != tq:
             continue
         lead = dims[:-3] if any(n.constant != 1 for n in dims[:-3]) else []
         segments = site.make(ReshapeOp, numbers, dims=[*lead, tq])
-        rest = Visibility(conditions=tuple(p for p in parts if p is not part)).valid(site, rank)
+        rest = Visibility(conditions=tuple(p for _, p in parts if p is not as_valid)).valid(site, rank)
         return site.make(
             AttentionOp, op.q, op.k, op.v, op.bias, rest, op.q_positions, op.k_positions, op.sinks, segments,
             scale=op.scale.data, mask=op.mask.data, window=op.window.data, softcap=op.softcap.data,
         )  # fmt: skip
     return None
+
+
+def _parts(condition: SSAValue, site: Site) -> list[tuple[SSAValue, SSAValue]]:
+    """Conditions that must all hold for one on logits to hold; each as it was computed, and with the logits' axes."""
+    bare, found = _bare(condition), []
+    for part in conjuncts(bare, site):
+        dims = tensor(part).dims
+        wide = any(size.constant != 1 for size in dims[:-2])
+        found.append((part, site.make(ReshapeOp, part, dims=_lifted(dims, bare, condition)) if wide else part))
+    return found
+
+
+def _lifted(dims: Sequence[Expr], bare: SSAValue, value: SSAValue) -> list[Expr]:
+    """The dims of a part of `bare` with axes of size 1 where the value has them: its axes of other sizes are those of
+    `bare`, in order."""
+    inner, outer = tensor(bare).dims, tensor(value).dims
+    own = [*[Expr.of(1)] * (len(inner) - len(dims)), *dims]
+    found = [*[Expr.of(1)] * (len(outer) - 2), *own[-2:]]
+    places = ([i for i, size in enumerate(whole[:-2]) if size.constant != 1] for whole in (inner, outer))
+    for mine, place in zip(*places, strict=False):
+        found[place] = own[mine]
+    return found
+
+
+def _aligned(bias: SSAValue) -> SSAValue:
+    """What a bias is before its leading axes were made, where it has none of its own."""
+    bare = _bare(bias)
+    return bias if any(size.constant != 1 for size in tensor(bare).dims[:-2]) else bare
 
 
 def _bare(value: SSAValue) -> SSAValue:
