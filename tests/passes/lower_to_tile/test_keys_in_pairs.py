@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,14 @@ import pytest
 from tests.backends.cpu.native_kernel import NativeKernel, host_classes
 from tests.passes.lower_tile_to_loops.running import check_counts, machine
 from tests.passes.lower_tile_to_loops.running import inputs as drawn
+from tests.passes.lower_tile_to_loops.test_dots import every
 from tests.passes.lower_to_tile.groups import draw, group, run_lowered
 from tilewright.ir.dims import Dim, DimSpace
 from tilewright.ir.dtypes import BF16, I1, I64
 from tilewright.ir.graph.attention import AttentionOp
 from tilewright.ir.graph.shape import TransposeOp
 from tilewright.ir.graph.structure import GroupOp, PositionsOp
+from tilewright.ir.loops import MatrixDot
 from tilewright.ir.passing import Context
 from tilewright.ir.schedules import Schedule
 from tilewright.ir.tile.base import buffer
@@ -164,3 +167,18 @@ def test_kernels_give_every_row_its_bits_whether_pairs_are_made_before_or_not(rn
             paired([*given, *pairs, got], dims, nthreads=threads)
             alone([*given, want], dims, nthreads=threads)
             np.testing.assert_array_equal(got.view(np.uint8), want.view(np.uint8))
+
+
+def test_the_unit_stays_awake_between_the_products_of_a_segment() -> None:
+    """Products that nobody reads stand between rows of exponentials, as far apart as the unit's patience."""
+    kernel = lowered(attention(), 1).variants[-1].kernel
+    matrix = UNIT.rules.matrix
+    assert matrix is not None
+
+    def products(idle: int | None) -> int:
+        rules = replace(UNIT.rules, matrix=replace(matrix, idle=idle))
+        return sum(isinstance(op, MatrixDot) for op in every(lower_kernel(kernel, replace(UNIT, rules=rules))))
+
+    assert products(128) == products(None) + 2  # one in the loop over whole segments, one in that over the others
+    vectors = ROWS * 128 // UNIT.rules.lanes
+    assert products(vectors) == products(None), "a band's rows are within its patience"

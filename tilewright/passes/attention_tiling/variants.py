@@ -10,7 +10,7 @@ from tilewright.ir.machine import TileRules
 
 FEW = (4, 16)
 
-_LOW_TILES: Final = 16  # the most tiles of queries that are low
+_LOW_TILES: Final = 8  # the most tiles of queries that are low
 
 
 class Block(NamedTuple):

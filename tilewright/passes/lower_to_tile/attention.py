@@ -229,7 +229,10 @@ def _kernel(
         return softmax.over_bands(begin_at, end, before, partial(segment_at, scaled), most, whole=whole)
 
     if parts is None:
-        states = walked(begin_at, end, dims.interval(walk.extents[s_at])[1])
+        most = dims.interval(walk.extents[s_at])[1]
+        if block.limit is not None and tensor(op.k).dims[-2] == tensor(op.q).dims[-2]:
+            most = block.limit if most is None else min(most, block.limit)  # as many keys as queries
+        states = walked(begin_at, end, most)
     else:
         softmax = replace(softmax, part=parts.keys)
         kept, tile_of = Sums(b, further, [walk.extents[i] for i in grid]), [extent[i] for i in grid]
