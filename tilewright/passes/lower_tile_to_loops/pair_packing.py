@@ -19,7 +19,7 @@ from tilewright.passes.lower_tile_to_loops.elementwise import lanes_at
 from tilewright.passes.lower_tile_to_loops.materialise import static_axes
 from tilewright.passes.lower_tile_to_loops.pairs import Paired, paired
 from tilewright.passes.lower_tile_to_loops.sites import Coord, Position, Site, known, shifted
-from tilewright.passes.lower_tile_to_loops.step_requests import StepRequests
+from tilewright.passes.lower_tile_to_loops.step_requests import FEW, StepRequests
 from tilewright.passes.lower_tile_to_loops.storage import Pairs, ScratchTile
 from tilewright.passes.lower_tile_to_loops.sweeps import Starts
 from tilewright.passes.lower_tile_to_loops.transposes import turn
@@ -64,7 +64,7 @@ def _packed(cx: Lowering, op: DotOp, pair: Paired, width: int) -> ScratchTile:
     panels = _Panels(cx, cx.scratch((columns // width * (depth // 2), 2 * width), BF16), depth, width)
     looped = 0 not in static_axes(cx, pair.source)
     rows = columns if pair.turned else depth
-    requests = StepRequests.of(cx, pair.source, op.a, op.acc)
+    requests = StepRequests.of(cx, pair.source, op.a, op.acc, halves=halves(op, pair))
     cx.sweep += 1
     # rows of one page are addressed together
     step = LANES if pair.turned or (requests.loads and depth % LANES == 0) else 2
@@ -83,6 +83,11 @@ def _packed(cx: Lowering, op: DotOp, pair: Paired, width: int) -> ScratchTile:
 
             over_whole_rows(cx, pair.source, at, step, packed)
     return panels.home
+
+
+def halves(op: DotOp, pair: Paired) -> bool:
+    """Whether a dot asks for half of the rows that its right-hand side is packed from in the next step of the loop."""
+    return not pair.turned and tile(op.a).extents[0] <= FEW and tile(op.b).extents[0] % LANES == 0
 
 
 class _Panels:
