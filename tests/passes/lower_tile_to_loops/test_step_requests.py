@@ -64,7 +64,8 @@ def test_one_query_asks_for_each_line_of_the_next_segment(
         assert min(counts[buffer]) >= segment * size, "nothing of what is here already"
     if name != "avx2" and not size % line:
         assert max(counts["arg1"][at] for at in wanted) == 1
-        assert max(counts["arg2"][at] for at in wanted) <= 2, "once by the dot before, whose own operand is near"
+        most = 1 if name == "avx512-amx" else 2
+        assert max(counts["arg2"][at] for at in wanted) <= most, "once by the dot before, whose own operand is near"
 
 
 def test_many_queries_share_the_lines_of_the_next_segment_out_over_blocks(rng: np.random.Generator) -> None:

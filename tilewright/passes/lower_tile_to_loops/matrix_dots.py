@@ -30,10 +30,10 @@ from tilewright.passes.lower_tile_to_loops.indices import Index
 from tilewright.passes.lower_tile_to_loops.materialise import static_axes
 from tilewright.passes.lower_tile_to_loops.matrix_requests import following, touched
 from tilewright.passes.lower_tile_to_loops.operands import unit_axis, unit_reshape
-from tilewright.passes.lower_tile_to_loops.pair_packing import forget, pack
+from tilewright.passes.lower_tile_to_loops.pair_packing import forget, halves, pack
 from tilewright.passes.lower_tile_to_loops.pairs import Paired, paired
 from tilewright.passes.lower_tile_to_loops.sites import Coord, Position, Site, known
-from tilewright.passes.lower_tile_to_loops.step_requests import Asking
+from tilewright.passes.lower_tile_to_loops.step_requests import StepRequests
 from tilewright.passes.lower_tile_to_loops.storage import ScratchTile
 from tilewright.passes.lower_tile_to_loops.sweeps import Space, Starts, sweep
 from tilewright.passes.lower_tile_to_loops.turned_dots import (
@@ -121,8 +121,9 @@ class _MatrixDot:
         self.touched = touched(cx, op) if tall else []
         self.following = following(cx, op, unit, self.band) if tall else None
         across = -(-self.columns // unit.columns)
-        steps = -(-across // min(across, 2 if self.narrow else 4)) * -(-self.depth // unit.depth)
-        self.asking = Asking.later(cx, op, steps) if pair.load is None else None
+        self.steps_asked = -(-across // min(across, 2 if self.narrow else 4)) * -(-self.depth // unit.depth)
+        shared = pair.load is None and halves(op, pair)
+        self.requests = StepRequests.of(cx, pair.source, op.a, op.acc, halves=True) if shared else None
         start = op.acc.owner
         self.from_zero = isinstance(start, ConstantOp) and start.value.data == 0.0
         if not self.from_zero and cx.tiles.get(op.acc) is not home:
@@ -284,9 +285,10 @@ class _MatrixDot:
             beside = [b.add(below, b.mul(right.across, j)) for j in range(width)]
             if self.following is not None:
                 self.following.ask(self.cx, unit, beside, b.floordiv(b.index(top), self.band))
-            if self.asking is not None:
+            if self.requests is not None:
                 strip = b.floordiv(b.index(at), width * unit.columns)
-                self.asking.ask(b.add(b.mul(strip, -(-self.depth // unit.depth)), k.index))
+                step = b.add(b.mul(strip, -(-self.depth // unit.depth)), k.index)
+                self.requests.rest(step, self.steps_asked, LANES)
             self.ask_for_epilogue(k.index, top, height * self.height, at, width * unit.columns)
             for j in range(width):
                 number = _RIGHT[j % len(_RIGHT)]

@@ -22,7 +22,7 @@ from tilewright.passes.lower_tile_to_loops.materialise import static_axes
 from tilewright.passes.lower_tile_to_loops.pairs import Paired, paired, stored_panels
 from tilewright.passes.lower_tile_to_loops.prefetching import element
 from tilewright.passes.lower_tile_to_loops.sites import Coord, Position, Site, known, shifted
-from tilewright.passes.lower_tile_to_loops.step_requests import StepRequests
+from tilewright.passes.lower_tile_to_loops.step_requests import FEW, StepRequests
 from tilewright.passes.lower_tile_to_loops.storage import Pairs, ScratchTile
 from tilewright.passes.lower_tile_to_loops.stores import available
 from tilewright.passes.lower_tile_to_loops.sweeps import Starts
@@ -88,7 +88,8 @@ def _packed(cx: Lowering, op: DotOp, pair: Paired, width: int) -> ScratchTile:
     depth, columns = tile(op.b).extents
     home = cx.scratch((columns // width * (depth // 2), 2 * width), BF16)
     panels = _Panels(cx, home.memory, cx.b.index(0), depth, width)
-    _write(cx, pair, panels, (depth, columns), StepRequests.of(cx, pair.source, op.a, op.acc))
+    requests = StepRequests.of(cx, pair.source, op.a, op.acc, halves=halves(op, pair))
+    _write(cx, pair, panels, (depth, columns), requests)
     return home
 
 
@@ -126,6 +127,11 @@ def _write(cx: Lowering, pair: Paired, panels: _Panels, extents: tuple[int, int]
                         _interleave(cx, pair, panels, _moved(cx, at, more), columns, turns)
 
             over_whole_rows(cx, pair.source, at, step, packed)
+
+
+def halves(op: DotOp, pair: Paired) -> bool:
+    """Whether a dot asks for half of the rows that its right-hand side is packed from in the next step of the loop."""
+    return not pair.turned and tile(op.a).extents[0] <= FEW and tile(op.b).extents[0] % LANES == 0
 
 
 def row_starts(cx: Lowering, count: int, step: int, *, looped: bool) -> list[Starts]:

@@ -3,7 +3,8 @@
 Rows of pages lie apart, and no prefetcher of hardware follows a table; rows that lie side by side are turned square by
 square, which prefetchers take for many short streams. What a loop over segments brings next is known one segment ahead:
 the next step of the loads. Every sweep over rows asks for the same rows of the next segment, so that memory's time
-passes under the arithmetic on this one; line by line and in the order of addresses, because what waits for memory is a
+passes under the arithmetic on this one, and leaves half of them to the product on a matrix unit that follows, which has
+no memory to wait for; line by line and in the order of addresses, because what waits for memory is a
 short queue, more stop the core, and lines in order wake the prefetchers, too. One query of 32 heads beside 32768 keys
 of 8 heads, in huge pages: two cores read 268 MB of f32 in 14.3 ms where nothing was asked for, in 10.9 where every load
 asked for its own place in the next segment, in 9.1 so; 134 MB of bf16 in 6.5, 5.2 and 4.9; a plain read took 8.6 and
@@ -39,10 +40,6 @@ Line: TypeAlias = tuple[BufferArg, Value]  # where one begins
 # than its way from memory, and the cores' own prefetchers are in time.
 FEW: Final = 16
 
-# The part of the next dot's lines that a dot on a matrix unit asks for: without it bf16 took 5.9 ms instead of 4.9; a
-# half gained no more.
-_PART: Final = 4
-
 
 @dataclass(frozen=True, slots=True)
 class StepRequests:
@@ -50,12 +47,14 @@ class StepRequests:
 
     cx: Lowering
     loads: tuple[LoadOp, ...]
+    halves: bool = False
 
     @staticmethod
-    def of(cx: Lowering, *values: SSAValue) -> StepRequests:
-        """The loads behind tiles that are about to be read, up to dots and to tiles that are kept."""
+    def of(cx: Lowering, *values: SSAValue, halves: bool = False) -> StepRequests:
+        """The loads behind tiles that are about to be read, up to dots and to tiles that are kept. halves: whether
+        `turns` leaves half of the rows to `rest`."""
         found = dict.fromkeys(load for value in values for load in behind(cx, value))
-        return StepRequests(cx, tuple([load for load in found if _worth(cx, load) and not _covered(cx, load)]))
+        return StepRequests(cx, tuple([load for load in found if _worth(cx, load) and not _covered(cx, load)]), halves)
 
     def lines(self, load: LoadOp) -> int:
         """Lines of a row, whether rows begin with one or not."""
@@ -87,11 +86,27 @@ class StepRequests:
         """Asks for the rows that follow those from `at` on by one step of the loop: in each of so many turns, when the
         next value is taken, for its share of their lines.
         """
-        lines = self._lines(at, rows)
+        lines = self._lines(at, rows // 2 if self.halves else rows)
         for turn in range(turns):
             for memory, offset in lines[turn * len(lines) // turns : (turn + 1) * len(lines) // turns]:
                 self.cx.b.prefetch(memory, offset, near=False)
             yield
+
+    def rest(self, turn: Value, turns: int, rows: int) -> None:
+        """In each of so many turns, numbered from 0, asks for its share of what `turns` leaves out of every `rows`."""
+        b = self.cx.b
+        for load in self.loads if self.halves else ():
+            if _repeats(self.cx, load):
+                continue
+            lines, line, half = self.lines(load), LINE // tile(load.out).dtype.bytes, rows // 2
+            share = -(-_rows(load) // 2 * lines // turns)
+            for number in range(share):
+                at = b.add(b.mul(turn, share), number)
+                along, column = b.floordiv(at, lines), b.mul(b.mod(at, lines), line)
+                row = b.add(b.mul(b.floordiv(along, half), rows), b.add(b.mod(along, half), half))
+                place = self._place(load, Coord(row), Coord(column, 1, align=line))
+                if place.spread is None:
+                    b.prefetch(place.memory, place.offset, near=False)
 
     def _lines(self, at: Position, rows: int) -> list[Line]:
         b, found = self.cx.b, dict[tuple[BufferArg, int, int], Line]()
@@ -158,20 +173,11 @@ class Asking:
         own = StepRequests.of(cx, op.b)
         if own.loads:
             return Asking(own, -(-own.total // (depth * blocks)))
-        return Asking.later(cx, op, depth * blocks, depth * blocks)
-
-    @staticmethod
-    def later(cx: Lowering, op: DotOp, steps: int, lines: int | None = None) -> Asking | None:
-        """A share of what the next dot reads, in each of so many steps. lines: of all steps; a part of them where not
-        stated."""
         following = op.next_op
         while following is not None and not isinstance(following, DotOp):
             following = following.next_op
-        if following is None or tile(op.a).extents[0] > FEW:
-            return None
-        requests = StepRequests.of(cx, following.b)
-        share = requests.total // _PART if lines is None else lines
-        return Asking(requests, -(-share // steps)) if requests.loads else None
+        requests = None if following is None else StepRequests.of(cx, following.b)
+        return Asking(requests, 1) if requests is not None and requests.loads else None
 
     def ask(self, turn: Value) -> None:
         self.requests.ask(self.requests.cx.b.mul(turn, self.lines), self.lines)
@@ -192,6 +198,12 @@ def stepping(load: LoadOp) -> int:
         if extent > 1 and isinstance(loop, ForOp) and loop.coordinate is start and loop.step.data == extent:
             return axis
     return -1
+
+
+def _repeats(cx: Lowering, load: LoadOp) -> bool:
+    """Whether all rows of a page are one."""
+    view = cx.views[load.source]
+    return isinstance(view, PagesView) and isinstance(view.source, AffineView) and view.source.strides[1] == Expr.of(0)
 
 
 def _rows(load: LoadOp) -> int:

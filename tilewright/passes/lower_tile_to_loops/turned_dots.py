@@ -23,7 +23,7 @@ from tilewright.passes.lower_tile_to_loops.materialise import static_axes
 from tilewright.passes.lower_tile_to_loops.pair_packing import narrow, row_at, row_starts
 from tilewright.passes.lower_tile_to_loops.pairs import Paired, paired
 from tilewright.passes.lower_tile_to_loops.sites import Position, Site, known
-from tilewright.passes.lower_tile_to_loops.step_requests import Asking, StepRequests
+from tilewright.passes.lower_tile_to_loops.step_requests import StepRequests
 from tilewright.passes.lower_tile_to_loops.storage import ScratchTile
 from tilewright.passes.lower_tile_to_loops.transposes import turn
 from tilewright.passes.lower_tile_to_loops.whole_rows import over_whole_rows
@@ -84,24 +84,24 @@ def lower_turned_dot(cx: Lowering, op: DotOp, unit: MatrixUnit, pair: Paired) ->
     """The dot, whose registers the kernel has declared."""
     few = cx.few.get(op.a)
     right = _pairs_of_few(cx, op) if few is None else few
-    left = _rows(cx, op, pair)
+    requests = StepRequests.of(cx, pair.source, op.a, op.acc, halves=True)
+    left = _rows(cx, pair, requests)
     home = destination(cx, op.out, op.acc)
     if not isinstance(home, ScratchTile):
         raise cx.unsupported(op, "the matrix unit's sums were placed in vector registers")
     columns = tile(op.out).extents[1]
     sums = cx.scratch((columns, LANES), F32)
-    _products(cx, op, unit, (left, right, sums))
+    _products(cx, unit, (left, right, sums), requests)
     _turn_back(cx, home, sums)
     for held in (left, sums, *([right] if few is None else [])):
         cx.drop(held)
     cx.tiles[op.out] = home
 
 
-def _rows(cx: Lowering, op: DotOp, pair: Paired) -> ScratchTile:
+def _rows(cx: Lowering, pair: Paired, requests: StepRequests) -> ScratchTile:
     """The tile [N, K] row by row; what it is computed from is asked for one step of the loop ahead."""
     b, (columns, depth) = cx.b, tile(pair.source).extents
     home = cx.scratch((columns, depth), BF16)
-    requests = StepRequests.of(cx, pair.source, op.a, op.acc)
     cx.sweep += 1
     for starts in row_starts(cx, columns, LANES, looped=0 not in static_axes(cx, pair.source)):
         with starts as at:
@@ -128,20 +128,20 @@ def _place(cx: Lowering, at: Position, row: int, stride: int, column: int) -> Va
     return cx.b.add(cx.b.mul(at, stride), row * stride + column)
 
 
-def _products(cx: Lowering, op: DotOp, unit: MatrixUnit, held: tuple[ScratchTile, ScratchTile, ScratchTile]) -> None:
+def _products(
+    cx: Lowering, unit: MatrixUnit, held: tuple[ScratchTile, ScratchTile, ScratchTile], requests: StepRequests
+) -> None:
     """The sums [N, LANES] of left rows [N, K] and right pairs [K/2, LANES, 2]: two registers of them at a time."""
     b, (left, right, sums) = cx.b, held
     columns, depth = left.extents
     steps, several = depth // unit.depth, len(TURNED_SUMS)
     blocks = columns // (several * unit.rows)
-    asking = Asking.later(cx, op, blocks * steps)
     with b.loop(0, blocks, name="j") as block:
         first = b.mul(block.index, several * unit.rows)
         for number in TURNED_SUMS:
             b.matrix_zero(number)
         with b.loop(0, steps, name="k") as k:
-            if asking is not None:
-                asking.ask(b.add(b.mul(block.index, steps), k.index))
+            requests.rest(b.add(b.mul(block.index, steps), k.index), blocks * steps, LANES)
             b.matrix_load(_RIGHT, right.memory, b.mul(k.index, unit.depth * LANES), 2 * LANES)
             for place, number in enumerate(TURNED_SUMS):
                 row = b.mul(b.add(first, place * unit.rows), depth)
