@@ -15,6 +15,7 @@ from tests.passes.lower_to_tile.attention_forms import Form, Kernels, magnitude_
 from tests.passes.lower_to_tile.groups import reference
 from tests.passes.lower_to_tile.test_paged import SPACE, Shape
 from tilewright.ir.dtypes import DTYPES
+from tilewright.ir.graph.paging import by_row
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def check_paged(form: PagedForm, requests: list[tuple[int, int]], magnitude: flo
 def _row(form: PagedForm, operands: list[Any], number: int, rows: slice, old: int) -> dict[str, torch.Tensor]:
     """A request's operands by name, as the plain form has them: heads before tokens."""
     q, k, rest = operands[0], operands[1], operands[2 if form.latent else 3 :]
-    v = k[..., : form.value_size] if form.latent else operands[2]
+    k, v = by_row(k), by_row(k[..., : form.value_size] if form.latent else operands[2])
     table, new = rest[2], rows.stop - rows.start
     at = torch.arange(old + new)
     places = table[number].long()[at // form.page] * form.page + at % form.page

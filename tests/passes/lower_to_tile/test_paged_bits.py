@@ -93,6 +93,7 @@ def test_a_token_has_one_value_however_it_is_computed(dtype: DType, stated: dict
         at = np.arange(TOKENS)
         for held, given in zip(cache, (k, v), strict=True):
             held[order[at // page] * page + at % page] = given
+        cache = [x.reshape(-1, page, SHARED, SIZE).transpose(0, 2, 1, 3) for x in cache]
         shape = Shape(HEADS, SHARED, SIZE, SIZE, page, 2 * pages, dtype)
         run = Kernels(shape.group(**stated))
         assert set(run.matrix) == {dtype is BF16 and machine().rules.matrix is not None}
