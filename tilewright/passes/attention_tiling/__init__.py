@@ -37,6 +37,7 @@ AUTO: Final = "auto"
 
 _PAIRS: Final = ("once", "each")
 _BLOCKS: Final = (16, 256)  # the fewest and the most rows of a tile of queries that is considered
+_BANDS: Final = 4  # the most that a tile has on a matrix unit: they are unrolled, and eight take seconds to compile
 
 
 @dataclass(frozen=True)
@@ -252,13 +253,14 @@ def _blocks(sizes: Sizes, machine: Machine) -> list[int]:
         # a tile walks the keys of all sequences that it has queries of: it is no taller than what keys go by
         most = max(least, _segment(sizes, machine))
     unit = rules.attention_unit(sizes.features, sizes.value_features, sizes.dtype.name, _segment(sizes, machine))
-    rows = rules.dot[-1][1] if unit is None else unit.rows
+    rows = rules.dot[-1][1]
+    if unit is not None:
+        rows, most = unit.rows, min(most, _BANDS * unit.band)
     while rows % 2 == 0 and rows > least:
         rows //= 2
     multiples = (rows << i for i in range(most.bit_length()))
-    own = {rules.query_block} if rules.query_block <= most or not sizes.packed else set()
-    found = {*own, *(n for n in multiples if least <= n <= most)}
-    return sorted(n for n in found if n >= rules.dot_least)
+    found = {n for n in (rules.query_block, *multiples) if max(least, rules.dot_least) <= n <= most}
+    return sorted(found)
 
 
 def _segment(sizes: Sizes, machine: Machine) -> int:
