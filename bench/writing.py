@@ -165,7 +165,7 @@ Measured on {data["date"]} on {data["cpu"]}, {data["threads"]} threads, CPU clas
 Versions: {versions}.
 
 **Read ratios, not milliseconds.** The machine is virtual and was shared: its load average was {load[0]:.1f} before
-and {load[1]:.1f} after the run, on {data["cores"]} cores. Numbers are medians over {data["rounds"]} rounds with
+and {load[1]:.1f} after the run, on {data["cores"]} cores. Rounds: {data["rounds"]}; numbers are medians over them with
 quartiles in brackets; wide brackets are the neighbours. In each round everybody runs in turn, each in a process of its
 own, and the ratio is taken inside the round. Neighbours slow a barrier among threads far more than a kernel, and
 everybody's differently: where calls are short, the ratio of a loaded machine is not that of a quiet one.

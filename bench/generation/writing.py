@@ -74,7 +74,7 @@ def section(data: dict[str, Any]) -> str:
     return f"""
 ## Generation
 
-The decoder of llama-0.5b in bf16, greedy, {len(data["rounds"])} rounds ({versions}). A token's time is the median of
+The decoder of llama-0.5b in bf16, greedy, rounds: {len(data["rounds"])} ({versions}). A token's time is the median of
 {ANSWER} steps after a prompt of {PROMPT}. Bytes of a token are the report's, weights and cache together. Attention over
 long caches is that of {LONG_LAYERS} layers of the same shape after {LONG} tokens, kernels alone. transformers runs
 its own `generate`, eager, in bf16.

@@ -144,7 +144,7 @@ def test_few_queries_have_no_pairs(rng: np.random.Generator) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("avx512-amx" not in host_classes(), reason="this machine has no matrix unit")
+@pytest.mark.skipif("avx512-amx" not in host_classes(), reason="this machine has no matrix unit, or does not lend it")
 def test_kernels_give_every_row_its_bits_whether_pairs_are_made_before_or_not(rng: np.random.Generator) -> None:
     case: dict[str, Any] = {"groups": 1, "heads": 2, "keys": "t", "mask": "causal"}
     once, each = lowered(attention(**case), 1), lowered(attention(**case), 0)

@@ -144,6 +144,16 @@ def kthvalue(c: Builder, self: SSAValue, k: Any, dim: int = -1, keepdim: bool = 
     return tuple(c.reshape(c.slice(r, axis, at, at + 1), c.result.dims) for r in found)
 
 
+def _in_order(c: Builder, x: SSAValue, axis: int) -> tuple[SSAValue, SSAValue]:
+    """The elements along an axis that has any, ascending and stable, with their places."""
+    size = tensor(x).dims[axis]
+    if not nonnegative(c.symbols.space, size - 1):
+        # torch refuses to take one of nothing
+        c.symbols.require(Expr.of(1), "<=", size, c.place)
+    values, places = c.add(SortOp.make(x, axis=axis, descending=False)).results
+    return values, places
+
+
 @lowers("aten.median.dim", "aten.nanmedian.dim")
 def median(c: Builder, self: SSAValue, dim: int, keepdim: bool = False) -> tuple[SSAValue, ...]:
     """The lower of the middle elements, with its place; NaN where there is one, and the first place of those.
@@ -155,10 +165,7 @@ def median(c: Builder, self: SSAValue, dim: int, keepdim: bool = False) -> tuple
         return self, c.constant(0, I64)
     axis = axis_of(dim, x.rank)
     size = x.dims[axis]
-    if not nonnegative(c.symbols.space, size - 1):
-        # torch refuses to take it of nothing
-        c.symbols.require(Expr.of(1), "<=", size, c.place)
-    values, places = c.add(SortOp.make(self, axis=axis, descending=False)).results
+    values, places = _in_order(c, self, axis)
     numbers: SSAValue = c.full(size, [Expr.of(1) if i == axis else d for i, d in enumerate(x.dims)], I64)
     if x.dtype.is_float:
         isnan = c.map("isnan", self, dtype=x.dtype)
@@ -190,10 +197,7 @@ def mode(c: Builder, self: SSAValue, dim: int = -1, keepdim: bool = False) -> tu
         return self, c.constant(0, I64)
     axis = axis_of(dim, x.rank)
     size = x.dims[axis]
-    if not nonnegative(c.symbols.space, size - 1):
-        # torch refuses to take it of nothing
-        c.symbols.require(Expr.of(1), "<=", size, c.place)
-    values, places = c.add(SortOp.make(self, axis=axis, descending=False)).results
+    values, places = _in_order(c, self, axis)
     later, earlier = c.slice(values, axis, 1, size), c.slice(values, axis, 0, size - 1)
     line = [size - 1 if i == axis else Expr.of(1) for i in range(x.rank)]
     begins = c.select(c.map("ne", later, earlier, dtype=x.dtype), c.iota(line, axis, start=1), 0, I64)

@@ -101,9 +101,12 @@ class Blocks:
                         part = None
                         if stream is not None and wide == min(width, vectors):
                             part = self.share(stream, (top, high, passing), (at, wide, vectors))
-                        strips = b.mul(b.floordiv(b.index(at), width * self.lanes), bands)
-                        turn = b.add(strips, b.floordiv(b.index(top), height))
-                        self.block(Block(top, high, at, wide, part, b.mul(turn, tile(self.op.a).extents[1])))
+                        before: Value | int = 0
+                        if self.asking is not None:
+                            strips = b.mul(b.floordiv(b.index(at), width * self.lanes), bands)
+                            turn = b.add(strips, b.floordiv(b.index(top), height))
+                            before = b.mul(turn, tile(self.op.a).extents[1])
+                        self.block(Block(top, high, at, wide, part, before))
 
     def share(self, stream: Stream, rows: tuple[Position, int, Value], columns: tuple[Position, int, int]) -> Share:
         """A block's share of a stream. rows: its first, how many it has, and how many there are; so of vectors."""
